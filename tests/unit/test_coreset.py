@@ -1,0 +1,120 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The coreset against Anomalib's KCenterGreedy."""
+
+import numpy as np
+import pytest
+import torch
+from anomalib.models.components import KCenterGreedy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomalib_softpatch.components import coreset
+from anomalib_softpatch.components.coreset import k_center_greedy
+
+
+class Identity:
+    """Stands in for the random projection, so that both selections see the same features."""
+
+    def fit(self, features):
+        return self
+
+    def transform(self, features):
+        return features
+
+
+def reference(features, size, seed=0):
+    torch.manual_seed(seed)
+    sampler = KCenterGreedy(features, (size + 0.5) / len(features))
+    sampler.model = Identity()
+    return torch.tensor(sampler.select_coreset_idxs())
+
+
+def mixture(rows, columns, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centers = 5 * torch.randn(20, columns, generator=generator)
+    return centers[torch.randint(20, (rows,), generator=generator)] + torch.randn(rows, columns, generator=generator)
+
+
+FEATURES = {
+    "mixture": mixture(6000, 32),
+    "low rank": mixture(3000, 8) @ torch.randn(8, 40, generator=torch.Generator().manual_seed(1)),
+    "far from the origin": mixture(2000, 16) + 1000,
+    "wide range of scales": mixture(2000, 32) * 10 ** torch.linspace(-3, 3, 32),
+    "ties": torch.randint(0, 4, (2000, 5), generator=torch.Generator().manual_seed(2)).float(),
+    "duplicates": mixture(500, 16).repeat(4, 1),
+    "fewer distinct rows than centres": torch.randint(0, 3, (400, 2), generator=torch.Generator().manual_seed(3)).float(),
+    "constant": torch.ones(300, 8),
+    "double precision": mixture(1000, 16).double(),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("active_size", [16, 4096])
+def test_equals_anomalib(name, active_size, monkeypatch):
+    """Same centres in the same order, also when many more rows tie than are brought up to date at once."""
+    monkeypatch.setattr(coreset, "ACTIVE_SIZE", active_size)
+    monkeypatch.setattr(coreset, "CENTER_BLOCK", 64)
+    features = FEATURES[name]
+    expected = reference(features, size=min(300, len(features) // 4))
+    assert k_center_greedy(features, len(expected), first=int(expected[0])).tolist() == expected.tolist()
+
+
+def test_eligible_rows_only():
+    """Rows that are not eligible neither enter nor influence the choice."""
+    features = mixture(1500, 16)
+    eligible = torch.rand(len(features), generator=torch.Generator().manual_seed(0)) < 0.6
+    rows = eligible.nonzero().squeeze(1)
+    expected = reference(features[rows], 100)
+    chosen = k_center_greedy(features, 100, first=int(rows[expected[0]]), eligible=eligible)
+    assert chosen.tolist() == rows[expected].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 60),
+    columns=st.integers(1, 6),
+    values=st.integers(1, 5),
+    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6]),
+    seed=st.integers(0, 10),
+    data=st.data(),
+)
+def test_any_shape(rows, columns, values, scale, seed, data):
+    """Whatever the rows, the choice has the size asked for and is farthest-first, as float64 tells."""
+    generator = torch.Generator().manual_seed(seed)
+    features = scale * torch.randint(values, (rows, columns), generator=generator).float()
+    eligible = torch.rand(rows, generator=generator) < 0.7
+    eligible[data.draw(st.integers(0, rows - 1))] = True
+    candidates = eligible.nonzero().squeeze(1)
+    first = int(candidates[data.draw(st.integers(0, len(candidates) - 1))])
+    size = data.draw(st.integers(1, len(candidates)))
+
+    chosen = k_center_greedy(features, size, first, eligible)
+
+    assert len(chosen) == size
+    assert chosen[0] == first
+    assert eligible[chosen].all()
+    points = features.double().numpy()
+    distances = np.full(rows, np.inf)
+    for before, after in zip(chosen[:-1], chosen[1:], strict=True):
+        distances = np.minimum(distances, np.linalg.norm(points - points[before], axis=1))
+        assert distances[after] >= distances[eligible].max() * (1 - 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0, "first": 0}, "size must be at least 1, got 0"),
+        ({"size": 2, "first": 9}, "first=9 is not one of the 5 rows"),
+        ({"size": 2, "first": 0, "eligible": torch.tensor([False, True, True, True, True])}, "first=0"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        k_center_greedy(torch.randn(5, 3), **arguments)
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(ValueError, match="float32 or float64, got torch.float16"):
+        k_center_greedy(torch.randn(5, 3).half(), 2, 0)
