@@ -1,0 +1,43 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Mahalanobis distance of every training patch to a Gaussian fitted to its position."""
+
+import torch
+
+from anomalib_softpatch.components.comparison import Comparison
+
+REGULARIZATION = 0.01  # added to the diagonal of the covariance: SoftPatch, section 3.2, as in PaDiM
+
+
+def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torch.Tensor:
+    """Score patches by the Mahalanobis distance to a multivariate Gaussian of the patches they are compared with.
+
+    The patch itself takes part in the fit, as in the paper.
+
+    Args:
+        features: Shape ``(pictures, patches, dimensions)``.
+        comparison: Which patches are compared.
+        k: Not used: every discriminator takes the same arguments.
+
+    Returns:
+        Shape ``(pictures, patches)``.
+    """
+    del k
+    pictures, patches, dimensions = features.shape
+    flat = features.reshape(-1, dimensions)
+    scores = flat.new_empty(len(flat))
+    # With fewer pictures than dimensions, the regularization is all that keeps the covariance regular: beside large
+    # variances float32 would lose it.
+    diagonal = REGULARIZATION * torch.eye(dimensions, dtype=torch.float64, device=flat.device)
+    references_per_picture = -(-comparison.reference_count(pictures) // pictures)
+    cost = 2 * dimensions * (2 + references_per_picture + -(-dimensions // pictures))
+    for scored, references in comparison.blocks(pictures, cost, flat.device):
+        reference = flat[references].double()
+        mean = reference.mean(dim=1, keepdim=True)
+        reference = reference - mean
+        covariance = reference.mT @ reference / (reference.shape[1] - 1) + diagonal
+        factor = torch.linalg.cholesky(covariance)
+        whitened = torch.linalg.solve_triangular(factor, (flat[scored] - mean).mT, upper=False)
+        scores[scored] = torch.linalg.norm(whitened, dim=1).to(scores.dtype)
+    return scores.view(pictures, patches)

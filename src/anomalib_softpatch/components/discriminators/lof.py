@@ -1,0 +1,46 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Local outlier factor of every training patch."""
+
+import torch
+
+from anomalib_softpatch.components.comparison import Comparison, nearest_patches
+
+# Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
+# pictures, a picture given twice) have finite densities and do not make outliers of patches that differ by a grey level.
+SMALLEST_REACHABILITY = 1e-3
+
+
+def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Compute the local outlier factor: how much sparser a patch lies than its neighbours do. About 1 for an inlier.
+
+    Args:
+        distances: Distances to the k nearest neighbours in ascending order, shape ``(n, k)``.
+        indices: Which rows of ``distances`` those neighbours are, shape ``(n, k)``.
+
+    Returns:
+        Shape ``(n,)``, positive and finite.
+
+    References:
+        Breunig et al., LOF: Identifying Density-Based Local Outliers, SIGMOD 2000, definitions 3 to 7.
+    """
+    k_distance = distances[:, -1]
+    reachability = torch.maximum(distances, k_distance[indices]).mean(dim=1)
+    smallest = SMALLEST_REACHABILITY * reachability.mean() + torch.finfo(distances.dtype).tiny
+    reachability = reachability.clamp_min(smallest)
+    return reachability * reachability.reciprocal()[indices].mean(dim=1)
+
+
+def lof(features: torch.Tensor, comparison: Comparison, k: int) -> torch.Tensor:
+    """Score patches by their local outlier factor among the patches they are compared with (SoftPatch, equation 6).
+
+    Args:
+        features: Shape ``(pictures, patches, dimensions)``.
+        comparison: Which patches are compared.
+        k: Number of neighbours; 6 in the paper.
+
+    Returns:
+        Shape ``(pictures, patches)``.
+    """
+    return local_outlier_factor(*nearest_patches(features, comparison, k)).view(features.shape[:2])
