@@ -1,0 +1,147 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Patch features: intermediate layers of a frozen backbone, each patch with its 3 x 3 neighbourhood."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from anomalib.models.components import TimmFeatureExtractor
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+# Values that "unfold" pools each layer, and the layers together, to (PatchCore, appendix; the official code of SoftPatch)
+POOLED_CHANNELS = 1024
+
+
+class PatchFeatureExtractor(nn.Module):
+    """Extract one feature vector for every patch of a picture.
+
+    Args:
+        backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
+        layers: Names of the layers, the one with the finest grid first.
+        pre_trained: Use pre-trained weights.
+        patch_embedding: ``"average"``: average each 3 x 3 neighbourhood, concatenate the layers (Anomalib's PatchCore).
+            ``"unfold"``: keep the neighbourhood, pool each layer to 1,024 values and all to 1,024 (the papers).
+
+    Raises:
+        ValueError: If a layer or the patch embedding is unknown.
+        RuntimeError: If the weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        layers: Sequence[str],
+        pre_trained: bool = True,
+        patch_embedding: Literal["average", "unfold"] = "average",
+    ) -> None:
+        super().__init__()
+        if patch_embedding not in {"average", "unfold"}:
+            msg = f"Unknown patch_embedding '{patch_embedding}': choose 'average' or 'unfold'."
+            raise ValueError(msg)
+        self.layers = list(layers)
+        self.patch_embedding = patch_embedding
+        self.backbone = _create_backbone(backbone, self.layers, pre_trained)
+        self.average = nn.AvgPool2d(kernel_size=3, stride=1, padding=1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the backbone's parameters."""
+        return next((parameter.dtype for parameter in self.backbone.parameters()), torch.float32)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of all patches.
+
+        Args:
+            images: Shape ``(batch, 3, height, width)``.
+
+        Returns:
+            Shape ``(batch, channels, grid_height, grid_width)``, float32.
+        """
+        features = self.backbone(images.to(self.dtype))
+        features = [features[layer].float() for layer in self.layers]
+        size = features[0].shape[-2:]
+        if self.patch_embedding == "average":
+            features = [self.average(feature) for feature in features]
+            return torch.cat([features[0], *(_resize(feature, size) for feature in features[1:])], dim=1)
+        # Pooling acts on channels and resizing on positions: either order gives the same, this one is cheaper.
+        features = [pool_channels(unfold(feature), POOLED_CHANNELS) for feature in features]
+        stacked = torch.cat([features[0], *(_resize(feature, size) for feature in features[1:])], dim=1)
+        return pool_channels(stacked, POOLED_CHANNELS)
+
+
+def unfold(features: torch.Tensor) -> torch.Tensor:
+    """Put the values of each 3 x 3 neighbourhood into the channels, zeros beyond the border.
+
+    Args:
+        features: Shape ``(batch, channels, height, width)``.
+
+    Returns:
+        Shape ``(batch, channels * 9, height, width)``, the nine values of a channel next to each other.
+    """
+    height, width = features.shape[-2:]
+    padded = F.pad(features, (1, 1, 1, 1))
+    shifted = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return torch.stack(shifted, dim=2).flatten(1, 2)
+
+
+def pool_channels(features: torch.Tensor, size: int) -> torch.Tensor:
+    """Pool the channels to a number of values as ``adaptive_avg_pool1d`` does.
+
+    That operation cannot be exported unless the sizes divide each other; gathering the channels of each bin can.
+
+    Args:
+        features: Shape ``(batch, channels, height, width)``.
+        size: Number of values.
+
+    Returns:
+        Shape ``(batch, size, height, width)``.
+    """
+    channels = features.shape[1]
+    if channels == size:
+        return features
+    bins = torch.arange(size, device=features.device)
+    start, stop = bins * channels // size, -(-(bins + 1) * channels // size)
+    pooled = torch.zeros_like(features[:, :1])
+    for offset in range(int(-(-channels // size)) + 1):
+        inside = (start + offset < stop).to(features.dtype)
+        index = (start + offset).clamp(max=channels - 1)
+        pooled = pooled + features[:, index] * inside[:, None, None]
+    return pooled / (stop - start).to(features.dtype)[:, None, None]
+
+
+def _resize(features: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    return F.interpolate(features, size=size, mode="bilinear")
+
+
+def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: bool) -> TimmFeatureExtractor:
+    """Create Anomalib's feature extractor; unlike it, refuse layers that the backbone does not have."""
+    if not layers:
+        msg = "layers must name at least one layer of the backbone, got none."
+        raise ValueError(msg)
+    try:
+        extractor = TimmFeatureExtractor(backbone=backbone, layers=list(layers), pre_trained=pre_trained)
+    except (IndexError, AssertionError, ValueError) as error:
+        msg = f"layers={layers} do not fit the backbone {_name(backbone)}: {error}"
+        raise ValueError(msg) from error
+    except (OSError, RuntimeError) as error:  # a hub or file error, whichever library timm asked for the weights
+        msg = (
+            f"The backbone {_name(backbone)} could not be loaded: {error}\n"
+            "If this machine cannot reach the model hub, give weights on disk with "
+            "backbone='local-dir:<folder>' (config.json and model.safetensors, as timm saves them), or "
+            "pre_trained=False to load a checkpoint that brings its own weights."
+        )
+        raise RuntimeError(msg) from error
+    missing = [layer for layer in layers if layer not in extractor.layers]
+    if missing:
+        info = getattr(extractor.feature_extractor, "feature_info", None)
+        available = f" It has {info.module_name(range(len(info)))}." if info is not None else ""
+        msg = f"layers={missing} not found in the backbone {_name(backbone)}.{available}"
+        raise ValueError(msg)
+    return extractor.eval()
+
+
+def _name(backbone: str | nn.Module) -> str:
+    return f"'{backbone}'" if isinstance(backbone, str) else type(backbone).__name__
