@@ -1,0 +1,9 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Anomalib models."""
+
+from anomalib_softpatch.models.soft_patch import SoftPatch, SoftPatchModel
+from anomalib_softpatch.models.soft_patch_plus import SoftPatchPlus
+
+__all__ = ["SoftPatch", "SoftPatchModel", "SoftPatchPlus"]

@@ -1,0 +1,164 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the Lightning modules of SoftPatch and SoftPatch+ share: all but their arguments."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from anomalib import LearningType, PrecisionType
+from anomalib.data import Batch
+from anomalib.models import Patchcore
+from anomalib.models.components import MemoryBankMixin
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
+
+from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class DenoisingMixin(MemoryBankMixin):
+    """Wire a :class:`SoftPatchModel` to Anomalib's engine.
+
+    A mixin and no common base class, because Anomalib lists and finds models among the direct subclasses of
+    ``AnomalibModule`` only.
+    """
+
+    model: SoftPatchModel
+
+    def _create_model(
+        self,
+        memory_bank_builder: DenoisingMemoryBank,
+        backbone: str | nn.Module,
+        layers: Sequence[str],
+        pre_trained: bool,
+        num_neighbors: int,
+        precision: str | PrecisionType,
+        patch_embedding: Literal["average", "unfold"],
+        memory_budget: float | None,
+    ) -> None:
+        """Create the torch model; to be called at the end of the constructor."""
+        precision = precision.value if isinstance(precision, PrecisionType) else str(precision).lower()
+        if precision not in DTYPES:
+            msg = f"Unknown precision '{precision}': choose from {', '.join(DTYPES)}."
+            raise ValueError(msg)
+        self.model = SoftPatchModel(
+            layers=layers,
+            backbone=backbone,
+            pre_trained=pre_trained,
+            num_neighbors=num_neighbors,
+            patch_embedding=patch_embedding,
+            memory_bank_builder=memory_bank_builder,
+            memory_budget=memory_budget,
+        )
+        # The backbone only: distances between half-precision features of a large bank lose their meaning.
+        self.model.feature_extractor.to(DTYPES[precision])
+        if isinstance(backbone, nn.Module):
+            # Plain data only in checkpoints. Whoever loads one gives the module again: load_from_checkpoint(backbone=)
+            self.hparams.pop("backbone", None)
+
+    @classmethod
+    def configure_pre_processor(
+        cls,
+        image_size: tuple[int, int] | None = None,
+        center_crop_size: tuple[int, int] | None = None,
+    ) -> PreProcessor:
+        """Configure the pre-processor, which is PatchCore's.
+
+        Args:
+            image_size: Height and width to resize to. Default: 256 x 256.
+            center_crop_size: Height and width to crop to; 224 x 224 in the papers. Default: no crop.
+
+        Returns:
+            Pre-processor that resizes, crops and normalizes with the statistics of ImageNet.
+        """
+        return Patchcore.configure_pre_processor(image_size, center_crop_size)
+
+    @staticmethod
+    def configure_post_processor() -> PostProcessor:
+        """Configure the default post-processor."""
+        return PostProcessor()
+
+    @staticmethod
+    def configure_optimizers() -> None:
+        """Nothing is optimized."""
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Trainer arguments: one pass over the training pictures, one device."""
+        return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One class: no anomalous picture is labelled in training."""
+        return LearningType.ONE_CLASS
+
+    def on_fit_start(self) -> None:
+        """Refuse what could only fail after the features are extracted.
+
+        Raises:
+            ValueError: If the device cannot compute in the precision asked for.
+        """
+        parent = getattr(super(), "on_fit_start", None)
+        if parent is not None:
+            parent()
+        self.model.feature_store.clear()
+        dtype = self.model.feature_extractor.dtype
+        try:
+            probe = torch.zeros(1, 1, 3, 3, dtype=dtype, device=self.device)
+            torch.nn.functional.conv2d(probe, probe)
+        except RuntimeError as error:
+            msg = f"precision={str(dtype).removeprefix('torch.')} does not work on {self.device}: {error}. Use 'float32'."
+            raise ValueError(msg) from error
+        self.model.memory_bank_builder.progress = self.trainer.progress_bar_callback is not None
+
+    def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
+        """Extract and store the features of a batch.
+
+        Args:
+            batch: Training pictures.
+            *args: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            A loss of zero, which Lightning asks for.
+
+        Raises:
+            ValueError: If a picture gives NaN or infinite features.
+        """
+        del args, kwargs
+        features = self.model(batch.image)
+        finite = features.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            paths = batch.image_path or [f"number {index}" for index in range(len(finite))]
+            broken = ", ".join(str(path) for path, good in zip(paths, finite.tolist(), strict=True) if not good)
+            msg = f"These pictures give NaN or infinite features (broken file, or half precision overflowed): {broken}"
+            raise ValueError(msg)
+        return torch.tensor(0.0, requires_grad=True, device=self.device)
+
+    def fit(self) -> None:
+        """Build the memory bank from the features of all training pictures."""
+        logger.info("Building the memory bank.")
+        self.model.fit()
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
+        """Score a batch.
+
+        Args:
+            batch: Pictures.
+            *args: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            The batch with scores and maps.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())

@@ -1,0 +1,221 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""PyTorch model of SoftPatch and SoftPatch+: patch features, search in the memory banks, scores and map.
+
+Papers: https://arxiv.org/abs/2403.14233 (SoftPatch), https://arxiv.org/abs/2412.20870 (SoftPatch+)
+
+See Also:
+    - :class:`anomalib_softpatch.components.DenoisingMemoryBank`: how the banks are built
+    - :class:`anomalib.models.image.patchcore.torch_model.PatchcoreModel`: the model whose shape this one keeps
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components import DynamicBufferMixin
+from anomalib.models.image.patchcore.anomaly_map import AnomalyMapGenerator
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_softpatch.components import (
+    DenoisingMemoryBank,
+    FeatureStore,
+    MemoryBank,
+    PatchFeatureExtractor,
+    nearest_neighbors,
+)
+
+if TYPE_CHECKING:
+    from anomalib.data.utils.tiler import Tiler
+
+
+class SoftPatchModel(DynamicBufferMixin, nn.Module):
+    """Score pictures against memory banks of denoised, weighted patches.
+
+    In training mode a forward pass stores the patch features; :meth:`fit` turns them into the memory banks; in
+    evaluation mode a forward pass returns scores and maps.
+
+    The score of a patch is its Euclidean distance to the nearest patch of the bank times the weight of that patch; the
+    weight does not choose the neighbour (SoftPatch, equation 8). The official code has the square of the distance in
+    its place, because the library it searches with returns squares; on real pictures both rank alike.
+
+    Args:
+        layers: Names of the layers to extract features from.
+        backbone: Name of a timm model, ``local-dir:<folder>``, or a module.
+        pre_trained: Use pre-trained backbone weights.
+        num_neighbors: 1: the picture score is the largest patch score (SoftPatch). More: that score is re-weighted by
+            so many neighbours (PatchCore, equation 7).
+        patch_embedding: See :class:`anomalib_softpatch.components.PatchFeatureExtractor`.
+        memory_bank_builder: How to build the banks: the first one gives the picture score, the last one the map.
+        upsampling: How patch scores become a map of the picture's size before they are smoothed.
+        memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
+
+    Attributes:
+        tiler: Set by Anomalib's tiling callback.
+        memory_bank: Patches of all banks, shape ``(m, channels)``.
+        weights: Weight of each, shape ``(m,)``.
+        banks: Rows ``(start, stop)`` of each bank.
+        denoising: What the last fit found (scores of all training patches, kept patches); ``None`` after loading.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str],
+        backbone: str | nn.Module = "wide_resnet50_2",
+        pre_trained: bool = True,
+        num_neighbors: int = 1,
+        patch_embedding: Literal["average", "unfold"] = "average",
+        memory_bank_builder: DenoisingMemoryBank | None = None,
+        upsampling: Literal["bilinear", "nearest"] = "bilinear",
+        memory_budget: float | None = None,
+    ) -> None:
+        super().__init__()
+        if num_neighbors < 1:
+            msg = f"num_neighbors must be at least 1, got {num_neighbors}."
+            raise ValueError(msg)
+        if memory_budget is not None and memory_budget < 0:
+            msg = f"memory_budget must be a number of GiB of at least 0, got {memory_budget}."
+            raise ValueError(msg)
+        self.tiler: Tiler | None = None
+        self.num_neighbors = num_neighbors
+        self.upsampling = upsampling
+        self.feature_extractor = PatchFeatureExtractor(backbone, layers, pre_trained, patch_embedding)
+        self.anomaly_map_generator = AnomalyMapGenerator()
+        self.memory_bank_builder = memory_bank_builder or DenoisingMemoryBank()
+        self.feature_store = FeatureStore(memory_budget=None if memory_budget is None else memory_budget * 2**30)
+        self.grid_size = (0, 0)
+        self.denoising: MemoryBank | None = None
+
+        self.memory_bank: torch.Tensor
+        self.weights: torch.Tensor
+        self.register_buffer("memory_bank", torch.empty(0))
+        self.register_buffer("weights", torch.empty(0))
+        self.banks: tuple[tuple[int, int], ...] = ()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
+        return {"banks": [list(bank) for bank in self.banks]}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
+        self.banks = tuple((start, stop) for start, stop in state["banks"])
+
+    def forward(self, input_tensor: torch.Tensor) -> torch.Tensor | InferenceBatch:
+        """Store features (training) or score pictures (evaluation).
+
+        Args:
+            input_tensor: Pictures of shape ``(batch, 3, height, width)``.
+
+        Returns:
+            In training, features of shape ``(batch, channels, grid_height, grid_width)``. Else scores of shape
+            ``(batch,)`` and maps of shape ``(batch, 1, height, width)``.
+
+        Raises:
+            RuntimeError: If there is no memory bank to compare with.
+        """
+        features = self.extract(input_tensor)
+        if self.training:
+            self.grid_size = (features.shape[2], features.shape[3])
+            self.feature_store.append(features.flatten(2).mT.contiguous())
+            return features
+        return self.score(features, input_tensor.shape[-2:])
+
+    @torch.no_grad()
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of all patches, shape ``(batch, channels, grid_height, grid_width)``."""
+        if self.tiler is None:
+            return self.feature_extractor(images)
+        return self.tiler.untile(self.feature_extractor(self.tiler.tile(images)))
+
+    def score(self, features: torch.Tensor, size: tuple[int, int]) -> InferenceBatch:
+        """Score pictures by their features.
+
+        Args:
+            features: Shape ``(batch, channels, grid_height, grid_width)``.
+            size: Height and width of the maps.
+
+        Returns:
+            Scores of shape ``(batch,)`` and maps of shape ``(batch, 1, height, width)``.
+
+        Raises:
+            RuntimeError: If there is no memory bank to compare with.
+        """
+        if not self.banks:
+            msg = "The memory bank is empty: train the model (fit), or load a trained one with ckpt_path."
+            raise RuntimeError(msg)
+        batch_size, channels, height, width = features.shape
+        queries = features.flatten(2).mT.reshape(-1, channels)
+        (scores, nearest), (map_scores, _) = self._score_patches(queries)
+        return InferenceBatch(
+            pred_score=self._score_pictures(scores.view(batch_size, -1), nearest.view(batch_size, -1), queries),
+            anomaly_map=self._make_map(map_scores.view(batch_size, 1, height, width), size),
+        )
+
+    def fit(self) -> None:
+        """Build the memory banks from the stored features, which are forgotten then.
+
+        Raises:
+            ValueError: See :meth:`DenoisingMemoryBank.fit`.
+        """
+        try:
+            bank = self.memory_bank_builder.fit(self.feature_store, self.grid_size)
+        finally:
+            self.feature_store.clear()
+        self.memory_bank = bank.features
+        self.weights = bank.weights
+        self.banks = bank.banks
+        self.denoising = bank
+
+    def _score_patches(
+        self, queries: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """Score patches against the first and the last bank.
+
+        Two banks share rows. Each of the up to three ranges (first only, shared, last only) is searched once.
+
+        Returns:
+            For each bank: scores of shape ``(n,)`` and indices of the nearest rows, shape ``(n,)``.
+        """
+        (_, stop), (start, end) = self.banks[0], self.banks[-1]
+        ranges = [(0, start), (start, stop), (stop, end)]
+        found = [self._search(queries, *rows) if rows[0] < rows[1] else None for rows in ranges]
+        first = _nearer(found[0], found[1])
+        last = first if len(self.banks) == 1 else _nearer(found[1], found[2])
+        return tuple((distance * self.weights[index], index) for distance, index in (first, last))
+
+    def _search(self, queries: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        distances, indices = nearest_neighbors(queries, self.memory_bank[start:stop])
+        return distances.squeeze(1), indices.squeeze(1) + start
+
+    def _score_pictures(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Return the score of each picture, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
+        if self.num_neighbors == 1:
+            return scores.amax(dim=1)
+        score, position = scores.max(dim=1, keepdim=True)  # s^* and m^test,*
+        feature = queries.view(*scores.shape, -1).gather(1, position[..., None].expand(-1, -1, queries.shape[1]))
+        start, stop = self.banks[0]
+        bank = self.memory_bank[start:stop]
+        nearest_patch = self.memory_bank[nearest.gather(1, position).squeeze(1)]  # m^*
+        _, support = nearest_neighbors(nearest_patch, bank, k=min(self.num_neighbors, stop - start))  # N_b(m^*)
+        distances = (feature - bank[support]).square().sum(dim=2).sqrt()
+        return (1 - F.softmax(distances, dim=1)[:, 0]) * score.squeeze(1)  # s
+
+    def _make_map(self, scores: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the picture's size and smooth them.
+
+        Anomalib's generator would upsample with nearest neighbour, so it gets to smooth only.
+        """
+        return self.anomaly_map_generator(F.interpolate(scores, size=size, mode=self.upsampling))
+
+
+def _nearer(
+    first: tuple[torch.Tensor, torch.Tensor] | None, second: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge distances and indices found in two parts of a bank, one of which may be empty."""
+    if first is None or second is None:
+        return first or second
+    closer = first[0] <= second[0]
+    return torch.where(closer, first[0], second[0]), torch.where(closer, first[1], second[1])
