@@ -1,0 +1,28 @@
+# Needs Python 3.10 or newer with its venv module; everything else is installed into .venv. Example: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint setup clean
+
+demo: setup  ## Train and test PatchCore and SoftPatch on a small set with defects among the training pictures
+	$(VENV)/bin/anomalib-softpatch demo
+
+test: ## Ruff and the whole test suite, as continuous integration runs them
+	.ci/run
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml src/anomalib_softpatch.pth
+	@echo "Installing into $(VENV): a few minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -qq --progress-bar off --disable-pip-version-check --upgrade pip
+	$(VENV)/bin/python -m pip install -qq --progress-bar off --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,25 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""MVTec AD under the name that it had in Anomalib 1."""
+
+from anomalib.data import MVTecAD
+
+
+class MVTec(MVTecAD):
+    """:class:`anomalib.data.MVTecAD` under its old name, for commands and configurations written for that name.
+
+    Options, dataset folder (``./datasets/MVTecAD``) and results folder (``MVTecAD/<category>``) are those of
+    ``MVTecAD``, so that runs under either name find each other's data and results.
+
+    Example:
+        >>> from anomalib_softpatch import MVTec
+        >>> datamodule = MVTec(category="screw")
+        >>> datamodule.name
+        'MVTecAD'
+    """
+
+    @property
+    def name(self) -> str:
+        """Name that Anomalib's engine gives to the results folder: the one of ``MVTecAD``."""
+        return MVTecAD.__name__

@@ -1,0 +1,106 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the tests share: small data, the shared pictures and weights, and the `anomalib` command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small tensors gain nothing from threads
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+# what pip writes into the script `anomalib`
+ANOMALIB = "import sys; from anomalib.cli.cli import main; sys.argv[0] = 'anomalib'; sys.exit(main())"
+
+
+@pytest.fixture(scope="session")
+def kolektor() -> Path:
+    """Dataset root of the shared inspection set, to be used with the category `kolektor`."""
+    root = SHARED / "datasets"
+    if not (root / "kolektor").is_dir():
+        pytest.skip(f"no shared inspection pictures at {root / 'kolektor'}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def backbone() -> str:
+    """Backbone with real weights, to be used with the layers `blocks.2` and `blocks.4`."""
+    folder = SHARED / "backbones" / "mobilenetv2_100.coral_in1k"
+    if not folder.is_dir():
+        pytest.skip(f"no shared backbone weights at {folder}")
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def mvtec_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset root with a small category `bottle` in MVTec AD's layout: grey noise, black squares as defects."""
+    root = tmp_path_factory.mktemp("mvtec") / "MVTecAD"
+    rng = np.random.default_rng(0)
+    for folder, count in (("train/good", 8), ("test/good", 4), ("test/broken_small", 4)):
+        for index in range(count):
+            pixels = rng.integers(100, 156, (64, 64, 3), dtype=np.uint8)
+            mask = np.zeros((64, 64), dtype=np.uint8)
+            if folder == "test/broken_small":
+                mask[16:40, 24:48] = 255
+                save(mask, root / "bottle" / "ground_truth" / "broken_small" / f"{index:03}_mask.png")
+            pixels[mask > 0] = 0
+            save(pixels, root / "bottle" / folder / f"{index:03}.png")
+    return root
+
+
+def save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Function that runs Python in a new process and fails the test, with its output, when the process fails.
+
+    Arguments are those of Python. `cwd` is the working folder, `python` the interpreter (default: the one that runs the
+    tests) and `env` holds additional environment variables.
+    """
+
+    def run(
+        *arguments: object,
+        cwd: Path,
+        python: str | Path = sys.executable,
+        env: dict[str, str] | None = None,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if name != "ANOMALIB_SOFTPATCH_AUTOLOAD"}
+        result = subprocess.run(
+            [python, *map(str, arguments)],
+            cwd=cwd,
+            env={**inherited, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if result.returncode:
+            pytest.fail(f"exit status {result.returncode}\n{result.stdout[-4000:]}\n{result.stderr[-8000:]}")
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_anomalib(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Function that runs the stock `anomalib` command; its keyword arguments are those of `run_python`."""
+
+    def run(*arguments: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        return run_python("-c", ANOMALIB, *arguments, cwd=cwd, **kwargs)
+
+    return run

@@ -1,0 +1,469 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The start-up hook, proved on an installed wheel in fresh virtual environments.
+
+The environments get torch, Anomalib and the other dependencies from the environment that runs the tests, by a path
+file; this project itself, its start-up line included, comes from the wheel alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import anomalib_softpatch
+from anomalib_softpatch.registration import DATAMODULES, MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "src"
+OFF = {"ANOMALIB_SOFTPATCH_AUTOLOAD": "0"}
+SMALL_MODEL = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
+SMALL_MODEL_FLAGS = ("--model.backbone=resnet18", "--model.layers=[layer3]", "--model.pre_trained=false")
+
+Result = subprocess.CompletedProcess[str]
+Run = Callable[..., Result]
+
+
+class Environment:
+    """A fresh virtual environment.
+
+    Args:
+        path: Folder of the environment.
+        run_python: The fixture of the same name.
+    """
+
+    def __init__(self, path: Path, run_python: Run) -> None:
+        self.path = path
+        self._run_python = run_python
+        self._run_python("-m", "venv", "--without-pip", path, cwd=path.parent)
+        self.python = path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        self.site_packages = Path(self.run("import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+
+    def run(self, code: str, *arguments: object, options: tuple[str, ...] = (), **kwargs: object) -> Result:
+        kwargs.setdefault("cwd", self.path)
+        return self._run_python(*options, "-c", textwrap.dedent(code), *arguments, python=self.python, **kwargs)
+
+    def pip(self, *arguments: object, env: dict[str, str] | None = None) -> None:
+        pip = ("-m", "pip", "--quiet", "--disable-pip-version-check", "--python", self.path)
+        self._run_python(*pip, *arguments, cwd=self.path, env=env)
+
+    def install(self, *arguments: object, env: dict[str, str] | None = None) -> None:
+        self.pip("install", "--no-index", "--no-deps", "--no-build-isolation", *arguments, env=env)
+
+    def add_dependencies(self) -> None:
+        (self.site_packages / "dependencies.pth").write_text("\n".join(dependency_folders()))
+
+    def files(self) -> set[str]:
+        return {str(path.relative_to(self.site_packages)) for path in self.site_packages.rglob("*")}
+
+    @contextmanager
+    def broken(self, module: str) -> Iterator[None]:
+        """Put a module that fails in the place of one of the package's for a while."""
+        path = self.site_packages / "anomalib_softpatch" / module
+        source = path.read_text()
+        path.write_text("raise RuntimeError('broken on purpose')\n")
+        try:
+            yield
+        finally:
+            path.write_text(source)
+
+
+def dependency_folders() -> list[str]:
+    return [folder for folder in sys.path if Path(folder).name in {"site-packages", "dist-packages"}]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory, run_python: Run) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run_python("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, run_python: Run, wheel: Path) -> Environment:
+    """Environment with the wheel and nothing else: not even torch and Anomalib."""
+    environment = Environment(tmp_path_factory.mktemp("bare") / "venv", run_python)
+    environment.install(wheel)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory, run_python: Run, wheel: Path) -> Environment:
+    """Environment with the wheel and its dependencies."""
+    environment = Environment(tmp_path_factory.mktemp("complete") / "venv", run_python)
+    environment.install(wheel)
+    environment.add_dependencies()
+    return environment
+
+
+# The wheel
+
+
+def test_wheel_holds_the_package_the_start_up_line_and_nothing_else(wheel: Path) -> None:
+    package = {
+        path.relative_to(SOURCES).as_posix()
+        for path in SOURCES.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        start_up_line = archive.read("anomalib_softpatch.pth").decode()
+    metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
+    assert names - metadata == package
+    assert any(name.endswith("licenses/LICENSE") for name in metadata)
+    assert len(start_up_line.splitlines()) == 1
+
+
+def test_uninstalling_leaves_nothing_behind(tmp_path: Path, run_python: Run, wheel: Path) -> None:
+    environment = Environment(tmp_path / "venv", run_python)
+    before = environment.files()
+    environment.install(wheel)
+    environment.run("import anomalib_softpatch")
+    assert "anomalib_softpatch.pth" in environment.files()
+    environment.pip("uninstall", "--yes", "anomalib-softpatch")
+    assert environment.files() == before
+
+
+def test_editable_installation_has_the_hook_and_leaves_nothing_behind(tmp_path: Path, run_python: Run) -> None:
+    environment = Environment(tmp_path / "venv", run_python)
+    before = environment.files()
+    # the build backend comes from the environment of the tests: nothing is downloaded
+    environment.install("--editable", ROOT, env={"PYTHONPATH": os.pathsep.join(dependency_folders())})
+    loaded_from = environment.run("import sys; print(sys.modules['anomalib_softpatch'].__file__)").stdout.strip()
+    assert Path(loaded_from) == SOURCES / "anomalib_softpatch" / "__init__.py"
+    environment.pip("uninstall", "--yes", "anomalib-softpatch")
+    assert environment.files() == before
+
+
+# A Python that does not import Anomalib
+
+
+def loaded_modules(environment: Environment, **kwargs: object) -> set[str]:
+    return set(environment.run("import sys; print(*sys.modules)", **kwargs).stdout.split())
+
+
+def test_start_up_imports_two_small_modules_only(bare: Environment) -> None:
+    with_hook, without_hook = loaded_modules(bare), loaded_modules(bare, env=OFF)
+    assert with_hook - without_hook == {"anomalib_softpatch", "anomalib_softpatch.registration"}
+
+
+def test_start_up_costs_less_than_a_millisecond(bare: Environment) -> None:
+    # The best of many runs of the start-up line: what else the machine does must not decide this test.
+    code = """
+        import pathlib, sys, sysconfig, time
+        line = pathlib.Path(sysconfig.get_path("purelib"), "anomalib_softpatch.pth").read_text()
+        finders = [finder for finder in sys.meta_path if type(finder).__name__ != "ImportWatcher"]
+        durations = []
+        for _ in range(100):
+            sys.meta_path[:] = finders
+            for folder in [folder for folder in sys.path_importer_cache if "site-packages" in folder]:
+                del sys.path_importer_cache[folder]  # Python has not looked into it yet when it starts
+            for name in [name for name in sys.modules if name.startswith("anomalib_softpatch")]:
+                del sys.modules[name]
+            start = time.perf_counter()
+            exec(line)
+            durations.append(time.perf_counter() - start)
+            assert len(sys.meta_path) == len(finders) + 1
+        print(min(durations))
+    """
+    seconds = float(bare.run(code).stdout)
+    print(f"start-up hook: {seconds * 1e6:.0f} microseconds")  # noqa: T201  # shown by pytest -s
+    assert seconds < 1e-3
+
+
+def test_environment_variable_switches_the_hook_off(bare: Environment) -> None:
+    code = "import sys; print(len(sys.meta_path), 'anomalib_softpatch' in sys.modules)"
+    finders, imported = bare.run(code).stdout.split()
+    finders_off, imported_off = bare.run(code, env=OFF).stdout.split()
+    assert (imported, imported_off) == ("True", "False")
+    assert int(finders_off) == int(finders) - 1
+
+
+# Failures
+
+
+def test_broken_hook_does_not_break_python(bare: Environment) -> None:
+    with bare.broken("registration.py"):
+        result = bare.run("print('alive')")
+        assert result.stdout == "alive\n"
+        assert "broken on purpose" in result.stderr
+        result = bare.run("print('alive')", env=OFF)
+        assert (result.stdout, result.stderr) == ("alive\n", "")
+
+
+def test_broken_registration_does_not_break_anomalib(complete: Environment) -> None:
+    with complete.broken("models/__init__.py"):
+        result = complete.run("import anomalib.data, anomalib.models; print(*anomalib.models.list_models())")
+    models = result.stdout.split()
+    assert "patchcore" in models
+    assert "soft_patch" not in models
+    assert "could not register SoftPatch, SoftPatchPlus in anomalib.models: RuntimeError: broken on purpose" in result.stderr
+
+
+STAND_IN = """
+    import sys, types
+    import anomalib_softpatch
+
+    class StandIn:
+        '''Provides `anomalib.models` and `anomalib.data` without the seconds that the real ones take.'''
+
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "anomalib":
+                return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+        def create_module(self, spec):
+            return None
+
+        def exec_module(self, module):
+            execute(module)
+
+    import importlib.machinery
+    sys.meta_path.append(StandIn())
+"""
+
+
+def test_failure_is_reported_where_warnings_are_errors(bare: Environment) -> None:
+    code = textwrap.dedent(STAND_IN) + textwrap.dedent("""
+        def execute(module): pass
+        import anomalib.models
+        print("alive")
+    """)
+    with bare.broken("models/__init__.py"):
+        as_warning, as_error = bare.run(code), bare.run(code, options=("-W", "error"))
+    cause = "could not register SoftPatch, SoftPatchPlus in anomalib.models: RuntimeError: broken on purpose"
+    assert as_warning.stdout == as_error.stdout == "alive\n"
+    assert f"RuntimeWarning: anomalib-softpatch {cause}" in as_warning.stderr
+    assert cause in as_error.stderr
+    assert "Traceback" not in as_error.stderr
+
+
+def test_loader_that_cannot_be_watched_is_reported(bare: Environment) -> None:
+    code = textwrap.dedent(STAND_IN) + textwrap.dedent("""
+        class WithoutAttributes:
+            __slots__ = ()
+            find_spec, create_module, exec_module = StandIn.find_spec, StandIn.create_module, StandIn.exec_module
+
+        def execute(module): pass
+        sys.meta_path[-1] = WithoutAttributes()
+        import anomalib.models
+        print("alive")
+    """)
+    result = bare.run(code)
+    assert result.stdout == "alive\n"
+    assert "RuntimeWarning: anomalib-softpatch cannot watch the import of anomalib.models: TypeError" in result.stderr
+
+
+def test_threads_that_import_at_the_same_time_get_whole_modules(bare: Environment) -> None:
+    # The first thread still executes anomalib.models when the second one is done with anomalib.data.
+    code = textwrap.dedent(STAND_IN) + textwrap.dedent("""
+        import threading
+        registered = []
+        anomalib_softpatch.registration._register = lambda name, *_: registered.append((name, set(executed)))
+        data_is_imported = threading.Event()
+        executed = []
+
+        def execute(module):
+            if module.__name__ == "anomalib.models":
+                second.start()
+                data_is_imported.wait(timeout=30)
+            executed.append(module.__name__)
+
+        def import_data():
+            import anomalib.data
+            assert not registered
+            data_is_imported.set()
+
+        second = threading.Thread(target=import_data)
+        import anomalib.models
+        second.join()
+        print([name for name, done in registered], all(name in done for name, done in registered))
+    """)
+    assert bare.run(code).stdout == "['anomalib.data', 'anomalib.models'] True\n"
+
+
+# Registration in Anomalib
+
+
+def test_public_names_are_the_registered_ones() -> None:
+    assert sorted(anomalib_softpatch.__all__) == sorted([*MODELS, *DATAMODULES, "__version__"])
+    assert set(anomalib_softpatch.__all__) <= set(dir(anomalib_softpatch))
+    with pytest.raises(AttributeError, match="has no attribute 'Unknown'"):
+        _ = anomalib_softpatch.Unknown
+
+
+# Runs each statement in a process of its own, forked from one that has imported Anomalib's dependencies but nothing of
+# Anomalib: an import of Anomalib then takes half a second instead of ten.
+FORKS = """
+    import contextlib, io, json, os, sys, traceback, warnings
+    import jsonargparse, kornia, lightning.pytorch.cli, matplotlib.pyplot, omegaconf, pandas, sklearn.metrics
+    import skimage.morphology, timm, torch, torchmetrics, torchvision.transforms.v2
+
+    assert not [name for name in sys.modules if name.split(".")[0] == "anomalib"], "imported too early"
+    for statement in json.loads(sys.argv[1]):
+        child = os.fork()
+        if child == 0:
+            output = io.StringIO()
+            try:
+                with contextlib.redirect_stdout(output), warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    exec(statement, {})
+                error = "".join(str(w.message) for w in caught if "softpatch" in str(w.message))
+            except BaseException:
+                error = traceback.format_exc()
+            sys.__stdout__.write(json.dumps({"output": output.getvalue(), "error": error}) + "\\n")
+            sys.__stdout__.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+"""
+
+
+def run_each(environment: Environment, codes: list[str], cwd: Path, **kwargs: object) -> list[dict[str, str]]:
+    """Run each piece of code in a forked process; return what it printed and its error, our warnings included."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    result = environment.run(FORKS, json.dumps([textwrap.dedent(code) for code in codes]), cwd=cwd, **kwargs)
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+FIRST_IMPORTS = [
+    "import anomalib.models",
+    "import anomalib.data",
+    "import anomalib.data.datamodules.image",
+    "import anomalib.data.validators",
+    "import anomalib.engine",
+    "import anomalib.metrics",
+    "import anomalib.callbacks",
+    "import anomalib.visualization",
+    "import anomalib.pre_processing",
+    "import anomalib.post_processing",
+    "import anomalib.deploy",
+    "import anomalib.pipelines",
+    "import anomalib.cli",
+    "import anomalib.utils.path",
+    "import anomalib.models.components",
+    "from anomalib.models.image.patchcore.torch_model import PatchcoreModel",
+    "from anomalib.models import Padim, SoftPatch",
+    "from anomalib.data import MVTec",
+    "from anomalib_softpatch import SoftPatch",
+    "from anomalib_softpatch import MVTec",
+    "from anomalib_softpatch import *",
+    "from anomalib_softpatch.models import SoftPatch",
+    "from anomalib_softpatch.data.mvtec import MVTec",
+]
+
+ALL_IS_REGISTERED = """
+import sys
+import anomalib.data, anomalib.models, anomalib_softpatch
+
+watchers = [finder for finder in sys.meta_path if type(finder).__name__ == "ImportWatcher"]
+assert [watcher._pending for watcher in watchers] == [{}]
+for name in anomalib_softpatch.registration.MODELS:
+    assert getattr(anomalib.models, name) is getattr(anomalib_softpatch, name)
+    assert name in anomalib.models.list_models("pascal")
+for name in anomalib_softpatch.registration.DATAMODULES:
+    assert getattr(anomalib.data, name) is getattr(anomalib_softpatch, name)
+assert "soft_patch" in anomalib.models.list_models()
+assert "anomalib_softpatch" in anomalib.models.ALLOWED_MODULES
+"""
+
+BY_NAME = f"""
+from anomalib.data import get_datamodule
+from anomalib.models import get_model
+from anomalib_softpatch import MVTec, SoftPatch
+
+small = {SMALL_MODEL}
+assert type(get_model("soft_patch", **small)) is SoftPatch
+for class_path in ("SoftPatch", "anomalib.models.SoftPatch", "anomalib_softpatch.SoftPatch"):
+    assert type(get_model({{"class_path": class_path, "init_args": small}})) is SoftPatch
+for class_path in ("MVTec", "anomalib.data.MVTec", "anomalib_softpatch.MVTec"):
+    assert type(get_datamodule({{"class_path": class_path}})) is MVTec
+"""
+
+ONLY_DATA = """
+import sys
+from anomalib.data import get_datamodule
+assert get_datamodule({"class_path": "MVTec", "init_args": {"category": "screw"}}).name == "MVTecAD"
+assert "anomalib.models" not in sys.modules
+"""
+
+
+def test_registered_whatever_is_imported_first(complete: Environment, tmp_path: Path) -> None:
+    codes = [BY_NAME, ONLY_DATA, *(f"{statement}\n{ALL_IS_REGISTERED}" for statement in FIRST_IMPORTS)]
+    results = run_each(complete, codes, cwd=tmp_path)
+    errors = [f"{code}\n{result['error']}" for code, result in zip(codes, results, strict=True) if result["error"]]
+    assert not errors, "\n\n".join(errors)
+
+
+def anomalib_command(*arguments: str) -> str:
+    return f"from anomalib.cli import AnomalibCLI\ntry: AnomalibCLI({[*arguments]})\nexcept SystemExit: pass"
+
+
+def test_bare_names_in_every_subcommand_and_in_configuration_files(complete: Environment, tmp_path: Path) -> None:
+    (tmp_path / "bare.yaml").write_text("model: {class_path: SoftPatch}\ndata: {class_path: MVTec}\n")
+    names = ("--model", "SoftPatch", "--data", "MVTec", "--print_config")
+    codes = [
+        *(anomalib_command(subcommand, *names) for subcommand in ("train", "fit", "validate", "test", "predict")),
+        anomalib_command("export", "--export_type", "torch", *names),
+        anomalib_command("train", "--config", "bare.yaml", "--print_config"),
+    ]
+    for result in run_each(complete, codes, cwd=tmp_path):
+        assert result["error"] == ""
+        assert "class_path: anomalib_softpatch.SoftPatch\n" in result["output"]
+        assert "class_path: anomalib_softpatch.MVTec\n" in result["output"]
+
+
+def test_with_the_hook_off_the_package_registers_when_it_is_imported(complete: Environment, tmp_path: Path) -> None:
+    dotted = "model: {class_path: anomalib_softpatch.SoftPatch}\ndata: {class_path: anomalib_softpatch.MVTec}\n"
+    (tmp_path / "dotted.yaml").write_text(dotted)
+    codes = [
+        "from anomalib.models import list_models; assert 'soft_patch' not in list_models()",
+        f"import anomalib_softpatch\n{ALL_IS_REGISTERED}{BY_NAME}",
+        f"import anomalib.models\nimport anomalib_softpatch\n{ALL_IS_REGISTERED}",
+        anomalib_command("train", "--model", "anomalib_softpatch.SoftPatch", "--print_config"),
+        anomalib_command("train", "--config", "dotted.yaml", "--print_config"),
+    ]
+    results = run_each(complete, codes, cwd=tmp_path, env=OFF)
+    assert [result["error"] for result in results] == [""] * len(codes)
+    *_, flags, yaml = results
+    assert "class_path: anomalib_softpatch.SoftPatch\n" in flags["output"]
+    assert "class_path: anomalib_softpatch.SoftPatch\n" in yaml["output"]
+    assert "class_path: anomalib_softpatch.MVTec\n" in yaml["output"]
+
+
+def test_train_through_the_stock_command(
+    complete: Environment,
+    run_anomalib: Run,
+    mvtec_root: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "MVTecAD").symlink_to(mvtec_root)  # where MVTecAD, and so MVTec, looks for its data
+    command = ("train", "--model", "SoftPatch", "--data", "MVTec", "--data.num_workers=0")
+    result = run_anomalib(*command, *SMALL_MODEL_FLAGS, cwd=tmp_path, python=complete.python)
+    assert "image_AUROC" in result.stdout
+    assert (tmp_path / "results/SoftPatch/MVTecAD/bottle/v0/weights/lightning/model.ckpt").is_file()
+
+
+def test_bare_names_in_a_benchmark_configuration(
+    complete: Environment,
+    run_anomalib: Run,
+    mvtec_root: Path,
+    tmp_path: Path,
+) -> None:
+    model = {"class_path": "SoftPatch", "init_args": SMALL_MODEL}
+    data = {"class_path": "MVTec", "init_args": {"root": str(mvtec_root), "num_workers": 0}}
+    config = {"accelerator": "cpu", "benchmark": {"seed": 0, "model": model, "data": data}}
+    (tmp_path / "benchmark.yaml").write_text(json.dumps(config))  # JSON is YAML
+    run_anomalib("benchmark", "--config", "benchmark.yaml", cwd=tmp_path, python=complete.python)
+    (table,) = (tmp_path / "runs").rglob("results.csv")
+    header, row = table.read_text().splitlines()
+    assert "image_AUROC" in header
+    assert "SoftPatch" in row
