@@ -3,6 +3,8 @@
 
 """The coreset against Anomalib's KCenterGreedy."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,9 @@ FEATURES = {
     "wide range of scales": mixture(2000, 32) * 10 ** torch.linspace(-3, 3, 32),
     "ties": torch.randint(0, 4, (2000, 5), generator=torch.Generator().manual_seed(2)).float(),
     "duplicates": mixture(500, 16).repeat(4, 1),
-    "fewer distinct rows than centres": torch.randint(0, 3, (400, 2), generator=torch.Generator().manual_seed(3)).float(),
+    "fewer distinct rows than centres": torch.randint(
+        0, 3, (400, 2), generator=torch.Generator().manual_seed(3)
+    ).float(),
     "constant": torch.ones(300, 8),
     "double precision": mixture(1000, 16).double(),
 }
@@ -97,7 +101,7 @@ def test_any_shape(rows, columns, values, scale, seed, data):
     assert eligible[chosen].all()
     points = features.double().numpy()
     distances = np.full(rows, np.inf)
-    for before, after in zip(chosen[:-1], chosen[1:], strict=True):
+    for before, after in pairwise(chosen):
         distances = np.minimum(distances, np.linalg.norm(points - points[before], axis=1))
         assert distances[after] >= distances[eligible].max() * (1 - 1e-5)
 
@@ -116,5 +120,5 @@ def test_bad_input(arguments, message):
 
 
 def test_half_precision_is_refused():
-    with pytest.raises(ValueError, match="float32 or float64, got torch.float16"):
+    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.float16"):
         k_center_greedy(torch.randn(5, 3).half(), 2, 0)

@@ -63,8 +63,8 @@ class Comparison:
             device: Where to put the indices.
 
         Yields:
-            Indices (``picture * patches + position``) of the patches to score, shape ``(groups, queries)``, and of those
-            to compare them with, shape ``(groups, references)``.
+            Indices (``picture * patches + position``) of the patches to score, shape ``(groups, queries)``, and of
+            those to compare them with, shape ``(groups, references)``.
         """
         patches = self.grid_size[0] * self.grid_size[1]
         queries, window = (positions.to(device) for positions in self.positions())

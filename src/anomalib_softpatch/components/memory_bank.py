@@ -117,6 +117,13 @@ class DenoisingMemoryBank:
         if self.neighborhood != "image" and (isinstance(self.neighborhood, str) or self.neighborhood < 0):
             msg = f"neighborhood must be 'image' or a radius of at least 0 positions, got {self.neighborhood!r}."
             raise ValueError(msg)
+        allowed = {False, True} if len(self.discriminators) == 1 else {False, True, "rank"}
+        if len(self.discriminators) > 1 and "lof" in self.discriminators:
+            allowed.add("lof")
+        if self.soft_weight not in allowed:
+            choices = sorted(allowed, key=str)
+            msg = f"soft_weight for {self.discriminators} must be one of {choices}, got {self.soft_weight!r}."
+            raise ValueError(msg)
         if self.max_references < 1:
             msg = f"max_references must be at least 1, got {self.max_references}."
             raise ValueError(msg)
@@ -140,7 +147,7 @@ class DenoisingMemoryBank:
             ValueError: If there are no features, too few pictures or patches, or the grid does not fit.
         """
         store = features if isinstance(features, FeatureStore) else _as_store(features)
-        pictures, patches, channels = store.shape
+        pictures, patches, _ = store.shape
         height, width = grid_size
         if pictures == 0:
             msg = "There are no features to build a memory bank from: no training picture reached the model."
@@ -207,7 +214,9 @@ class DenoisingMemoryBank:
     ) -> torch.Tensor:
         if scores is None or not self.soft_weight:
             return torch.ones(len(indices), device=indices.device)
-        if len(self.discriminators) == 1:
+        if self.soft_weight == "lof":
+            scores, offset = discriminator_scores["lof"], 0.0
+        elif len(self.discriminators) == 1:
             offset = DISCRIMINATORS[self.discriminators[0]].weight_offset
         else:
             offset = 1.0
@@ -233,7 +242,8 @@ def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[t
     """
     if len(coresets) == 1:
         return coresets[0], ((0, len(coresets[0])),)
-    first, second = coresets
+    # A coreset repeats a row once all eligible rows coincide with centres: shared ranges have room for it once only.
+    first, second = (torch.tensor(list(dict.fromkeys(c.tolist())), device=c.device) for c in coresets)
     shared = torch.isin(first, second)
     rest = second[~torch.isin(second, first)]
     indices = torch.cat((first[~shared], first[shared], rest))

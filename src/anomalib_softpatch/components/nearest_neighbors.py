@@ -1,16 +1,40 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Nearest neighbours of patches in the memory bank, in operations that every export target has."""
+"""Nearest neighbours of patches in the memory bank, exact: in plain operations, and pruned for the CPU.
+
+Example:
+    >>> import torch
+    >>> from anomalib_softpatch.components import NearestNeighborSearch
+    >>> search = NearestNeighborSearch()
+    >>> bank = torch.randn(10_000, 512)
+    >>> distances, indices = search(torch.randn(1024, 512), bank)
+    >>> distances.shape, indices.shape
+    (torch.Size([1024, 1]), torch.Size([1024, 1]))
+"""
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 # Bank rows in one matrix product: bounds memory at (queries x BANK_BLOCK) however large the bank, also in exported graphs
 BANK_BLOCK = 4096
 
+# Banks of fewer elements are searched as fast without an index
+SMALLEST_INDEX = 2**20
+# Share of the bank's variance in the leading axes, and the largest share of all axes that is worth it
+EXPLAINED_VARIANCE = 0.95
+LARGEST_REDUCTION = 1 / 3
+# Bank rows from which the axes are estimated
+SAMPLE_SIZE = 8192
+# Bank rows whose smallest bound is looked at first
+GROUP_SIZE = 64
+# Bounds computed in one go (32 MiB, so that they stay in the cache), and elements of the exact differences
+BOUND_BLOCK = 2**23
+DIFFERENCE_BLOCK = 2**22
+
 
 def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the nearest rows of the bank by Euclidean distance, exactly.
+    """Find the nearest rows of the bank by Euclidean distance, exactly, in operations that every export target has.
 
     Matrix products find the neighbours; the distances come from the differences, so that they keep their digits where
     a query lies close to its neighbour. (Anomalib's PatchCore takes them from the expanded square.)
@@ -41,3 +65,136 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
         nearest = torch.cat(indices, dim=1).gather(1, best)
     distances = (queries[:, None] - bank[nearest]).square().sum(dim=2).sqrt()
     return distances, nearest
+
+
+class NearestNeighborSearch:
+    """Find nearest neighbours with an index of each bank where that is faster: on a CPU, outside of exported graphs.
+
+    An index is built at the first search (about the time of three plain ones) and kept while the bank stays the same.
+    It costs a sixth of the bank's memory or so. It is left out of copies and pickles, which build their own.
+    """
+
+    def __init__(self) -> None:
+        self._indexes: dict[tuple, PrunedIndex] = {}
+
+    def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        if traced or bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX:
+            return nearest_neighbors(queries, bank, k)
+        return self._index(bank).search(queries, k)
+
+    def _index(self, bank: torch.Tensor) -> "PrunedIndex":
+        version = 0 if bank.is_inference() else bank._version  # noqa: SLF001
+        key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, version)
+        if key not in self._indexes:
+            # An index holds its bank, so that no other one can come to lie at the same address.
+            storage = bank.untyped_storage().data_ptr()
+            self._indexes = {
+                other: index
+                for other, index in self._indexes.items()
+                if index.bank.untyped_storage().data_ptr() == storage and other[-1] == version
+            }
+            self._indexes[key] = PrunedIndex(bank)
+        return self._indexes[key]
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self._indexes = {}
+
+
+class PrunedIndex:
+    """Search a bank by lower bounds of the distances first, and by distances only where the bounds leave a doubt.
+
+    Features of pictures vary along few of their axes. Rows are rotated to the principal axes of the bank and reduced to
+    their coordinates on the leading ones and the length of the rest. Reduced rows are never farther apart than the rows
+    themselves (triangle inequality on the rest), and a tenth as long.
+
+    Args:
+        bank: Shape ``(m, d)``, float32 or float64, on the CPU.
+
+    Attributes:
+        bank: The bank.
+        points: Reduced bank, its length padded to groups; ``None`` if its variance is spread over too many axes.
+    """
+
+    @torch.no_grad()
+    def __init__(self, bank: torch.Tensor) -> None:
+        self.bank = bank
+        self.points: torch.Tensor | None = None
+        sample = bank[:: max(1, len(bank) // SAMPLE_SIZE)]
+        self.center = sample.mean(dim=0)
+        sample = sample - self.center
+        variances, axes = torch.linalg.eigh((sample.T @ sample).double())
+        left_out = int((variances.cumsum(dim=0) <= (1 - EXPLAINED_VARIANCE) * variances.sum()).sum())
+        size = len(variances) - left_out
+        if not 0 < size <= LARGEST_REDUCTION * len(variances):
+            return
+        self.axes = axes[:, left_out:].to(bank.dtype)
+        points = torch.cat([self._reduce(part) for part in bank.split(BANK_BLOCK)])
+        norms = points.square().sum(dim=1)
+        padding = -len(bank) % GROUP_SIZE
+        self.points = F.pad(points, (0, 0, 0, padding))
+        self.norms = F.pad(norms, (0, padding), value=torch.inf)
+        self.largest_norm = norms.max().sqrt()
+
+    def _reduce(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the coordinates on the leading axes and the length of the rest, shape ``(n, axes + 1)``."""
+        rows = rows - self.center
+        leading = rows @ self.axes
+        rest = torch.linalg.norm(rows - leading @ self.axes.T, dim=1, keepdim=True)
+        return torch.cat((leading, rest), dim=1)
+
+    @torch.no_grad()
+    def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
+        if self.points is None or k > len(self.points) // GROUP_SIZE:
+            return nearest_neighbors(queries, self.bank, k)
+        parts = [self._search(part, k) for part in queries.split(max(1, BOUND_BLOCK // len(self.points)))]
+        distances, indices = zip(*parts, strict=True)
+        return torch.cat(distances), torch.cat(indices)
+
+    def _search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        points = self._reduce(queries)
+        norms = points.square().sum(dim=1, keepdim=True)
+        # Squared bounds without |q|^2, in groups of bank rows: most groups are ruled out by their smallest bound.
+        bounds = torch.addmm(self.norms, points, self.points.T, alpha=-2).view(len(queries), -1, GROUP_SIZE)
+        smallest = bounds.amin(dim=2)
+
+        # The most promising row of each of the k most promising groups: the k-th neighbour is no farther than these.
+        groups = smallest.topk(k, dim=1, largest=False).indices
+        places = bounds.gather(1, groups[..., None].expand(-1, -1, GROUP_SIZE)).argmin(dim=2)
+        farthest = (queries[:, None] - self.bank[groups * GROUP_SIZE + places]).square().sum(dim=2).amax(dim=1)
+        # Sums of d products round d times at most, each relative to the lengths of the rows.
+        rounding = 4 * queries.shape[1] * torch.finfo(queries.dtype).eps * (norms.sqrt() + self.largest_norm).square()
+        limit = farthest[:, None] - norms + rounding
+
+        row, group = (smallest <= limit).nonzero(as_tuple=True)
+        pair, place = (bounds[row, group] <= limit[row]).nonzero(as_tuple=True)
+        row, column = row[pair], group[pair] * GROUP_SIZE + place
+        count = torch.bincount(row, minlength=len(queries))
+        # Beyond this many rows a matrix product is faster. NaN leaves none.
+        hard = (count > len(self.bank) // 64) | (count < k)
+        easy = ~hard
+        keep = easy[row]
+        row, column = row[keep], column[keep]
+        size = max(1, DIFFERENCE_BLOCK // queries.shape[1])
+        squares = [
+            (queries[some] - self.bank[others]).square_().sum(dim=1)
+            for some, others in zip(row.split(size), column.split(size), strict=True)
+        ]
+        squares = torch.cat(squares)
+
+        # Sorted by row, then distance, then column: the first k of each row
+        order = squares.argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        first = F.pad(count[easy].cumsum(dim=0), (1, 0))[:-1]
+        found = order[first[:, None] + torch.arange(k)]
+        distances = queries.new_empty(len(queries), k)
+        indices = torch.empty(len(queries), k, dtype=torch.long)
+        distances[easy], indices[easy] = squares[found].sqrt(), column[found]
+        if hard.any():
+            distances[hard], indices[hard] = nearest_neighbors(queries[hard], self.bank, k)
+        return distances, indices

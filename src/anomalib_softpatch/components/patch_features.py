@@ -11,7 +11,7 @@ from anomalib.models.components import TimmFeatureExtractor
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-# Values that "unfold" pools each layer, and the layers together, to (PatchCore, appendix; the official code of SoftPatch)
+# Values that "unfold" pools each layer, and the layers together, to (PatchCore; the official code of SoftPatch)
 POOLED_CHANNELS = 1024
 
 
@@ -134,13 +134,23 @@ def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: 
             "pre_trained=False to load a checkpoint that brings its own weights."
         )
         raise RuntimeError(msg) from error
-    missing = [layer for layer in layers if layer not in extractor.layers]
+    available = _available_layers(extractor)
+    missing = [layer for layer in layers if layer not in available]
     if missing:
-        info = getattr(extractor.feature_extractor, "feature_info", None)
-        available = f" It has {info.module_name(range(len(info)))}." if info is not None else ""
-        msg = f"layers={missing} not found in the backbone {_name(backbone)}.{available}"
+        msg = f"layers={missing} not found in the backbone {_name(backbone)}. It has {', '.join(available)}."
         raise ValueError(msg)
     return extractor.eval()
+
+
+def _available_layers(extractor: TimmFeatureExtractor) -> list[str]:
+    """Return the names of the layers that features can be taken from."""
+    backbone = extractor.feature_extractor
+    if hasattr(backbone, "feature_info") and hasattr(backbone.feature_info, "module_name"):
+        # Anomalib has made it with the layers it knows; which others there are is known before that choice
+        return [info["module"] for info in backbone.feature_info.info]
+    if hasattr(backbone, "blocks"):
+        return [f"blocks.{index}" for index in range(len(backbone.blocks))]
+    return list(extractor.layers)  # a module: torchvision refuses names that it does not have
 
 
 def _name(backbone: str | nn.Module) -> str:

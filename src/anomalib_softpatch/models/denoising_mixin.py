@@ -5,6 +5,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,9 +20,12 @@ from torch import nn
 
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+from anomalib_softpatch.report.fit_report import report_fit
 
 logger = logging.getLogger(__name__)
 
+# Protocol buffers, which ONNX files are, end at 2 GiB; some of it is for the graph.
+LARGEST_ONNX_FILE = 1.9 * 2**30
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -44,12 +48,16 @@ class DenoisingMixin(MemoryBankMixin):
         precision: str | PrecisionType,
         patch_embedding: Literal["average", "unfold"],
         memory_budget: float | None,
+        noise_report: bool,
     ) -> None:
         """Create the torch model; to be called at the end of the constructor."""
+        self.noise_report = noise_report
+        self._image_paths: list[str] = []  # of the training pictures, in the order in which they reached the model
         precision = precision.value if isinstance(precision, PrecisionType) else str(precision).lower()
         if precision not in DTYPES:
             msg = f"Unknown precision '{precision}': choose from {', '.join(DTYPES)}."
             raise ValueError(msg)
+        self.hparams["precision"] = precision  # checkpoints hold plain data, which loads without unpickling code
         self.model = SoftPatchModel(
             layers=layers,
             backbone=backbone,
@@ -111,12 +119,15 @@ class DenoisingMixin(MemoryBankMixin):
         if parent is not None:
             parent()
         self.model.feature_store.clear()
+        self._image_paths.clear()
         dtype = self.model.feature_extractor.dtype
         try:
             probe = torch.zeros(1, 1, 3, 3, dtype=dtype, device=self.device)
             torch.nn.functional.conv2d(probe, probe)
         except RuntimeError as error:
-            msg = f"precision={str(dtype).removeprefix('torch.')} does not work on {self.device}: {error}. Use 'float32'."
+            msg = (
+                f"precision={str(dtype).removeprefix('torch.')} does not work on {self.device}: {error}. Use 'float32'."
+            )
             raise ValueError(msg) from error
         self.model.memory_bank_builder.progress = self.trainer.progress_bar_callback is not None
 
@@ -142,12 +153,37 @@ class DenoisingMixin(MemoryBankMixin):
             broken = ", ".join(str(path) for path, good in zip(paths, finite.tolist(), strict=True) if not good)
             msg = f"These pictures give NaN or infinite features (broken file, or half precision overflowed): {broken}"
             raise ValueError(msg)
+        self._image_paths.extend(batch.image_path or [])
         return torch.tensor(0.0, requires_grad=True, device=self.device)
 
     def fit(self) -> None:
         """Build the memory bank from the features of all training pictures."""
         logger.info("Building the memory bank.")
         self.model.fit()
+
+    def on_train_epoch_end(self) -> None:
+        """Build the memory bank if validation has not done so, and write the noise report."""
+        super().on_train_epoch_end()
+        if self.noise_report:
+            report_fit(self, self.model.denoising, self._image_paths)
+
+    def to_onnx(self, *args, **kwargs) -> Path:  # noqa: ANN002, ANN003
+        """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.
+
+        Args:
+            *args: See Anomalib's ``ExportMixin.to_onnx``.
+            **kwargs: See there.
+
+        Returns:
+            The ONNX file.
+        """
+        size = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in self.state_dict().values()
+            if isinstance(tensor, torch.Tensor)
+        )
+        kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
+        return super().to_onnx(*args, **kwargs)
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
         """Score a batch.

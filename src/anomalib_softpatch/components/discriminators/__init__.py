@@ -15,7 +15,7 @@ import torch
 
 from anomalib_softpatch.components.comparison import Comparison
 from anomalib_softpatch.components.discriminators.gaussian import gaussian
-from anomalib_softpatch.components.discriminators.lof import lof, local_outlier_factor
+from anomalib_softpatch.components.discriminators.lof import local_outlier_factor, lof
 from anomalib_softpatch.components.discriminators.nearest import nearest
 
 __all__ = ["DISCRIMINATORS", "Discriminator", "gaussian", "local_outlier_factor", "lof", "nearest", "noise_scores"]

@@ -8,7 +8,7 @@ import torch
 from anomalib_softpatch.components.comparison import Comparison, nearest_patches
 
 # Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
-# pictures, a picture given twice) have finite densities and do not make outliers of patches that differ by a grey level.
+# pictures, a picture given twice) have finite densities and make no outliers of patches that differ by a grey level.
 SMALLEST_REACHABILITY = 1e-3
 
 

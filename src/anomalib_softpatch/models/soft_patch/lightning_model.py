@@ -48,6 +48,7 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
             so many positions away, or of the whole ``"image"``.
         max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
         memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
+        noise_report: Write a report of suspicious training pictures, ``noise_report/``, into the results folder.
         pre_processor: Pre-processor, or whether to use the default one.
         post_processor: Post-processor, or whether to use the default one.
         evaluator: Evaluator, or whether to use the default one.
@@ -76,11 +77,12 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
         lof_k: int = 6,
         threshold: float = 0.15,
         soft_weight: bool = True,
-        precision: str | PrecisionType = PrecisionType.FLOAT32,
+        precision: str | PrecisionType = "float32",
         patch_embedding: Literal["average", "unfold"] = "average",
         neighborhood: int | Literal["image"] = 0,
         max_references: int = 4096,
         memory_budget: float | None = None,
+        noise_report: bool = True,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -110,4 +112,5 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
             precision=precision,
             patch_embedding=patch_embedding,
             memory_budget=memory_budget,
+            noise_report=noise_report,
         )

@@ -1,0 +1,123 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exported models, read back by Anomalib's inferencers and by the runtimes themselves, against the torch model."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_softpatch import SoftPatch, SoftPatchPlus
+
+SETTINGS = {
+    "SoftPatch": lambda: SoftPatch(**BACKBONE),
+    "SoftPatch, unfold, 5 neighbours": lambda: SoftPatch(**BACKBONE, patch_embedding="unfold", num_neighbors=5),
+    "SoftPatchPlus": lambda: SoftPatchPlus(**BACKBONE),
+    "SoftPatch, vision transformer": lambda: SoftPatch(
+        **BACKBONE | {"backbone": "vit_tiny_patch16_224", "layers": ["blocks.2", "blocks.5"]}
+    ),
+}
+BACKBONE = {
+    "backbone": "resnet18",
+    "layers": ["layer1", "layer2"],
+    "pre_trained": False,
+    "coreset_sampling_ratio": 0.02,
+    "visualizer": False,
+    "pre_processor": SoftPatch.configure_pre_processor((128, 128)),
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def trained(request, mvtec_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    torch.manual_seed(0)
+    model = SETTINGS[request.param]()
+    engine = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
+    engine.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
+    return engine, model.eval(), folder
+
+
+@pytest.fixture(scope="module")
+def onnx_file(trained):
+    engine, model, folder = trained
+    return engine.export(model, ExportType.ONNX, export_root=folder / "onnx")
+
+
+@pytest.fixture(scope="module")
+def openvino_file(trained):
+    engine, model, folder = trained
+    return engine.export(model, ExportType.OPENVINO, export_root=folder / "openvino")
+
+
+def pictures(batch_size: int, size: tuple[int, int]) -> torch.Tensor:
+    """Pictures like the training ones, with a black square: scores of some size."""
+    images = 0.4 + 0.2 * torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(1))
+    images[:, :, 16:40, 24:48] = 0
+    return images
+
+
+def assert_close(actual, expected) -> None:
+    """Maximum difference relative to the largest value under 1e-3."""
+    actual, expected = np.asarray(actual).squeeze(), np.asarray(expected).squeeze()
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+INPUTS = [(1, (128, 128)), (4, (128, 128)), (2, (96, 160))]
+
+
+@pytest.mark.parametrize(("batch_size", "size"), INPUTS)
+def test_onnxruntime(trained, onnx_file, batch_size, size):
+    images = pictures(batch_size, size)
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+    with torch.no_grad():
+        expected = trained[1](images)
+    assert_close(outputs["pred_score"], expected.pred_score)
+    assert_close(outputs["anomaly_map"], expected.anomaly_map)
+
+
+@pytest.mark.parametrize(("batch_size", "size"), INPUTS)
+def test_openvino(trained, openvino_file, batch_size, size):
+    images = pictures(batch_size, size)
+    # The reference precision: by default OpenVINO computes in bfloat16 where the processor has it.
+    compiled = openvino.Core().compile_model(str(openvino_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    outputs = compiled(images.numpy())
+    with torch.no_grad():
+        expected = trained[1](images)
+    assert_close(outputs["pred_score"], expected.pred_score)
+    assert_close(outputs["anomaly_map"], expected.anomaly_map)
+
+
+def test_inferencers(trained, openvino_file, monkeypatch, tmp_path):
+    engine, model, folder = trained
+    torch_file = engine.export(model, ExportType.TORCH, export_root=folder / "torch")
+    picture = tmp_path / "picture.png"
+    pixels = (255 * pictures(1, (128, 128))[0].permute(1, 2, 0)).byte().numpy()
+    Image.fromarray(pixels).save(picture)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")  # Anomalib asks for it before it unpickles a model
+    prediction = TorchInferencer(torch_file, device="cpu").predict(picture)
+    assert_close(prediction.pred_score, expected.pred_score)
+    assert_close(prediction.anomaly_map, expected.anomaly_map)
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    prediction = OpenVINOInferencer(openvino_file, device="CPU", config=config).predict(picture)
+    assert_close(prediction.pred_score, expected.pred_score)
+    assert_close(prediction.anomaly_map, expected.anomaly_map)
+
+
+def test_weights_are_inside(trained, onnx_file):
+    """One file: nothing to lose on the way to the factory."""
+    assert [path.name for path in Path(onnx_file).parent.iterdir()] == [Path(onnx_file).name]
+    bank = trained[1].model.memory_bank
+    assert Path(onnx_file).stat().st_size > bank.numel() * bank.element_size()

@@ -1,0 +1,178 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The denoising memory bank on its own, and the feature store below it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning import seed_everything
+
+from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, keep_mask
+
+GRID = (6, 5)
+
+
+@pytest.fixture
+def features():
+    """Features of 30 pictures, three of which have a defect at the same place."""
+    features = torch.randn(30, GRID[0] * GRID[1], 24, generator=torch.Generator().manual_seed(0))
+    features[:3, 7:9] += 8
+    return features
+
+
+def build(features, seed=0, **arguments):
+    seed_everything(seed, verbose=False)  # the random projection draws from NumPy too
+    return DenoisingMemoryBank(progress=False, **arguments).fit(features, GRID)
+
+
+def test_defects_stay_out(features):
+    """PatchCore's selection takes defects; with a threshold none of them enters, as a first centre neither."""
+    defects = {picture * 30 + place for picture in range(3) for place in (7, 8)}
+    patchcore = build(features, thresholds=(0.0,), soft_weight=False)
+    assert defects & set(patchcore.indices.tolist())
+    for seed in range(20):
+        bank = build(features, seed, thresholds=(0.05,))
+        assert not defects & set(bank.indices.tolist())
+        assert bank.kept[0].flatten()[bank.indices].all()
+
+
+def test_size_counts_all_patches(features):
+    bank = build(features, thresholds=(0.5,), coreset_sampling_ratio=0.1)
+    assert len(bank.indices) == 90
+    assert len(build(features, thresholds=(0.5,), coreset_sampling_ratio=1.0).indices) == 450
+
+
+@pytest.mark.parametrize(("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1)])
+def test_weights_are_scores(features, discriminator, offset):
+    bank = build(features, discriminators=(discriminator,))
+    torch.testing.assert_close(bank.weights, bank.scores.flatten()[bank.indices] + offset)
+    torch.testing.assert_close(bank.features, features.reshape(-1, 24)[bank.indices])
+    assert (build(features, soft_weight=False).weights == 1).all()
+
+
+def test_two_banks_share_rows(features):
+    """Each bank is one range of rows, its patches are those its threshold keeps, and none is stored twice."""
+    thresholds = (0.15, 0.5)
+    bank = build(features, discriminators=("lof", "gaussian"), thresholds=thresholds, coreset_sampling_ratio=0.3)
+    assert len(bank.indices) == len(set(bank.indices.tolist()))
+    for (start, stop), kept, threshold in zip(bank.banks, bank.kept, thresholds, strict=True):
+        assert stop - start == 270
+        assert torch.equal(kept, keep_mask(bank.scores, threshold))
+        assert kept.flatten()[bank.indices[start:stop]].all()
+    assert len(bank.indices) < 540
+    assert set(bank.discriminator_scores) == {"lof", "gaussian"}
+
+
+@pytest.mark.parametrize("soft_weight", [False, True, "rank", "lof"])
+def test_weights_of_fused_ranks(features, soft_weight):
+    bank = build(features, discriminators=("lof", "gaussian"), soft_weight=soft_weight)
+    expected = {
+        False: torch.ones(30 * 30),
+        "rank": 1 + bank.scores.flatten(),
+        "lof": bank.discriminator_scores["lof"].flatten(),
+    }
+    expected[True] = expected["rank"]
+    torch.testing.assert_close(bank.weights, expected[soft_weight][bank.indices])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    pictures=st.integers(2, 6),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    channels=st.integers(1, 6),
+    discriminators=st.lists(st.sampled_from(["lof", "nearest", "gaussian"]), min_size=1, unique=True),
+    thresholds=st.lists(st.floats(0, 0.999), min_size=1, max_size=2),
+    ratio=st.floats(0.2, 1),
+    neighborhood=st.sampled_from([0, 1, "image"]),
+    scale=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
+    seed=st.integers(0, 5),
+)
+def test_any_input(pictures, grid, channels, discriminators, thresholds, ratio, neighborhood, scale, seed):
+    """Outputs are finite, sizes as asked for, banks subsets of the kept patches, weights aligned with them."""
+    patches = grid[0] * grid[1]
+    if int(pictures * patches * ratio) < 1:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    features = scale * torch.randint(-3, 4, (pictures, patches, channels), generator=generator).float()
+    builder = DenoisingMemoryBank(discriminators, thresholds, ratio, lof_k=1, neighborhood=neighborhood, progress=False)
+    bank = builder.fit(features, grid)
+    assert bank.features.isfinite().all()
+    assert bank.weights.isfinite().all()
+    assert (bank.weights >= 0).all()
+    assert torch.equal(bank.features, features.reshape(-1, channels)[bank.indices])
+    for (start, stop), kept in zip(bank.banks, bank.kept, strict=True):
+        assert kept.any()
+        assert stop - start <= int(pictures * patches * ratio)
+        assert kept.flatten()[bank.indices[start:stop]].all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"thresholds": (1.0,)}, r"threshold must be at least 0 and below 1 .*got 1\.0"),
+        ({"thresholds": (-0.1,)}, "threshold"),
+        ({"lof_k": 0}, "lof_k must be at least 1, got 0"),
+        ({"discriminators": ("svm",)}, "Unknown discriminator 'svm': choose from lof, nearest, gaussian"),
+        ({"discriminators": ("lof", "lof")}, "different names"),
+        ({"coreset_sampling_ratio": 0.0}, "coreset_sampling_ratio must be above 0"),
+        ({"neighborhood": -1}, "neighborhood must be 'image' or a radius"),
+        ({"neighborhood": "picture"}, "got 'picture'"),
+        ({"max_references": 0}, "max_references"),
+        ({"soft_weight": "odds"}, "soft_weight"),
+        ({"soft_weight": "rank"}, "soft_weight"),
+        ({"discriminators": ("nearest", "gaussian"), "soft_weight": "lof"}, "soft_weight"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DenoisingMemoryBank(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "grid", "ratio", "message"),
+    [
+        (1, GRID, 0.1, "at least 2 training pictures, got 1"),
+        (4, (5, 5), 0.1, "grid_size 5 x 5 does not fit features of 30 patches"),
+        (4, GRID, 0.001, "coreset_sampling_ratio=0.001 of 120 patches leaves an empty memory bank"),
+    ],
+)
+def test_bad_features(features, pictures, grid, ratio, message):
+    with pytest.raises(ValueError, match=message):
+        DenoisingMemoryBank(coreset_sampling_ratio=ratio, progress=False).fit(features[:pictures], grid)
+
+
+def test_no_features():
+    with pytest.raises(ValueError, match="no training picture reached the model"):
+        DenoisingMemoryBank().fit(FeatureStore(), GRID)
+
+
+@pytest.mark.parametrize("memory_budget", [None, 0, 20_000])
+def test_store_on_disk_changes_nothing(features, memory_budget, tmp_path):
+    store = FeatureStore(memory_budget=memory_budget, folder=tmp_path)
+    for batch in features.split(4):
+        store.append(batch)
+    assert store.on_disk == (memory_budget is not None)
+    assert store.shape == features.shape
+    matrix = torch.randn(24, 3)
+    torch.testing.assert_close(store.project(matrix), features @ matrix)
+    indices = torch.randperm(900)[:50]
+    assert torch.equal(store.rows(indices), features.reshape(-1, 24)[indices])
+    expected, actual = build(features), build(store)
+    assert torch.equal(actual.indices, expected.indices)
+    store.clear()
+    assert not list(tmp_path.iterdir())
+
+
+def test_store_refuses_other_sizes(features):
+    store = FeatureStore()
+    store.append(features)
+    with pytest.raises(ValueError, match="25 patches x 24 channels follow features of 30 x 24"):
+        store.append(features[:, :25])
+
+
+def test_store_in_half_precision(features):
+    store = FeatureStore(dtype=torch.float16)
+    store.append(features)
+    torch.testing.assert_close(store.project(), features, rtol=1e-3, atol=1e-3)

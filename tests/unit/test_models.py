@@ -1,0 +1,239 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The models against Anomalib's PatchCore and NumPy in float64, their state, and their errors."""
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from anomalib.data.utils.tiler import Tiler
+from anomalib.engine import Engine
+from anomalib.models import Patchcore
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from lightning import seed_everything
+from torch import nn
+
+from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.models import SoftPatchModel
+
+LAYERS = ["layer1", "layer2"]
+
+
+def softpatch_model(**arguments):
+    arguments = {"memory_bank_builder": softpatch_bank()} | arguments
+    torch.manual_seed(0)
+    return SoftPatchModel(LAYERS, "resnet18", pre_trained=False, **arguments)
+
+
+def softpatch_bank():
+    return DenoisingMemoryBank(coreset_sampling_ratio=0.02, progress=False)
+
+
+def two_banks(**arguments):
+    return DenoisingMemoryBank(("lof", "gaussian"), (0.15, 0.5), 0.02, progress=False, **arguments)
+
+
+def fit(model, images, seed=0):
+    seed_everything(seed, verbose=False)
+    model.train()
+    for batch in images.split(4):
+        model(batch)
+    if isinstance(model, PatchcoreModel):
+        model.subsample_embedding(0.1)
+    else:
+        model.fit()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(12, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 4, 9])
+def test_is_patchcore_without_denoising(images, num_neighbors):
+    """Same coreset given the same seed; same scores, and maps given the same upsampling."""
+    builder = DenoisingMemoryBank(thresholds=(0.0,), soft_weight=False, progress=False)
+    ours = softpatch_model(memory_bank_builder=builder, num_neighbors=num_neighbors, upsampling="nearest")
+    theirs = PatchcoreModel(LAYERS, "resnet18", pre_trained=False, num_neighbors=num_neighbors)
+    theirs.feature_extractor.load_state_dict(ours.feature_extractor.backbone.state_dict())
+    fit(ours, images)
+    fit(theirs, images)
+    assert torch.equal(ours.memory_bank, theirs.memory_bank)
+    unseen = torch.randn(5, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    actual, expected = ours(unseen), theirs(unseen)
+    torch.testing.assert_close(actual.pred_score, expected.pred_score, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("builder", [softpatch_bank(), two_banks(), two_banks(soft_weight="lof")])
+def test_scores_equal_numpy(images, builder):
+    """Distance to the nearest patch of a bank times its weight: first bank for the picture score, last for the map."""
+    model = fit(softpatch_model(memory_bank_builder=builder), images)
+    unseen = torch.randn(3, 3, 64, 96)
+    features = model.extract(unseen)
+    queries = features.flatten(2).mT.double().numpy()
+    bank, weights = model.memory_bank.double().numpy(), model.weights.double().numpy()
+
+    def patch_scores(start, stop):
+        distances = np.linalg.norm(queries[:, :, None] - bank[None, None, start:stop], axis=3)
+        return distances.min(axis=2) * weights[start:stop][distances.argmin(axis=2)]
+
+    output = model(unseen)
+    np.testing.assert_allclose(output.pred_score, patch_scores(*model.banks[0]).max(axis=1), rtol=1e-5)
+    grid = torch.tensor(patch_scores(*model.banks[-1])).view(3, 1, *features.shape[2:]).float()
+    resized = nn.functional.interpolate(grid, size=(64, 96), mode="bilinear")
+    torch.testing.assert_close(output.anomaly_map, model.anomaly_map_generator.blur(resized), rtol=1e-4, atol=1e-5)
+
+
+def test_deterministic(images):
+    first, second = (fit(softpatch_model(), images, seed=3) for _ in range(2))
+    assert torch.equal(first.memory_bank, second.memory_bank)
+    assert torch.equal(first.weights, second.weights)
+
+
+@pytest.mark.parametrize("builder", [softpatch_bank(), two_banks()])
+def test_state_survives(images, builder):
+    trained = fit(softpatch_model(memory_bank_builder=builder), images)
+    restored = softpatch_model(memory_bank_builder=builder).eval()
+    restored.load_state_dict(trained.state_dict())
+    assert restored.banks == trained.banks
+    assert torch.equal(restored(images).pred_score, trained(images).pred_score)
+
+
+def test_not_fitted():
+    with pytest.raises(RuntimeError, match="memory bank is empty"):
+        softpatch_model().eval()(torch.randn(1, 3, 64, 64))
+
+
+def test_different_sizes():
+    model = softpatch_model().train()
+    model(torch.randn(2, 3, 64, 64))
+    with pytest.raises(ValueError, match="all training pictures must reach the model at one size"):
+        model(torch.randn(2, 3, 64, 96))
+
+
+def test_tiles(images):
+    """A tiled picture is scored as its tiles are, put together again."""
+    model = softpatch_model()
+    model.tiler = Tiler(tile_size=32, stride=32)
+    fit(model, images)
+    assert model(images).anomaly_map.shape == (12, 1, 64, 96)
+    tiles = images[:1, :, :32, 32:64]
+    torch.testing.assert_close(model.extract(images)[:1, :, :8, 8:16], model.feature_extractor(tiles))
+
+
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lof_k": 0}, "lof_k"),
+        ({"coreset_sampling_ratio": 1.5}, "coreset_sampling_ratio"),
+        ({"num_neighbors": 0}, "num_neighbors"),
+        ({"precision": "int8"}, "Unknown precision 'int8': choose from float32, float16, bfloat16"),
+        ({"layers": ["layer7"]}, "layer7"),
+        ({"memory_budget": -1.0}, "memory_budget"),
+        ({"patch_embedding": "flat"}, "patch_embedding"),
+    ],
+)
+def test_bad_arguments(model_class, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model_class(**({"backbone": "resnet18", "pre_trained": False} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("model_class", "arguments", "message"),
+    [
+        (SoftPatch, {"threshold": 1.0}, r"threshold .*got 1\.0"),
+        (SoftPatch, {"discriminator": "svm"}, "Unknown discriminator 'svm'"),
+        (SoftPatchPlus, {"segmentation_threshold": -0.5}, r"threshold .*got -0\.5"),
+        (SoftPatchPlus, {"discriminators": ["lof"]}, "two or more"),
+        (SoftPatchPlus, {"discriminators": "lof"}, "two or more"),
+        (SoftPatchPlus, {"task": "detection"}, "Unknown task 'detection'"),
+    ],
+)
+def test_bad_arguments_of_one_model(model_class, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model_class(backbone="resnet18", pre_trained=False, **arguments)
+
+
+def engine(folder):
+    return Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
+
+
+def lightning_model(model_class, **arguments):
+    defaults = {"backbone": "resnet18", "layers": LAYERS, "pre_trained": False, "coreset_sampling_ratio": 0.005}
+    pre_processor = model_class.configure_pre_processor((64, 64))
+    return model_class(**(defaults | {"visualizer": False, "pre_processor": pre_processor} | arguments))
+
+
+@pytest.fixture
+def datamodule(mvtec_root):
+    return MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
+
+
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+def test_engine_and_checkpoint(model_class, datamodule, tmp_path):
+    """Fit, test, and predict from the checkpoint, which holds plain data only."""
+    trained, runner = lightning_model(model_class), engine(tmp_path)
+    runner.fit(trained, datamodule=datamodule)
+    metrics = runner.test(trained, datamodule=datamodule, verbose=False)[0]
+    assert metrics["image_AUROC"] == 1.0  # black squares on grey noise
+    checkpoint = runner.trainer.checkpoint_callback.best_model_path
+    assert torch.load(checkpoint, weights_only=True)["state_dict"]
+    restored = engine(tmp_path)
+    model = lightning_model(model_class)
+    before = restored.predict(model, datamodule=datamodule, ckpt_path=checkpoint)
+    after = runner.predict(trained, datamodule=datamodule)
+    for first, second in zip(before, after, strict=True):
+        torch.testing.assert_close(first.pred_score, second.pred_score)
+        torch.testing.assert_close(first.anomaly_map, second.anomaly_map)
+    assert torch.equal(model.model.memory_bank, trained.model.memory_bank)
+
+
+def test_module_as_backbone(datamodule, tmp_path):
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU())
+    runner = engine(tmp_path)
+    runner.fit(lightning_model(SoftPatch, backbone=backbone, layers=["1"]), datamodule=datamodule)
+    checkpoint = runner.trainer.checkpoint_callback.best_model_path
+    restored = SoftPatch.load_from_checkpoint(checkpoint, backbone=backbone, layers=["1"])
+    assert restored.model.banks
+
+
+def test_testing_before_fitting(datamodule, tmp_path):
+    with pytest.raises(RuntimeError, match="train the model"):
+        engine(tmp_path).test(lightning_model(SoftPatch), datamodule=datamodule)
+
+
+def test_validating_before_fitting(datamodule, tmp_path):
+    with pytest.raises(ValueError, match="no training picture reached the model"):
+        engine(tmp_path).validate(lightning_model(SoftPatch), datamodule=datamodule)
+
+
+def test_broken_picture_is_named(datamodule, tmp_path):
+    model = lightning_model(SoftPatch)
+    with torch.no_grad():
+        next(model.model.feature_extractor.parameters()).fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"NaN or infinite features .*bottle/train/good/00\d\.png"):
+        engine(tmp_path).fit(model, datamodule=datamodule)
+
+
+def test_one_task_one_bank(datamodule, tmp_path):
+    for task, threshold in (("classification", 0.15), ("segmentation", 0.5)):
+        model = lightning_model(SoftPatchPlus, task=task)
+        engine(tmp_path).fit(model, datamodule=datamodule)
+        assert len(model.model.banks) == 1
+        assert model.model.denoising.kept.float().mean() == pytest.approx(1 - threshold, abs=0.01)
+
+
+def test_learns_as_patchcore_does(datamodule, tmp_path):
+    """Through the engine, too: the same pictures in the same order give the same bank."""
+    ours = lightning_model(SoftPatch, threshold=0, soft_weight=False)
+    theirs = lightning_model(Patchcore)
+    theirs.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
+    for model in (ours, theirs):
+        seed_everything(5, verbose=False)
+        engine(tmp_path).fit(model, datamodule=datamodule)
+    assert torch.equal(ours.model.memory_bank, theirs.model.memory_bank)
