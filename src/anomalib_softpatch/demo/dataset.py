@@ -1,0 +1,256 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A small inspection set in the layout of MVTec AD, made without any download.
+
+The pictures are made from three photographs that scikit-image installs with itself. What is inspected is gravel: every
+picture is a crop of the gravel photograph, turned, mirrored and lit a little differently. Training pictures come from
+the left part of the photograph and test pictures from the right part, so no stone is in both. The defects are
+
+- ``brick``: a broken piece of brick, from the photograph of a brick pavement;
+- ``grass``: dry grass between the stones, from the photograph of a lawn;
+- ``stain``: an oily spot that darkens the stones.
+
+Their outlines come from Anomalib's Perlin noise. Copies of some defective test pictures are hidden among the training
+pictures, as happens where nobody has looked at every training picture: the protocol that the papers call "overlap".
+"""
+
+import csv
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from anomalib.data.utils.generators.perlin import generate_perlin_noise
+from PIL import Image
+from skimage.filters import gaussian
+from skimage.measure import label
+from skimage.morphology import convex_hull_image
+
+CATEGORY = "gravel"
+DEFECTS = ("brick", "grass", "stain")
+HIDDEN_LIST = "hidden_defects.csv"
+
+IMAGE_SIZE = 256  # pixels, the size that PatchCore and SoftPatch resize to by default
+CROP_SIZE = 176  # pixels of the photographs, which are 512 x 512
+BRICK_CROP_SIZE = 120  # a closer look, so that a fragment shows both brick and mortar
+TRAIN_COLUMNS = (0, 300)  # of the gravel photograph
+TEST_COLUMNS = (300, 512)
+
+
+def make_dataset(
+    root: Path,
+    *,
+    num_train: int = 40,
+    num_test_good: int = 20,
+    num_test_per_defect: int = 8,
+    num_hidden: int = 6,
+    seed: int = 0,
+) -> Path:
+    """Write the set to ``root/gravel``.
+
+    The training folder then holds ``num_train + num_hidden`` pictures. Which of them are the hidden ones is written to
+    ``root/gravel/hidden_defects.csv`` (columns ``train_image``, ``test_image``, ``mask``, relative to the file), which
+    no model reads.
+
+    Args:
+        root: Folder to write to; created if need be.
+        num_train: Number of normal training pictures.
+        num_test_good: Number of normal test pictures.
+        num_test_per_defect: Number of test pictures of each kind of defect.
+        num_hidden: Number of defective test pictures of which a copy is hidden among the training pictures; the kinds
+            take turns.
+        seed: The same seed gives the same pictures.
+
+    Returns:
+        The folder of the category, ``root/gravel``.
+
+    Raises:
+        FileExistsError: If ``root/gravel`` exists.
+        ValueError: If a number of pictures is out of range.
+    """
+    for name, number in (
+        ("num_train", num_train),
+        ("num_test_good", num_test_good),
+        ("num_test_per_defect", num_test_per_defect),
+    ):
+        if number < 1:
+            msg = f"{name} must be at least 1, got {number}."
+            raise ValueError(msg)
+    if not 0 <= num_hidden <= num_test_per_defect * len(DEFECTS):
+        msg = (
+            f"num_hidden must be between 0 and the number of defective test pictures, "
+            f"{num_test_per_defect * len(DEFECTS)}, got {num_hidden}."
+        )
+        raise ValueError(msg)
+
+    photographs = load_photographs()
+    category = root / CATEGORY
+    category.mkdir(parents=True)
+
+    normal = []
+    for index in range(num_train):
+        rng = np.random.default_rng((seed, 0, index))
+        normal.append(_relight(_crop(photographs["gravel"], rng, CROP_SIZE, TRAIN_COLUMNS), rng))
+
+    for index in range(num_test_good):
+        rng = np.random.default_rng((seed, 1, index))
+        image = _relight(_crop(photographs["gravel"], rng, CROP_SIZE, TEST_COLUMNS), rng)
+        _save(image, category / "test" / "good" / f"{index:03d}.png")
+
+    hidden = []
+    for index in range(num_test_per_defect):
+        for number, defect in enumerate(DEFECTS):
+            rng = np.random.default_rng((seed, 2 + number, index))
+            image, mask = add_defect(
+                _crop(photographs["gravel"], rng, CROP_SIZE, TEST_COLUMNS), defect, photographs, rng
+            )
+            image = _relight(image, rng)
+            test_image = f"test/{defect}/{index:03d}.png"
+            mask_image = f"ground_truth/{defect}/{index:03d}_mask.png"
+            _save(image, category / test_image)
+            _save(mask, category / mask_image)
+            if len(hidden) < num_hidden:
+                hidden.append((image, test_image, mask_image))
+
+    # Spread over the training pictures, under file names that do not tell.
+    train = normal + [image for image, _, _ in hidden]
+    order = np.random.default_rng((seed, 5)).permutation(len(train))
+    places = {int(picture): place for place, picture in enumerate(order)}
+    for picture, image in enumerate(train):
+        _save(image, category / "train" / "good" / f"{places[picture]:03d}.png")
+
+    with (category / HIDDEN_LIST).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("train_image", "test_image", "mask"))
+        for number, (_, test_image, mask_image) in enumerate(hidden):
+            writer.writerow((f"train/good/{places[num_train + number]:03d}.png", test_image, mask_image))
+    return category
+
+
+def read_hidden(category: Path) -> list[dict[str, str]]:
+    """Read which training pictures are defective.
+
+    Args:
+        category: The folder that :func:`make_dataset` returned.
+
+    Returns:
+        One dictionary a hidden picture with the keys ``train_image``, ``test_image`` and ``mask``: paths relative to
+        ``category``.
+    """
+    with (category / HIDDEN_LIST).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def load_photographs() -> dict[str, np.ndarray]:
+    """Load the photographs of gravel, grass and brick that are installed with scikit-image.
+
+    The files are read from the installed package itself: ``skimage.data.gravel()`` may fetch a file that is missing.
+
+    Returns:
+        Grey pictures of shape ``(512, 512)``, ``float32`` in [0, 1], by name.
+
+    Raises:
+        FileNotFoundError: If the installed scikit-image does not have them.
+    """
+    photographs = {}
+    for name in ("gravel", "grass", "brick"):
+        path = files("skimage").joinpath("data", f"{name}.png")
+        if not path.is_file():
+            msg = f"The installed scikit-image lacks the photograph {path}. Reinstall scikit-image from its wheel."
+            raise FileNotFoundError(msg)
+        with path.open("rb") as file:
+            photographs[name] = np.asarray(Image.open(file).convert("L"), dtype=np.float32) / 255
+    return photographs
+
+
+def add_defect(
+    image: np.ndarray,
+    defect: str,
+    photographs: Mapping[str, np.ndarray],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put one defect into a picture of gravel.
+
+    Args:
+        image: Grey picture of shape ``(256, 256)``, values in [0, 1].
+        defect: One of ``brick``, ``grass``, ``stain``.
+        photographs: What :func:`load_photographs` returned.
+        rng: Source of chance.
+
+    Returns:
+        The picture with the defect, and its boolean mask, both of shape ``(256, 256)``.
+
+    Raises:
+        ValueError: If the defect is unknown.
+    """
+    if defect == "brick":
+        mask = convex_hull_image(_blob(rng, area=(0.015, 0.04)))
+        fragment = _crop(photographs["brick"], rng, BRICK_CROP_SIZE)
+        shadow = gaussian(np.roll(mask, (5, 5), axis=(0, 1)).astype(np.float32), sigma=3)
+        return _blend(image * (1 - 0.5 * shadow), fragment, mask, softness=0.8), mask
+    if defect == "grass":
+        mask = _blob(rng, area=(0.03, 0.07))
+        blades = _crop(photographs["grass"], rng, CROP_SIZE)
+        dry_blades = np.clip(0.5 + 1.5 * (blades - blades.mean()), 0, 1)  # paler than the lawn in the photograph
+        return _blend(image, dry_blades, mask, softness=1.5), mask
+    if defect == "stain":
+        mask = _blob(rng, area=(0.025, 0.06))
+        return _blend(image, 0.35 * image, mask, softness=3), mask
+    msg = f"defect must be one of {', '.join(DEFECTS)}, got {defect!r}."
+    raise ValueError(msg)
+
+
+def _crop(
+    photograph: np.ndarray,
+    rng: np.random.Generator,
+    size: int,
+    columns: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Cut a square of about ``size`` pixels at a random place, turn, mirror and resize it to the picture size."""
+    first, last = columns or (0, photograph.shape[1])
+    side = round(size * rng.uniform(0.95, 1.05))
+    top = rng.integers(photograph.shape[0] - side + 1)
+    left = rng.integers(first, last - side + 1)
+    crop = np.rot90(photograph[top : top + side, left : left + side], rng.integers(4))
+    if rng.integers(2):
+        crop = crop[:, ::-1]
+    resized = Image.fromarray(np.ascontiguousarray(crop)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(resized), 0, 1)
+
+
+def _relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make the picture up to 10 % brighter or darker, and up to 8 % brighter on one side."""
+    direction = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[-1 : 1 : image.shape[0] * 1j, -1 : 1 : image.shape[1] * 1j]
+    slope = rng.uniform(0, 0.08) * (np.cos(direction) * x + np.sin(direction) * y)
+    return np.clip(image * rng.uniform(0.9, 1.1) * (1 + slope), 0, 1)
+
+
+def _blob(rng: np.random.Generator, area: tuple[float, float]) -> np.ndarray:
+    """Draw a blob with a ragged outline: a disc of ``area`` (share of the picture), distorted by Perlin noise."""
+    radius = IMAGE_SIZE * np.sqrt(rng.uniform(*area) / np.pi)
+    margin = round(1.3 * radius)
+    center_y, center_x = rng.integers(margin, IMAGE_SIZE - margin, size=2)
+    y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    disc = 1 - np.hypot(y - center_y, x - center_x) / radius
+    while True:
+        with torch.random.fork_rng(devices=[]):  # the generator draws from torch's global state
+            torch.manual_seed(int(rng.integers(2**31)))
+            noise = generate_perlin_noise(IMAGE_SIZE, IMAGE_SIZE, scale=(8, 8), device=torch.device("cpu")).numpy()
+        parts = label(disc + 0.9 * noise > 0)
+        if parts.any():
+            return parts == 1 + np.argmax(np.bincount(parts[parts > 0] - 1))
+
+
+def _blend(image: np.ndarray, other: np.ndarray, mask: np.ndarray, softness: float) -> np.ndarray:
+    """Lay ``other`` over ``image`` inside the mask, whose edge is smoothed by ``softness`` pixels (sigma)."""
+    alpha = gaussian(mask.astype(np.float32), sigma=softness)
+    return (1 - alpha) * image + alpha * other
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    """Write a grey picture in [0, 1], or a boolean mask, as an 8-bit PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.round(255 * np.asarray(image, dtype=np.float32)).astype(np.uint8)).save(path)

@@ -1,0 +1,285 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train and test PatchCore and SoftPatch on the demo's set through the ordinary ``anomalib`` command."""
+
+import csv
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from anomalib.models import AnomalibModule, Patchcore
+from rich.console import Console
+from rich.table import Table
+
+from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, make_dataset
+from anomalib_softpatch.demo.figure import anomaly_maps, choose_examples, draw_comparison
+from anomalib_softpatch.demo.weights import find_weights
+from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.models import SoftPatch
+
+METRICS = {"image_AUROC": "picture AUROC", "pixel_AUROC": "pixel AUROC"}
+CORESET_SAMPLING_RATIO = 0.01
+LOG_LINES = 15  # of a failed command, shown to the user
+
+console = Console(highlight=False, markup=False)
+
+METHODS: dict[str, type[AnomalibModule]] = {"PatchCore": Patchcore, "SoftPatch": SoftPatch}
+
+
+def run_demo(
+    output: Path,
+    *,
+    backbone: str,
+    layers: Sequence[str],
+    num_train: int,
+    num_hidden: int,
+    seed: int,
+) -> Path:
+    """Run the demo.
+
+    Args:
+        output: Folder for the results; every run makes a new folder in it.
+        backbone: Name of a timm model, or ``local-dir:<folder>``.
+        layers: Layers of the backbone whose features are used.
+        num_train: Number of normal training pictures.
+        num_hidden: Number of defective pictures hidden among the training pictures.
+        seed: Seed of the set and of an untrained backbone.
+
+    Returns:
+        The folder of this run. It holds the set (``dataset``), the results of both models in Anomalib's own layout,
+        ``results.csv`` and ``comparison.png``; the last two are there only if the run has succeeded.
+
+    Raises:
+        RuntimeError: If an ``anomalib`` command fails.
+        ValueError: If an argument is out of range.
+    """
+    start = time.monotonic()
+    PatchFeatureExtractor(backbone, layers, pre_trained=False)  # refuses an unknown backbone or layer
+    folder = _new_folder(output)
+    try:
+        _stage(1, f"Making the set of pictures in {folder / 'dataset' / CATEGORY}")
+        category = make_dataset(folder / "dataset", num_train=num_train, num_hidden=num_hidden, seed=seed)
+        _say(
+            f"  training: {num_train} pictures of {CATEGORY}, and {num_hidden} with a defect hidden among them\n"
+            f"  defects: {', '.join(DEFECTS)}; the hidden ones are listed in hidden_defects.csv"
+        )
+
+        _stage(2, f"Looking for pre-trained weights of {backbone}")
+        weights = find_weights(backbone, folder / f"untrained_{backbone}", seed)
+        _say(f"  {weights.description}")
+        if weights.untrained:
+            _say(
+                "  An untrained backbone shows the effect too, at a lower accuracy. To give weights of your own:\n"
+                '  --backbone local-dir:<folder of a timm model> --layers "[<layer>,<layer>]"'
+            )
+
+        results = {}
+        for number, (method, model_class) in enumerate(METHODS.items(), start=3):
+            _stage(number, f"Training and testing {method}")
+            command = train_command(
+                model_class.__name__,
+                folder / method,
+                folder / "dataset",
+                backbone=weights.backbone,
+                layers=layers,
+                seed=seed,
+            )
+            _say(_in_lines(command), style="cyan")
+            seconds = _run(command, folder / f"{method}.log")
+            results[method] = {**read_metrics(folder / method), "seconds": round(seconds, 1)}
+
+        _stage(5, "Drawing the heat maps")
+        examples = choose_examples(category)
+        images = [example.image for example in examples]
+        maps = {}
+        for method, model_class in METHODS.items():
+            # The checkpoint holds the backbone's weights too: nothing is to be fetched again.
+            model = model_class.load_from_checkpoint(find_checkpoint(folder / method), pre_trained=False)
+            scores = [f"{title} {100 * results[method][name]:.1f} %" for name, title in METRICS.items()]
+            label = "\n".join([f"{method}\n", *scores])
+            maps[label] = anomaly_maps(model, images)
+        with atomic_output(folder / "comparison.png") as path:
+            title = f"Trained on the same {num_train + num_hidden} pictures, of which {num_hidden} have a hidden defect"
+            subtitle = f"heat maps from pale (normal) to red (defective), true defect outlined; {weights.title}"
+            draw_comparison(examples, maps, title, subtitle, path)
+        with atomic_output(folder / "results.csv") as path:
+            _write_results(results, path)
+    except BaseException:
+        if any(folder.iterdir()):
+            _say(f"This run did not finish. {folder} holds what it got to, and can be deleted.")
+        else:
+            folder.rmdir()
+        raise
+
+    console.print()
+    console.print(_table(results, num_train, num_hidden))
+    _say(f"Backbone {backbone}: {weights.description}")
+    _say(f"Heat maps side by side: {folder / 'comparison.png'}")
+    _say(f"Finished in {time.monotonic() - start:.0f} s.")
+    return folder
+
+
+def train_command(
+    model: str,
+    results: Path,
+    dataset: Path,
+    *,
+    backbone: str,
+    layers: Sequence[str],
+    seed: int,
+) -> list[str]:
+    """Compose the command that trains and tests one model.
+
+    Args:
+        model: Name of the model on Anomalib's command line.
+        results: Folder for the results.
+        dataset: Folder of the set.
+        backbone: Name of the backbone.
+        layers: Layers of the backbone.
+        seed: Seed for Anomalib.
+
+    Returns:
+        The command as a list of arguments.
+    """
+    options = {
+        "model": model,
+        "model.backbone": backbone,
+        "model.layers": f"[{','.join(layers)}]",
+        "model.coreset_sampling_ratio": str(CORESET_SAMPLING_RATIO),
+        "model.num_neighbors": "1",
+        "data": "MVTecAD",
+        "data.root": str(dataset),
+        "data.category": CATEGORY,
+        "data.num_workers": "0",  # the set is small: starting workers takes longer than reading it
+        "seed_everything": str(seed),  # Anomalib 2.7 accepts it, but does nothing with it
+        "default_root_dir": str(results),
+        "trainer.logger": "lightning.pytorch.loggers.CSVLogger",
+        "trainer.logger.save_dir": str(results),
+    }
+    return ["anomalib", "train", *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def read_metrics(results: Path) -> dict[str, float]:
+    """Read the test metrics that a training command has logged.
+
+    Args:
+        results: Folder of one model's results.
+
+    Returns:
+        Picture and pixel AUROC in [0, 1], by their names in Anomalib.
+
+    Raises:
+        RuntimeError: If they are not there.
+    """
+    for path in results.rglob("metrics.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if all(row.get(name) for name in METRICS):
+                    return {name: float(row[name]) for name in METRICS}
+    msg = f"No test metrics were logged in {results}."
+    raise RuntimeError(msg)
+
+
+def find_checkpoint(results: Path) -> Path:
+    """Find the checkpoint that a training command has written.
+
+    Args:
+        results: Folder of one model's results.
+
+    Returns:
+        Path of the checkpoint.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    for path in results.rglob("v0/weights/lightning/model.ckpt"):
+        return path
+    msg = f"No checkpoint was written in {results}."
+    raise RuntimeError(msg)
+
+
+def _new_folder(output: Path) -> Path:
+    """Make the first of ``run-001``, ``run-002``, ... that is not there yet."""
+    numbers = count(1)
+    while True:
+        folder = output / f"run-{next(numbers):03d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+
+
+def _run(command: Sequence[str], log: Path) -> float:
+    """Run a command with its output in a log file, and return the seconds it took."""
+    executable = shutil.which(command[0], path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if executable is None:
+        msg = f"The command {command[0]!r} was not found beside {sys.executable}. Is Anomalib installed there?"
+        raise RuntimeError(msg)
+    # The weights are in the local cache if they are wanted: no further request to the hub, which could hang.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    start = time.monotonic()
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen([executable, *command[1:]], stdout=file, stderr=subprocess.STDOUT, env=environment) as process,
+    ):
+        try:
+            with console.status("") as status:
+                while process.poll() is None:
+                    status.update(f"running for {time.monotonic() - start:.0f} s, output in {log}")
+                    time.sleep(0.2)
+        except BaseException:
+            process.kill()
+            raise
+    seconds = time.monotonic() - start
+    if process.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+        msg = f"The command ended with exit status {process.returncode}. The end of {log}:\n" + "\n".join(lines)
+        raise RuntimeError(msg)
+    _say(f"  done in {seconds:.0f} s, its output is in {log}")
+    return seconds
+
+
+def _stage(number: int, text: str) -> None:
+    """Announce a stage of the run."""
+    _say(f"[{number}/5] {text}", style="bold")
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """Print a text whose lines stay whole, so that paths and commands can be copied."""
+    console.print(text, style=style, soft_wrap=True)
+
+
+def _in_lines(command: Sequence[str]) -> str:
+    """Write a command for the shell, one option a line."""
+    options = [shlex.join(command[index : index + 2]) for index in range(2, len(command), 2)]
+    return " \\\n      ".join([f"  {shlex.join(command[:2])}", *options])
+
+
+def _table(results: dict[str, dict[str, float]], num_train: int, num_hidden: int) -> Table:
+    """Lay out the results for the terminal."""
+    table = Table(title=f"Defects in {num_hidden} of {num_train + num_hidden} training pictures", title_justify="left")
+    table.add_column("model")
+    for title in METRICS.values():
+        table.add_column(f"{title} (%)", justify="right")
+    table.add_column("time (s)", justify="right")
+    for method, row in results.items():
+        table.add_row(method, *(f"{100 * row[name]:.1f}" for name in METRICS), f"{row['seconds']:.0f}")
+    return table
+
+
+def _write_results(results: dict[str, dict[str, float]], path: Path) -> None:
+    """Write the results as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=["model", *METRICS, "seconds"])
+        writer.writeheader()
+        for method, row in results.items():
+            writer.writerow({"model": method, **row})
