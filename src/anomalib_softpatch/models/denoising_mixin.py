@@ -166,6 +166,7 @@ class DenoisingMixin(MemoryBankMixin):
         super().on_train_epoch_end()
         if self.noise_report:
             report_fit(self, self.model.denoising, self._image_paths)
+        self._image_paths.clear()
 
     def to_onnx(self, *args, **kwargs) -> Path:  # noqa: ANN002, ANN003
         """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.

@@ -24,6 +24,7 @@ from anomalib_softpatch.components import (
     DenoisingMemoryBank,
     FeatureStore,
     MemoryBank,
+    NearestNeighborSearch,
     PatchFeatureExtractor,
     nearest_neighbors,
 )
@@ -86,6 +87,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.anomaly_map_generator = AnomalyMapGenerator()
         self.memory_bank_builder = memory_bank_builder or DenoisingMemoryBank()
         self.feature_store = FeatureStore(memory_budget=None if memory_budget is None else memory_budget * 2**30)
+        self.search = NearestNeighborSearch()
         self.grid_size = (0, 0)
         self.denoising: MemoryBank | None = None
 
@@ -102,6 +104,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self.banks = tuple((start, stop) for start, stop in state["banks"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what the last fit found, which is about the training pictures, out of copies and exported files."""
+        return self.__dict__ | {"denoising": None}
 
     def forward(self, input_tensor: torch.Tensor) -> torch.Tensor | InferenceBatch:
         """Store features (training) or score pictures (evaluation).
@@ -187,7 +193,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return tuple((distance * self.weights[index], index) for distance, index in (first, last))
 
     def _search(self, queries: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        distances, indices = nearest_neighbors(queries, self.memory_bank[start:stop])
+        distances, indices = self.search(queries, self.memory_bank[start:stop])
         return distances.squeeze(1), indices.squeeze(1) + start
 
     def _score_pictures(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,138 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Findings: what a noise report says, before it is drawn or written."""
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from anomalib_softpatch.components import ranks
+from anomalib_softpatch.report.geometry import Region
+from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
+from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
+from anomalib_softpatch.report.quality import detection_quality
+
+# Of the heat maps' range of colours: the noisiest 1 / 10 ** COLOUR_DECADES of all patches have the last colour.
+COLOUR_DECADES = 3
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Noise scores of a set of pictures, and what follows from them.
+
+    Pictures are in one order in all attributes, whichever it is.
+
+    Args:
+        paths: Path of every picture.
+        scores: Noise scores of all patches, shape ``(pictures, height, width)``.
+        kept: Patches that were kept, boolean of the same shape.
+        regions: Part of every picture that the grid of patches covers.
+        labels: Which pictures are anomalous, boolean of shape ``(pictures,)``; ``None`` if that is not known.
+        true_patches: Which patches are anomalous, boolean of the shape of the scores; ``None`` if that is not known.
+        settings: What to say in the report about how it came about.
+        notes: Sentences that a reader should know.
+        remarks: Pictures that are odd, and how.
+        skipped: Files that were not looked at, and why.
+    """
+
+    paths: list[str]
+    scores: torch.Tensor
+    kept: torch.Tensor
+    regions: list[Region]
+    labels: torch.Tensor | None = None
+    true_patches: torch.Tensor | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @cached_property
+    def image_scores(self) -> torch.Tensor:
+        """Score of every picture, shape ``(pictures,)``."""
+        return image_scores(self.scores)
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Indices of the pictures, the most suspicious first; ties in the order of their paths."""
+        return sorted(range(len(self.paths)), key=lambda index: (-self.image_scores[index].item(), self.paths[index]))
+
+    @cached_property
+    def rarity(self) -> torch.Tensor:
+        """Negative decimal logarithm of the share of all patches that score higher, shape of the scores.
+
+        Discriminators score on scales of their own, some with a long tail. The share of patches that score higher is
+        comparable, and its logarithm tells a patch in a thousand from one in ten.
+        """
+        higher = 1 - ranks(self.scores)
+        return -higher.clamp_min(1 / self.scores.numel()).log10()
+
+    @cached_property
+    def heat(self) -> torch.Tensor:
+        """Colour of every patch by its rarity, shape of the scores, in [0, 1]."""
+        return (self.rarity / COLOUR_DECADES).clamp(0, 1)
+
+    @cached_property
+    def quality(self) -> dict[str, float]:
+        """How well the scores find the noise where it is known, see :func:`detection_quality`; else empty."""
+        if self.labels is None:
+            return {}
+        return detection_quality(self.image_scores, self.labels, self.scores, self.true_patches)
+
+    @cached_property
+    def noise_level(self) -> NoiseLevel:
+        """Share of the pictures that stand out."""
+        return noise_level(image_scores(self.rarity))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Paths relative to the folder that has all pictures, for captions."""
+        root = os.path.commonpath([Path(path).parent for path in self.paths])
+        return [os.path.relpath(path, root) for path in self.paths]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per picture, the most suspicious first.
+
+        Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score``, ``highest_patch_x``,
+        ``highest_patch_y`` (pixel at that patch's centre) and, where the truth is known, ``label``.
+        """
+        values, rows, columns = peaks(self.scores)
+        grid_size = tuple(self.scores.shape[1:])
+        centres = [
+            region.patch_centre(row, column, grid_size)
+            for region, row, column in zip(self.regions, rows.tolist(), columns.tolist(), strict=True)
+        ]
+        table = pd.DataFrame(
+            {
+                "path": self.paths,
+                "image_score": self.image_scores.tolist(),
+                "removed_share": removed_shares(self.kept).tolist(),
+                "highest_patch_score": values.tolist(),
+                "highest_patch_x": [x for x, _ in centres],
+                "highest_patch_y": [y for _, y in centres],
+            }
+        )
+        if self.labels is not None:
+            table["label"] = ["anomalous" if label else "normal" for label in self.labels.tolist()]
+        table = table.iloc[self.order]
+        table.insert(0, "rank", range(1, len(table) + 1))
+        return table
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Read width and height of a picture without decoding it.
+
+    Args:
+        path: Picture file.
+
+    Returns:
+        Width and height in pixels.
+    """
+    with Image.open(path) as image:
+        return image.size

@@ -1,0 +1,96 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pictures of a folder, as they are found in practice: some unreadable, some odd."""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2.functional import to_dtype, to_image
+
+SMALLEST_SIDE = 8
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """List the files of a folder and of all folders in it.
+
+    Args:
+        folder: Folder.
+
+    Returns:
+        Picture files, by their extension, and the other files and unreadable folders with the reason; both sorted.
+
+    Raises:
+        ValueError: If there are no pictures.
+    """
+    skipped = []
+
+    def unreadable(error: OSError) -> None:
+        skipped.append((str(error.filename), f"folder cannot be read: {error.strerror}"))
+
+    files = [Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names]
+    pictures = sorted(file for file in files if file.suffix.lower() in IMG_EXTENSIONS)
+    skipped += [
+        (str(file), f"not a picture file: '{file.suffix}'")
+        for file in files
+        if file.suffix.lower() not in IMG_EXTENSIONS
+    ]
+    if not pictures:
+        msg = (
+            f"folder={str(folder)!r} has no pictures ({', '.join(IMG_EXTENSIONS)}) in it or in its subfolders, "
+            f"among {len(files)} files."
+        )
+        raise ValueError(msg)
+    return pictures, sorted(skipped)
+
+
+def read_picture(path: Path) -> tuple[torch.Tensor, str]:
+    """Read a picture as Anomalib reads it, and say what is odd about it.
+
+    Args:
+        path: Picture file.
+
+    Returns:
+        Shape ``(3, height, width)``, in [0, 1], and a remark, which is empty for ordinary pictures.
+
+    Raises:
+        ValueError: If it cannot be read; the message is the reason.
+    """
+    reason = _reason_against(path)
+    if reason:
+        raise ValueError(reason)
+    remarks = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks of decoders about what they could read nevertheless
+            with Image.open(path) as image:
+                if getattr(image, "n_frames", 1) > 1:
+                    remarks.append(f"has {image.n_frames} frames, the first was looked at")
+                if image.mode.startswith(("I", "F")):
+                    remarks.append(f"more than 8 bits per value ({image.mode}); Anomalib cuts values at 255")
+                tensor = to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True)
+    except UnidentifiedImageError as error:
+        msg = "not a picture, or of an unknown format"
+        raise ValueError(msg) from error
+    except Exception as error:  # decoders raise whatever they like for broken files
+        msg = f"cannot be read: {error}"
+        raise ValueError(msg) from error
+    height, width = tensor.shape[1:]
+    if min(height, width) < SMALLEST_SIDE:
+        msg = f"too small: {width} x {height} pixels"
+        raise ValueError(msg)
+    return tensor, "; ".join(remarks)
+
+
+def _reason_against(path: Path) -> str:
+    """Say why a file need not be opened; empty if it should be."""
+    try:
+        if not path.is_file():
+            return "not a file, or a link that leads nowhere"
+        return "" if path.stat().st_size else "empty file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

@@ -1,0 +1,108 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Geometry: which part of a picture the grid of patches covers, in the picture's own pixels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+from torchvision.transforms.v2 import Transform
+from torchvision.tv_tensors import BoundingBoxes
+
+ANOMALOUS_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rectangle in the pixels of a picture; it may reach beyond the picture where the pre-processor pads.
+
+    Args:
+        left: First column.
+        top: First row.
+        right: Column after the last.
+        bottom: Row after the last.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def patch_centre(self, row: int, column: int, grid_size: tuple[int, int]) -> tuple[int, int]:
+        """Return column and row of the pixel at the centre of a patch.
+
+        Args:
+            row: Row of the patch in the grid.
+            column: Column of the patch in the grid.
+            grid_size: Height and width of the grid.
+
+        Returns:
+            ``(x, y)``.
+        """
+        x = self.left + (column + 0.5) / grid_size[1] * (self.right - self.left)
+        y = self.top + (row + 0.5) / grid_size[0] * (self.bottom - self.top)
+        return int(x), int(y)
+
+    def crop(self, mask: torch.Tensor) -> torch.Tensor:
+        """Cut the rectangle out of a mask of the picture's size.
+
+        Args:
+            mask: Shape ``(height, width)``.
+
+        Returns:
+            The part of the mask inside the rectangle; what lies beyond the mask is zero.
+        """
+        height, width = mask.shape
+        left, top, right, bottom = round(self.left), round(self.top), round(self.right), round(self.bottom)
+        return F.pad(mask, (-left, right - width, -top, bottom - height))
+
+
+def visible_region(transform: Transform | None, size: tuple[int, int]) -> Region:
+    """Find which part of a picture a pre-processor's transform hands to the model.
+
+    A box in the middle of the picture is sent through the transform, as torchvision moves bounding boxes. Where it
+    comes out tells scale and offset.
+
+    Args:
+        transform: Transform that resizes, pads and crops; rotations are not looked at. ``None`` for none.
+        size: Width and height of the picture in pixels.
+
+    Returns:
+        Rectangle in the pixels of the picture.
+    """
+    width, height = size
+    if transform is None:
+        return Region(0, 0, width, height)
+    box = torch.tensor([[0.4 * width, 0.4 * height, 0.6 * width, 0.6 * height]])
+    moved = transform(BoundingBoxes(box, format="XYXY", canvas_size=(height, width)))
+    left, top, right, bottom = moved[0].tolist()
+    out_height, out_width = moved.canvas_size
+    scale_x, scale_y = (right - left) / (0.2 * width), (bottom - top) / (0.2 * height)
+    offset_x, offset_y = left - 0.4 * width * scale_x, top - 0.4 * height * scale_y
+    return Region(
+        -offset_x / scale_x,
+        -offset_y / scale_y,
+        (out_width - offset_x) / scale_x,
+        (out_height - offset_y) / scale_y,
+    )
+
+
+def true_patches(mask: torch.Tensor | None, region: Region, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Tell which patches of a picture are anomalous: those with a tenth of their pixels or more, as a thin scratch has.
+
+    Where no patch has that many, it is the patch with the most.
+
+    Args:
+        mask: Mask of the picture, shape ``(height, width)``, nonzero where it is anomalous; ``None`` for nowhere.
+        region: Part of the picture that the grid covers.
+        grid_size: Height and width of the grid.
+
+    Returns:
+        Boolean of shape ``grid_size``.
+    """
+    if mask is None:
+        return torch.zeros(grid_size, dtype=torch.bool)
+    visible = region.crop((mask > 0).float())
+    covered = F.interpolate(visible[None, None], size=grid_size, mode="area")[0, 0]
+    return (covered >= covered.max().clamp(max=ANOMALOUS_SHARE)) & (covered > 0)

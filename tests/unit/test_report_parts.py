@@ -1,0 +1,286 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The noise report's parts: scores, geometry, quality, findings and files."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anomalib.pre_processing import PreProcessor
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resize
+
+from anomalib_softpatch.components import keep_mask
+from anomalib_softpatch.report import writer
+from anomalib_softpatch.report.contact_sheet import fit_text, picture_pair
+from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
+from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
+from anomalib_softpatch.report.noise_level import noise_level
+from anomalib_softpatch.report.quality import detection_quality
+from anomalib_softpatch.report.writer import write_report
+
+BAD = 3
+
+
+def make_findings(folder: Path, count: int = 12, size: tuple[int, int] = (96, 64), **kwargs: object) -> Findings:
+    """Grey pictures; number `BAD` has a black square where its patch scores are highest: row 1, column 2 of 4 x 6."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(count, 4, 6, generator=generator)
+    scores[BAD, 1, 2] = 5.0
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index in range(count):
+        pixels = np.full((size[1], size[0], 3), 160, dtype=np.uint8)
+        if index == BAD:
+            pixels[16:32, 32:48] = 0
+        path = folder / f"{index:03}.png"
+        Image.fromarray(pixels).save(path)
+        paths.append(str(path))
+    defaults = {
+        "kept": keep_mask(scores, 0.15),
+        "regions": [Region(0, 0, *size)] * count,
+    }
+    return Findings(paths=paths, scores=scores, **(defaults | kwargs))
+
+
+# Scores
+
+
+def test_image_score_is_the_mean_of_the_highest_patches() -> None:
+    scores = torch.arange(200.0).view(2, 10, 10)
+    assert image_scores(scores).tolist() == [98.0, 198.0]
+    assert image_scores(scores, share=0.001).tolist() == [99.0, 199.0]  # one patch at least
+
+
+def test_removed_shares() -> None:
+    kept = torch.tensor([[[True, True], [True, True]], [[False, True], [False, False]]])
+    assert removed_shares(kept).tolist() == [0.0, 0.75]
+
+
+def test_peaks_are_found_where_they_are() -> None:
+    scores = torch.zeros(2, 3, 5)
+    scores[0, 2, 4] = 7
+    scores[1, 0, 3] = 8
+    assert [part.tolist() for part in peaks(scores)] == [[7, 8], [2, 0], [4, 3]]
+
+
+# Geometry
+
+
+@pytest.mark.parametrize(
+    ("transform", "size", "expected"),
+    [
+        (None, (100, 50), (0, 0, 100, 50)),
+        (Resize((256, 256)), (100, 50), (0, 0, 100, 50)),
+        (Compose([Resize((256, 256)), CenterCrop((224, 224)), Normalize([0.5] * 3, [0.5] * 3)]), (512, 1024),
+         (32, 64, 480, 960)),
+        (CenterCrop((32, 64)), (128, 128), (32, 48, 96, 80)),
+        (Pad(10), (40, 20), (-10, -10, 50, 30)),
+    ],
+)  # fmt: skip
+def test_visible_region(transform: object, size: tuple[int, int], expected: tuple[int, ...]) -> None:
+    region = visible_region(transform, size)
+    assert (region.left, region.top, region.right, region.bottom) == pytest.approx(expected, abs=0.6)
+
+
+def test_visible_region_is_where_the_transform_looks() -> None:
+    """A mark in the picture comes out in the patch whose centre, in the picture's pixels, is the mark."""
+    transform = PreProcessor(transform=Compose([Resize((64, 64)), CenterCrop((48, 48))])).transform
+    picture = torch.zeros(3, 300, 200)
+    picture[:, 200:212, 60:68] = 1
+    grid = torch.nn.functional.adaptive_avg_pool2d(transform(picture[None]), (12, 12))[0, 0]
+    row, column = divmod(int(grid.argmax()), 12)
+    x, y = visible_region(transform, (200, 300)).patch_centre(row, column, (12, 12))
+    assert abs(x - 64) < 10
+    assert abs(y - 206) < 14
+
+
+def test_true_patches_take_part_of_a_patch_and_a_crop_into_account() -> None:
+    mask = torch.zeros(80, 80, dtype=torch.uint8)
+    mask[20:22, 10:30] = 1  # two of ten rows of the patches in row 2
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[2, 1:3] = True
+    assert torch.equal(true_patches(mask, Region(0, 0, 80, 80), (8, 8)), expected)
+    cropped = true_patches(mask, Region(20, 20, 60, 60), (4, 4))
+    assert cropped.nonzero().tolist() == [[0, 0]]
+    padded = true_patches(mask, Region(-20, 0, 60, 80), (8, 8))
+    assert padded.nonzero().tolist() == [[2, 3], [2, 4]]
+
+
+def test_tiny_anomaly_is_a_patch_all_the_same() -> None:
+    mask = torch.zeros(80, 80)
+    mask[33, 51] = 255
+    assert true_patches(mask, Region(0, 0, 80, 80), (8, 8)).nonzero().tolist() == [[3, 5]]
+    assert not true_patches(mask * 0, Region(0, 0, 80, 80), (8, 8)).any()
+    assert not true_patches(None, Region(0, 0, 80, 80), (8, 8)).any()
+
+
+# Quality and level
+
+
+def test_quality_agrees_with_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.rand(40, generator=generator) < 0.3
+    patches = (torch.rand(40, 5, 5, generator=generator) < 0.3) & labels[:, None, None]
+    scores = torch.rand(40, 5, 5, generator=generator) * 9 + 1 + patches.float()
+    image = image_scores(scores)
+    quality = detection_quality(image, labels, scores, patches)
+    assert quality["image_AUROC"] == pytest.approx(roc_auc_score(labels, image))
+    assert quality["patch_AUROC"] == pytest.approx(roc_auc_score(patches.flatten(), scores.flatten()), abs=1e-5)
+    highest = image.argsort(descending=True)[: int(labels.sum())]
+    assert quality["image_precision"] == pytest.approx(labels[highest].float().mean().item())
+    assert 0 < quality["patch_AUPRO"] < 1
+    perfect = detection_quality(labels.float(), labels, patches.float(), patches)
+    assert set(perfect.values()) == {1.0}
+
+
+def test_no_quality_without_both_kinds_of_pictures_or_without_masks() -> None:
+    scores = torch.rand(4, 3, 3)
+    for labels in (torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)):
+        assert detection_quality(image_scores(scores), labels, scores, None) == {}
+    labels = torch.tensor([True, False, False, False])
+    assert set(detection_quality(image_scores(scores), labels, scores, None)) == {"image_AUROC", "image_precision"}
+
+
+def test_noise_level_counts_the_pictures_that_stand_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.cat([torch.randn(180, generator=generator), 20 + torch.randn(20, generator=generator)])
+    level = noise_level(scores)
+    assert level.share == pytest.approx(0.1, abs=0.01)
+    assert 0.05 < level.low < level.share < level.high < 0.16
+    assert noise_level(scores) == level  # its random numbers are its own
+    assert noise_level(torch.zeros(10)).share == 0
+
+
+# Findings
+
+
+def test_table_is_sorted_and_gives_the_peak_in_pixels(tmp_path: Path) -> None:
+    labels = torch.zeros(12, dtype=torch.bool)
+    labels[BAD] = True
+    table = make_findings(tmp_path, labels=labels).table
+    assert table["rank"].tolist() == list(range(1, 13))
+    assert table["image_score"].is_monotonic_decreasing
+    first = table.iloc[0]
+    assert Path(first["path"]).name == "003.png"
+    assert (first["highest_patch_x"], first["highest_patch_y"]) == (40, 24)  # the centre of the black square
+    assert (first["highest_patch_score"], first["label"]) == (5.0, "anomalous")
+    assert "label" not in make_findings(tmp_path).table
+
+
+def test_ties_are_in_the_order_of_the_paths() -> None:
+    scores = torch.zeros(3, 2, 2)
+    findings = Findings(["b", "c", "a"], scores, scores == 0, [Region(0, 0, 1, 1)] * 3)
+    assert findings.order == [2, 0, 1]
+
+
+def test_heat_is_the_rank_in_decades(tmp_path: Path) -> None:
+    scores = torch.arange(10_000.0).view(1, 100, 100)
+    findings = Findings([str(tmp_path / "a.png")], scores, scores >= 0, [Region(0, 0, 1, 1)])
+    heat = findings.heat.flatten()
+    assert heat[0] == 0
+    assert heat[8999].item() == pytest.approx(1 / 3, abs=1e-3)
+    assert heat[9899].item() == pytest.approx(2 / 3, abs=2e-3)
+    assert heat[-1] == 1
+
+
+# Pictures
+
+
+def test_hottest_colour_lies_on_the_defect(tmp_path: Path) -> None:
+    pair = np.asarray(picture_pair(make_findings(tmp_path), BAD, tile=96)).astype(int)
+    right = pair[:, -96:]  # 96 x 64 pixels, with 16 rows of white above and below
+    redness = right[..., 0] - right[..., 2]
+    y, x = np.unravel_index(redness.argmax(), redness.shape)
+    assert 28 <= x < 52
+    assert 16 + 12 <= y < 16 + 36
+
+
+def test_heat_map_is_drawn_where_the_model_looked(tmp_path: Path) -> None:
+    region = Region(24, 16, 72, 48)
+    pair = np.asarray(picture_pair(make_findings(tmp_path, regions=[region] * 12), 0, tile=96))
+    overlaid = pair[16:80, -96:]
+    untouched = (overlaid == 160).all(axis=2)
+    assert untouched[:14].all()
+    assert untouched[:, :22].all()
+    assert not untouched[18:46, 26:70].any()
+
+
+def test_long_paths_keep_their_end() -> None:
+    text = fit_text("folder/" * 30 + "picture.png", width=150)
+    assert text.startswith("…")
+    assert text.endswith("picture.png")
+    assert fit_text("a.png", width=150) == "a.png"
+
+
+# Files
+
+
+def test_report_has_all_files_and_needs_nothing_else(tmp_path: Path) -> None:
+    labels = torch.zeros(12, dtype=torch.bool)
+    labels[BAD] = True
+    findings = make_findings(
+        tmp_path / "<b>&amp", labels=labels, skipped=[("x<i>.png", "empty file")], notes=["A note."]
+    )
+    page = write_report(findings, tmp_path / "report")
+    names = {file.name for file in page.parent.iterdir()}
+    assert names == {"images.csv", "skipped.csv", "report.html", "most_suspicious.png", "least_suspicious.png"}
+    assert len(pd.read_csv(page.parent / "images.csv")) == 12
+    assert pd.read_csv(page.parent / "skipped.csv").to_numpy().tolist() == [["x<i>.png", "empty file"]]
+    html = page.read_text(encoding="utf-8")
+    assert "<b>&amp/003.png" not in html  # escaped
+    assert "x&lt;i&gt;.png" in html
+    assert "A note." in html
+    assert "truth: anomalous" in html
+    loaded = re.findall(r"""(?:src|href)=["']?(\w+:[^"'>\s]{0,20}|//[^"'>\s]{0,20})""", html)
+    assert not [source for source in loaded if not source.startswith(("data:", "https://itables"))]
+    assert html.count("data:image/jpeg") == 12 + 1  # every picture and the legend
+    with Image.open(page.parent / "most_suspicious.png") as sheet:
+        assert sheet.width > 900
+
+
+def test_failure_keeps_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = make_findings(tmp_path / "pictures")
+    page = write_report(findings, tmp_path / "report")
+    (page.parent / "mine.txt").write_text("the user's")
+    before = {file.name: file.read_bytes() for file in page.parent.iterdir()}
+
+    def fail(*args: object) -> str:
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr(writer, "render", fail)
+    with pytest.raises(RuntimeError, match="out of ink"):
+        write_report(findings, tmp_path / "report")
+    assert {file.name: file.read_bytes() for file in page.parent.iterdir()} == before
+    monkeypatch.undo()
+    write_report(findings, tmp_path / "report")
+    assert {file.name for file in page.parent.iterdir()} == set(before)
+
+
+def test_picture_that_has_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    findings = make_findings(tmp_path / "pictures")
+    Path(findings.paths[BAD]).unlink()
+    page = write_report(findings, tmp_path / "report")
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 11 + 1
+    assert "003.png is not shown" in caplog.text
+
+
+def test_report_of_thousands_of_pictures_shows_few_and_lists_all(tmp_path: Path) -> None:
+    few = make_findings(tmp_path / "pictures", count=20)
+    count = 5000
+    findings = Findings(
+        paths=[few.paths[index % 20] for index in range(count)],
+        scores=torch.rand(count, 4, 6, generator=torch.Generator().manual_seed(0)),
+        kept=torch.ones(count, 4, 6, dtype=torch.bool),
+        regions=[few.regions[0]] * count,
+    )
+    page = write_report(findings, tmp_path / "report")
+    assert page.stat().st_size < 5e6
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 32 + 1
+    assert len(pd.read_csv(page.parent / "images.csv")) == count
