@@ -39,8 +39,8 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "models": {"PatchCore": PATCHCORE, "SoftPatch": SOFT_PATCH, "SoftPatch+": PLUS},
     "weights": {
         "PatchCore": PATCHCORE,
-        "SoftPatch, no weight": {"soft_weight": False},
         "SoftPatch": SOFT_PATCH,
+        "SoftPatch, no weight": {"soft_weight": False},
         "SoftPatch+, no weight": PLUS | {"soft_weight": False},
         "SoftPatch+, 1 + r": PLUS | {"soft_weight": "rank"},
         "SoftPatch+, local outlier factor": PLUS | {"soft_weight": "lof"},
@@ -126,11 +126,18 @@ def evaluate(
     """Fit one setting and return its figures."""
     setting = dict(setting)
     model.upsampling = setting.pop("model.upsampling", "bilinear")
-    model.memory_bank_builder = DenoisingMemoryBank(**setting, coreset_sampling_ratio=coreset, progress=False)
-    seed_everything(seed, verbose=False)
-    model.feature_store.append(features.train)
+    builder = DenoisingMemoryBank(**setting, coreset_sampling_ratio=coreset, progress=False)
     started = time.perf_counter()
-    model.fit()
+    previous = vars(model.memory_bank_builder) | {"soft_weight": builder.soft_weight}
+    if model.denoising is not None and model.denoising.scores is not None and previous == vars(builder):
+        # Only the weights differ: the coreset would be the same
+        bank = model.denoising
+        model.weights = builder.weigh(bank.scores, bank.discriminator_scores, bank.indices)
+    else:
+        model.memory_bank_builder = builder
+        seed_everything(seed, verbose=False)
+        model.feature_store.append(features.train)
+        model.fit()
     fit_time = time.perf_counter() - started
     size = features.masks.shape[-2:]
     with torch.no_grad():
@@ -173,6 +180,7 @@ def main() -> None:
     results: dict[tuple[str, float], list[dict[str, float]]] = {}
     for ratio in arguments.ratios:
         for seed in arguments.seeds:
+            model.denoising = None
             features = extract(model, ratio, seed, not arguments.no_overlap, arguments.rotated, arguments)
             for name, setting in settings.items():
                 figures = evaluate(model, features, setting, arguments.coreset, seed)

@@ -61,6 +61,22 @@ def test_module_as_backbone():
     assert extractor(torch.randn(1, 3, 33, 33)).shape == (1, 24, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "layers"), [("resnet18", ["layer2", "layer1"]), ("vit_tiny_patch16_224", ["blocks.5", "blocks.2"])]
+)
+def test_layers_in_any_order(backbone, layers):
+    """The first layer gives the grid, whichever it is."""
+    extractor = PatchFeatureExtractor(backbone, layers, pre_trained=False)
+    reverse = PatchFeatureExtractor(backbone, layers[::-1], pre_trained=False)
+    reverse.load_state_dict(extractor.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    features = {layer: feature.shape for layer, feature in extractor.backbone(images).items()}
+    assert features == {layer: feature.shape for layer, feature in reverse.backbone(images).items()}
+    for layer, feature in reverse.backbone(images).items():
+        torch.testing.assert_close(extractor.backbone(images)[layer], feature)
+    assert extractor(images).shape[2:] == features[layers[0]][2:]
+
+
 def test_local_weights(backbone):
     extractor = PatchFeatureExtractor(backbone, ["blocks.2", "blocks.4"])
     assert extractor(torch.randn(1, 3, 64, 64)).shape == (1, 128, 8, 8)

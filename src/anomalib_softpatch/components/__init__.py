@@ -8,7 +8,7 @@ from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS, noise_scores
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.memory_bank import DenoisingMemoryBank, MemoryBank
-from anomalib_softpatch.components.nearest_neighbors import nearest_neighbors
+from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.patch_features import PatchFeatureExtractor
 from anomalib_softpatch.components.threshold import fuse, keep_mask, ranks
 
@@ -18,6 +18,7 @@ __all__ = [
     "DenoisingMemoryBank",
     "FeatureStore",
     "MemoryBank",
+    "NearestNeighborSearch",
     "PatchFeatureExtractor",
     "fuse",
     "k_center_greedy",

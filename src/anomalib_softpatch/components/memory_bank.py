@@ -167,7 +167,7 @@ class DenoisingMemoryBank:
         scores = _combine(list(discriminator_scores.values()))
         kept = torch.stack([self._keep(scores, threshold, (pictures, height, width)) for threshold in self.thresholds])
         indices, banks = self._select(store, kept, size)
-        weights = self._weights(scores, discriminator_scores, indices)
+        weights = self.weigh(scores, discriminator_scores, indices)
         return MemoryBank(store.rows(indices), weights, indices, banks, scores, discriminator_scores, kept.cpu())
 
     def _score(self, store: FeatureStore, grid_size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -209,9 +209,19 @@ class DenoisingMemoryBank:
             coresets.append(coreset)
         return _overlap_ranges(coresets)
 
-    def _weights(
+    def weigh(
         self, scores: torch.Tensor | None, discriminator_scores: dict[str, torch.Tensor], indices: torch.Tensor
     ) -> torch.Tensor:
+        """Return the weights of some patches (SoftPatch, section 3.4).
+
+        Args:
+            scores: Noise scores of all patches, fused if there are several discriminators.
+            discriminator_scores: Scores of each discriminator, same shape.
+            indices: Which patches, shape ``(m,)``.
+
+        Returns:
+            Shape ``(m,)``, 0 or more.
+        """
         if scores is None or not self.soft_weight:
             return torch.ones(len(indices), device=indices.device)
         if self.soft_weight == "lof":

@@ -16,21 +16,23 @@ Example:
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-# Bank rows in one matrix product: bounds memory at (queries x BANK_BLOCK) however large the bank, also in exported graphs
+# Bank rows in one matrix product: bounds memory at (queries x BANK_BLOCK), in exported graphs too
 BANK_BLOCK = 4096
 
 # Banks of fewer elements are searched as fast without an index
 SMALLEST_INDEX = 2**20
-# Share of the bank's variance in the leading axes, and the largest share of all axes that is worth it
-EXPLAINED_VARIANCE = 0.95
-LARGEST_REDUCTION = 1 / 3
+# One of so many axes is a leading one, and the share of the variance that they must hold to be of use
+REDUCTION = 5
+EXPLAINED_VARIANCE = 0.8
 # Bank rows from which the axes are estimated
 SAMPLE_SIZE = 8192
 # Bank rows whose smallest bound is looked at first
 GROUP_SIZE = 64
-# Bounds computed in one go (32 MiB, so that they stay in the cache), and elements of the exact differences
+# Elements of the largest temporary tensors, bounds and differences: small enough for caches
 BOUND_BLOCK = 2**23
-DIFFERENCE_BLOCK = 2**22
+DIFFERENCE_BLOCK = 2**20
+# Share of the bank that a query may be compared with one by one: beyond it a matrix product is faster
+LARGEST_REMAINDER = 1 / 64
 
 
 def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,8 +72,8 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
 class NearestNeighborSearch:
     """Find nearest neighbours with an index of each bank where that is faster: on a CPU, outside of exported graphs.
 
-    An index is built at the first search (about the time of three plain ones) and kept while the bank stays the same.
-    It costs a sixth of the bank's memory or so. It is left out of copies and pickles, which build their own.
+    An index is built at the first search, in about the time of two plain ones, and kept while the bank stays the same.
+    It adds a fifth to the bank's memory. Copies and pickles leave it out and build their own.
     """
 
     def __init__(self) -> None:
@@ -80,12 +82,15 @@ class NearestNeighborSearch:
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-        if traced or bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX:
+        if traced:
+            return nearest_neighbors(queries, bank, k)
+        if bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX or bank.dtype not in PrunedIndex.DTYPES:
+            self._indexes.clear()
             return nearest_neighbors(queries, bank, k)
         return self._index(bank).search(queries, k)
 
     def _index(self, bank: torch.Tensor) -> "PrunedIndex":
-        version = 0 if bank.is_inference() else bank._version  # noqa: SLF001
+        version = 0 if bank.is_inference() else bank._version
         key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, version)
         if key not in self._indexes:
             # An index holds its bank, so that no other one can come to lie at the same address.
@@ -98,27 +103,26 @@ class NearestNeighborSearch:
             self._indexes[key] = PrunedIndex(bank)
         return self._indexes[key]
 
-    def __getstate__(self) -> dict:
-        return {}
-
-    def __setstate__(self, state: dict) -> None:
-        self._indexes = {}
+    def __reduce__(self) -> tuple:
+        return type(self), ()
 
 
 class PrunedIndex:
     """Search a bank by lower bounds of the distances first, and by distances only where the bounds leave a doubt.
 
     Features of pictures vary along few of their axes. Rows are rotated to the principal axes of the bank and reduced to
-    their coordinates on the leading ones and the length of the rest. Reduced rows are never farther apart than the rows
-    themselves (triangle inequality on the rest), and a tenth as long.
+    their coordinates on the leading ones and the length of the rest. Reduced rows are a fifth as long, and never
+    farther apart than the rows themselves (triangle inequality on the rest).
 
     Args:
         bank: Shape ``(m, d)``, float32 or float64, on the CPU.
 
     Attributes:
         bank: The bank.
-        points: Reduced bank, its length padded to groups; ``None`` if its variance is spread over too many axes.
+        points: Reduced bank, padded to whole groups; ``None`` if the variance is spread over too many axes.
     """
+
+    DTYPES = (torch.float32, torch.float64)
 
     @torch.no_grad()
     def __init__(self, bank: torch.Tensor) -> None:
@@ -127,12 +131,17 @@ class PrunedIndex:
         sample = bank[:: max(1, len(bank) // SAMPLE_SIZE)]
         self.center = sample.mean(dim=0)
         sample = sample - self.center
-        variances, axes = torch.linalg.eigh((sample.T @ sample).double())
-        left_out = int((variances.cumsum(dim=0) <= (1 - EXPLAINED_VARIANCE) * variances.sum()).sum())
-        size = len(variances) - left_out
-        if not 0 < size <= LARGEST_REDUCTION * len(variances):
+        covariance = (sample.T @ sample).double()
+        size = bank.shape[1] // REDUCTION
+        # Subspace iteration. Any axes give bounds, so that a few steps will do; an eigendecomposition takes far longer
+        # where several processes share the cores.
+        axes = torch.randn(bank.shape[1], size, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+        for _ in range(3):
+            axes = torch.linalg.qr(covariance @ axes).Q
+        explained = (axes * (covariance @ axes)).sum()
+        if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained:
             return
-        self.axes = axes[:, left_out:].to(bank.dtype)
+        self.axes = axes.to(bank.dtype)
         points = torch.cat([self._reduce(part) for part in bank.split(BANK_BLOCK)])
         norms = points.square().sum(dim=1)
         padding = -len(bank) % GROUP_SIZE
@@ -175,8 +184,7 @@ class PrunedIndex:
         pair, place = (bounds[row, group] <= limit[row]).nonzero(as_tuple=True)
         row, column = row[pair], group[pair] * GROUP_SIZE + place
         count = torch.bincount(row, minlength=len(queries))
-        # Beyond this many rows a matrix product is faster. NaN leaves none.
-        hard = (count > len(self.bank) // 64) | (count < k)
+        hard = (count > LARGEST_REMAINDER * len(self.bank)) | (count < k)  # NaN leaves none
         easy = ~hard
         keep = easy[row]
         row, column = row[keep], column[keep]

@@ -134,6 +134,9 @@ def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: 
             "pre_trained=False to load a checkpoint that brings its own weights."
         )
         raise RuntimeError(msg) from error
+    if hasattr(extractor, "idx"):
+        # timm returns features in the order of the network, and Anomalib names them in the order asked for
+        extractor.layers = [layer for _, layer in sorted(zip(extractor.idx, extractor.layers, strict=False))]
     available = _available_layers(extractor)
     missing = [layer for layer in layers if layer not in available]
     if missing:

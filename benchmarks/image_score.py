@@ -1,0 +1,142 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Compare ways to turn the noise scores of a picture's patches into one score, and print a table.
+
+Anomalous test pictures are injected among the training pictures (overlap protocol), every patch is scored, and every
+way of summing a picture up is judged by how well it ranks the injected pictures: AUROC, and precision among as many
+pictures as were injected. Means over seeds with their standard deviation, in percent.
+
+Example::
+
+    python benchmarks/image_score.py --root ../shared/datasets --category kolektor \
+        --backbone local-dir:../shared/backbones/mobilenetv2_100.coral_in1k --layers blocks.2 blocks.4
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from anomalib.data import MVTecAD
+from sklearn.metrics import roc_auc_score
+
+from anomalib_softpatch.components import Comparison, PatchFeatureExtractor, fuse, keep_mask, noise_scores
+from anomalib_softpatch.components.discriminators import projection_matrix
+from anomalib_softpatch.data import NoisyDataModule
+from anomalib_softpatch.models import SoftPatch
+
+REMOVED = 0.15  # SoftPatch's threshold
+
+
+def top_mean(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that takes the mean of each picture's highest scores, so large a share of its patches."""
+
+    def mean_of_highest(scores: torch.Tensor) -> torch.Tensor:
+        count = max(1, round(share * scores[0].numel()))
+        return scores.flatten(1).topk(count, dim=1).values.mean(dim=1)
+
+    return mean_of_highest
+
+
+def share_removed(scores: torch.Tensor) -> torch.Tensor:
+    """Return the share of each picture's patches that SoftPatch removes."""
+    return (~keep_mask(scores, REMOVED)).flatten(1).float().mean(dim=1)
+
+
+def excess(scores: torch.Tensor) -> torch.Tensor:
+    """Return how far each picture's patches exceed the threshold of removal, summed."""
+    cut = scores[keep_mask(scores, REMOVED)].max()
+    return (scores - cut).clamp_min(0).flatten(1).sum(dim=1)
+
+
+def smoothed_maximum(scores: torch.Tensor) -> torch.Tensor:
+    """Return each picture's highest mean of 3 x 3 patches."""
+    return torch.nn.functional.avg_pool2d(scores[:, None], 3, stride=1).flatten(1).amax(dim=1)
+
+
+IMAGE_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "maximum": lambda scores: scores.flatten(1).amax(dim=1),
+    "maximum of 3 x 3 means": smoothed_maximum,
+    "mean of the top 1 %": top_mean(0.01),
+    "mean of the top 3 %": top_mean(0.03),
+    "mean of the top 10 %": top_mean(0.10),
+    "mean": top_mean(1.0),
+    "share removed": share_removed,
+    "excess over the threshold": excess,
+}
+
+
+def score_patches(
+    extractor: PatchFeatureExtractor, ratio: float, seed: int, arguments: argparse.Namespace
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Score the patches of a noisy training set, and tell which pictures were injected."""
+    wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
+    datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=True, seed=seed)
+    datamodule.prepare_data()
+    datamodule.setup()
+    transform = SoftPatch.configure_pre_processor((arguments.image_size, arguments.image_size)).transform
+    features, labels = [], []
+    matrix = None
+    with torch.inference_mode():
+        for batch in datamodule.train_dataloader():
+            grid = extractor(transform(batch.image))
+            matrix = projection_matrix(grid.shape[1], grid.device)
+            part = grid.flatten(2).mT
+            features.append(part if matrix is None else part @ matrix)
+            labels.extend(datamodule.truth.loc[batch.image_path, "true_label_index"])
+        projected = torch.cat(features)
+        comparison = Comparison(tuple(grid.shape[-2:]))
+        scores = {
+            name: noise_scores(projected, name, comparison).view(-1, *grid.shape[-2:]) for name in ("lof", "gaussian")
+        }
+    scores["lof + gaussian"] = fuse(list(scores.values()))
+    return scores, np.array(labels)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="../shared/datasets")
+    parser.add_argument("--category", default="kolektor")
+    parser.add_argument("--backbone", default="local-dir:../shared/backbones/mobilenetv2_100.coral_in1k")
+    parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--save", type=Path, help="folder to save the patch scores and labels of every set in")
+    arguments = parser.parse_args()
+
+    extractor = PatchFeatureExtractor(arguments.backbone, arguments.layers).eval()
+    figures: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
+    for ratio in arguments.ratios:
+        for seed in arguments.seeds:
+            scores, labels = score_patches(extractor, ratio, seed, arguments)
+            if arguments.save:
+                arguments.save.mkdir(parents=True, exist_ok=True)
+                torch.save((scores, labels.tolist()), arguments.save / f"{ratio:g}-{seed}.pt")
+            if not labels.any():
+                continue
+            for discriminator, patch_scores in scores.items():
+                for name, function in IMAGE_SCORES.items():
+                    image_scores = function(patch_scores).numpy()
+                    found = labels[np.argsort(-image_scores, kind="stable")[: labels.sum()]].mean()
+                    figures.setdefault((discriminator, name, ratio), []).append(
+                        (100 * roc_auc_score(labels, image_scores), 100 * found)
+                    )
+            print(f"# {ratio:.0%} seed {seed}: {labels.sum()} of {len(labels)} pictures injected", flush=True)
+    ratios = [ratio for ratio in arguments.ratios if ratio]
+    headings = [f"{ratio:.0%} {measure}" for ratio in ratios for measure in ("AUROC", "precision")]
+    print(f"| patch score | picture score | {' | '.join(headings)} |")
+    print(f"|---|---|{'---:|' * len(headings)}")
+    for discriminator, name in dict.fromkeys((discriminator, name) for discriminator, name, _ in figures):
+        cells = []
+        for ratio in ratios:
+            runs = np.array(figures[discriminator, name, ratio])
+            cells += [f"{mean:.1f} ± {std:.1f}" for mean, std in zip(runs.mean(axis=0), runs.std(axis=0), strict=True)]
+        print(f"| {discriminator} | {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The search in the memory bank against NumPy in float64, eager and exported."""
+
+import copy
+import importlib
+import pickle
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbors
+
+module = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
+
+
+def anisotropic(rows, columns=64, seed=0, offset=0.0):
+    """Rows whose variance falls along the axes as that of picture features does."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.linspace(0, 3, columns).neg().exp() ** 3
+    rotation = torch.linalg.qr(torch.randn(columns, columns, generator=torch.Generator().manual_seed(9))).Q
+    return (torch.randn(rows, columns, generator=generator) * scales) @ rotation + offset
+
+
+def brute_force(queries, bank):
+    """Distances of all pairs in float64."""
+    queries, bank = queries.double().numpy(), bank.double().numpy()
+    return np.stack([np.sqrt(((bank - query) ** 2).sum(axis=1)) for query in queries])
+
+
+def check(queries, bank, k, distances, indices, tolerance=1e-5):
+    """Distances are the k smallest and those of the indices, which are all different."""
+    expected = brute_force(queries, bank)
+    smallest = np.sort(expected, axis=1)[:, :k]
+    scale = tolerance * max(1e-30, expected.max())
+    np.testing.assert_allclose(distances, smallest, rtol=tolerance, atol=scale)
+    np.testing.assert_allclose(np.take_along_axis(expected, indices.numpy(), axis=1), smallest, rtol=1e-5, atol=scale)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@pytest.fixture
+def small_index(monkeypatch):
+    """Use an index however small the bank."""
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
+
+
+@pytest.mark.parametrize("k", [1, 5, 700])
+@pytest.mark.parametrize("block", [64, 4096])
+def test_plain_search(k, block, monkeypatch):
+    monkeypatch.setattr(module, "BANK_BLOCK", block)
+    queries, bank = anisotropic(50), anisotropic(700, seed=1)
+    check(queries, bank, k, *nearest_neighbors(queries, bank, k))
+
+
+@pytest.mark.parametrize("k", [1, 2, 9, 40, 3000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pruned_search(k, dtype, small_index, monkeypatch):
+    """Also in small blocks, and where k exceeds the number of groups of rows."""
+    monkeypatch.setattr(module, "BOUND_BLOCK", 3000 * 30)
+    monkeypatch.setattr(module, "DIFFERENCE_BLOCK", 64 * 100)
+    queries, bank = anisotropic(100).to(dtype), anisotropic(3000, seed=1).to(dtype)
+    index = module.PrunedIndex(bank)
+    assert index.points.shape[1] < 24
+    check(queries, bank, k, *index.search(queries, k))
+    check(queries, bank, k, *NearestNeighborSearch()(queries, bank, k))
+
+
+def test_prunes(monkeypatch):
+    """The plain search serves as the way out for hard queries, and these are not."""
+    queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
+    index = module.PrunedIndex(bank)
+    expected = nearest_neighbors(queries, bank)
+    monkeypatch.delattr(module, "nearest_neighbors")
+    distances, indices = index.search(queries)
+    assert torch.equal(indices, expected[1])
+    assert torch.equal(distances, expected[0])
+
+
+def test_far_from_the_origin(small_index):
+    """The index centres the bank, so that expanded distances keep their digits (the plain search does not)."""
+    queries, bank = anisotropic(100, offset=1000), anisotropic(20_000, seed=1, offset=1000)
+    check(queries, bank, 1, *NearestNeighborSearch()(queries, bank))
+
+
+def test_duplicates(small_index):
+    """Members of the bank are found at distance zero, the first of equal rows first."""
+    bank = anisotropic(500).repeat(4, 1)
+    distances, indices = NearestNeighborSearch()(bank[:500], bank, 4)
+    assert (distances == 0).all()
+    assert torch.equal(indices, torch.arange(500)[:, None] + torch.arange(0, 2000, 500))
+
+
+def test_queries_far_from_the_bank(small_index):
+    """Bounds rule out little there, so that the plain search takes over."""
+    queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
+    bank = anisotropic(3000, seed=1)
+    check(queries, bank, 3, *NearestNeighborSearch()(queries, bank, 3))
+
+
+@pytest.mark.parametrize(
+    "bank",
+    [torch.ones(300, 8), torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), torch.randn(1, 8)],
+    ids=["constant", "isotropic", "one row"],
+)
+def test_no_leading_axes(bank, small_index):
+    assert module.PrunedIndex(bank).points is None
+    queries = anisotropic(10, 8)
+    check(queries, bank, 1, *NearestNeighborSearch()(queries, bank))
+
+
+def test_nan_stays_nan(small_index):
+    queries = anisotropic(10)
+    queries[3, 5] = torch.nan
+    distances, _ = NearestNeighborSearch()(queries, anisotropic(3000, seed=1))
+    assert distances.isnan().squeeze(1).tolist() == [row == 3 for row in range(10)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(64, 400),
+    columns=st.integers(6, 40),
+    decay=st.floats(0.0, 8),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    offset=st.sampled_from([0.0, 10.0]),
+    k=st.integers(1, 8),
+    integers=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_any_bank(rows, columns, decay, scale, offset, k, integers, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.linspace(0, -decay, columns).exp()
+    values = torch.randn(rows + 20, columns, generator=generator) * scales + offset
+    values = scale * (values.mul(4).round() if integers else values)
+    queries, bank = values[:20], values[20:]
+    check(queries, bank, k, *module.PrunedIndex(bank).search(queries, k), tolerance=1e-4)
+
+
+def test_index_follows_the_bank(small_index):
+    """The same bank is indexed once; a bank that is replaced or written to anew, with nothing of the old one kept."""
+    search = NearestNeighborSearch()
+    queries, bank = anisotropic(10), anisotropic(2000, seed=1)
+    search(queries, bank[:1000])
+    search(queries, bank[1000:])
+    first = dict(search._indexes)
+    search(queries, bank[:1000])
+    assert search._indexes == first
+    assert len(first) == 2
+    bank += 1
+    check(queries, bank[:1000], 1, *search(queries, bank[:1000]))
+    assert len(search._indexes) == 1
+    other = anisotropic(1500, seed=2)
+    check(queries, other, 1, *search(queries, other))
+    assert [index.bank.data_ptr() for index in search._indexes.values()] == [other.data_ptr()]
+    with torch.inference_mode():
+        other = other.clone()
+        check(queries, other, 1, *search(queries, other))
+
+
+def test_copies_leave_the_index_out(small_index):
+    search = NearestNeighborSearch()
+    empty = len(pickle.dumps(search))
+    queries, bank = anisotropic(10), anisotropic(2000)
+    expected = search(queries, bank)
+    assert len(pickle.dumps(search)) == empty
+    for twin in (copy.deepcopy(search), pickle.loads(pickle.dumps(search))):
+        assert not twin._indexes
+        assert torch.equal(twin(queries, bank)[1], expected[1])
+
+
+class Model(nn.Module):
+    """A search in a buffer, as the models have it."""
+
+    def __init__(self, bank, k):
+        super().__init__()
+        self.register_buffer("bank", bank)
+        self.search = NearestNeighborSearch()
+        self.k = k
+
+    def forward(self, images):
+        queries = images.flatten(2).mT.reshape(-1, images.shape[1])
+        return self.search(queries, self.bank[10:], self.k)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_export(k, small_index, tmp_path, monkeypatch):
+    """The graph has the plain operations, and takes any batch size, height and width."""
+    monkeypatch.setattr(module, "BANK_BLOCK", 1024)
+    model = Model(anisotropic(3010, 16), k).eval()
+    image = anisotropic(4 * 6, 16, seed=1).T.reshape(1, 16, 4, 6)
+    model(image)  # builds an index, which must not reach the graph
+    assert set(model.state_dict()) == {"bank"}
+    monkeypatch.setattr(module.PrunedIndex, "search", None)
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(model, (image,), path, dynamo=True, dynamic_shapes=({**sizes},), verbose=False)
+    assert path.stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
+    session = onnxruntime.InferenceSession(path)
+    traced = torch.jit.trace(model, (image,), check_trace=False)
+    for shape in ((1, 4, 6), (4, 4, 6), (2, 7, 3)):
+        queries = anisotropic(int(np.prod(shape)), 16, seed=2)
+        images = queries.view(shape[0], -1, 16).mT.reshape(shape[0], 16, *shape[1:])
+        distances, indices = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        check(queries, model.bank[10:], k, torch.tensor(distances), torch.tensor(indices))
+        check(queries, model.bank[10:], k, *traced(images))
