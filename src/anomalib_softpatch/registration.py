@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 MODELS = ("SoftPatch", "SoftPatchPlus")
 DATAMODULES = ("MVTec", "NoisyDataModule")
 
-# Anomalib's module -> our module, and the classes that it provides for it
+# Anomalib's module -> our module, and the classes that it provides for it; if none, its function register() is called
 _CLASSES = {
     "anomalib.data": ("anomalib_softpatch.data", DATAMODULES),
     "anomalib.models": ("anomalib_softpatch.models", MODELS),
+    "anomalib.cli.pipelines": ("anomalib_softpatch.benchmark", ()),
 }
 
 
@@ -122,7 +123,10 @@ class ImportWatcher:
                 try:
                     _register(anomalib_name, own_name, names)
                 except Exception as error:  # whatever it is, Anomalib must go on working
-                    _warn(f"anomalib-softpatch could not register {', '.join(names)} in {anomalib_name}", error)
+                    _warn(
+                        f"anomalib-softpatch could not register {', '.join(names) or own_name} in {anomalib_name}",
+                        error,
+                    )
 
 
 def _register(anomalib_name: str, own_name: str, names: tuple[str, ...]) -> None:
@@ -134,6 +138,8 @@ def _register(anomalib_name: str, own_name: str, names: tuple[str, ...]) -> None
     for name in names:
         if not hasattr(anomalib_module, name):  # a later Anomalib may bring its own, which is not ours to replace
             setattr(anomalib_module, name, getattr(own_module, name))
+    if not names:
+        own_module.register()
     if hasattr(anomalib_module, "ALLOWED_MODULES"):  # the modules that get_model accepts in a dotted path
         anomalib_module.ALLOWED_MODULES.update({"anomalib_softpatch", own_name})
 

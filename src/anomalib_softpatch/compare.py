@@ -1,0 +1,245 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tables and a picture from the results of ``anomalib benchmark``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from anomalib_softpatch.files import atomic_output
+
+# Column of the results -> heading of the table and factor
+MEASURES = {
+    "image_AUROC": ("Image AUROC [%]", 100),
+    "pixel_AUROC": ("Pixel AUROC [%]", 100),
+    "pixel_AUPRO": ("Pixel AUPRO [%]", 100),
+    "image_F1Score": ("Image F1 [%]", 100),
+    "pixel_F1Score": ("Pixel F1 [%]", 100),
+    "fit_duration": ("Fit [s]", 1),
+    "test_duration": ("Test [s]", 1),
+}
+CURVES = ("image_AUROC", "pixel_AUROC")
+
+
+def compare(results: Path, output: Path | None = None) -> None:
+    """Compare the models of a benchmark: a table per noise ratio, and AUROC against noise ratio as a picture.
+
+    The table goes to the terminal and to comparison.md, the picture to comparison.png.
+
+    Args:
+        results: The results.csv that anomalib benchmark wrote, or a folder whose files of that name are taken together,
+            as after an interruption. Of a run that is in several files the one in the last folder counts.
+        output: Folder for the table and the picture, by default that of the results.
+    """
+    files = sorted(results.rglob("results.csv")) if results.is_dir() else [results]
+    if not files:
+        msg = f"results={str(results)!r} is a folder without a results.csv. Give one that anomalib benchmark wrote to."
+        raise FileNotFoundError(msg)
+    runs = read_results(files)
+    summary = summarise(runs)
+    folder = output or (results if results.is_dir() else results.parent)
+    text = to_markdown(summary, runs)
+    sys.stdout.write(text)
+    with atomic_output(folder / "comparison.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    with atomic_output(folder / "comparison.png") as temporary:
+        draw(summary, runs, temporary)
+    sys.stdout.write(f"\nWritten: {folder / 'comparison.md'}, {folder / 'comparison.png'}\n")
+
+
+def read_results(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read the runs of one or more benchmarks.
+
+    Args:
+        paths: CSV files that ``anomalib benchmark`` wrote.
+
+    Returns:
+        One row per run with the columns ``model`` (class, with those options that differ between runs of the class),
+        ``noise_ratio``, ``protocol`` (``overlap``, ``no overlap``, or empty where no noise was asked for), ``dataset``,
+        ``category``, ``seed``, and those of :data:`MEASURES` that were measured.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file is not one of a benchmark, or has no run.
+    """
+    table = pd.concat([_read_csv(Path(path)) for path in paths], ignore_index=True)
+    runs = pd.DataFrame(
+        {
+            "model": _model_names(table),
+            "noise_ratio": pd.to_numeric(_option(table, "noise_ratio")).fillna(0.0),
+            "protocol": _option(table, "overlap").map(_protocol),
+            "dataset": _class_names(_option(table, "class_path", prefix="data")),
+            "category": _option(table, "category").fillna(_option(table, "name")).fillna(""),
+            "seed": pd.to_numeric(table["seed"]),
+        },
+    )
+    keys = list(runs.columns)
+    measured = [name for name in MEASURES if name in table]
+    runs[measured] = table[measured].apply(pd.to_numeric)
+    return runs.drop_duplicates(keys, keep="last", ignore_index=True)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        msg = f"results={str(path)!r} is not a file. Give the results.csv of a benchmark."
+        raise FileNotFoundError(msg)
+    try:
+        table = pd.read_csv(path, dtype=str)  # the category "01" is no number
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        msg = f"results={str(path)!r} cannot be read as a CSV file: {error}"
+        raise ValueError(msg) from error
+    missing = [name for name in ("model.class_path", "data.class_path", "seed", "image_AUROC") if name not in table]
+    if missing or table.empty:
+        reason = f"lacks the columns {missing}" if missing else "has no runs"
+        msg = f"results={str(path)!r} {reason}. Give the results.csv that anomalib benchmark wrote."
+        raise ValueError(msg)
+    return table
+
+
+def _option(table: pd.DataFrame, name: str, prefix: str = "data") -> pd.Series:
+    """Values of an option wherever the configuration has it: those of a wrapped datamodule, the innermost, first."""
+    columns = [column for column in table if column.startswith(f"{prefix}.") and column.endswith(f".{name}")]
+    columns.sort(key=lambda column: -column.count("."))
+    values = pd.Series(None, index=table.index, dtype=object)
+    for column in columns:
+        values = values.where(values.notna(), table[column])
+    return values
+
+
+def _protocol(overlap: object) -> str:
+    """Name of the noise protocol that an option's text stands for."""
+    return {"True": "overlap", "False": "no overlap"}.get(overlap, "")
+
+
+def _class_names(class_paths: pd.Series) -> pd.Series:
+    return class_paths.str.rpartition(".")[2]
+
+
+def _model_names(table: pd.DataFrame) -> pd.Series:
+    """Class of the model, followed by those options that are not the same in all runs of the class."""
+    names = _class_names(table["model.class_path"])
+    options = [column for column in table if column.startswith("model.init_args.") or column == "accelerator"]
+    for _, group in table.groupby(names):
+        varied = [column for column in options if group[column].nunique(dropna=False) > 1]
+        if varied:
+            texts = [
+                ", ".join(f"{column.rpartition('.')[2]}={row[column]}" for column in varied)
+                for _, row in group.iterrows()
+            ]
+            names[group.index] += [f" ({text})" for text in texts]
+    return names
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Average over categories, then over seeds.
+
+    Args:
+        runs: Runs as :func:`read_results` gives them.
+
+    Returns:
+        One row per dataset, protocol, noise ratio and model, in the order in which the models first appear. For every
+        measure there are the columns ``(measure, "mean")`` and ``(measure, "std")``, the standard deviation over the
+        seeds (not a number where there is one seed), in the units of :data:`MEASURES`.
+    """
+    measured = [name for name in MEASURES if name in runs]
+    keys = ["dataset", "protocol", "noise_ratio", "model"]
+    scaled = runs[measured] * [MEASURES[name][1] for name in measured]
+    means = pd.concat([runs[[*keys, "seed"]], scaled], axis=1).groupby([*keys, "seed"], sort=False).mean()
+    summary = means.groupby(keys, sort=False).agg(["mean", "std"])
+    order = {model: rank for rank, model in enumerate(runs["model"].unique())}
+    return summary.sort_index(key=lambda level: level.map(order) if level.name == "model" else level)
+
+
+def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """Write the tables, one per dataset, protocol and noise ratio.
+
+    Args:
+        summary: Averages as :func:`summarise` gives them.
+        runs: The runs that were averaged, to say how many they are.
+
+    Returns:
+        Markdown text.
+    """
+    measured = [name for name in MEASURES if (name, "mean") in summary]
+    lines = []
+    keys = ["dataset", "protocol", "noise_ratio"]
+    groups = runs.groupby(keys)
+    for setting, table in summary.groupby(level=keys):
+        dataset, protocol, ratio = setting
+        group = groups.get_group(setting)
+        categories = group["category"].nunique()
+        seeds = group["seed"].nunique()
+        lines += [
+            f"### {', '.join(filter(None, (dataset, f'{100 * ratio:g} % noise', protocol)))}",
+            "",
+            f"{_category_name(group)}; "
+            + (f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."),
+            "",
+            "| " + " | ".join(["Model", *(MEASURES[name][0] for name in measured)]) + " |",
+            "|" + " --- |" + " ---: |" * len(measured),
+        ]
+        for (*_, model), row in table.iterrows():
+            cells = [_cell(row[name, "mean"], row[name, "std"]) for name in measured]
+            lines.append("| " + " | ".join([model, *cells]) + " |")
+        lines.append("")
+        counts = group.groupby("model", sort=False).size()
+        lines += [
+            f"{model}: only {count} of {categories * seeds} runs are there.\n"
+            for model, count in counts.items()
+            if count < categories * seeds
+        ]
+    return "\n".join(lines)
+
+
+def _cell(mean: float, std: float) -> str:
+    if pd.isna(mean):
+        return "n/a"
+    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def draw(summary: pd.DataFrame, runs: pd.DataFrame, path: Path) -> None:
+    """Draw AUROC against noise ratio: a line per model, image and pixel side by side.
+
+    Each dataset and protocol has a row of panels.
+
+    Args:
+        summary: Averages as :func:`summarise` gives them.
+        runs: The runs that were averaged, to say of what.
+        path: Picture file to write.
+    """
+    curves = [name for name in CURVES if (name, "mean") in summary and summary[name, "mean"].notna().any()]
+    settings = list(summary.index.droplevel(["noise_ratio", "model"]).unique())
+    models = list(summary.index.unique("model"))
+    with mpl.rc_context(mpl.rcParamsDefault):  # a light background, whatever the user's own style
+        figure = Figure(figsize=(5 * len(curves), 3.6 * len(settings) + 0.6), dpi=150, layout="constrained")
+        axes = figure.subplots(len(settings), len(curves), squeeze=False)
+        for row, (dataset, protocol) in enumerate(settings):
+            category = _category_name(runs[(runs["dataset"] == dataset) & (runs["protocol"] == protocol)])
+            for axis, name in zip(axes[row], curves, strict=True):
+                table = summary.loc[dataset, protocol][name]
+                for number, model in enumerate(models):
+                    if model in table.index.unique("model"):
+                        line = table.xs(model, level="model")
+                        x = 100 * line.index.to_numpy()
+                        style = {"color": f"C{number}", "marker": "osD^vP*X"[number % 8]}
+                        axis.errorbar(x, line["mean"], yerr=line["std"].fillna(0), capsize=3, label=model, **style)
+                axis.set_title(", ".join(filter(None, (dataset, category, protocol))))
+                axis.set_xlabel("Noise ratio [%]")
+                axis.set_ylabel(MEASURES[name][0])
+                axis.set_xticks(sorted({100 * ratio for ratio in table.index.unique("noise_ratio")}))
+                axis.grid(alpha=0.3)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        bars = "bars: standard deviation over seeds" if runs["seed"].nunique() > 1 else None
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(models), 4), title=bars)
+        figure.savefig(path)
+
+
+def _category_name(runs: pd.DataFrame) -> str:
+    """The category that was tested on, or the number of them."""
+    categories = runs["category"].unique()
+    return categories[0] if len(categories) == 1 else f"mean of {len(categories)} categories"

@@ -1,0 +1,45 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Objects from configurations, as the command line makes them.
+
+``anomalib benchmark`` hands configurations over as raw mappings, and Anomalib's ``get_model`` and ``get_datamodule``
+pass what is nested in them on as it is. Here nested objects (a wrapped datamodule, a pre-processor, augmentations) are
+instantiated and types are checked, both by jsonargparse.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+from omegaconf import DictConfig, OmegaConf
+
+T = TypeVar("T")
+
+
+def instantiate(base_class: type[T], config: Mapping | str, argument: str) -> T:
+    """Instantiate a subclass from its configuration.
+
+    Args:
+        base_class: Class that the object must be a subclass of.
+        config: Mapping with ``class_path`` (a dotted path, or the bare name of a subclass that is imported) and
+            ``init_args``, or the class path alone.
+        argument: Name of the argument that holds the configuration, for error messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: If it is not the configuration of such a class.
+    """
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=True)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base_class, argument, fail_untyped=False, required=True)
+    try:
+        parsed = parser.parse_object({argument: deepcopy(config)})  # which it changes
+    except ArgumentError as error:
+        msg = f"{argument}={config!r} is not the configuration of a {base_class.__name__}: {error}"
+        raise ValueError(msg) from error
+    return parser.instantiate_classes(parsed)[argument]

@@ -1,0 +1,407 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Anomalous pictures among the training pictures, on purpose.
+
+The protocols are those of the SoftPatch papers (Jiang et al., NeurIPS 2022; Wang et al., Pattern Recognition 2025): a
+share of anomalous test pictures joins the training pictures as if they were normal, and either leaves the test set ("no
+overlap") or stays in it ("overlap").
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib.data import ADAM3D, AnomalibDataModule, Folder3D, MVTec3D
+from anomalib.data.datamodules.base.video import AnomalibVideoDataModule
+from anomalib.data.datasets.base import AnomalibDepthDataset, AnomalibVideoDataset
+from anomalib.data.utils import LabelName, Split, ValSplitMode, read_mask
+from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
+
+from anomalib_softpatch.config import instantiate
+from anomalib_softpatch.data.manifest import read_manifest, write_manifest
+from anomalib_softpatch.data.noise import largest_ratio, rotate_and_shift, select_noise
+
+if TYPE_CHECKING:
+    from anomalib.data import AnomalibDataset
+
+logger = logging.getLogger(__name__)
+
+
+class NoisyDataModule(AnomalibDataModule):
+    """Any Anomalib image datamodule, with anomalous pictures among its training pictures.
+
+    ``int(noise_ratio * N)`` anomalous test pictures join the training pictures. N is the number of normal pictures that
+    the wrapped datamodule trains with, after its own splits. The training pipeline treats the injected pictures as
+    normal (``label_index`` 0, empty mask). What they are is in :attr:`noise` and :attr:`truth`, in the columns
+    ``true_label_index`` and ``true_mask_path`` of ``train_data.samples``, and in :meth:`true_mask`.
+
+    Which pictures are injected depends on the seed, the ratio and the anomalous pictures of the test set, those
+    included that ``val_split_mode=from_test`` moves to the validation set. The pictures injected at a ratio are among
+    those of every higher ratio, and are the same under both protocols.
+
+    Repeated pictures are written to a temporary folder, so that every training picture has a path of its own. The
+    folder goes when the datamodule does.
+
+    The splits, batch sizes, workers and augmentations are those of the wrapped datamodule, which is left as it is.
+
+    Args:
+        datamodule: Image datamodule to wrap, or its configuration: a mapping with ``class_path`` and ``init_args``.
+        noise_ratio: Number of injected pictures per normal training picture, 0 or more.
+        overlap: Keep the injected pictures in the test and validation sets. Otherwise they leave both, and at least
+            one anomalous picture must remain to test with.
+        resample: Repeat pictures when there are too few, each repetition rotated by up to 3 degrees and shifted by up
+            to 3 %. Only under ``overlap=True``.
+        seed: Seed of the choice, 0 or more. It is not the wrapped datamodule's, which decides how that splits.
+        manifest: CSV file that an earlier run wrote (see :mod:`anomalib_softpatch.data.manifest`). It decides which
+            pictures are injected and which of them stay in the test set; ``noise_ratio``, ``overlap``, ``resample``
+            and ``seed`` are then not used, and ``setup`` sets the first two to what the manifest makes them.
+
+    Raises:
+        TypeError: If ``datamodule`` is not an image datamodule.
+        ValueError: If an argument is out of range, or (in ``setup``) if there are too few pictures.
+        FileNotFoundError: If there is no such manifest.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib_softpatch.data import NoisyDataModule
+        >>> datamodule = NoisyDataModule(MVTecAD(category="screw"), noise_ratio=0.1, overlap=True)
+        >>> datamodule.name
+        'MVTecAD-noise10-overlap-seed0'
+    """
+
+    def __init__(
+        self,
+        datamodule: AnomalibDataModule,
+        noise_ratio: float = 0.1,
+        overlap: bool = False,
+        resample: bool = True,
+        seed: int = 0,
+        manifest: str | Path | None = None,
+    ) -> None:
+        datamodule = _as_image_datamodule(datamodule)
+        if isinstance(noise_ratio, bool) or not isinstance(noise_ratio, int | float) or not 0 <= noise_ratio < math.inf:
+            msg = f"noise_ratio={noise_ratio!r} must be a number of 0 or more, for example 0.1 for 10 %."
+            raise ValueError(msg)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            msg = f"seed={seed!r} must be a whole number of 0 or more."
+            raise ValueError(msg)
+        super().__init__(
+            train_batch_size=datamodule.train_batch_size,
+            eval_batch_size=datamodule.eval_batch_size,
+            num_workers=datamodule.num_workers,
+            train_augmentations=datamodule.train_augmentations,
+            val_augmentations=datamodule.val_augmentations,
+            test_augmentations=datamodule.test_augmentations,
+            val_split_mode=datamodule.val_split_mode,
+            val_split_ratio=datamodule.val_split_ratio,
+            test_split_mode=datamodule.test_split_mode,
+            test_split_ratio=datamodule.test_split_ratio,
+            seed=seed,
+        )
+        self.datamodule = datamodule
+        self.external_collate_fn = datamodule.external_collate_fn
+        self.noise_ratio = noise_ratio
+        self.overlap = overlap
+        self.resample = resample
+        self.manifest = None if manifest is None else Path(manifest)
+        self._listed_noise = None if self.manifest is None else read_manifest(self.manifest)
+        self._manifest_rows: pd.DataFrame | None = None
+        self._noise: pd.DataFrame | None = None
+        self._repeats: TemporaryDirectory | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the results folder, for example ``MVTecAD-noise10-no_overlap-seed0``.
+
+        With a manifest it ends with the manifest's file name.
+        """
+        return f"{self.datamodule.name}-{self._protocol if self.manifest is None else self.manifest.stem}"
+
+    @property
+    def _protocol(self) -> str:
+        """Ratio in percent, protocol and seed, for the names of folders and files."""
+        return f"noise{100 * self.noise_ratio:g}-{'overlap' if self.overlap else 'no_overlap'}-seed{self.seed}"
+
+    @property
+    def category(self) -> str:
+        """Category of the wrapped datamodule."""
+        return self.datamodule.category
+
+    @category.setter
+    def category(self, category: str) -> None:
+        self.datamodule.category = category
+
+    @property
+    def noise(self) -> pd.DataFrame:
+        """The injected pictures, in the order of injection.
+
+        One row each, with the columns ``image_path`` and ``mask_path`` (files as the training set has them; a mask
+        path is empty where there is none, and a list where a picture has several), ``source`` (the picture's path
+        relative to the dataset's root), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
+        :func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test``.
+        """
+        return self._after_setup(self._noise)
+
+    @property
+    def truth(self) -> pd.DataFrame:
+        """What every training picture is: ``true_label_index`` (0 or 1) and ``true_mask_path`` by ``image_path``."""
+        self._after_setup(self._noise)
+        return self.train_data.samples.set_index("image_path")[["true_label_index", "true_mask_path"]]
+
+    def true_mask(self, image_path: str) -> torch.Tensor | None:
+        """Read where a training picture is anomalous.
+
+        Args:
+            image_path: Path of the picture, as batches have it.
+
+        Returns:
+            Mask of shape ``(H, W)`` with 1 where the picture is anomalous, ``uint8``; ``None`` where there is none,
+            because the picture is normal or the dataset has no masks.
+        """
+        mask_path = self.truth.at[image_path, "true_mask_path"]
+        return _read_masks(mask_path) if len(mask_path) else None
+
+    def write_manifest(self, path: str | Path) -> Path:
+        """Write the manifest of the injected pictures (see :mod:`anomalib_softpatch.data.manifest`).
+
+        Args:
+            path: CSV file to write.
+
+        Returns:
+            Path of the file.
+        """
+        return write_manifest(self._after_setup(self._manifest_rows), path)
+
+    @staticmethod
+    def _after_setup(table: pd.DataFrame | None) -> pd.DataFrame:
+        if table is None:
+            msg = "Which pictures are injected is known after setup(). Call setup() first."
+            raise RuntimeError(msg)
+        return table
+
+    def prepare_data(self) -> None:
+        """Let the wrapped datamodule download its dataset."""
+        self.datamodule.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set up the datasets; when training, write the manifest into the results folder.
+
+        Args:
+            stage: Stage of the trainer (fit, validate, test, predict).
+        """
+        super().setup(stage)
+        if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.is_global_zero:
+            file_name = f"manifest-{self._protocol}.csv" if self.manifest is None else self.manifest.name
+            path = self.write_manifest(Path(self.trainer.default_root_dir) / file_name)
+            logger.info("Manifest of the injected pictures: %s", path)
+
+    def _setup(self, _stage: str | None = None) -> None:
+        """Take the wrapped datamodule's datasets, split as it splits them, and inject the noise."""
+        self.datamodule.setup(_stage)
+        for subset in ("train_data", "val_data", "test_data"):
+            if hasattr(self.datamodule, subset):
+                setattr(self, subset, getattr(self.datamodule, subset))
+        if isinstance(self.train_data, AnomalibDepthDataset | AnomalibVideoDataset):
+            msg = _not_images_message(self.datamodule)
+            raise TypeError(msg)
+        pool = self._anomalous_pictures()
+        rows = self._select(pool) if self._listed_noise is None else self._find_listed(pool)
+        self._manifest_rows = rows.assign(mask_path=pool.loc[rows["image_path"], "relative_mask_path"].to_numpy())
+        self._noise = self._join_training_set(rows, pool)
+        removed = set(pool.loc[rows.loc[~rows["in_test"], "image_path"].unique(), "image_path"])
+        if removed:
+            self.test_data = _without(self.test_data, removed)
+            if hasattr(self, "val_data"):
+                self.val_data = _without(self.val_data, removed)
+            if not self.test_data.has_anomalous:  # a selection has been checked before, a manifest has not
+                msg = (
+                    f"manifest={str(self.manifest)!r} takes every anomalous picture out of the test set of "
+                    f"{self.datamodule.name}. At least one must remain to test with."
+                )
+                raise ValueError(msg)
+        logger.info("Injected %d pictures into %s.", len(rows), self.datamodule.name)
+
+    def _create_test_split(self) -> None:
+        """Nothing to do: the wrapped datamodule has split its datasets."""
+
+    def _create_val_split(self) -> None:
+        """Nothing to do: the wrapped datamodule has split its datasets."""
+
+    def _anomalous_pictures(self) -> pd.DataFrame:
+        """Samples of the pictures that can be injected, by their path relative to the dataset's root.
+
+        A column ``tested`` says whether the test set has the picture; the others are in the validation set.
+        """
+        subsets = {"test": self.test_data}
+        if self.val_split_mode == ValSplitMode.FROM_TEST:
+            subsets["val"] = self.val_data
+        if self.noise_ratio and isinstance(self.test_data, SyntheticAnomalyDataset):
+            logger.warning(
+                "%s makes its anomalous test pictures anew each time it is set up: another run injects other pictures, "
+                "whatever the seed or the manifest.",
+                self.datamodule.name,
+            )
+        samples = pd.concat([data.samples.assign(tested=name == "test") for name, data in subsets.items()])
+        samples = samples[samples["label_index"] == LabelName.ABNORMAL]
+        root = _common_root(samples["image_path"], getattr(self.datamodule, "root", None))
+        samples["relative_mask_path"] = [_relative(path, root) for path in samples["mask_path"]]
+        samples.index = [_relative(path, root) for path in samples["image_path"]]
+        return samples[~samples.index.duplicated()]
+
+    def _select(self, pool: pd.DataFrame) -> pd.DataFrame:
+        """Choose the pictures by ratio, protocol and seed."""
+        normal = self._normal_count()
+        count = int(self.noise_ratio * normal)
+        available = len(pool)
+        advice = ""
+        if not self.overlap and available:
+            # Pictures may be taken until the next one would be the last that the test set has.
+            order = select_noise(list(pool.index), available, self.seed)["image_path"]
+            available = int(pool.loc[order, "tested"].to_numpy().nonzero()[0].max(initial=0))
+            advice = " if one is to remain in the test set (with overlap=True all stay there)"
+        elif not self.resample:
+            advice = " (with resample=True pictures repeat)"
+        if count > available and not (self.overlap and self.resample and available):
+            msg = (
+                f"noise_ratio={self.noise_ratio} asks for {count} anomalous pictures ({self.datamodule.name} has "
+                f"{normal} normal training pictures), but only {available} can be injected{advice}. "
+                f"The largest possible ratio is {largest_ratio(available, normal)}."
+            )
+            raise ValueError(msg)
+        return select_noise(list(pool.index), count, self.seed).assign(in_test=self.overlap)
+
+    def _find_listed(self, pool: pd.DataFrame) -> pd.DataFrame:
+        """Take the pictures that the manifest lists."""
+        unknown = sorted(set(self._listed_noise["image_path"]) - set(pool.index))
+        if unknown:
+            msg = (
+                f"manifest={str(self.manifest)!r} lists {len(unknown)} pictures that are not anomalous test pictures "
+                f"of {self.datamodule.name}, for example {unknown[0]!r}. Paths are relative to the dataset's root. "
+                "Is it the manifest of this dataset and category?"
+            )
+            raise ValueError(msg)
+        logger.info("Noise is taken from %s; noise_ratio, overlap, resample and seed are not used.", self.manifest)
+        self.noise_ratio = len(self._listed_noise) / max(self._normal_count(), 1)
+        self.overlap = bool(self._listed_noise["in_test"].all())
+        return self._listed_noise.drop(columns="mask_path")
+
+    def _normal_count(self) -> int:
+        return int((self.train_data.samples["label_index"] == LabelName.NORMAL).sum())
+
+    def _join_training_set(self, rows: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
+        """Append the chosen pictures to the training set as normal pictures, and return the table of them."""
+        files = [self._picture_and_mask(row, pool.loc[row.image_path]) for row in rows.itertuples()]
+        noise = rows.rename(columns={"image_path": "source"})
+        noise.insert(0, "image_path", [image_path for image_path, _ in files])
+        noise.insert(1, "mask_path", [mask_path for _, mask_path in files])
+
+        normal = self.train_data.samples
+        normal = normal.assign(
+            true_label_index=normal["label_index"],
+            true_mask_path=normal["mask_path"].where(normal["label_index"] == LabelName.ABNORMAL, ""),
+        )
+        injected = pool.loc[rows["image_path"]].assign(
+            image_path=noise["image_path"].to_numpy(),
+            true_label_index=LabelName.ABNORMAL.value,
+            true_mask_path=noise["mask_path"].to_numpy(),
+            label_index=LabelName.NORMAL.value,
+            mask_path="",
+            split=Split.TRAIN.value,
+        )
+        if "label" in normal and len(normal):
+            injected["label"] = normal["label"].iloc[0]
+        samples = pd.concat([normal, injected[[c for c in normal if c in injected]]]) if len(injected) else normal
+        samples.attrs = dict(self.train_data.samples.attrs)
+        self.train_data = copy.copy(self.train_data)  # the wrapped datamodule keeps its own
+        # Not through the setter, which sorts by path: the temporary folder's name would decide the order of training.
+        self.train_data._samples = samples.reset_index(drop=True)
+        return noise
+
+    def _picture_and_mask(self, row: Any, sample: pd.Series) -> tuple[str, str | list[str]]:
+        """Files of an injected picture and its mask; those of a repeated one are made."""
+        mask_path = sample["mask_path"] if isinstance(sample["mask_path"], str | list) else ""
+        motion = {"angle": row.angle, "shift_x": row.shift_x, "shift_y": row.shift_y}
+        if not row.repeat and not any(motion.values()):
+            return sample["image_path"], mask_path
+        if self._repeats is None:
+            self._repeats = TemporaryDirectory(prefix="anomalib_softpatch-")
+        picture_file = Path(self._repeats.name, "images", f"{row.image_path}-{row.repeat}.png")
+        picture_file.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(sample["image_path"]) as image:
+            picture = np.asarray(image.convert("RGB"))  # as Anomalib reads it
+        Image.fromarray(rotate_and_shift(picture, **motion)).save(picture_file)
+        if not len(mask_path):
+            return str(picture_file), ""
+        mask_file = Path(self._repeats.name, "masks", picture_file.relative_to(Path(self._repeats.name, "images")))
+        mask_file.parent.mkdir(parents=True, exist_ok=True)
+        mask = 255 * _read_masks(mask_path).numpy()
+        Image.fromarray(rotate_and_shift(mask, **motion, is_mask=True)).save(mask_file)
+        return str(picture_file), str(mask_file)
+
+
+def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping | str) -> AnomalibDataModule:
+    """Instantiate a datamodule given as a configuration, and refuse what is not one of pictures."""
+    if isinstance(datamodule, Mapping | str):
+        datamodule = instantiate(AnomalibDataModule, datamodule, argument="datamodule")
+    if isinstance(datamodule, ADAM3D | Folder3D | MVTec3D | AnomalibVideoDataModule):
+        raise TypeError(_not_images_message(datamodule))
+    if not isinstance(datamodule, AnomalibDataModule) or isinstance(datamodule, NoisyDataModule):
+        msg = (
+            f"datamodule={datamodule!r} must be an Anomalib image datamodule, without noise yet, or its configuration."
+        )
+        raise TypeError(msg)
+    if getattr(datamodule, "test_type", "public") != "public":  # MVTecAD2
+        msg = f"test_type={datamodule.test_type!r} has no labels, so no noise can be taken from it. Use 'public'."
+        raise ValueError(msg)
+    return datamodule
+
+
+def _not_images_message(datamodule: AnomalibDataModule) -> str:
+    name = type(datamodule).__name__
+    return f"datamodule={name} has depth pictures or videos, but noise can only be injected into an image datamodule."
+
+
+def _common_root(paths: pd.Series, root: str | Path | None) -> Path:
+    """Root of the dataset if the pictures lie in it, else the deepest folder that all of them lie in."""
+    folders = {_real(path).parent for path in paths}
+    if root is not None and all(folder.is_relative_to(os.path.realpath(root)) for folder in folders):
+        return Path(os.path.realpath(root))
+    return Path(os.path.commonpath(folders)) if folders else Path()
+
+
+def _real(path: str) -> Path:
+    """Absolute path without links to folders. A picture that is itself a link keeps its name."""
+    folder, name = os.path.split(path)
+    return Path(os.path.realpath(folder), name)
+
+
+def _relative(path: str | list[str] | None, root: Path) -> str:
+    """Path relative to the root with ``/`` as separator; several are joined by semicolons, none gives an empty text."""
+    if isinstance(path, list):
+        return ";".join(_relative(each, root) for each in path)
+    return Path(os.path.relpath(_real(path), root)).as_posix() if isinstance(path, str) and path else ""
+
+
+def _without(dataset: AnomalibDataset, paths: set[str]) -> AnomalibDataset:
+    """Dataset without these pictures; the dataset itself where it has none of them."""
+    kept = (~dataset.samples["image_path"].isin(paths)).to_numpy().nonzero()[0]
+    return dataset if len(kept) == len(dataset) else dataset.subsample(list(kept))
+
+
+def _read_masks(mask_path: str | list[str]) -> torch.Tensor:
+    """Read a mask of shape ``(H, W)``; several become one that is set wherever one of them is."""
+    paths = [mask_path] if isinstance(mask_path, str) else mask_path
+    return torch.stack([read_mask(path, as_tensor=True) for path in paths]).amax(dim=0)

@@ -1,0 +1,213 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every file in `configs/` is read and run, on a small set in the dataset's layout, with a small untrained backbone."""
+
+import copy
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from PIL import Image
+
+from anomalib_softpatch import SoftPatch
+from anomalib_softpatch.benchmark import ComparisonBenchmark
+from conftest import ROOT
+
+CONFIGS = ROOT / "configs"
+MODELS = sorted(path.name for path in (CONFIGS / "model").glob("*.yaml"))
+DATA = sorted(path.name for path in (CONFIGS / "data").glob("*.yaml"))
+BENCHMARKS = sorted(path.name for path in (CONFIGS / "benchmark").glob("*.yaml"))
+
+# Folder below the root, category, name of the normal pictures, name of the anomalous ones, ending of the masks' names
+LAYOUTS = {
+    "MVTecAD": ("MVTecAD", "screw", "good", "scratch", "_mask.png"),
+    "Visa": ("visa/visa_pytorch", "pcb1", "good", "bad", ".png"),
+    "BTech": ("BTech", "01", "ok", "ko", ".png"),
+    "kolektor": (".", "kolektor", "good", "defect", "_mask.png"),
+}
+NORMAL = 20
+DEFAULT_PRE_PROCESSOR = """
+class_path: anomalib.pre_processing.PreProcessor
+init_args:
+  transform:
+    class_path: torchvision.transforms.v2.Compose
+    init_args:
+      transforms:
+      - class_path: torchvision.transforms.v2.Resize
+        init_args: {size: [256, 256]}
+"""
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a small set in each layout: grey noise, black rectangles as defects."""
+    datasets = tmp_path_factory.mktemp("datasets")
+    rng = np.random.default_rng(0)
+    for folder, category, good, bad, ending in LAYOUTS.values():
+        root = datasets / folder / category
+        for split, count in ((f"train/{good}", NORMAL), (f"test/{good}", 4), (f"test/{bad}", 4)):
+            for number in range(count):
+                picture = rng.integers(100, 156, (64, 64, 3), dtype=np.uint8)
+                if split.endswith(bad):
+                    mask = np.zeros((64, 64), dtype=np.uint8)
+                    mask[16:40, 16 + 4 * number : 40 + 4 * number] = 255
+                    picture[mask > 0] = 0
+                    save(mask, root / "ground_truth" / bad / f"{number:03}{ending}")
+                save(picture, root / split / f"{number:03}.png")
+    return datasets
+
+
+def save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def shrink_model(init_args: dict[str, Any]) -> None:
+    """Take a small backbone without weights, and pictures a quarter or an eighth as large."""
+    init_args.update(backbone="resnet18", pre_trained=False, layers=["layer2", "layer3"], visualizer=False)
+    init_args.setdefault("pre_processor", yaml.safe_load(DEFAULT_PRE_PROCESSOR))
+    for transform in init_args["pre_processor"]["init_args"]["transform"]["init_args"]["transforms"]:
+        if "size" in transform["init_args"]:
+            transform["init_args"]["size"] = [min(size // 4, 64) for size in transform["init_args"]["size"]]
+
+
+def read(*parts: str) -> dict[str, Any]:
+    return yaml.safe_load(CONFIGS.joinpath(*parts).read_text(encoding="utf-8"))
+
+
+def train(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -> dict[str, float]:
+    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False)
+    return engine.train(model=model, datamodule=datamodule)[0]
+
+
+def test_there_are_files_for_all_models_and_datasets() -> None:
+    models = {"patchcore", "soft_patch", "soft_patch_plus"}
+    assert {name.removesuffix(".yaml") for name in MODELS} == models | {f"{name}_btad" for name in models}
+    sets = ("btad_noise10", "mvtec_ad_noise10", "visa_noise8")
+    assert {name.removesuffix(".yaml") for name in DATA} == {
+        f"{s}_{p}" for s in sets for p in ("no_overlap", "overlap")
+    }
+    assert set(BENCHMARKS) == {"btad.yaml", "kolektor.yaml", "mvtec_ad.yaml", "visa.yaml"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name: str, datasets: Path, tmp_path: Path) -> None:
+    config = read("model", name)
+    options = config["model"]["init_args"]
+    size, crop, ratio = (512, None, 0.01) if "btad" in name else (256, 224, 0.1)
+    resize, *crops, _ = options["pre_processor"]["init_args"]["transform"]["init_args"]["transforms"]
+    assert resize["init_args"]["size"] == [size, size]
+    assert [each["init_args"]["size"] for each in crops] == ([[crop, crop]] if crop else [])
+    assert options["coreset_sampling_ratio"] == ratio
+    assert (options["backbone"], options["num_neighbors"]) == ("wide_resnet50_2", 1)
+
+    shrink_model(options)
+    if config["model"]["class_path"] != "Patchcore":
+        options["noise_report"] = False
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    model = AnomalibModule.from_config(tmp_path / "model.yaml")
+    assert model.name.lower() == name.removesuffix(".yaml").removesuffix("_btad").replace("_", "")
+    assert model.input_size == ((64, 64) if "btad" in name else (56, 56))
+    overrides = {"data.datamodule.root": datasets / "MVTecAD", "data.datamodule.num_workers": 0}
+    datamodule = AnomalibDataModule.from_config(CONFIGS / "data" / "mvtec_ad_noise10_overlap.yaml", **overrides)
+    measures = train(model, datamodule, tmp_path)
+    assert {"image_AUROC", "pixel_AUROC"} <= set(measures)
+    patches = (NORMAL + 2) * (model.input_size[0] // 8) ** 2
+    assert len(model.model.memory_bank) <= ratio * patches * (2 if "plus" in name else 1)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data(name: str, datasets: Path, tmp_path: Path) -> None:
+    config = read("data", name)
+    folder, category, *_ = LAYOUTS[config["init_args"]["datamodule"]["class_path"]]
+    root = datasets / folder.removesuffix("/visa_pytorch")
+    assert config["init_args"]["datamodule"]["init_args"] == {"root": f"./datasets/{root.name}", "category": category}
+
+    overrides = {"data.datamodule.root": root, "data.datamodule.num_workers": 0}
+    datamodule = AnomalibDataModule.from_config(CONFIGS / "data" / name, **overrides)
+    overlap = not name.endswith("no_overlap.yaml")
+    assert datamodule.name.endswith(
+        f"-noise{8 if 'visa' in name else 10}-{'overlap' if overlap else 'no_overlap'}-seed0"
+    )
+    model = SoftPatch(backbone="resnet18", pre_trained=False, pre_processor=False, visualizer=False, noise_report=False)
+    measures = train(model, datamodule, tmp_path)
+    assert {"image_AUROC", "pixel_AUROC"} <= set(measures)
+    injected = int((0.08 if "visa" in name else 0.1) * NORMAL)
+    assert len(datamodule.train_data) == NORMAL + injected
+    assert len(datamodule.test_data) == 8 - (0 if overlap else injected)
+    (manifest,) = tmp_path.glob(f"SoftPatch/{datamodule.name}/{category}/v0/manifest-*.csv")
+    listed = pd.read_csv(manifest)
+    assert listed["in_test"].tolist() == [overlap] * injected
+    assert all((root / path).is_file() for path in [*listed["image_path"], *listed["mask_path"]])
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks(name: str, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read("benchmark", name)
+    part = config["benchmark"]
+    options = part["data"]["init_args"]
+    wrapped = options["datamodule"]
+    _, category, *_ = LAYOUTS["kolektor" if "kolektor" in name else wrapped["class_path"]]
+    if "kolektor" in name:
+        assert part["seed"]["grid"] == [0, 1, 2]
+        assert options["noise_ratio"]["grid"] == [0, 0.1, 0.2, 0.4]
+        assert wrapped["init_args"]["category"] == category
+        options["noise_ratio"]["grid"] = [0, 0.4]
+        part["seed"]["grid"] = [1]
+    else:
+        assert category in wrapped["init_args"]["category"]["grid"]
+        assert options["overlap"]["grid"] == [False, True]
+        options["overlap"]["grid"] = [True]
+        wrapped["init_args"]["category"]["grid"] = [category]
+    for entry in part["model"]["grid"]:
+        entry["init_args"] = copy.deepcopy(entry["init_args"])  # the file's entries share parts
+        shrink_model(entry["init_args"])
+    models = [entry["class_path"] for entry in part["model"]["grid"]]
+    assert models == ["Patchcore", "SoftPatch", "SoftPatchPlus"]
+    wrapped["init_args"]["num_workers"] = 0
+    config["accelerator"] = "cpu"
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    monkeypatch.setenv("DATA_ROOT", str(datasets))
+    monkeypatch.chdir(tmp_path)
+    ComparisonBenchmark().run(Namespace(config="benchmark.yaml"))
+    (results,) = tmp_path.glob("runs/benchmark/*/results.csv")
+    table = pd.read_csv(results)
+    assert table["model.class_path"].tolist() == [model for model in models for _ in range(2)]
+    assert table["data.init_args.noise_ratio"].gt(0).tolist() == [False, True] * 3
+    assert table[["image_AUROC", "pixel_AUROC", "pixel_AUPRO"]].notna().all(axis=None)
+
+
+def test_the_documented_command(datasets: Path, tmp_path: Path, run_anomalib: Callable) -> None:
+    """Files for model and data on one command line, with options that override theirs."""
+    config = read("model", "soft_patch.yaml")
+    shrink_model(config["model"]["init_args"])
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    data = CONFIGS / "data" / "visa_noise8_overlap.yaml"
+    override = ["--data.datamodule.root", datasets / "visa", "--data.noise_ratio", "0.25"]
+    more = ["--data.datamodule.num_workers", "0", "--trainer.accelerator", "cpu"]
+    run_anomalib("train", "--config", "model.yaml", "--data", data, *override, *more, cwd=tmp_path)
+    folder = tmp_path / "results" / "SoftPatch" / "Visa-noise25-overlap-seed0" / "pcb1" / "v0"
+    assert len(pd.read_csv(folder / "manifest-noise25-overlap-seed0.csv")) == 5
+
+
+def test_engine_from_config(datasets: Path, tmp_path: Path) -> None:
+    data = read("data", "btad_noise10_overlap.yaml")
+    data["init_args"]["datamodule"]["init_args"] |= {"root": str(datasets / "BTech"), "num_workers": 0}
+    config = {**read("model", "soft_patch_btad.yaml"), "data": data}
+    shrink_model(config["model"]["init_args"])
+    config |= {"default_root_dir": str(tmp_path), "trainer": {"accelerator": "cpu"}}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    engine, model, datamodule = Engine.from_config(tmp_path / "all.yaml", **{"data.seed": 2})
+    engine.fit(model=model, datamodule=datamodule)
+    assert len(datamodule.train_data) == NORMAL + 2
+    assert datamodule.name == "BTech-noise10-overlap-seed2"
