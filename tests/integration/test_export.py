@@ -99,6 +99,7 @@ def test_openvino(trained, openvino_file, batch_size, size):
 
 
 def test_inferencers(trained, openvino_file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # OpenVINOInferencer makes a folder for its cache in the working folder
     engine, model, folder = trained
     torch_file = engine.export(model, ExportType.TORCH, export_root=folder / "torch")
     picture = tmp_path / "picture.png"

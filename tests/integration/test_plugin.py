@@ -205,7 +205,10 @@ def test_broken_registration_does_not_break_anomalib(complete: Environment) -> N
     models = result.stdout.split()
     assert "patchcore" in models
     assert "soft_patch" not in models
-    assert "could not register SoftPatch, SoftPatchPlus in anomalib.models: RuntimeError: broken on purpose" in result.stderr
+    assert (
+        "could not register SoftPatch, SoftPatchPlus in anomalib.models: RuntimeError: broken on purpose"
+        in result.stderr
+    )
 
 
 STAND_IN = """

@@ -3,6 +3,8 @@
 
 """The models against Anomalib's PatchCore and NumPy in float64, their state, and their errors."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -237,3 +239,11 @@ def test_learns_as_patchcore_does(datamodule, tmp_path):
         seed_everything(5, verbose=False)
         engine(tmp_path).fit(model, datamodule=datamodule)
     assert torch.equal(ours.model.memory_bank, theirs.model.memory_bank)
+
+
+def test_copies_leave_the_training_pictures_behind(images):
+    model = fit(softpatch_model(), images)
+    copied = copy.deepcopy(model)
+    assert model.denoising is not None
+    assert copied.denoising is None
+    assert torch.equal(copied(images).pred_score, model(images).pred_score)
