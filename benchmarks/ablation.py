@@ -45,6 +45,12 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "SoftPatch+, 1 + r": PLUS | {"soft_weight": "rank"},
         "SoftPatch+, local outlier factor": PLUS | {"soft_weight": "lof"},
     },
+    "thresholds": {
+        "SoftPatch, 0.5": {"thresholds": (0.5,)},
+        "SoftPatch+, classification 0.15": PLUS,
+        "SoftPatch+, classification 0.3": PLUS | {"thresholds": (0.3, 0.5)},
+        "SoftPatch+, classification 0.5": PLUS | {"thresholds": (0.5, 0.5)},
+    },
     "map": {
         "SoftPatch": SOFT_PATCH,
         "SoftPatch, nearest-neighbour map": {"model.upsampling": "nearest"},
@@ -52,7 +58,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "neighborhood": {
         f"{name}, {label}": setting | {"neighborhood": neighborhood}
         for name, setting in (("SoftPatch", SOFT_PATCH), ("SoftPatch+", PLUS))
-        for label, neighborhood in (("same position", 0), ("radius 1", 1), ("radius 3", 3), ("picture", "image"))
+        for label, neighborhood in (("same position", 0), ("radius 1", 1), ("picture", "image"))
     },
     "discriminators": {
         "SoftPatch, lof": SOFT_PATCH,

@@ -364,10 +364,11 @@ FIRST_IMPORTS = [
 
 ALL_IS_REGISTERED = """
 import sys
-import anomalib.data, anomalib.models, anomalib_softpatch
+import anomalib.cli.pipelines, anomalib.data, anomalib.models, anomalib_softpatch
 
 watchers = [finder for finder in sys.meta_path if type(finder).__name__ == "ImportWatcher"]
 assert [watcher._pending for watcher in watchers] == [{}]
+assert anomalib.cli.pipelines.PIPELINE_REGISTRY["benchmark"].__module__ == "anomalib_softpatch.benchmark"
 for name in anomalib_softpatch.registration.MODELS:
     assert getattr(anomalib.models, name) is getattr(anomalib_softpatch, name)
     assert name in anomalib.models.list_models("pascal")
