@@ -106,7 +106,8 @@ def extract(
     for features, _, _, paths in batches(datamodule.train_dataloader()):
         model.grid_size = tuple(features.shape[-2:])
         train.append(features.flatten(2).mT)
-        noisy.extend(true_patches(datamodule, path, model.grid_size) for path in paths)
+        # What was injected is known for the pictures as they are on disk
+        noisy.extend(true_patches(datamodule, path, model.grid_size) & (not rotated) for path in paths)
     test = list(batches(datamodule.test_dataloader()))
     return Features(
         torch.cat(train),
@@ -151,7 +152,7 @@ def evaluate(
     picture = roc_auc_score(features.labels, torch.cat([part.pred_score for part in parts]))
     pixel = roc_auc_score(features.masks.flatten(), torch.cat([part.anomaly_map for part in parts]).flatten())
     scores = model.denoising.scores
-    known = scores is not None and features.noisy.any() and not setting.get("rotated")
+    known = scores is not None and features.noisy.any()
     patch = roc_auc_score(features.noisy.flatten(), scores.flatten()) if known else float("nan")
     ranges = model.banks
     rows = sum(stop - start for start, stop in ranges)
