@@ -15,6 +15,8 @@ Example:
     torch.Size([100])
 """
 
+from collections.abc import Iterator
+
 import torch
 from tqdm import tqdm
 
@@ -24,6 +26,8 @@ ACTIVE_SIZE = 4096
 CENTER_BLOCK = 1024
 # Share of the variance that may be left out of the distances used for the bounds (the decisions use all of it).
 NEGLIGIBLE_VARIANCE = 1e-7
+# Rows that are centred at a time, and rows that their mean and axes are estimated from, about.
+CHUNK = 16384
 
 
 def k_center_greedy(
@@ -59,28 +63,29 @@ def k_center_greedy(
     """
     rows = torch.arange(len(features), device=features.device) if eligible is None else eligible.nonzero().squeeze(1)
     _validate(features, size, first, rows)
-    points, lost = _reduce_dimensions(features, rows)
-    norms = points.square().sum(dim=1)
+    points = _CentredRows(features, rows)
+    norms = points.squared_norms()
     # Bounds the error of squared distances in expanded form: each of the products and sums rounds once, and two rows
     # may have lost their parts in opposite directions.
-    rounding = torch.finfo(points.dtype).eps * (points.shape[1] + 8) * 2 * float(norms.max()) + 4 * lost
+    rounding = torch.finfo(features.dtype).eps * (points.dimensions + 8) * 2 * float(norms.max()) + 4 * points.lost
 
-    chosen = torch.empty(size, dtype=torch.long, device=points.device)  # positions within rows
+    chosen = torch.empty(size, dtype=torch.long, device=features.device)  # positions within rows
     chosen[0] = torch.searchsorted(rows, first)
-    count = 1
+    centers = _Centers(chosen, points)
+    centers.extend(1)
     # Squared distance to the nearest of the first seen[i] centres: an upper bound of the distance to all centres.
     bounds = torch.full_like(norms, torch.inf)
-    seen = torch.zeros(len(rows), dtype=torch.long, device=points.device)
+    seen = torch.zeros(len(rows), dtype=torch.int32, device=features.device)
     active_size = ACTIVE_SIZE
 
     with tqdm(total=size, initial=1, desc="Selecting coreset", unit="patch", disable=not progress) as bar:
-        while count < size:
+        while (count := len(centers)) < size:
             active, outside = _largest(bounds, active_size)
             stale = bool((seen[active] < count).any())
-            _bring_up_to_date(points, norms, chosen[:count], active, outside - rounding, bounds, seen)
+            _bring_up_to_date(points, norms, centers, active, outside - rounding, bounds, seen)
             # Only these can be farther away than everything outside of the active set. Sorted: ties go to the lowest.
             leaders = active[bounds[active] >= outside - rounding].sort().values
-            distances = _exact_distances(features, rows, points, norms, chosen[:count], leaders, rounding)
+            distances = _exact_distances(features, rows, points, centers, leaders, rounding)
             new = _choose(features[rows[leaders]], distances, outside + rounding, size - count)
             if new is None:  # the rest are duplicates of centres
                 chosen[count:] = 0
@@ -89,7 +94,7 @@ def k_center_greedy(
             bounds[leaders] = distances.square()
             seen[leaders] = count + len(new)
             chosen[count : count + len(new)] = leaders[new]
-            count += len(new)
+            centers.extend(len(new))
             bar.update(len(new))
             if not len(new) and not stale:  # more ties than the active set holds
                 active_size *= 2
@@ -108,25 +113,87 @@ def _validate(features: torch.Tensor, size: int, first: int, rows: torch.Tensor)
         raise ValueError(msg)
 
 
-def _reduce_dimensions(features: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Centre the rows (which keeps digits in expanded distances) and leave out directions in which nothing varies.
+class _CentredRows:
+    """Rows to choose from, centred, which keeps digits in expanded distances, and made when they are asked for.
 
-    A projection to more dimensions than the features have, as Anomalib's rule asks for below about 300 channels, has
-    such directions.
+    All features may fill the memory, so they are not copied. Only where the rows do not vary in a good part of their
+    dimensions are they copied without those: a projection to more dimensions than the features have, as Anomalib's rule
+    asks for below about 300 channels, has such directions.
 
-    Returns:
-        The reduced rows, shape ``(len(rows), k)`` with ``k <= d``, and the largest squared length that any row lost.
+    Args:
+        features: Shape ``(n, d)``.
+        rows: Which of them may be chosen, shape ``(m,)``.
+
+    Attributes:
+        dimensions: Number of dimensions that are left.
+        lost: Largest squared length that any row lost.
     """
-    points = features[rows]
-    points -= points[:: max(1, len(points) // 16384)].mean(dim=0)
-    sample = points[:: max(1, len(points) // 16384)].double()
-    variances, axes = torch.linalg.eigh(sample.T @ sample)
-    dropped = int((variances.cumsum(dim=0) <= NEGLIGIBLE_VARIANCE * variances.sum()).sum())
-    if dropped < points.shape[1] // 5:  # too few to pay for the rotation
-        return points, 0.0
-    axes = axes.to(points.dtype)
-    lost = max(float((part @ axes[:, :dropped]).square().sum(dim=1).max()) for part in points.split(16384))
-    return points @ axes[:, dropped:], lost
+
+    def __init__(self, features: torch.Tensor, rows: torch.Tensor) -> None:
+        self.features = features
+        self.rows = rows
+        sample = features[rows[:: max(1, len(rows) // CHUNK)]]
+        self.mean = sample.mean(dim=0)
+        self.dimensions, self.lost = features.shape[1], 0.0
+        self.reduced: torch.Tensor | None = None
+
+        sample = (sample - self.mean).double()
+        variances, axes = torch.linalg.eigh(sample.T @ sample)
+        dropped = int((variances.cumsum(dim=0) <= NEGLIGIBLE_VARIANCE * variances.sum()).sum())
+        if dropped < self.dimensions // 5:  # too few to pay for the copy
+            return
+        axes = axes.to(features.dtype)
+        reduced = features.new_empty(len(rows), self.dimensions - dropped)
+        for part, centred in self.chunks():
+            reduced[part] = centred @ axes[:, dropped:]
+            self.lost = max(self.lost, float((centred @ axes[:, :dropped]).square().sum(dim=1).max()))
+        self.reduced, self.dimensions = reduced, reduced.shape[1]
+
+    def __getitem__(self, positions: torch.Tensor | slice) -> torch.Tensor:
+        """Return the rows at some positions within ``rows``, shape ``(len(positions), dimensions)``."""
+        if self.reduced is not None:
+            return self.reduced[positions]
+        return self.features[self.rows[positions]].sub_(self.mean)
+
+    def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield all rows, some at a time, with their positions."""
+        for start in range(0, len(self.rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield part, self[part]
+
+    def squared_norms(self) -> torch.Tensor:
+        """Return the squared length of every row, shape ``(m,)``."""
+        return torch.cat([part.square().sum(dim=1) for _, part in self.chunks()])
+
+
+class _Centers:
+    """The centres chosen so far, with their rows side by side, as matrix products want them.
+
+    Args:
+        chosen: Positions of the centres; filled from its beginning.
+        points: The rows.
+
+    Attributes:
+        points: Rows of the centres, as far as they are chosen.
+        norms: Their squared lengths.
+    """
+
+    def __init__(self, chosen: torch.Tensor, points: _CentredRows) -> None:
+        self.chosen = chosen
+        self.all_points = points
+        self.points = points.features.new_empty(len(chosen), points.dimensions)
+        self.norms = points.features.new_empty(len(chosen))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def extend(self, count: int) -> None:
+        """Take in the next centres from ``chosen``."""
+        new = slice(self._count, self._count + count)
+        self.points[new] = self.all_points[self.chosen[new]]
+        self.norms[new] = self.points[new].square().sum(dim=1)
+        self._count += count
 
 
 def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
@@ -138,9 +205,9 @@ def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
 
 
 def _bring_up_to_date(
-    points: torch.Tensor,
+    points: _CentredRows,
     norms: torch.Tensor,
-    centers: torch.Tensor,
+    centers: _Centers,
     active: torch.Tensor,
     outside: float,
     bounds: torch.Tensor,
@@ -151,8 +218,8 @@ def _bring_up_to_date(
     rows, row_norms, row_bounds = points[active], norms[active], bounds[active]
     while start < len(centers) and len(active):
         stop = min(start + CENTER_BLOCK, len(centers))
-        block = centers[start:stop]
-        squares = torch.addmm(norms[block], rows, points[block].T, alpha=-2).amin(dim=1).add_(row_norms).clamp_(min=0)
+        products = torch.addmm(centers.norms[start:stop], rows, centers.points[start:stop].T, alpha=-2)
+        squares = products.amin(dim=1).add_(row_norms).clamp_(min=0)
         row_bounds = torch.minimum(row_bounds, squares)
         bounds[active] = row_bounds
         seen[active] = stop
@@ -165,9 +232,8 @@ def _bring_up_to_date(
 def _exact_distances(
     features: torch.Tensor,
     rows: torch.Tensor,
-    points: torch.Tensor,
-    norms: torch.Tensor,
-    centers: torch.Tensor,
+    points: _CentredRows,
+    centers: _Centers,
     leaders: torch.Tensor,
     rounding: float,
 ) -> torch.Tensor:
@@ -175,12 +241,13 @@ def _exact_distances(
 
     Only centres that could be the nearest, given the rounding errors of the matrix product, are looked at that way.
     """
+    count = len(centers)
     distances = torch.full((len(leaders),), torch.inf, dtype=features.dtype, device=features.device)
-    chunk = max(1, 2**24 // len(centers))
+    chunk = max(1, 2**24 // count)
     for part, out in zip(leaders.split(chunk), distances.split(chunk), strict=True):
-        squares = torch.addmm(norms[centers], points[part], points[centers].T, alpha=-2)
+        squares = torch.addmm(centers.norms[:count], points[part], centers.points[:count].T, alpha=-2)
         row, column = (squares <= squares.amin(dim=1, keepdim=True) + 2 * rounding).nonzero(as_tuple=True)
-        exact = torch.linalg.norm(features[rows[part[row]]] - features[rows[centers[column]]], dim=1)
+        exact = torch.linalg.norm(features[rows[part[row]]] - features[rows[centers.chosen[column]]], dim=1)
         out.scatter_reduce_(0, row, exact, "amin")
     return distances
 
