@@ -29,6 +29,7 @@ from torchvision.transforms.v2.functional import rotate
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.data import NoisyDataModule
 from anomalib_softpatch.models import SoftPatch, SoftPatchModel
+from common import print_table
 
 SOFT_PATCH: dict[str, Any] = {}
 PLUS: dict[str, Any] = {"discriminators": ("lof", "gaussian"), "thresholds": (0.15, 0.5)}
@@ -193,19 +194,11 @@ def main() -> None:
                 figures = evaluate(model, features, setting, arguments.coreset, seed)
                 results.setdefault((name, ratio), []).append(figures)
                 print(f"# {ratio:.0%} seed {seed} {name}: {figures}", flush=True)
-    print(f"| picture / map AUROC | {' | '.join(f'{ratio:.0%}' for ratio in arguments.ratios)} |")
-    print(f"|---|{'---|' * len(arguments.ratios)}")
-    for name in settings:
-        cells = []
-        for ratio in arguments.ratios:
-            runs = results[name, ratio]
-            cells.append(
-                " / ".join(
-                    f"{np.mean([run[key] for run in runs]):.1f} ± {np.std([run[key] for run in runs]):.1f}"
-                    for key in ("picture", "map")
-                )
-            )
-        print(f"| {name} | {' | '.join(cells)} |")
+    print_table(
+        ["picture / map AUROC", *(f"{ratio:.0%}" for ratio in arguments.ratios)],
+        {name: [results[name, ratio] for ratio in arguments.ratios] for name in settings},
+        ["picture", "map"],
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anomalib
+import numpy as np
 import psutil
 import torch
 from PIL import Image
@@ -44,11 +45,34 @@ def describe_machine() -> str:
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
+    # glibc gives large temporaries back to the system unless these are set, which can cost most of the time.
+    allocator = ", ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("MALLOC_"))
     return (
         f"{processor}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB, load {psutil.getloadavg()[0]:.1f}; "
-        f"torch {torch.__version__}, anomalib {anomalib.__version__}"
+        f"torch {torch.__version__}, anomalib {anomalib.__version__}{allocator and f'; {allocator}'}"
     )
+
+
+def print_table(
+    headings: Sequence[str], rows: dict[str, Sequence[Sequence[dict[str, float]]]], keys: Sequence[str]
+) -> None:
+    """Print a Markdown table of means and standard deviations.
+
+    Args:
+        headings: Heading of the first column, then of each other one.
+        rows: For each row its name and, for each column, the figures of the runs.
+        keys: Which figures a cell shows, separated by slashes.
+    """
+    print(f"| {' | '.join(headings)} |\n|---|{'---:|' * (len(headings) - 1)}")
+    for name, columns in rows.items():
+        cells = [
+            " / ".join(
+                f"{np.mean([run[key] for run in runs]):.1f} ± {np.std([run[key] for run in runs]):.1f}" for key in keys
+            )
+            for runs in columns
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def measure(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:

@@ -26,6 +26,7 @@ from anomalib_softpatch.components import Comparison, PatchFeatureExtractor, fus
 from anomalib_softpatch.components.discriminators import projection_matrix
 from anomalib_softpatch.data import NoisyDataModule
 from anomalib_softpatch.models import SoftPatch
+from common import print_table
 
 REMOVED = 0.15  # SoftPatch's threshold
 
@@ -109,7 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     extractor = PatchFeatureExtractor(arguments.backbone, arguments.layers).eval()
-    figures: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
+    figures: dict[tuple[str, str, float], list[dict[str, float]]] = {}
     for ratio in arguments.ratios:
         for seed in arguments.seeds:
             scores, labels = score_patches(extractor, ratio, seed, arguments)
@@ -123,19 +124,18 @@ def main() -> None:
                     image_scores = function(patch_scores).numpy()
                     found = labels[np.argsort(-image_scores, kind="stable")[: labels.sum()]].mean()
                     figures.setdefault((discriminator, name, ratio), []).append(
-                        (100 * roc_auc_score(labels, image_scores), 100 * found)
+                        {"AUROC": 100 * roc_auc_score(labels, image_scores), "precision": 100 * found}
                     )
             print(f"# {ratio:.0%} seed {seed}: {labels.sum()} of {len(labels)} pictures injected", flush=True)
     ratios = [ratio for ratio in arguments.ratios if ratio]
-    headings = [f"{ratio:.0%} {measure}" for ratio in ratios for measure in ("AUROC", "precision")]
-    print(f"| patch score | picture score | {' | '.join(headings)} |")
-    print(f"|---|---|{'---:|' * len(headings)}")
-    for discriminator, name in dict.fromkeys((discriminator, name) for discriminator, name, _ in figures):
-        cells = []
-        for ratio in ratios:
-            runs = np.array(figures[discriminator, name, ratio])
-            cells += [f"{mean:.1f} ± {std:.1f}" for mean, std in zip(runs.mean(axis=0), runs.std(axis=0), strict=True)]
-        print(f"| {discriminator} | {name} | {' | '.join(cells)} |")
+    print_table(
+        ["patch score, picture score", *(f"{ratio:.0%} AUROC / precision" for ratio in ratios)],
+        {
+            f"{discriminator}, {name}": [figures[discriminator, name, ratio] for ratio in ratios]
+            for discriminator, name in dict.fromkeys((discriminator, name) for discriminator, name, _ in figures)
+        },
+        ["AUROC", "precision"],
+    )
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ def test_any_input(pictures, grid, channels, discriminators, thresholds, ratio, 
     [
         ({"thresholds": (1.0,)}, r"threshold must be at least 0 and below 1 .*got 1\.0"),
         ({"thresholds": (-0.1,)}, "threshold"),
+        ({"thresholds": ()}, "one value, or two"),
+        ({"thresholds": (0.1, 0.2, 0.3)}, "one value, or two"),
         ({"lof_k": 0}, "lof_k must be at least 1, got 0"),
         ({"discriminators": ("svm",)}, "Unknown discriminator 'svm': choose from lof, nearest, gaussian"),
         ({"discriminators": ("lof", "lof")}, "different names"),

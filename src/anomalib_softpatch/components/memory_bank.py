@@ -61,7 +61,7 @@ class DenoisingMemoryBank:
     Args:
         discriminators: Names of the noise discriminators. One: its scores are used as they are (SoftPatch). Several:
             the mean of their ranks (SoftPatch+).
-        thresholds: Share of all patches to remove, one value for each bank, tau in the papers.
+        thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks.
         coreset_sampling_ratio: Size of each bank as a share of ALL patches, the removed ones included.
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
             paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
@@ -103,6 +103,9 @@ class DenoisingMemoryBank:
                 raise ValueError(msg)
         if not self.discriminators or len(set(self.discriminators)) < len(self.discriminators):
             msg = f"discriminators must be different names and at least one, got {self.discriminators}."
+            raise ValueError(msg)
+        if len(self.thresholds) not in {1, 2}:
+            msg = f"thresholds must be one value, or two for a bank of each task, got {self.thresholds}."
             raise ValueError(msg)
         for threshold in self.thresholds:
             if not 0 <= threshold < 1:
