@@ -19,15 +19,24 @@ TYPE_CHECKING = False  # like typing.TYPE_CHECKING, without the cost of importin
 if TYPE_CHECKING:
     from anomalib_softpatch._version import __version__
     from anomalib_softpatch.data import MVTec, NoisyDataModule
-    from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
+    from anomalib_softpatch.models import SoftPatch, SoftPatchPlus, load_memory_bank, save_memory_bank
 
+_FUNCTIONS = ("load_memory_bank", "save_memory_bank")
 _SOURCES = {
     "__version__": "anomalib_softpatch._version",
-    **dict.fromkeys(MODELS, "anomalib_softpatch.models"),
+    **dict.fromkeys((*MODELS, *_FUNCTIONS), "anomalib_softpatch.models"),
     **dict.fromkeys(DATAMODULES, "anomalib_softpatch.data"),
 }
 
-__all__ = ["MVTec", "NoisyDataModule", "SoftPatch", "SoftPatchPlus", "__version__"]
+__all__ = [
+    "MVTec",
+    "NoisyDataModule",
+    "SoftPatch",
+    "SoftPatchPlus",
+    "__version__",
+    "load_memory_bank",
+    "save_memory_bank",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,7 @@
 
 """Feature store: the patch features of the training pictures, held once, batch by batch, in memory or on disk."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -101,10 +102,16 @@ class FeatureStore:
         except OSError as error:
             used, folder = sum(len(batch) for batch in self._batches), self._spill.name
             self.clear()
-            msg = f"Features of picture {used + 1} and on do not fit on the disk that holds {folder}: {error}"
+            msg = (
+                f"Features of picture {used + 1} and on do not fit on the disk that holds {folder}: {error}. Free "
+                "space there, set the environment variable TMPDIR to a folder on a larger disk, or raise memory_budget."
+            )
             raise OSError(msg) from error
         # Shared, so that the pages belong to the file and the system may drop them from memory.
         mapped = torch.from_file(str(path), shared=True, size=features.numel(), dtype=features.dtype)
+        # The mapping keeps the data, and a killed process leaves nothing behind. Windows removes no file in use.
+        with contextlib.suppress(PermissionError):
+            path.unlink()
         return mapped.view(features.shape)
 
     def project(self, matrix: torch.Tensor | None = None) -> torch.Tensor:

@@ -3,7 +3,8 @@
 
 """Anomalib models."""
 
+from anomalib_softpatch.models.memory_bank_file import load_memory_bank, save_memory_bank
 from anomalib_softpatch.models.soft_patch import SoftPatch, SoftPatchModel
 from anomalib_softpatch.models.soft_patch_plus import SoftPatchPlus
 
-__all__ = ["SoftPatch", "SoftPatchModel", "SoftPatchPlus"]
+__all__ = ["SoftPatch", "SoftPatchModel", "SoftPatchPlus", "load_memory_bank", "save_memory_bank"]

@@ -4,7 +4,7 @@
 """What the Lightning modules of SoftPatch and SoftPatch+ share: all but their arguments."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 
 from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.data.depth import cut_values
+from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.report.fit_report import report_fit
 
@@ -29,7 +31,7 @@ LARGEST_ONNX_FILE = 1.9 * 2**30
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class DenoisingMixin(MemoryBankMixin):
+class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     """Wire a :class:`SoftPatchModel` to Anomalib's engine.
 
     A mixin and no common base class, because Anomalib lists and finds models among the direct subclasses of
@@ -52,6 +54,7 @@ class DenoisingMixin(MemoryBankMixin):
     ) -> None:
         """Create the torch model; to be called at the end of the constructor."""
         self.noise_report = noise_report
+        self._warned_of_depth = False
         self._image_paths: list[str] = []  # of the training pictures, in the order in which they reached the model
         precision = precision.value if isinstance(precision, PrecisionType) else str(precision).lower()
         if precision not in DTYPES:
@@ -130,6 +133,46 @@ class DenoisingMixin(MemoryBankMixin):
             )
             raise ValueError(msg) from error
         self.model.memory_bank_builder.progress = self.trainer.progress_bar_callback is not None
+
+    def on_train_start(self) -> None:
+        """Refuse a single training picture, which could only fail after its features are extracted.
+
+        Raises:
+            ValueError: If there is one training picture only, and noise is to be found.
+        """
+        parent = getattr(super(), "on_train_start", None)
+        if parent is not None:
+            parent()
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        if self.model.memory_bank_builder.needs_scores and isinstance(dataset, Sized) and len(dataset) == 1:
+            msg = (
+                "There is one training picture only. Noise is found by comparing pictures with each other, which takes "
+                "at least 2 training pictures: add some, or switch it off with a threshold of 0 and soft_weight=False."
+            )
+            raise ValueError(msg)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Refuse or mention pictures that Anomalib has read as almost white.
+
+        Args:
+            batch: Pictures, as the dataset gives them.
+            dataloader_idx: Not used.
+
+        Returns:
+            The batch as it is.
+
+        Raises:
+            ValueError: If nothing is left of a picture.
+        """
+        for image, path in zip(batch.image, getattr(batch, "image_path", None) or [], strict=False):
+            loss = cut_values(path) if image.max() == 1 else ""  # a dataset may read such files in its own way
+            if loss and image.min() == 1:
+                msg = f"{loss}, so that it is all white. Convert the pictures to 8 bits per value first."
+                raise ValueError(msg)
+            if loss and not self._warned_of_depth:
+                self._warned_of_depth = True  # in a set of such pictures there are many
+                logger.warning("%s. Convert such pictures to 8 bits per value first.", loss)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
         """Extract and store the features of a batch.

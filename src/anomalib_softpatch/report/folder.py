@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from anomalib_softpatch.data.depth import is_deep
+
 SMALLEST_SIDE = 8
 
 
@@ -70,7 +72,7 @@ def read_picture(path: Path) -> tuple[torch.Tensor, str]:
             with Image.open(path) as image:
                 if getattr(image, "n_frames", 1) > 1:
                     remarks.append(f"has {image.n_frames} frames, the first was looked at")
-                if image.mode.startswith(("I", "F")):
+                if is_deep(image):
                     remarks.append(f"more than 8 bits per value ({image.mode}); Anomalib cuts values at 255")
                 tensor = to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True)
     except UnidentifiedImageError as error:

@@ -24,7 +24,8 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
     """Write ``report.html``, ``images.csv``, ``skipped.csv``, ``most_suspicious.png`` and ``least_suspicious.png``.
 
     All are made in a temporary folder first. A report that is there already is replaced, file by file, when all are
-    ready, so that an error leaves it as it was; other files in the folder stay.
+    ready, so that an error leaves it as it was; other files in the folder stay. ``report.html`` goes first and comes
+    last: where it is, the report is whole, even if the process is killed.
 
     Args:
         findings: What to report.
@@ -37,9 +38,11 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".") as temporary:
         _write_files(findings, Path(temporary))
-        for file in sorted(Path(temporary).iterdir()):
+        page = folder / "report.html"
+        page.unlink(missing_ok=True)
+        for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == page.name):
             file.replace(folder / file.name)
-    return folder / "report.html"
+    return page
 
 
 def _write_files(findings: Findings, folder: Path) -> None:

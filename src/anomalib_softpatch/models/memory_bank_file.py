@@ -1,0 +1,214 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Memory banks as safetensors files, for exchange: they hold numbers and texts only, and no loader runs code for them.
+
+Tensors: ``memory_bank`` (patches x channels), ``weights`` (patches), ``banks`` (first row and row after the last of
+each bank) and ``post_processor.*`` (thresholds and ranges of the scores). Metadata, JSON texts: ``format``,
+``version`` of this package, ``model``, ``backbone``, ``input_size`` (height and width, or null) and what a model must
+have in common with the one that was trained: ``layers``, ``patch_embedding``, ``precision`` and ``backbone_sha256``, a
+hash of the backbone's weights, which are not in the file.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from anomalib_softpatch._version import __version__
+from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # to be raised whenever an older version could not, or not rightly, read a newer one's files
+POST_PROCESSOR = "post_processor."
+TENSORS = ("memory_bank", "weights", "banks")
+REQUIREMENTS = ("layers", "patch_embedding", "precision", "backbone_sha256")
+
+
+def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
+    """Write the memory bank of a trained model to a safetensors file.
+
+    Args:
+        model: Trained :class:`SoftPatch` or :class:`SoftPatchPlus`.
+        path: File to write or replace, for example ``bank.safetensors``. It is complete when it is there.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ValueError: If the model has not been trained.
+
+    Example:
+        >>> save_memory_bank(model, "bank.safetensors")  # doctest: +SKIP
+    """
+    torch_model = model.model
+    if not torch_model.banks:
+        msg = "The memory bank is empty: train the model (fit), or load a trained one with load_from_checkpoint."
+        raise ValueError(msg)
+    tensors = {
+        "memory_bank": torch_model.memory_bank,
+        "weights": torch_model.weights,
+        "banks": torch.tensor(torch_model.banks),
+        **{POST_PROCESSOR + name: value for name, value in _post_processor_state(model).items()},
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": __version__,
+        "model": type(model).__name__,
+        "backbone": model.hparams.get("backbone"),
+        "input_size": model.input_size and list(model.input_size),
+        **_requirements(model),
+    }
+    with atomic_output(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {name: json.dumps(value) for name, value in metadata.items()},
+        )
+    return Path(path)
+
+
+def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
+    """Give a model the memory bank of a safetensors file.
+
+    Args:
+        model: :class:`SoftPatch` or :class:`SoftPatchPlus` with the backbone, layers, patch embedding, precision and
+            number of banks of the one that was trained. Its own memory bank is replaced.
+        path: File that :func:`save_memory_bank` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such file, or does not fit the model. The model is then as it was.
+
+    Example:
+        >>> model = SoftPatch(backbone="resnet18")  # doctest: +SKIP
+        >>> load_memory_bank(model, "bank.safetensors")  # doctest: +SKIP
+    """
+    path = Path(path)
+    tensors, metadata = _read(path)
+    _check_tensors(path, tensors)
+    _check_fit(path, model, metadata)
+    banks = tuple((start, stop) for start, stop in tensors["banks"].tolist())
+    torch_model = model.model
+    expected = len(torch_model.memory_bank_builder.thresholds)
+    if len(banks) != expected:
+        msg = f"{path} has {len(banks)} memory banks ({metadata['model']}), but the model needs {expected}."
+        raise ValueError(msg)
+    channels = torch_model.extract(torch.zeros(1, 3, *(model.input_size or (256, 256)), device=model.device)).shape[1]
+    if tensors["memory_bank"].shape[1] != channels:
+        msg = f"{path} has features of {tensors['memory_bank'].shape[1]} channels, but the model's have {channels}."
+        raise ValueError(msg)
+    size = model.input_size and list(model.input_size)
+    if metadata["input_size"] != size:
+        logger.warning("%s is of pictures of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
+
+    state = _post_processor_state(model)
+    stored = {name: tensors[POST_PROCESSOR + name] for name in state if POST_PROCESSOR + name in tensors}
+    if any(tensor.shape != state[name].shape for name, tensor in stored.items()):
+        msg = f"{path} is damaged: the post-processor's values are of another shape. Write it again."
+        raise ValueError(msg)
+
+    torch_model.memory_bank = tensors["memory_bank"].to(model.device)
+    torch_model.weights = tensors["weights"].to(model.device)
+    torch_model.banks = banks
+    torch_model.denoising = None
+    model._is_fitted = torch.tensor([True], device=model.device)  # Anomalib's flag
+    for name, tensor in stored.items():
+        state[name].copy_(tensor)
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not path.is_file():
+        msg = f"{path} is not a file. Give one that save_memory_bank wrote."
+        raise FileNotFoundError(msg)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+    except (SafetensorError, json.JSONDecodeError) as error:
+        msg = f"{path} is not a memory bank, or not a whole one ({error}): copy it again from where it came from."
+        raise ValueError(msg) from error
+    if isinstance(metadata.get("format"), int) and metadata["format"] > FORMAT:
+        msg = (
+            f"{path} was written by anomalib-softpatch {metadata.get('version')} in format {metadata['format']}. "
+            f"This is anomalib-softpatch {__version__}, which knows formats up to {FORMAT}: install the newer version."
+        )
+        raise ValueError(msg)
+    missing = [name for name in TENSORS if name not in tensors]
+    missing += [name for name in ("format", "model", "input_size", *REQUIREMENTS) if name not in metadata]
+    if missing:
+        msg = f"{path} is not a memory bank of SoftPatch or SoftPatchPlus: it lacks {', '.join(missing)}."
+        raise ValueError(msg)
+    return tensors, metadata
+
+
+def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse numbers that no fit has given, which would end in an error or worse far from here."""
+    features, weights, banks = (tensors[name] for name in TENSORS)
+    rows = len(features) if features.ndim else 0
+    sound = (
+        features.ndim == 2  # noqa: PLR2004
+        and features.dtype == weights.dtype == torch.float32
+        and weights.shape == (rows,)
+        and bool(features.isfinite().all() and weights.isfinite().all() and (weights >= 0).all())
+        and banks.dtype == torch.int64
+        and banks.shape in {(1, 2), (2, 2)}
+        # The first bank begins with the first row, the last one ends with the last, and no row is in neither.
+        and int(banks[0, 0]) == 0
+        and int(banks[-1, 1]) == rows
+        and 0 <= int(banks[-1, 0]) <= int(banks[0, 1]) <= rows
+        and bool((banks[:, 0] < banks[:, 1]).all())
+    )
+    if not sound:
+        msg = (
+            f"{path} is damaged: its features ({_describe(features)}), weights ({_describe(weights)}) and banks "
+            f"({banks.tolist()}) do not belong together or are not finite. Write it again with save_memory_bank."
+        )
+        raise ValueError(msg)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _requirements(model: DenoisingMixin) -> dict[str, Any]:
+    """What two models must have in common so that one can use the other's memory bank, by :data:`REQUIREMENTS`."""
+    extractor = model.model.feature_extractor
+    precision = str(extractor.dtype).removeprefix("torch.")
+    values = (extractor.layers, extractor.patch_embedding, precision, _hash(extractor.backbone))
+    return dict(zip(REQUIREMENTS, values, strict=True))
+
+
+def _check_fit(path: Path, model: DenoisingMixin, metadata: dict[str, Any]) -> None:
+    for name, value in _requirements(model).items():
+        if metadata[name] == value:
+            continue
+        if name == "backbone_sha256":
+            msg = (
+                f"{path} was made with the backbone {metadata.get('backbone')}, but the weights of the model's "
+                f"({model.hparams.get('backbone', 'a module')}) are others: give it the same weights."
+            )
+        else:
+            msg = f"{path} was made with {name}={metadata[name]}, but the model has {name}={value}: give it the same."
+        raise ValueError(msg)
+
+
+def _hash(module: torch.nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {_describe(tensor)}\n".encode())
+        # Reshaped first, because a scalar cannot be viewed as bytes.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _post_processor_state(model: DenoisingMixin) -> dict[str, torch.Tensor]:
+    return {} if model.post_processor is None else model.post_processor.state_dict()
