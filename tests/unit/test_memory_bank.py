@@ -3,6 +3,8 @@
 
 """The denoising memory bank on its own, and the feature store below it."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -178,3 +180,12 @@ def test_store_in_half_precision(features):
     store = FeatureStore(dtype=torch.float16)
     store.append(features)
     torch.testing.assert_close(store.project(), features, rtol=1e-3, atol=1e-3)
+
+
+def test_store_leaves_no_files_to_a_killed_process(features, tmp_path):
+    """The mapped files have no names any more; where a system allows that."""
+    store = FeatureStore(memory_budget=0, folder=tmp_path)
+    store.append(features)
+    if sys.platform != "win32":
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert torch.equal(store.project(), features)

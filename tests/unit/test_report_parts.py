@@ -4,6 +4,7 @@
 """The noise report's parts: scores, geometry, quality, findings and files."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,23 @@ def test_failure_keeps_the_earlier_report(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     write_report(findings, tmp_path / "report")
     assert {file.name for file in page.parent.iterdir()} == set(before)
+
+
+def test_there_is_no_page_while_files_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed then leaves no page beside files of another report."""
+    findings = make_findings(tmp_path / "pictures")
+    page = write_report(findings, tmp_path / "report")
+    moved = []
+
+    def replace(file: Path, target: Path, replace: Callable = Path.replace) -> Path:
+        assert not page.exists()
+        moved.append(target.name)
+        return replace(file, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_report(findings, tmp_path / "report")
+    assert moved[-1] == "report.html"
+    assert set(moved) == {file.name for file in page.parent.iterdir()}
 
 
 def test_picture_that_has_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -151,28 +151,28 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             )
             raise ValueError(msg)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Refuse or mention pictures that Anomalib has read as almost white.
+    def on_train_batch_start(self, batch: Batch, *args, **kwargs) -> None:  # noqa: ANN002, ANN003
+        """Refuse or mention pictures that Anomalib has read as white, here and in the other loops.
 
         Args:
-            batch: Pictures, as the dataset gives them.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch as it is.
+            batch: Pictures, after the pre-processor.
+            *args: Not used.
+            **kwargs: Not used.
 
         Raises:
             ValueError: If nothing is left of a picture.
         """
+        del args, kwargs
         for image, path in zip(batch.image, getattr(batch, "image_path", None) or [], strict=False):
-            loss = cut_values(path) if image.max() == 1 else ""  # a dataset may read such files in its own way
-            if loss and image.min() == 1:
+            loss = cut_values(path)
+            if loss and image.flatten(1).std(dim=1).max() < 1e-3:  # noqa: PLR2004  # resizing rounds
                 msg = f"{loss}, so that it is all white. Convert the pictures to 8 bits per value first."
                 raise ValueError(msg)
             if loss and not self._warned_of_depth:
                 self._warned_of_depth = True  # in a set of such pictures there are many
                 logger.warning("%s. Convert such pictures to 8 bits per value first.", loss)
-        return super().on_before_batch_transfer(batch, dataloader_idx)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
         """Extract and store the features of a batch.

@@ -10,11 +10,13 @@ have in common with the one that was trained: ``layers``, ``patch_embedding``, `
 hash of the backbone's weights, which are not in the file.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +24,9 @@ from safetensors.torch import save_file
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output
-from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +146,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         )
         raise ValueError(msg)
     missing = [name for name in TENSORS if name not in tensors]
-    missing += [name for name in ("format", "model", "input_size", *REQUIREMENTS) if name not in metadata]
+    missing += [name for name in ("model", "input_size", *REQUIREMENTS) if name not in metadata]
+    missing += [] if isinstance(metadata.get("format"), int) else ["format"]
     if missing:
         msg = f"{path} is not a memory bank of SoftPatch or SoftPatchPlus: it lacks {', '.join(missing)}."
         raise ValueError(msg)

@@ -29,7 +29,8 @@ def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torc
     reachability = torch.maximum(distances, k_distance[indices]).mean(dim=1)
     smallest = SMALLEST_REACHABILITY * reachability.mean() + torch.finfo(distances.dtype).tiny
     reachability = reachability.clamp_min(smallest)
-    return reachability * reachability.reciprocal()[indices].mean(dim=1)
+    # Not the mean of the densities times the reachability: of exact duplicates only, that sum of densities overflows.
+    return (reachability[:, None] / reachability[indices]).mean(dim=1)
 
 
 def lof(features: torch.Tensor, comparison: Comparison, k: int) -> torch.Tensor:

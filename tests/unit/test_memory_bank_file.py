@@ -1,0 +1,172 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Memory banks as safetensors files."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from anomalib_softpatch import SoftPatch, SoftPatchPlus, load_memory_bank, save_memory_bank
+
+SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
+
+
+def new_model(model_class: type = SoftPatch, seed: int = 0, size: int = 64, **options: object) -> SoftPatch:
+    torch.manual_seed(seed)  # of the untrained backbone
+    pre_processor = model_class.configure_pre_processor((size, size))
+    return model_class(**(SMALL | options), pre_processor=pre_processor).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def train(model: SoftPatch, images: torch.Tensor) -> SoftPatch:
+    model.model.memory_bank_builder.progress = False
+    model.model.train()(images)
+    model.model.fit()
+    model.post_processor.image_max.fill_(7.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained(images: torch.Tensor) -> SoftPatch:
+    return train(new_model(), images)
+
+
+@pytest.fixture
+def file(trained: SoftPatch, tmp_path: Path) -> Path:
+    return save_memory_bank(trained, tmp_path / "bank.safetensors")
+
+
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+def test_loaded_model_scores_as_the_trained_one(model_class: type, images: torch.Tensor, tmp_path: Path) -> None:
+    original = train(new_model(model_class), images)
+    path = save_memory_bank(original, tmp_path / "new folder" / "bank.safetensors")
+    assert [each.name for each in path.parent.iterdir()] == ["bank.safetensors"]
+    model = new_model(model_class)
+    load_memory_bank(model, path)
+    assert model.model.banks == original.model.banks
+    assert model._is_fitted.all()
+    unseen = torch.randn(3, 3, 64, 64)
+    expected, actual = original.model(unseen), model.model(unseen)
+    assert torch.equal(actual.pred_score, expected.pred_score)
+    assert torch.equal(actual.anomaly_map, expected.anomaly_map)
+    assert model.post_processor.image_max == 7
+
+
+def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
+    """With nothing but the safetensors library."""
+    tensors = load_file(file)
+    assert torch.equal(tensors["memory_bank"], trained.model.memory_bank)
+    assert torch.equal(tensors["weights"], trained.model.weights)
+    assert tensors["banks"].tolist() == [list(bank) for bank in trained.model.banks]
+    with safe_open(file, "pt") as opened:
+        metadata = {name: json.loads(text) for name, text in opened.metadata().items()}
+    assert metadata.pop("backbone_sha256").isalnum()
+    assert metadata == {
+        "format": 1,
+        "version": "0.1.0",
+        "model": "SoftPatch",
+        "backbone": "resnet18",
+        "layers": ["layer1", "layer2"],
+        "patch_embedding": "average",
+        "precision": "float32",
+        "input_size": [64, 64],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": ["layer2"]}, r"layers=\['layer1', 'layer2'\], but the model has layers=\['layer2'\]"),
+        ({"patch_embedding": "unfold"}, "patch_embedding=average, but the model has patch_embedding=unfold"),
+        ({"precision": "bfloat16"}, "precision=float32, but the model has precision=bfloat16"),
+        ({"backbone": "resnet34"}, r"backbone resnet18, but the weights of the model's \(resnet34\) are others"),
+        ({"seed": 1}, r"weights of the model's \(resnet18\) are others: give it the same weights"),
+        ({"model_class": SoftPatchPlus}, r"has 1 memory banks \(SoftPatch\), but the model needs 2"),
+    ],
+)
+def test_models_that_do_not_fit(file: Path, options: dict, message: str) -> None:
+    model = new_model(**options)
+    with pytest.raises(ValueError, match=message):
+        load_memory_bank(model, file)
+    assert not model.model.banks
+
+
+def test_other_picture_size_is_mentioned(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = new_model(size=96)
+    load_memory_bank(model, file)
+    assert r"pictures of [64, 64] pixels, but the model gets [96, 96]" in caplog.text
+    assert model.model.banks
+
+
+def rewrite(file: Path, tensors: dict | None = None, **metadata: object) -> None:
+    """Replace tensors and entries of the metadata; those that are None are left out."""
+    with safe_open(file, "pt") as opened:
+        texts = opened.metadata() | {name: json.dumps(value) for name, value in metadata.items()}
+    tensors = load_file(file) | (tensors or {})
+    texts = {name: text for name, text in texts.items() if text != "null"}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file, texts)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({"weights": None}, {}, "is not a memory bank of SoftPatch or SoftPatchPlus: it lacks weights"),
+        ({}, {"layers": None}, "lacks layers"),
+        ({}, {"format": "first"}, "lacks format"),
+        (
+            {},
+            {"format": 2, "version": "9.8.7"},
+            r"written by anomalib-softpatch 9\.8\.7 in format 2.*install the newer",
+        ),
+        (
+            {"weights": torch.ones(3)},
+            {},
+            r"is damaged: its features \(float32 \[40, 192\]\), weights \(float32 \[3\]\)",
+        ),
+        ({"weights": torch.full((40,), torch.nan)}, {}, "is damaged"),
+        ({"weights": torch.full((40,), -1.0)}, {}, "is damaged"),
+        ({"memory_bank": torch.zeros(40, 192, dtype=torch.float16)}, {}, r"is damaged: its features \(float16"),
+        ({"memory_bank": torch.zeros(40, 100)}, {}, "has features of 100 channels, but the model's have 192"),
+        ({"memory_bank": torch.zeros(())}, {}, "is damaged"),
+        ({"banks": torch.tensor([[0, 41]])}, {}, "is damaged"),
+        ({"banks": torch.tensor([[-1, 40]])}, {}, "is damaged"),
+        ({"banks": torch.tensor([[0, 10], [20, 40]])}, {}, "is damaged"),
+        ({"banks": torch.zeros(0, 2, dtype=torch.long)}, {}, "is damaged"),
+        ({"post_processor.image_max": torch.zeros(2)}, {}, "post-processor's values are of another shape"),
+    ],
+)
+def test_damaged_files(trained: SoftPatch, file: Path, tensors: dict, metadata: dict, message: str) -> None:
+    """The model is as it was, whatever is wrong."""
+    rewrite(file, tensors, **metadata)
+    model = copy.deepcopy(trained)
+    with pytest.raises(ValueError, match=message):
+        load_memory_bank(model, file)
+    assert torch.equal(model.model.memory_bank, trained.model.memory_bank)
+    assert torch.equal(model.model.weights, trained.model.weights)
+    assert model.model.banks == trained.model.banks
+
+
+def test_no_such_files(trained: SoftPatch, file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"no memory bank at all"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bank\.safetensors is not a memory bank, or not a whole one"):
+            load_memory_bank(trained, file)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors is not a file"):
+        load_memory_bank(trained, tmp_path / "nothing.safetensors")
+
+
+def test_untrained_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The memory bank is empty: train the model"):
+        save_memory_bank(new_model(), tmp_path / "bank.safetensors")
+    assert not list(tmp_path.iterdir())
