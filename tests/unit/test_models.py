@@ -15,6 +15,7 @@ from anomalib.models import Patchcore
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from lightning import seed_everything
 from torch import nn
+from torch.utils.data import DataLoader
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.components import DenoisingMemoryBank
@@ -230,15 +231,42 @@ def test_one_task_one_bank(datamodule, tmp_path):
         assert model.model.denoising.kept.float().mean() == pytest.approx(1 - threshold, abs=0.01)
 
 
-def test_learns_as_patchcore_does(datamodule, tmp_path):
-    """Through the engine, too: the same pictures in the same order give the same bank."""
+def test_learns_as_patchcore_does(mvtec_root, tmp_path):
+    """Through the engine, too, where PatchCore sees the pictures by path and draws what ours drew before they came."""
+
+    class InOrder(MVTecAD):
+        def train_dataloader(self):
+            return DataLoader(self.train_data, batch_size=3, collate_fn=self.train_data.collate_fn)
+
+    class ReseededPatchcore(Patchcore):
+        def fit(self):
+            seed_everything(5, verbose=False)
+            super().fit()
+
     ours = lightning_model(SoftPatch, threshold=0, soft_weight=False)
-    theirs = lightning_model(Patchcore)
+    theirs = lightning_model(ReseededPatchcore)
     theirs.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
     for model in (ours, theirs):
         seed_everything(5, verbose=False)
-        engine(tmp_path).fit(model, datamodule=datamodule)
+        engine(tmp_path).fit(model, datamodule=InOrder(root=mvtec_root, category="bottle", num_workers=0))
     assert torch.equal(ours.model.memory_bank, theirs.model.memory_bank)
+
+
+def test_order_of_the_pictures_does_not_matter(mvtec_root, tmp_path):
+    """Other batches in another order, and random numbers that the loader drew: the same bank for the same seed."""
+    banks = []
+    for batch_size in (2, 5):
+        model = lightning_model(SoftPatch)
+        if banks:
+            model.model.feature_extractor.load_state_dict(banks[0].feature_extractor.state_dict())
+        seed_everything(5, verbose=False)
+        datamodule = MVTecAD(root=mvtec_root, category="bottle", train_batch_size=batch_size, num_workers=0)
+        engine(tmp_path).fit(model, datamodule=datamodule)
+        banks.append(model.model)
+    assert len(banks[0].denoising.keys) == 8
+    assert banks[0].denoising.keys == tuple(sorted(banks[1].denoising.keys))
+    torch.testing.assert_close(banks[0].memory_bank, banks[1].memory_bank)
+    torch.testing.assert_close(banks[0].weights, banks[1].weights)
 
 
 def test_copies_leave_the_training_pictures_behind(images):

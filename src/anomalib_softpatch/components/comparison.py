@@ -5,9 +5,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
+
+from anomalib_softpatch.components import distributed
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Comparison:
             Time grows with pictures x references.
         seed: Seed of that choice.
         block_size: Elements of the largest temporary tensor. Memory grows with it, speed hardly.
+        share: Which part of the positions this rank scores, and of how many. It needs the features of all pictures at
+            those positions and the ones around that they are compared with; with ``"image"``, at all.
     """
 
     grid_size: tuple[int, int]
@@ -34,28 +39,37 @@ class Comparison:
     max_references: int = 4096
     seed: int = 0
     block_size: int = 2**24
+    share: tuple[int, int] = (0, 1)
 
     def positions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return groups of grid positions that share their references.
 
         Returns:
-            Positions whose patches are scored, shape ``(groups, queries)``, and positions they are compared with,
-            shape ``(groups, window)``. Every position is in one group's queries.
+            Positions whose patches this rank scores, shape ``(groups, queries)``, and positions they are compared with,
+            shape ``(groups, window)``. Every position is in one group's queries of one rank.
         """
         height, width = self.grid_size
         everything = torch.arange(height * width)
+        part, parts = self.share
         if self.neighborhood == "image":
-            return everything[None], everything[None]
+            return everything[None].tensor_split(parts, dim=1)[part], everything[None]
         rows, columns = _windows(height, self.neighborhood), _windows(width, self.neighborhood)
         window = rows[:, None, :, None] * width + columns[None, :, None, :]
-        return everything[:, None], window.reshape(height * width, -1)
+        window = window.reshape(height * width, -1)
+        return everything[:, None].tensor_split(parts)[part], window.tensor_split(parts)[part]
+
+    @cached_property
+    def held_positions(self) -> torch.Tensor:
+        """Positions whose features this rank needs, ascending."""
+        queries, window = self.positions()
+        return window.unique() if queries.numel() else queries.new_empty(0)
 
     def reference_count(self, pictures: int) -> int:
         """Return how many patches each patch is compared with, those of its own picture included."""
         return min(pictures * self.positions()[1].shape[1], self.max_references)
 
     def blocks(self, pictures: int, cost: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the comparisons, as many at a time as memory allows.
+        """Yield the comparisons of this rank's share, as many at a time as memory allows.
 
         Args:
             pictures: Number of training pictures.
@@ -63,24 +77,37 @@ class Comparison:
             device: Where to put the indices.
 
         Yields:
-            Indices (``picture * patches + position``) of the patches to score, shape ``(groups, queries)``, and of
-            those to compare them with, shape ``(groups, references)``.
+            Indices (``picture * held positions + place among them``) of the patches to score, shape
+            ``(groups, queries)``, and of those to compare them with, shape ``(groups, references)``.
         """
-        patches = self.grid_size[0] * self.grid_size[1]
-        queries, window = (positions.to(device) for positions in self.positions())
+        held = self.held_positions
+        if not len(held):
+            return
+        queries, window = (torch.searchsorted(held, positions).to(device) for positions in self.positions())
         offsets = torch.arange(pictures * window.shape[1])
         if len(offsets) > self.max_references:
             generator = torch.Generator().manual_seed(self.seed)
             offsets = torch.randperm(len(offsets), generator=generator)[: self.max_references].sort().values
         offsets = offsets.to(device)
         picture, place = offsets // window.shape[1], offsets % window.shape[1]
-        first = torch.arange(pictures, device=device)[:, None] * patches
+        first = torch.arange(pictures, device=device)[:, None] * len(held)
         groups = max(1, self.block_size // (cost * pictures * queries.shape[1]))
         for query_part, window_part in zip(queries.split(groups), window.split(groups), strict=True):
             scored = (first + query_part[:, None, :]).reshape(len(query_part), -1)
-            references = picture * patches + window_part[:, place]
+            references = picture * len(held) + window_part[:, place]
             for part in scored.split(max(1, self.block_size // (cost * len(query_part))), dim=1):
                 yield part, references
+
+    def in_grid(self, indices: torch.Tensor) -> torch.Tensor:
+        """Turn indices among the held positions into ``picture * patches + position``."""
+        if self.share[1] == 1:
+            return indices
+        held, patches = self.held_positions.to(indices.device), self.grid_size[0] * self.grid_size[1]
+        return indices // len(held) * patches + held[indices % len(held)]
+
+    def merge(self, results: torch.Tensor) -> torch.Tensor:
+        """Fill in what the other ranks computed, where this one has zeros."""
+        return results if self.share[1] == 1 else distributed.all_reduce(results)
 
 
 def _windows(length: int, radius: int) -> torch.Tensor:
@@ -94,7 +121,7 @@ def nearest_patches(features: torch.Tensor, comparison: Comparison, k: int) -> t
     """Find the nearest patches of other pictures for every patch.
 
     Args:
-        features: Shape ``(pictures, patches, dimensions)``, float32.
+        features: Shape ``(pictures, held positions, dimensions)``, float32.
         comparison: Which patches are compared.
         k: Number of neighbours.
 
@@ -102,10 +129,11 @@ def nearest_patches(features: torch.Tensor, comparison: Comparison, k: int) -> t
         Euclidean distances in ascending order and indices (``picture * patches + position``), both of shape
         ``(pictures * patches, k)``.
     """
-    pictures, patches, dimensions = features.shape
+    pictures, held, dimensions = features.shape
     flat = features.reshape(-1, dimensions)
-    distances = flat.new_empty(len(flat), k)
-    indices = torch.empty(len(flat), k, dtype=torch.long, device=flat.device)
+    patches = pictures * comparison.grid_size[0] * comparison.grid_size[1]
+    distances = flat.new_zeros(patches, k)
+    indices = torch.zeros(patches, k, dtype=torch.long, device=flat.device)
     cost = max(comparison.reference_count(pictures), (k + 1) * dimensions)
     for scored, references in comparison.blocks(pictures, cost, flat.device):
         query, reference = flat[scored], flat[references]
@@ -114,11 +142,11 @@ def nearest_patches(features: torch.Tensor, comparison: Comparison, k: int) -> t
         center = reference.mean(dim=1, keepdim=True)
         reference = reference - center
         squares = torch.baddbmm(reference.square().sum(dim=2)[:, None], query - center, reference.mT, alpha=-2)
-        squares.masked_fill_((scored // patches)[:, :, None] == (references // patches)[:, None], torch.inf)
+        squares.masked_fill_((scored // held)[:, :, None] == (references // held)[:, None], torch.inf)
         nearest = squares.topk(k, dim=2, largest=False, sorted=False).indices
         nearest = references.gather(1, nearest.flatten(1)).view(nearest.shape)
         distance = torch.linalg.norm(query[:, :, None] - flat[nearest], dim=3)
         distance, order = distance.sort(dim=2, stable=True)
-        distances[scored] = distance
-        indices[scored] = nearest.gather(2, order)
-    return distances, indices
+        distances[comparison.in_grid(scored)] = distance
+        indices[comparison.in_grid(scored)] = comparison.in_grid(nearest.gather(2, order))
+    return comparison.merge(distances), comparison.merge(indices)

@@ -5,13 +5,39 @@
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from anomalib_softpatch.components import distributed
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Which number each picture has among those of all ranks.
+
+    Attributes:
+        shape: Number of pictures of all ranks, patches in each and channels.
+        keys: Keys of the pictures in the order of their numbers; empty if some came without.
+        numbers: For each rank, the numbers of the pictures it contributes, ascending.
+        places: Places in this rank's store of the pictures it contributes, in the order of their numbers.
+    """
+
+    shape: tuple[int, int, int]
+    keys: tuple[str, ...]
+    numbers: tuple[torch.Tensor, ...]
+    places: torch.Tensor
+
 
 class FeatureStore:
     """Keep the features of all training pictures until the memory bank is built from them.
+
+    The pictures are numbered by their keys, so that the results depend neither on the order in which the pictures came
+    nor on the number of processes; without keys, in the order in which they came. In a distributed fit, each rank's
+    store has a share of the pictures. A key that several ranks have is a picture that the sampler repeated to give all
+    of them as many, and counts once.
 
     Batches are never stacked: what needs all features reads them batch by batch, so that the features are held once.
     Beyond ``memory_budget`` further batches go to a temporary folder and are mapped into memory from there. The folder
@@ -46,13 +72,15 @@ class FeatureStore:
     def clear(self) -> None:
         """Forget all features and remove the temporary folder."""
         self._batches: list[torch.Tensor] = []
+        self._keys: list[str | None] = []
+        self._numbering: Numbering | None = None
         self._held = 0
         self._device = torch.device("cpu")
         self._spill: tempfile.TemporaryDirectory | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Number of pictures, patches in each and channels; ``(0, 0, 0)`` while the store is empty."""
+        """Number of pictures held here, patches in each and channels; ``(0, 0, 0)`` while the store is empty."""
         if not self._batches:
             return (0, 0, 0)
         return (sum(len(batch) for batch in self._batches), *self._batches[0].shape[1:])
@@ -67,14 +95,15 @@ class FeatureStore:
         """Whether some of the features lie on disk."""
         return self._spill is not None
 
-    def append(self, features: torch.Tensor) -> None:
+    def append(self, features: torch.Tensor, keys: Sequence[str] | None = None) -> None:
         """Add the features of some pictures.
 
         Args:
             features: Shape ``(pictures, patches, channels)``.
+            keys: What tells the pictures apart and orders them, their paths for example, one for each.
 
         Raises:
-            ValueError: If patches or channels differ from those of the pictures before.
+            ValueError: If patches or channels differ from those of the pictures before, or keys are missing.
             OSError: If the features do not fit on the disk.
         """
         if self._batches and features.shape[1:] != self._batches[0].shape[1:]:
@@ -84,6 +113,11 @@ class FeatureStore:
                 "model at one size. Use a pre-processor that resizes them."
             )
             raise ValueError(msg)
+        keys = [None] * len(features) if keys is None else [str(key) for key in keys]
+        if len(keys) != len(features):
+            msg = f"{len(keys)} keys came with the features of {len(features)} pictures: give one for each."
+            raise ValueError(msg)
+        self._numbering = None
         self._device = features.device
         features = features.detach().to(self.dtype or features.dtype)
         size = features.numel() * features.element_size()
@@ -92,6 +126,7 @@ class FeatureStore:
         else:
             self._held += size
         self._batches.append(features)
+        self._keys.extend(keys)
 
     def _to_disk(self, features: torch.Tensor) -> torch.Tensor:
         if self._spill is None:
@@ -114,43 +149,109 @@ class FeatureStore:
             path.unlink()
         return mapped.view(features.shape)
 
-    def project(self, matrix: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the features of all pictures, times a matrix.
+    def numbering(self) -> Numbering:
+        """Number the pictures of all ranks, which all have to call this once the last picture is in.
+
+        Raises:
+            ValueError: If patches or channels differ between ranks.
+        """
+        if self._numbering is None:
+            self._numbering = self._number(distributed.all_gather_object((self.shape, self._keys)))
+        return self._numbering
+
+    @staticmethod
+    def _number(shares: list[tuple[tuple[int, int, int], list[str | None]]]) -> Numbering:
+        sizes = sorted({shape[1:] for shape, _ in shares if shape[0]})
+        if len(sizes) > 1:
+            msg = (
+                f"The ranks have features of different numbers of patches and channels, {sizes}: all training pictures "
+                "must reach the model at one size. Use a pre-processor that resizes them."
+            )
+            raise ValueError(msg)
+        pictures = [(key, rank, place) for rank, (_, keys) in enumerate(shares) for place, key in enumerate(keys)]
+        keyed = all(key is not None for key, _, _ in pictures)
+        if keyed:
+            owner = {key: rank for key, rank, _ in reversed(pictures)}  # the first rank that has the picture
+            pictures = sorted(picture for picture in pictures if owner[picture[0]] == picture[1])
+        numbers = [[number for number, picture in enumerate(pictures) if picture[1] == r] for r in range(len(shares))]
+        places = [place for _, rank, place in pictures if rank == distributed.rank()]
+        return Numbering(
+            shape=(len(pictures), *(sizes[0] if sizes else (0, 0))),
+            keys=tuple(key for key, _, _ in pictures) if keyed else (),
+            numbers=tuple(torch.tensor(each, dtype=torch.long) for each in numbers),
+            places=torch.tensor(places, dtype=torch.long),
+        )
+
+    def project(self, matrix: torch.Tensor | None = None, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the features of the pictures that this rank contributes, times a matrix.
 
         Args:
             matrix: Shape ``(channels, dimensions)``. Default: the identity.
+            positions: Which patches of each picture, shape ``(n,)``. Default: all.
 
         Returns:
-            Shape ``(pictures, patches, dimensions)``, float32, on the device of the matrix or else of the features.
+            Shape ``(pictures, patches, dimensions)`` in the order of the pictures' numbers, float32, on the device of
+            the matrix or else of the features.
         """
-        pictures, patches, channels = self.shape
+        numbering = self.numbering()
+        _, patches, channels = numbering.shape
         device = self.device if matrix is None else matrix.device
         dimensions = channels if matrix is None else matrix.shape[1]
-        projected = torch.empty(pictures, patches, dimensions, device=device)
-        start = 0
-        for batch in self._batches:
-            part = batch.to(device, torch.float32)
-            projected[start : start + len(batch)] = part if matrix is None else part @ matrix
-            start += len(batch)
+        patches = patches if positions is None else len(positions)
+        projected = torch.empty(len(numbering.places), patches, dimensions, device=device)
+        row = torch.full((self.shape[0],), -1)  # of each picture held here
+        row[numbering.places] = torch.arange(len(numbering.places))
+        for batch, rows in zip(self._batches, row.split([len(batch) for batch in self._batches]), strict=True):
+            part = batch if (rows >= 0).all() else batch[(rows >= 0).to(batch.device)]
+            part = part if positions is None else part[:, positions.to(part.device)]
+            part = part.to(device, torch.float32)
+            projected[rows[rows >= 0].to(device)] = part if matrix is None else part @ matrix
         return projected
 
-    def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the features of some patches.
+    def project_all(self, matrix: torch.Tensor | None, positions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the features of the pictures of all ranks, times a matrix, at some positions.
 
         Args:
-            indices: ``picture * patches + patch``, shape ``(n,)``.
+            matrix: Shape ``(channels, dimensions)``. ``None``: the identity.
+            positions: For each rank, which patches it asks for; the same on all ranks.
+
+        Returns:
+            Shape ``(pictures, len(positions[rank]), dimensions)`` in the order of the pictures' numbers.
+        """
+        if len(positions) == 1 and len(positions[0]) == self.numbering().shape[1]:
+            return self.project(matrix)
+        pictures, _, channels = self.numbering().shape
+        numbers = self.numbering().numbers
+        for rank, asked in enumerate(positions):
+            part = self.project(matrix, asked)
+            if rank == distributed.rank():
+                result = part.new_empty(pictures, len(asked), channels if matrix is None else matrix.shape[1])
+            lengths = [len(each) for each in numbers]
+            for source, received in enumerate(distributed.gather(part, lengths, destination=rank)):
+                result[numbers[source].to(result.device)] = received
+        return result
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the features of some patches, to every rank.
+
+        Args:
+            indices: ``picture * patches + patch``, pictures by number, shape ``(n,)``; the same on all ranks.
 
         Returns:
             Shape ``(n, channels)``, float32, on the device of the indices.
         """
-        _, patches, channels = self.shape
-        rows = torch.empty(len(indices), channels, device=indices.device)
+        numbering = self.numbering()
+        pictures, patches, channels = numbering.shape
+        place = torch.full((pictures,), -1)  # in this store, of each picture
+        place[numbering.numbers[distributed.rank()]] = numbering.places
+        place = place.to(indices.device)[indices // patches]
+        rows = torch.zeros(len(indices), channels, device=indices.device)
         start = 0
         for batch in self._batches:
-            stop = start + len(batch) * patches
-            here = ((indices >= start) & (indices < stop)).nonzero().squeeze(1)
+            stop = start + len(batch)
+            here = ((place >= start) & (place < stop)).nonzero().squeeze(1)
             if len(here):
-                picked = batch.reshape(-1, channels)[(indices[here] - start).to(batch.device)]
-                rows[here] = picked.to(rows.device, torch.float32)
+                picked = (place[here] - start) * patches + indices[here] % patches
+                rows[here] = batch.reshape(-1, channels)[picked.to(batch.device)].to(rows.device, torch.float32)
             start = stop
-        return rows
+        return distributed.all_reduce(rows)  # each row is zero on all ranks but one

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from anomalib.models.components.dimensionality_reduction import SparseRandomProjection
 
+from anomalib_softpatch.components import distributed
 from anomalib_softpatch.components.comparison import Comparison
 from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS, noise_scores, projection_matrix
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """What a fit gives. Patches are numbered ``picture * patches + position``, pictures in the order they came.
+    """What a fit gives. Patches are numbered ``picture * patches + position``, pictures as the feature store does.
 
     Attributes:
         features: Patches of all banks, each stored once, shape ``(m, channels)``.
@@ -44,6 +45,7 @@ class MemoryBank:
             ``(pictures, height, width)``; ``None`` if nothing asked for scores.
         discriminator_scores: Scores of each discriminator, same shape.
         kept: Patches that each bank kept, boolean, shape ``(banks, pictures, height, width)``.
+        keys: Keys of the pictures in their order; empty if some came without.
     """
 
     features: torch.Tensor
@@ -53,6 +55,7 @@ class MemoryBank:
     scores: torch.Tensor | None
     discriminator_scores: dict[str, torch.Tensor]
     kept: torch.Tensor
+    keys: tuple[str, ...] = ()
 
 
 class DenoisingMemoryBank:
@@ -139,6 +142,9 @@ class DenoisingMemoryBank:
     def fit(self, features: torch.Tensor | FeatureStore, grid_size: tuple[int, int]) -> MemoryBank:
         """Score all patches, remove the noisiest, choose coresets of the rest and weigh them.
 
+        Where ``torch.distributed`` is initialized, all ranks call this, each with the features of its pictures. What
+        they get is the same on all of them and what one process would make of all pictures with rank 0's generators.
+
         Args:
             features: Shape ``(pictures, patches, channels)``, or a store of such.
             grid_size: Height and width of the grid of patches of each picture.
@@ -150,7 +156,8 @@ class DenoisingMemoryBank:
             ValueError: If there are no features, too few pictures or patches, or the grid does not fit.
         """
         store = features if isinstance(features, FeatureStore) else _as_store(features)
-        pictures, patches, _ = store.shape
+        pictures, patches, _ = store.numbering().shape
+        grid_size = max(distributed.all_gather_object(tuple(grid_size)))  # a rank without pictures does not know it
         height, width = grid_size
         if pictures == 0:
             msg = "There are no features to build a memory bank from: no training picture reached the model."
@@ -171,15 +178,31 @@ class DenoisingMemoryBank:
         kept = torch.stack([self._keep(scores, threshold, (pictures, height, width)) for threshold in self.thresholds])
         indices, banks = self._select(store, kept, size)
         weights = self.weigh(scores, discriminator_scores, indices)
-        return MemoryBank(store.rows(indices), weights, indices, banks, scores, discriminator_scores, kept.cpu())
+        return MemoryBank(
+            features=store.rows(indices),
+            weights=weights,
+            indices=indices,
+            banks=banks,
+            scores=scores,
+            discriminator_scores=discriminator_scores,
+            kept=kept.cpu(),
+            keys=store.numbering().keys,
+        )
 
     def _score(self, store: FeatureStore, grid_size: tuple[int, int]) -> dict[str, torch.Tensor]:
-        comparison = Comparison(grid_size, self.neighborhood, self.max_references)
-        device = store.device
-        projected = store.project(projection_matrix(store.shape[2], device))
+        # Patches of all pictures are compared, so each rank scores some of the positions, of all pictures.
+        ranks = distributed.world_size()
+        comparisons = [
+            Comparison(grid_size, self.neighborhood, self.max_references, share=(rank, ranks)) for rank in range(ranks)
+        ]
+        pictures, patches, channels = store.numbering().shape
+        projected = store.project_all(
+            projection_matrix(channels, store.device), [comparison.held_positions for comparison in comparisons]
+        )
+        comparison = comparisons[distributed.rank()]
         scores = {}
         for name in self.discriminators:
-            logger.info("Scoring %d patches: %s", projected.shape[0] * projected.shape[1], name)
+            logger.info("Scoring %d patches: %s", pictures * patches, name)
             scores[name] = noise_scores(projected, name, comparison, self.lof_k).view(-1, *grid_size)
         return scores
 
@@ -191,17 +214,18 @@ class DenoisingMemoryBank:
         self, store: FeatureStore, kept: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
         """Choose a coreset for each bank and lay them out so that each bank is one range of rows."""
-        pictures, patches, channels = store.shape
+        pictures, patches, channels = store.numbering().shape
         device = store.device
         # The random numbers are drawn in the order in which KCenterGreedy draws them, so that equal seeds give equal
         # coresets. Its projection only asks for the shape, which an expanded scalar has without the memory.
         projection = SparseRandomProjection(eps=0.9)
         projection.fit(torch.empty(1, device=device).expand(pictures * patches, channels))
-        projected = store.project(projection.sparse_random_matrix.T.contiguous()).flatten(0, 1)
+        matrix = distributed.broadcast(projection.sparse_random_matrix.T.contiguous())
+        projected = store.project(matrix).flatten(0, 1)
         coresets = []
         for mask in kept.flatten(1).to(device):
             eligible = mask.nonzero().squeeze(1)
-            first = eligible[torch.randint(high=len(eligible), size=(1,), device=device)]
+            first = eligible[distributed.broadcast(torch.randint(high=len(eligible), size=(1,), device=device))]
             coreset = k_center_greedy(
                 projected,
                 size=min(size, len(eligible)),

@@ -174,6 +174,16 @@ class NoisyDataModule(AnomalibDataModule):
         mask_path = self.truth.at[image_path, "true_mask_path"]
         return _read_masks(mask_path) if len(mask_path) else None
 
+    def picture_key(self, image_path: str) -> str:
+        """Return what a training picture is called in every process: its path, for repeated ones that in the folder.
+
+        Args:
+            image_path: Path of the picture, as batches have it.
+        """
+        folder = None if self._repeats is None else Path(self._repeats.name)
+        path = Path(image_path)
+        return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else str(image_path)
+
     def write_manifest(self, path: str | Path) -> Path:
         """Write the manifest of the injected pictures (see :mod:`anomalib_softpatch.data.manifest`).
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from anomalib import LearningType, PrecisionType
 from anomalib.data import Batch
@@ -15,8 +16,11 @@ from anomalib.models import Patchcore
 from anomalib.models.components import MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.data.depth import cut_values
@@ -39,6 +43,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     """
 
     model: SoftPatchModel
+    default_devices = 1  # see anomalib_softpatch.engine
 
     def _create_model(
         self,
@@ -55,7 +60,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """Create the torch model; to be called at the end of the constructor."""
         self.noise_report = noise_report
         self._warned_of_depth = False
-        self._image_paths: list[str] = []  # of the training pictures, in the order in which they reached the model
+        self._generator_states: dict[str, Any] | None = None
         precision = precision.value if isinstance(precision, PrecisionType) else str(precision).lower()
         if precision not in DTYPES:
             msg = f"Unknown precision '{precision}': choose from {', '.join(DTYPES)}."
@@ -104,13 +109,37 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Trainer arguments: one pass over the training pictures, one device."""
-        return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
+        """Trainer arguments: one pass over the training pictures."""
+        return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0}
 
     @property
     def learning_type(self) -> LearningType:
         """One class: no anomalous picture is labelled in training."""
         return LearningType.ONE_CLASS
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Configure callbacks, and remember the random numbers that a fit is to draw.
+
+        The fit draws them last, when the generators stand where the data loaders left them. So it draws them from where
+        they stood before, the same for any loader and number of devices. This hook is the last one before Lightning
+        sets up the processes of a distributed fit, which reseeds them.
+
+        Returns:
+            Those of Anomalib.
+        """
+        self._generator_states = _generator_states()
+        return super().configure_callbacks()
+
+    def setup(self, stage: str) -> None:
+        """Let a frozen backbone pass for one to train, without which DistributedDataParallel refuses it.
+
+        Args:
+            stage: Stage of the trainer.
+        """
+        super().setup(stage)
+        self._frozen = [] if any(parameter.requires_grad for parameter in self.parameters()) else [*self.parameters()]
+        for parameter in self._frozen[:1]:
+            parameter.requires_grad_()
 
     def on_fit_start(self) -> None:
         """Refuse what could only fail after the features are extracted.
@@ -118,11 +147,14 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         Raises:
             ValueError: If the device cannot compute in the precision asked for.
         """
-        parent = getattr(super(), "on_fit_start", None)
-        if parent is not None:
-            parent()
+        super().on_fit_start()
+        for parameter in self._frozen[:1]:
+            parameter.requires_grad_(False)
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            # It has given all ranks the weights of rank 0. From here on there are no gradients to wait for, and no
+            # buffers to send around before each batch.
+            self.trainer.strategy.model = self
         self.model.feature_store.clear()
-        self._image_paths.clear()
         dtype = self.model.feature_extractor.dtype
         try:
             probe = torch.zeros(1, 1, 3, 3, dtype=dtype, device=self.device)
@@ -132,7 +164,9 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
                 f"precision={str(dtype).removeprefix('torch.')} does not work on {self.device}: {error}. Use 'float32'."
             )
             raise ValueError(msg) from error
-        self.model.memory_bank_builder.progress = self.trainer.progress_bar_callback is not None
+        self.model.memory_bank_builder.progress = (
+            self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+        )
 
     def on_train_start(self) -> None:
         """Refuse a single training picture, which could only fail after its features are extracted.
@@ -140,9 +174,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         Raises:
             ValueError: If there is one training picture only, and noise is to be found.
         """
-        parent = getattr(super(), "on_train_start", None)
-        if parent is not None:
-            parent()
+        super().on_train_start()
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         if self.model.memory_bank_builder.needs_scores and isinstance(dataset, Sized) and len(dataset) == 1:
             msg = (
@@ -189,27 +221,30 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             ValueError: If a picture gives NaN or infinite features.
         """
         del args, kwargs
-        features = self.model(batch.image)
+        name = getattr(getattr(self.trainer, "datamodule", None), "picture_key", str)
+        keys = [name(path) for path in batch.image_path] if batch.image_path else None
+        features = self.model(batch.image, keys)
         finite = features.flatten(1).isfinite().all(dim=1)
         if not finite.all():
             paths = batch.image_path or [f"number {index}" for index in range(len(finite))]
             broken = ", ".join(str(path) for path, good in zip(paths, finite.tolist(), strict=True) if not good)
             msg = f"These pictures give NaN or infinite features (broken file, or half precision overflowed): {broken}"
             raise ValueError(msg)
-        self._image_paths.extend(batch.image_path or [])
         return torch.tensor(0.0, requires_grad=True, device=self.device)
 
     def fit(self) -> None:
         """Build the memory bank from the features of all training pictures."""
         logger.info("Building the memory bank.")
-        self.model.fit()
+        with isolate_rng():
+            if self._generator_states is not None:
+                _restore(self._generator_states)
+            self.model.fit()
 
     def on_train_epoch_end(self) -> None:
         """Build the memory bank if validation has not done so, and write the noise report."""
         super().on_train_epoch_end()
-        if self.noise_report:
-            report_fit(self, self.model.denoising, self._image_paths)
-        self._image_paths.clear()
+        if self.noise_report and self.trainer.is_global_zero:
+            report_fit(self, self.model.denoising)
 
     def to_onnx(self, *args, **kwargs) -> Path:  # noqa: ANN002, ANN003
         """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.
@@ -242,3 +277,18 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
+
+
+def _generator_states() -> dict[str, Any]:
+    """Return the states of the generators that a fit draws from."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": np.random.get_state(),  # noqa: NPY002  # scikit-learn's, which Anomalib's projection draws from
+    }
+
+
+def _restore(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    torch.cuda.set_rng_state_all(states["cuda"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "noise_report"
 
 
-def report_fit(module: LightningModule, denoising: MemoryBank | None, paths: list[str]) -> None:
+def report_fit(module: LightningModule, denoising: MemoryBank | None) -> None:
     """Write ``noise_report/`` into the results folder and log how well known noise was found.
 
     A trained model is worth more than its report: whatever goes wrong here is a warning that names the cause.
@@ -27,7 +27,6 @@ def report_fit(module: LightningModule, denoising: MemoryBank | None, paths: lis
     Args:
         module: Module that was fitted, in a hook that allows logging.
         denoising: What the fit found.
-        paths: Paths of the training pictures in the order in which they reached the model.
     """
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")
@@ -35,34 +34,37 @@ def report_fit(module: LightningModule, denoising: MemoryBank | None, paths: lis
     try:
         from anomalib_softpatch.report.writer import write_report  # noqa: PLC0415  # drawing libraries, when needed
 
-        findings = find(module, denoising, paths)
+        findings = find(module, denoising)
         report = write_report(findings, Path(module.trainer.default_root_dir) / FOLDER)
     except Exception as error:
         logger.warning("The noise report could not be written: %s: %s", type(error).__name__, error, exc_info=True)
         return
     logger.info("Noise report: %s", report)
     for name, value in findings.quality.items():
-        module.log(f"noise_{name}", value)
+        module.log(f"noise_{name}", value, rank_zero_only=True)
 
 
-def find(module: LightningModule, denoising: MemoryBank, paths: list[str]) -> Findings:
+def find(module: LightningModule, denoising: MemoryBank) -> Findings:
     """Gather what there is to report about a fit.
 
     Args:
         module: Module that was fitted.
         denoising: What the fit found.
-        paths: Paths of the training pictures in the order in which they reached the model.
 
     Returns:
         Findings, with the truth where the datamodule knows it.
 
     Raises:
-        ValueError: If there are not as many paths as pictures.
+        ValueError: If some of the pictures came without a path.
     """
-    if len(paths) != len(denoising.scores):
-        msg = f"{len(denoising.scores)} training pictures reached the model, but {len(paths)} of them had a path."
+    if len(denoising.keys) != len(denoising.scores):
+        msg = f"Not all of the {len(denoising.scores)} training pictures that reached the model had a path."
         raise ValueError(msg)
     datamodule = getattr(module.trainer, "datamodule", None)
+    paths = list(denoising.keys)
+    if isinstance(datamodule, NoisyDataModule):
+        path_of = {datamodule.picture_key(path): path for path in datamodule.truth.index}
+        paths = [path_of[key] for key in denoising.keys]
     transform = getattr(module.pre_processor, "transform", None)
     regions = [visible_region(transform, picture_size(path)) for path in paths]
     labels, patches = _truth(datamodule, paths, regions, tuple(denoising.scores.shape[1:]))

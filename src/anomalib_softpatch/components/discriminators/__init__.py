@@ -66,13 +66,14 @@ def noise_scores(features: torch.Tensor, name: str, comparison: Comparison, k: i
     """Score every patch with one discriminator.
 
     Args:
-        features: Shape ``(pictures, patches, dimensions)``, float32, projected.
+        features: Shape ``(pictures, held positions, dimensions)``, float32, projected. Held are all positions, unless
+            the comparison is a share of several.
         name: One of ``DISCRIMINATORS``.
         comparison: Which patches are compared.
         k: Number of neighbours, for ``"lof"``.
 
     Returns:
-        Shape ``(pictures, patches)``.
+        Shape ``(pictures, patches)``, on every rank.
 
     Raises:
         ValueError: If there are too few pictures to compare.

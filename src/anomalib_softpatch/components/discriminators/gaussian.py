@@ -16,7 +16,7 @@ def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torc
     The patch itself takes part in the fit, as in the paper.
 
     Args:
-        features: Shape ``(pictures, patches, dimensions)``.
+        features: Shape ``(pictures, held positions, dimensions)``.
         comparison: Which patches are compared.
         k: Not used: every discriminator takes the same arguments.
 
@@ -24,9 +24,9 @@ def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torc
         Shape ``(pictures, patches)``.
     """
     del k
-    pictures, patches, dimensions = features.shape
+    pictures, _, dimensions = features.shape
     flat = features.reshape(-1, dimensions)
-    scores = flat.new_empty(len(flat))
+    scores = flat.new_zeros(pictures * comparison.grid_size[0] * comparison.grid_size[1])
     # With fewer pictures than dimensions, the regularization is all that keeps the covariance regular: beside large
     # variances float32 would lose it.
     diagonal = REGULARIZATION * torch.eye(dimensions, dtype=torch.float64, device=flat.device)
@@ -39,5 +39,5 @@ def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torc
         covariance = reference.mT @ reference / (reference.shape[1] - 1) + diagonal
         factor = torch.linalg.cholesky(covariance)
         whitened = torch.linalg.solve_triangular(factor, (flat[scored] - mean).mT, upper=False)
-        scores[scored] = torch.linalg.norm(whitened, dim=1).to(scores.dtype)
-    return scores.view(pictures, patches)
+        scores[comparison.in_grid(scored)] = torch.linalg.norm(whitened, dim=1).to(scores.dtype)
+    return comparison.merge(scores).view(pictures, -1)

@@ -37,11 +37,11 @@ def lof(features: torch.Tensor, comparison: Comparison, k: int) -> torch.Tensor:
     """Score patches by their local outlier factor among the patches they are compared with (SoftPatch, equation 6).
 
     Args:
-        features: Shape ``(pictures, patches, dimensions)``.
+        features: Shape ``(pictures, held positions, dimensions)``.
         comparison: Which patches are compared.
         k: Number of neighbours; 6 in the paper.
 
     Returns:
         Shape ``(pictures, patches)``.
     """
-    return local_outlier_factor(*nearest_patches(features, comparison, k)).view(features.shape[:2])
+    return local_outlier_factor(*nearest_patches(features, comparison, k)).view(len(features), -1)

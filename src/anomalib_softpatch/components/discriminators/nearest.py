@@ -12,7 +12,7 @@ def nearest(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torch
     """Score patches by the distance to the nearest patch they are compared with (SoftPatch, section 3.2).
 
     Args:
-        features: Shape ``(pictures, patches, dimensions)``.
+        features: Shape ``(pictures, held positions, dimensions)``.
         comparison: Which patches are compared.
         k: Not used: every discriminator takes the same arguments.
 
@@ -20,4 +20,4 @@ def nearest(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torch
         Shape ``(pictures, patches)``.
     """
     del k
-    return nearest_patches(features, comparison, k=1)[0].view(features.shape[:2])
+    return nearest_patches(features, comparison, k=1)[0].view(len(features), -1)

@@ -109,11 +109,12 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         """Leave what the last fit found, which is about the training pictures, out of copies and exported files."""
         return self.__dict__ | {"denoising": None}
 
-    def forward(self, input_tensor: torch.Tensor) -> torch.Tensor | InferenceBatch:
+    def forward(self, input_tensor: torch.Tensor, keys: Sequence[str] | None = None) -> torch.Tensor | InferenceBatch:
         """Store features (training) or score pictures (evaluation).
 
         Args:
             input_tensor: Pictures of shape ``(batch, 3, height, width)``.
+            keys: In training, what tells the pictures apart and orders them, see :class:`FeatureStore`.
 
         Returns:
             In training, features of shape ``(batch, channels, grid_height, grid_width)``. Else scores of shape
@@ -125,7 +126,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         features = self.extract(input_tensor)
         if self.training:
             self.grid_size = (features.shape[2], features.shape[3])
-            self.feature_store.append(features.flatten(2).mT.contiguous())
+            self.feature_store.append(features.flatten(2).mT.contiguous(), keys)
             return features
         return self.score(features, input_tensor.shape[-2:])
 
