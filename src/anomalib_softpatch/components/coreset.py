@@ -20,6 +20,8 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
+from anomalib_softpatch.components import distributed
+
 # Rows brought up to date in one go. Larger sets mean fewer passes over all bounds, but more rows that never lead.
 ACTIVE_SIZE = 4096
 # Centres in one matrix product: rows that fall behind are dropped between two products.
@@ -36,6 +38,7 @@ def k_center_greedy(
     first: int,
     eligible: torch.Tensor | None = None,
     progress: bool = False,
+    numbers: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Choose ``size`` rows, each the farthest from all rows chosen before (farthest-first, k-center greedy).
 
@@ -44,15 +47,21 @@ def k_center_greedy(
     with the lowest index. Once every eligible row coincides with a centre, the first eligible row is repeated, as
     ``KCenterGreedy`` does.
 
+    Where ``torch.distributed`` is initialized, all ranks call this, each with its share of the rows, and get the same
+    choice, that of one process with all rows. Each brings its own rows up to date and sends the others those that could
+    be the farthest; all of them then choose among these.
+
     Args:
         features: Rows to choose from, shape ``(n, d)``, float32 or float64.
         size: Number of rows to choose.
         first: Index of the first centre.
-        eligible: Rows that may be chosen, boolean of shape ``(n,)``. Default: all.
+        eligible: Rows that may be chosen, boolean of shape ``(n,)``, or that of the rows of all ranks. Default: all.
         progress: Show a progress bar.
+        numbers: Index of each row among those of all ranks, ascending, shape ``(n,)``. Default: these are all.
 
     Returns:
-        Indices of the chosen rows in the order of choice, shape ``(size,)``, int64, on the device of ``features``.
+        Indices of the chosen rows, among those of all ranks, in the order of choice, shape ``(size,)``, int64, on the
+        device of ``features``.
 
     Raises:
         ValueError: If ``size`` is not positive or ``first`` is not an eligible row.
@@ -61,18 +70,23 @@ def k_center_greedy(
         Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018,
         algorithm 1; PatchCore (arXiv 2106.08265), section 3.2.
     """
-    rows = torch.arange(len(features), device=features.device) if eligible is None else eligible.nonzero().squeeze(1)
-    _validate(features, size, first, rows)
+    rows = torch.arange(len(features), device=features.device)
+    numbers = rows if numbers is None else numbers
+    rows = rows if eligible is None else eligible[numbers].nonzero().squeeze(1)
+    numbers = numbers[rows]
+    _validate(features, size, first, numbers)
     points = _CentredRows(features, rows)
     norms = points.squared_norms()
+    (largest_norm,) = distributed.largest(float(norms.max()) if len(norms) else 0.0, device=features.device)
     # Bounds the error of squared distances in expanded form: each of the products and sums rounds once, and two rows
     # may have lost their parts in opposite directions.
-    rounding = torch.finfo(features.dtype).eps * (points.dimensions + 8) * 2 * float(norms.max()) + 4 * points.lost
+    rounding = torch.finfo(features.dtype).eps * (points.dimensions + 8) * 2 * largest_norm + 4 * points.lost
+    (rounding,) = distributed.largest(rounding, device=features.device)
 
-    chosen = torch.empty(size, dtype=torch.long, device=features.device)  # positions within rows
-    chosen[0] = torch.searchsorted(rows, first)
-    centers = _Centers(chosen, points)
-    centers.extend(1)
+    chosen = torch.empty(size, dtype=torch.long, device=features.device)
+    chosen[0] = first
+    centers = _Centers(size, points)
+    centers.append(distributed.all_reduce(features[rows[numbers == first]].sum(dim=0, keepdim=True)))
     # Squared distance to the nearest of the first seen[i] centres: an upper bound of the distance to all centres.
     bounds = torch.full_like(norms, torch.inf)
     seen = torch.zeros(len(rows), dtype=torch.int32, device=features.device)
@@ -82,34 +96,38 @@ def k_center_greedy(
         while (count := len(centers)) < size:
             active, outside = _largest(bounds, active_size)
             stale = bool((seen[active] < count).any())
+            outside, stale = distributed.largest(outside, stale, device=features.device)
             _bring_up_to_date(points, norms, centers, active, outside - rounding, bounds, seen)
-            # Only these can be farther away than everything outside of the active set. Sorted: ties go to the lowest.
-            leaders = active[bounds[active] >= outside - rounding].sort().values
+            # Only these can be farther away than everything outside of the active set.
+            leaders = active[bounds[active] >= outside - rounding]
             distances = _exact_distances(features, rows, points, centers, leaders, rounding)
-            new = _choose(features[rows[leaders]], distances, outside + rounding, size - count)
+            places, *candidates = _gather_sorted(numbers[leaders], features[rows[leaders]], distances)
+            candidate_numbers, candidate_features, distances = candidates
+            new = _choose(candidate_features, distances, outside + rounding, size - count)
             if new is None:  # the rest are duplicates of centres
-                chosen[count:] = 0
+                chosen[count:] = 0 if eligible is None else eligible.nonzero()[0]
                 bar.update(size - count)
                 break
-            bounds[leaders] = distances.square()
+            bounds[leaders] = distances[places].square()
             seen[leaders] = count + len(new)
-            chosen[count : count + len(new)] = leaders[new]
-            centers.extend(len(new))
+            chosen[count : count + len(new)] = candidate_numbers[new]
+            centers.append(candidate_features[new])
             bar.update(len(new))
             if not len(new) and not stale:  # more ties than the active set holds
                 active_size *= 2
-    return rows[chosen]
+    return chosen
 
 
-def _validate(features: torch.Tensor, size: int, first: int, rows: torch.Tensor) -> None:
+def _validate(features: torch.Tensor, size: int, first: int, numbers: torch.Tensor) -> None:
     if size < 1:
         msg = f"size must be at least 1, got {size}."
         raise ValueError(msg)
     if features.dtype not in {torch.float32, torch.float64}:
         msg = f"features must be float32 or float64, got {features.dtype}: half precision cannot rank distances."
         raise ValueError(msg)
-    if not (rows == first).any():
-        msg = f"first={first} is not one of the {len(rows)} rows that may be chosen."
+    known, count = distributed.all_reduce(torch.stack([(numbers == first).sum(), torch.ones_like(numbers).sum()]))
+    if not known:
+        msg = f"first={first} is not one of the {count} rows that may be chosen."
         raise ValueError(msg)
 
 
@@ -133,12 +151,14 @@ class _CentredRows:
         self.features = features
         self.rows = rows
         sample = features[rows[:: max(1, len(rows) // CHUNK)]]
-        self.mean = sample.mean(dim=0)
+        total = distributed.all_reduce(torch.cat((sample.sum(dim=0), sample.new_tensor([len(sample)]))))
+        self.mean = total[:-1] / total[-1]
         self.dimensions, self.lost = features.shape[1], 0.0
+        self.axes: torch.Tensor | None = None
         self.reduced: torch.Tensor | None = None
 
         sample = (sample - self.mean).double()
-        variances, axes = torch.linalg.eigh(sample.T @ sample)
+        variances, axes = torch.linalg.eigh(distributed.all_reduce(sample.T @ sample))
         dropped = int((variances.cumsum(dim=0) <= NEGLIGIBLE_VARIANCE * variances.sum()).sum())
         if dropped < self.dimensions // 5:  # too few to pay for the copy
             return
@@ -147,13 +167,18 @@ class _CentredRows:
         for part, centred in self.chunks():
             reduced[part] = centred @ axes[:, dropped:]
             self.lost = max(self.lost, float((centred @ axes[:, :dropped]).square().sum(dim=1).max()))
-        self.reduced, self.dimensions = reduced, reduced.shape[1]
+        self.axes, self.reduced, self.dimensions = axes[:, dropped:], reduced, reduced.shape[1]
 
     def __getitem__(self, positions: torch.Tensor | slice) -> torch.Tensor:
         """Return the rows at some positions within ``rows``, shape ``(len(positions), dimensions)``."""
         if self.reduced is not None:
             return self.reduced[positions]
         return self.features[self.rows[positions]].sub_(self.mean)
+
+    def like(self, features: torch.Tensor) -> torch.Tensor:
+        """Return rows that may be those of other ranks, shape ``(n, d)``, as these are: centred, without dimensions."""
+        centred = features - self.mean
+        return centred if self.axes is None else centred @ self.axes
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield all rows, some at a time, with their positions."""
@@ -163,37 +188,42 @@ class _CentredRows:
 
     def squared_norms(self) -> torch.Tensor:
         """Return the squared length of every row, shape ``(m,)``."""
-        return torch.cat([part.square().sum(dim=1) for _, part in self.chunks()])
+        norms = self.features.new_empty(len(self.rows))
+        for part, rows in self.chunks():
+            norms[part] = rows.square().sum(dim=1)
+        return norms
 
 
 class _Centers:
     """The centres chosen so far, with their rows side by side, as matrix products want them.
 
     Args:
-        chosen: Positions of the centres; filled from its beginning.
-        points: The rows.
+        size: Number of centres to be chosen.
+        points: The rows that they are compared with.
 
     Attributes:
-        points: Rows of the centres, as far as they are chosen.
-        norms: Their squared lengths.
+        features: Rows of the centres, filled from the beginning.
+        points: The same, centred.
+        norms: Squared lengths of these.
     """
 
-    def __init__(self, chosen: torch.Tensor, points: _CentredRows) -> None:
-        self.chosen = chosen
-        self.all_points = points
-        self.points = points.features.new_empty(len(chosen), points.dimensions)
-        self.norms = points.features.new_empty(len(chosen))
+    def __init__(self, size: int, points: _CentredRows) -> None:
+        self._like = points.like
+        self.features = points.features.new_empty(size, points.features.shape[1])
+        self.points = points.features.new_empty(size, points.dimensions)
+        self.norms = points.features.new_empty(size)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def extend(self, count: int) -> None:
-        """Take in the next centres from ``chosen``."""
-        new = slice(self._count, self._count + count)
-        self.points[new] = self.all_points[self.chosen[new]]
+    def append(self, features: torch.Tensor) -> None:
+        """Add centres by their rows, shape ``(n, d)``."""
+        new = slice(self._count, self._count + len(features))
+        self.features[new] = features
+        self.points[new] = self._like(features)
         self.norms[new] = self.points[new].square().sum(dim=1)
-        self._count += count
+        self._count += len(features)
 
 
 def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
@@ -214,7 +244,7 @@ def _bring_up_to_date(
     seen: torch.Tensor,
 ) -> None:
     """Lower the bounds of the active rows by the centres they have not seen, as long as they exceed ``outside``."""
-    start = int(seen[active].min())
+    start = int(seen[active].min()) if len(active) else len(centers)
     rows, row_norms, row_bounds = points[active], norms[active], bounds[active]
     while start < len(centers) and len(active):
         stop = min(start + CENTER_BLOCK, len(centers))
@@ -247,9 +277,21 @@ def _exact_distances(
     for part, out in zip(leaders.split(chunk), distances.split(chunk), strict=True):
         squares = torch.addmm(centers.norms[:count], points[part], centers.points[:count].T, alpha=-2)
         row, column = (squares <= squares.amin(dim=1, keepdim=True) + 2 * rounding).nonzero(as_tuple=True)
-        exact = torch.linalg.norm(features[rows[part[row]]] - features[rows[centers.chosen[column]]], dim=1)
+        exact = torch.linalg.norm(features[rows[part[row]]] - centers.features[column], dim=1)
         out.scatter_reduce_(0, row, exact, "amin")
     return distances
+
+
+def _gather_sorted(numbers: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Gather rows of all ranks in the order of their numbers, so that ties go to the lowest.
+
+    Returns:
+        Places of this rank's rows among them, the numbers of all, and the tensors of all.
+    """
+    gathered = distributed.all_gather(numbers, *tensors)
+    order = gathered[0].argsort()
+    gathered = [tensor[order] for tensor in gathered]
+    return [torch.searchsorted(gathered[0], numbers), *gathered]
 
 
 def _choose(rows: torch.Tensor, distances: torch.Tensor, outside: float, limit: int) -> list[int] | None:

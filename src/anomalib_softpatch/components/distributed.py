@@ -33,11 +33,39 @@ def all_gather_object(value: Any) -> list[Any]:
     return values
 
 
-def all_reduce(tensor: torch.Tensor, operation: str = "sum") -> torch.Tensor:
-    """Replace a tensor by its ``"sum"`` or ``"max"`` over all ranks, in place, and return it."""
+def all_gather(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return the tensors of all ranks, one after the other. Ranks may differ in length, the tensors of one may not."""
+    if world_size() == 1:
+        return tensors
+    length = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    lengths = [torch.empty_like(length) for _ in range(world_size())]
+    distributed.all_gather(lengths, length)
+    longest = int(max(lengths))
+    gathered = []
+    for tensor in tensors:
+        padded = tensor.new_zeros(longest, *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(world_size())]
+        if longest:
+            distributed.all_gather(parts, padded)
+        gathered.append(torch.cat([part[: int(each)] for part, each in zip(parts, lengths, strict=True)]))
+    return gathered
+
+
+def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace a tensor by its sum over all ranks, in place, and return it."""
     if world_size() > 1:
-        distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation.upper()))
+        distributed.all_reduce(tensor)
     return tensor
+
+
+def largest(*values: float, device: torch.device) -> Sequence[float]:
+    """Return the maximum of each number over all ranks; the device is the one that the ranks communicate by."""
+    if world_size() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return tensor.tolist()
 
 
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:

@@ -222,6 +222,8 @@ class DenoisingMemoryBank:
         projection.fit(torch.empty(1, device=device).expand(pictures * patches, channels))
         matrix = distributed.broadcast(projection.sparse_random_matrix.T.contiguous())
         projected = store.project(matrix).flatten(0, 1)
+        numbers = store.numbering().numbers[distributed.rank()].to(device)
+        numbers = (numbers[:, None] * patches + torch.arange(patches, device=device)).flatten()
         coresets = []
         for mask in kept.flatten(1).to(device):
             eligible = mask.nonzero().squeeze(1)
@@ -232,6 +234,7 @@ class DenoisingMemoryBank:
                 first=int(first),
                 eligible=None if mask.all() else mask,
                 progress=self.progress,
+                numbers=numbers,
             )
             coresets.append(coreset)
         return _overlap_ranges(coresets)
