@@ -36,7 +36,8 @@ def detection_quality(
     if patches is not None and patches.any():
         # torchmetrics squashes scores outside [0, 1] by a sigmoid, in which the high ones become equal.
         scaled = (patch_scores - patch_scores.min()) / (patch_scores.max() - patch_scores.min()).clamp_min(1e-12)
-        aupro = AUPROMetric()
+        # Nothing is asked of other ranks: in a distributed fit, one alone writes the report, with all scores.
+        aupro = AUPROMetric(dist_sync_fn=lambda state, group=None: [state])
         aupro.update(scaled, patches)
         quality |= {
             "patch_AUROC": binary_auroc(scaled.flatten(), patches.flatten().long()).item(),

@@ -1,0 +1,57 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Script of test_distributed.py: train and predict on some devices, saving what every rank ends with.
+
+Lightning runs a script once more for each further device, so this cannot be a test itself.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from lightning import seed_everything
+
+from anomalib_softpatch import NoisyDataModule, SoftPatchPlus
+
+
+def run(root, folder, devices):
+    seed_everything(3, verbose=False)
+    model = SoftPatchPlus(
+        backbone="resnet18",
+        layers=["layer1", "layer2"],
+        pre_trained=False,
+        coreset_sampling_ratio=0.02,
+        visualizer=False,
+        pre_processor=SoftPatchPlus.configure_pre_processor((64, 64)),
+    )
+    model.requires_grad_(False)
+    clean = MVTecAD(root=root, category="bottle", train_batch_size=2, eval_batch_size=3, num_workers=0)
+    datamodule = NoisyDataModule(clean, noise_ratio=0.9, overlap=True)
+    engine = Engine(
+        default_root_dir=folder, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
+        enable_progress_bar=False, logger=False,
+    )  # fmt: skip
+    engine.fit(model, datamodule=datamodule)
+    metrics = engine.test(model, datamodule=datamodule, verbose=False)[0]
+    batches = engine.predict(model, datamodule=datamodule)
+    result = {
+        "bank": model.model.memory_bank,
+        "weights": model.model.weights,
+        "banks": model.model.banks,
+        "scores": model.model.denoising.scores,
+        "keys": model.model.denoising.keys,
+        "metrics": metrics,
+        "predictions": {
+            path: (score, anomaly_map)
+            for batch in batches
+            for path, score, anomaly_map in zip(batch.image_path, batch.pred_score, batch.anomaly_map, strict=True)
+        },
+    }
+    torch.save(result, Path(folder, f"rank{engine.trainer.global_rank}-of-{devices}.pt"))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], int(sys.argv[3]))
