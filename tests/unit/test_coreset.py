@@ -50,6 +50,8 @@ FEATURES = {
         0, 3, (400, 2), generator=torch.Generator().manual_seed(3)
     ).float(),
     "constant": torch.ones(300, 8),
+    "few far away": torch.cat((1e5 * mixture(20, 16), mixture(2000, 16))),
+    "few far away, low rank": torch.cat((1e5 * mixture(20, 4), mixture(2000, 4))) @ mixture(4, 24, seed=1),
     "double precision": mixture(1000, 16).double(),
 }
 

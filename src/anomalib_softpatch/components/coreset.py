@@ -28,6 +28,9 @@ ACTIVE_SIZE = 4096
 CENTER_BLOCK = 1024
 # Share of the variance that may be left out of the distances used for the bounds (the decisions use all of it).
 NEGLIGIBLE_VARIANCE = 1e-7
+# Matrix products go on in double precision once their rounding errors exceed this share of the largest distance: where
+# few rows are far from all others, as those of untrained networks are, and many near ones are to be chosen.
+COARSE = 1e-2
 # Rows that are centred at a time, and rows that their mean and axes are estimated from, about.
 CHUNK = 16384
 
@@ -78,10 +81,9 @@ def k_center_greedy(
     points = _CentredRows(features, rows)
     norms = points.squared_norms()
     (largest_norm,) = distributed.largest(float(norms.max()) if len(norms) else 0.0, device=features.device)
-    # Bounds the error of squared distances in expanded form: each of the products and sums rounds once, and two rows
-    # may have lost their parts in opposite directions.
-    rounding = torch.finfo(features.dtype).eps * (points.dimensions + 8) * 2 * largest_norm + 4 * points.lost
-    (rounding,) = distributed.largest(rounding, device=features.device)
+    (rounding,) = distributed.largest(points.rounding(largest_norm), device=features.device)
+    # The same for the squares of distances that are computed as KCenterGreedy computes them, in proportion to these.
+    exact_rounding = torch.finfo(features.dtype).eps * (features.shape[1] + 8)
 
     chosen = torch.empty(size, dtype=torch.long, device=features.device)
     chosen[0] = first
@@ -96,19 +98,29 @@ def k_center_greedy(
         while (count := len(centers)) < size:
             active, outside = _largest(bounds, active_size)
             stale = bool((seen[active] < count).any())
-            outside, stale = distributed.largest(outside, stale, device=features.device)
-            _bring_up_to_date(points, norms, centers, active, outside - rounding, bounds, seen)
+            farthest = float(bounds[active].max()) if len(active) else 0.0
+            outside, stale, farthest = distributed.largest(outside, stale, farthest, device=features.device)
+            if points.dtype != torch.float64 and rounding > COARSE * farthest:
+                # From here on rounding would hide which row is the farthest. Bounds stay bounds with the old errors on.
+                bounds = bounds.double().add_(rounding)
+                points.use_double_precision()
+                centers.use_double_precision()
+                norms = points.squared_norms()
+                (rounding,) = distributed.largest(points.rounding(largest_norm), device=features.device)
+                continue
+            tolerance = rounding + exact_rounding * min(farthest, 4 * largest_norm)
+            _bring_up_to_date(points, norms, centers, active, outside - tolerance, bounds, seen)
             # Only these can be farther away than everything outside of the active set.
-            leaders = active[bounds[active] >= outside - rounding]
-            distances = _exact_distances(features, rows, points, centers, leaders, rounding)
+            leaders = active[bounds[active] >= outside - tolerance]
+            distances = _exact_distances(features, rows, points, centers, leaders, tolerance)
             places, *candidates = _gather_sorted(numbers[leaders], features[rows[leaders]], distances)
             candidate_numbers, candidate_features, distances = candidates
-            new = _choose(candidate_features, distances, outside + rounding, size - count)
+            new = _choose(candidate_features, distances, outside + tolerance, size - count)
             if new is None:  # the rest are duplicates of centres
                 chosen[count:] = 0 if eligible is None else eligible.nonzero()[0]
                 bar.update(size - count)
                 break
-            bounds[leaders] = distances[places].square()
+            bounds[leaders] = distances[places].to(bounds.dtype).square()
             seen[leaders] = count + len(new)
             chosen[count : count + len(new)] = candidate_numbers[new]
             centers.append(candidate_features[new])
@@ -169,15 +181,33 @@ class _CentredRows:
             self.lost = max(self.lost, float((centred @ axes[:, :dropped]).square().sum(dim=1).max()))
         self.axes, self.reduced, self.dimensions = axes[:, dropped:], reduced, reduced.shape[1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the rows are given in."""
+        return self.mean.dtype
+
+    def use_double_precision(self) -> None:
+        """Give the rows in double precision, and all their dimensions, from here on."""
+        self.mean = self.mean.double()
+        self.axes = self.reduced = None
+        self.dimensions, self.lost = self.features.shape[1], 0.0
+
+    def rounding(self, largest_norm: float) -> float:
+        """Bound the error of squared distances in expanded form, for rows of up to this squared length.
+
+        Each of the products and sums rounds once, and two rows may have lost their parts in opposite directions.
+        """
+        return torch.finfo(self.dtype).eps * (self.dimensions + 8) * 2 * largest_norm + 4 * self.lost
+
     def __getitem__(self, positions: torch.Tensor | slice) -> torch.Tensor:
         """Return the rows at some positions within ``rows``, shape ``(len(positions), dimensions)``."""
         if self.reduced is not None:
             return self.reduced[positions]
-        return self.features[self.rows[positions]].sub_(self.mean)
+        return self.features[self.rows[positions]].to(self.dtype).sub_(self.mean)
 
     def like(self, features: torch.Tensor) -> torch.Tensor:
         """Return rows that may be those of other ranks, shape ``(n, d)``, as these are: centred, without dimensions."""
-        centred = features - self.mean
+        centred = features.to(self.dtype) - self.mean
         return centred if self.axes is None else centred @ self.axes
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -188,7 +218,7 @@ class _CentredRows:
 
     def squared_norms(self) -> torch.Tensor:
         """Return the squared length of every row, shape ``(m,)``."""
-        norms = self.features.new_empty(len(self.rows))
+        norms = self.mean.new_empty(len(self.rows))
         for part, rows in self.chunks():
             norms[part] = rows.square().sum(dim=1)
         return norms
@@ -208,11 +238,14 @@ class _Centers:
     """
 
     def __init__(self, size: int, points: _CentredRows) -> None:
-        self._like = points.like
+        self._rows = points
         self.features = points.features.new_empty(size, points.features.shape[1])
-        self.points = points.features.new_empty(size, points.dimensions)
-        self.norms = points.features.new_empty(size)
         self._count = 0
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self.points = self._rows.mean.new_empty(len(self.features), self._rows.dimensions)
+        self.norms = self._rows.mean.new_empty(len(self.features))
 
     def __len__(self) -> int:
         return self._count
@@ -221,9 +254,18 @@ class _Centers:
         """Add centres by their rows, shape ``(n, d)``."""
         new = slice(self._count, self._count + len(features))
         self.features[new] = features
-        self.points[new] = self._like(features)
-        self.norms[new] = self.points[new].square().sum(dim=1)
         self._count += len(features)
+        self._centre(new)
+
+    def _centre(self, part: slice) -> None:
+        self.points[part] = self._rows.like(self.features[part])
+        self.norms[part] = self.points[part].square().sum(dim=1)
+
+    def use_double_precision(self) -> None:
+        """Give the centres as the rows are given from here on."""
+        self._make_room()
+        for start in range(0, self._count, CHUNK):
+            self._centre(slice(start, min(start + CHUNK, self._count)))
 
 
 def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
