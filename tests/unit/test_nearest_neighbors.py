@@ -6,14 +6,19 @@
 import copy
 import importlib
 import pickle
+import threading
 
 import numpy as np
 import onnxruntime
+import openvino
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbors
 
@@ -208,3 +213,87 @@ def test_export(k, small_index, tmp_path, monkeypatch):
         distances, indices = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         check(queries, model.bank[10:], k, torch.tensor(distances), torch.tensor(indices))
         check(queries, model.bank[10:], k, *traced(images))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Record the largest tensor that any operation returns, in elements; views of the bank do not count."""
+
+    def __init__(self, bank):
+        super().__init__()
+        self.bank = bank.untyped_storage().data_ptr()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() != self.bank:
+                # An expanded tensor is as large as its storage
+                self.elements = max(self.elements, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return result
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("kind", ["pruned", "hard queries", "plain"])
+def test_memory_is_bounded(kind, k, monkeypatch):
+    """No tensor is larger than a block, though the distances of all pairs would be 90 times as large."""
+    monkeypatch.setattr(module, "BANK_BLOCK", 512)
+    monkeypatch.setattr(module, "QUERY_BLOCK", 512)
+    monkeypatch.setattr(module, "BOUND_BLOCK", 512 * 512)
+    monkeypatch.setattr(module, "DIFFERENCE_BLOCK", 512 * 512)
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 2**40 if kind == "plain" else 0)
+    bank, queries = anisotropic(6000, 32), anisotropic(4000, 32, seed=1)
+    if kind == "hard queries":
+        queries = queries + 100
+    search = NearestNeighborSearch()
+    search(queries[:1], bank, k)  # builds the index
+    assert (kind == "plain") == (not search._indexes)
+    with LargestTensor(bank) as largest:
+        distances, indices = search(queries, bank, k)
+    # Room for what is as large as the queries, and for pairs in doubt: numbers of row and column, one for each group
+    assert 512 * 32 < largest.elements <= 512 * 512
+    check(queries[::40], bank, k, distances[::40], indices[::40], tolerance=1e-4)
+
+
+class PeakMemory(threading.Thread):
+    """Largest growth of the resident memory of this process while a block runs, in bytes."""
+
+    def __enter__(self):
+        self.process, self.ended, self.peak = psutil.Process(), threading.Event(), 0
+        self.before = self.process.memory_info().rss
+        self.start()
+        return self
+
+    def run(self):
+        while not self.ended.wait(0.001):
+            self.peak = max(self.peak, self.process.memory_info().rss - self.before)
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.join()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_exported_memory_is_bounded(runtime, tmp_path, monkeypatch):
+    """Runtimes take one block of the bank after the other, and do not store the blocks beside the bank."""
+    monkeypatch.setattr(module, "BANK_BLOCK", 512)
+    model = Model(anisotropic(16 * 512 + 10, 16), 1).eval()
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    path = tmp_path / "model.onnx"
+    example = torch.zeros(2, 16, 3, 3)
+    torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False, optimize=True)
+    if runtime == "onnxruntime":
+        session = onnxruntime.InferenceSession(path)
+        run = lambda images: session.run(None, {session.get_inputs()[0].name: images})  # noqa: E731
+    else:
+        openvino.save_model(openvino.convert_model(path), tmp_path / "model.xml", compress_to_fp16=False)
+        assert (tmp_path / "model.bin").stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
+        compiled = openvino.Core().compile_model(tmp_path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        run = lambda images: list(compiled(images).values())  # noqa: E731
+    queries = anisotropic(128 * 128, 16, seed=1)
+    images = queries.T.reshape(1, 16, 128, 128).numpy()
+    run(images[:, :, :2])
+    with PeakMemory(daemon=True) as memory:
+        distances, indices = run(images)
+    block = len(queries) * 512 * 4
+    assert block < memory.peak < 6 * block  # the distances of all pairs: 16 blocks
+    check(queries[::160], model.bank[10:], 1, torch.tensor(distances[::160]), torch.tensor(indices[::160]))

@@ -16,8 +16,10 @@ Example:
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-# Bank rows in one matrix product: bounds memory at (queries x BANK_BLOCK), in exported graphs too
+# Bank rows and queries in one matrix product: bounds memory. Exported graphs, which take any number of queries at once,
+# need (queries x BANK_BLOCK) elements, a few times.
 BANK_BLOCK = 4096
+QUERY_BLOCK = 4096
 
 # Banks of fewer elements are searched as fast without an index
 SMALLEST_INDEX = 2**20
@@ -49,24 +51,39 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
     Returns:
         Distances and indices, both of shape ``(n, k)``, nearest first.
     """
-    values: list[torch.Tensor] = []
-    indices: list[torch.Tensor] = []
+    traced = _is_traced()
+    if not traced and len(queries) > QUERY_BLOCK:
+        distances, nearest = zip(
+            *(nearest_neighbors(part, bank, k) for part in queries.split(QUERY_BLOCK)), strict=True
+        )
+        return torch.cat(distances), torch.cat(nearest)
+    # |q - b|^2 without |q|^2, which is the same for all b
+    scaled, norms = -2 * queries, bank.square().sum(dim=1)
+    values = torch.full_like(queries[:, :1], torch.inf).expand(-1, k)
+    nearest = torch.zeros_like(values, dtype=torch.long)
     for start in range(0, len(bank), BANK_BLOCK):
-        part = bank[start : start + BANK_BLOCK]
-        # |q - b|^2 without |q|^2, which is the same for all b
-        squares = part.square().sum(dim=1) - 2 * (queries @ part.T)
+        stop = min(start + BANK_BLOCK, len(bank))
+        if traced and len(bank) > BANK_BLOCK:
+            # Runtimes would work on all blocks at once, and store each of them beside the bank. Rows whose numbers
+            # depend on the result of the block before (by the addition of zero) can neither be read early nor copied.
+            part = bank[torch.arange(start, stop, device=bank.device) + nearest.amin(dim=(0, 1)).clamp(max=0)]
+        else:
+            part = bank[start:stop]
+        squares = torch.addmm(norms[start:stop], scaled, part.T)
         if k == 1:  # much faster than topk
             value, index = squares.min(dim=1, keepdim=True)
+            closer = value < values
+            values, nearest = torch.where(closer, value, values), torch.where(closer, index + start, nearest)
         else:
-            value, index = squares.topk(min(k, part.shape[0]), dim=1, largest=False)
-        values.append(value)
-        indices.append(index + start)
-    nearest = indices[0]
-    if len(indices) > 1:
-        best = torch.cat(values, dim=1).topk(k, dim=1, largest=False).indices
-        nearest = torch.cat(indices, dim=1).gather(1, best)
+            value, index = squares.topk(min(k, stop - start), dim=1, largest=False)
+            values, best = torch.cat((values, value), dim=1).topk(k, dim=1, largest=False)
+            nearest = torch.cat((nearest, index + start), dim=1).gather(1, best)
     distances = (queries[:, None] - bank[nearest]).square().sum(dim=2).sqrt()
     return distances, nearest
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 class NearestNeighborSearch:
@@ -81,8 +98,7 @@ class NearestNeighborSearch:
 
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-        if traced:
+        if _is_traced():
             return nearest_neighbors(queries, bank, k)
         if bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX or bank.dtype not in PrunedIndex.DTYPES:
             self._indexes.clear()
