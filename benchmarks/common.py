@@ -4,11 +4,13 @@
 """What the benchmarks share: real features to measure on, the clock, the memory and the machine."""
 
 import argparse
+import multiprocessing
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,26 @@ class PeakMemory:
             self.peak_with_files = max(self.peak_with_files, everything - self._start[1])
             if self._stop.wait(self.interval):
                 return
+
+
+def _run(queue: Queue, threads: int, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(threads)
+    queue.put(function(*arguments))
+
+
+def in_process(threads: int, function: Callable, *arguments: Any) -> dict[str, Any]:
+    """Call a function in a new process, so that memory is counted from nothing."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=_run, args=(queue, threads, function, arguments))
+    process.start()
+    process.join()
+    if process.exitcode:
+        msg = f"The process ended with status {process.exitcode}" + " (killed: out of memory?)" * (
+            process.exitcode == -9
+        )
+        raise SystemExit(msg)
+    return queue.get()
 
 
 def load_pictures(folders: Sequence[Path], count: int, size: int = 256) -> torch.Tensor:

@@ -16,12 +16,9 @@ Example::
 
 import argparse
 import json
-import multiprocessing
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ from tqdm import tqdm
 
 from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore
 from anomalib_softpatch.models import SoftPatchModel
-from common import PeakMemory, describe_machine, kolektor_pictures, measure, parser
+from common import PeakMemory, describe_machine, in_process, kolektor_pictures, measure, parser
 
 PICTURES = [44, 88, 176, 352]
 SIZES = [128, 192, 256, 384, 512]
@@ -96,26 +93,6 @@ def fit_huge(options: argparse.Namespace) -> dict[str, Any]:
         "peak_with_files_mib": memory.peak_with_files / 2**20,
         "temporary_folder_removed": temporary is None or not temporary.exists(),
     }
-
-
-def _run(queue: Queue, threads: int, function: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(threads)
-    queue.put(function(*arguments))
-
-
-def in_process(threads: int, function: Callable, *arguments: Any) -> dict[str, Any]:
-    """Call a function in a new process, so that memory is counted from nothing."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_run, args=(queue, threads, function, arguments))
-    process.start()
-    process.join()
-    if process.exitcode:
-        msg = f"The process ended with status {process.exitcode}" + " (killed: out of memory?)" * (
-            process.exitcode == -9
-        )
-        raise SystemExit(msg)
-    return queue.get()
 
 
 def plot(rows: dict[str, list[dict[str, float]]], path: str) -> None:

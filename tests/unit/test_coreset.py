@@ -82,14 +82,16 @@ def test_eligible_rows_only():
     rows=st.integers(1, 60),
     columns=st.integers(1, 6),
     values=st.integers(1, 5),
-    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6]),
+    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6, 1e18]),
+    copies=st.integers(1, 3),
     seed=st.integers(0, 10),
     data=st.data(),
 )
-def test_any_shape(rows, columns, values, scale, seed, data):
+def test_any_shape(rows, columns, values, scale, copies, seed, data):
     """Whatever the rows, the choice has the size asked for and is farthest-first, as float64 tells."""
     generator = torch.Generator().manual_seed(seed)
-    features = scale * torch.randint(values, (rows, columns), generator=generator).float()
+    features = (scale * torch.randint(values, (rows, columns), generator=generator).float()).repeat(copies, 1)
+    rows *= copies
     eligible = torch.rand(rows, generator=generator) < 0.7
     eligible[data.draw(st.integers(0, rows - 1))] = True
     candidates = eligible.nonzero().squeeze(1)

@@ -6,6 +6,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
@@ -120,6 +122,42 @@ def test_tiny_differences_beside_duplicates_are_no_outliers():
     features[7, 0] = 1e-4  # but for one grey level
     scores = noise_scores(features, "lof", Comparison(GRID))
     assert scores[7, 0] < 1.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(DISCRIMINATORS)),
+    pictures=st.integers(2, 12),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    dimensions=st.integers(1, 8),
+    k=st.integers(1, 20),
+    neighborhood=st.sampled_from([0, 1, "image"]),
+    max_references=st.sampled_from([1, 7, 4096]),
+    scale=st.sampled_from([0.0, 1e-20, 1e-6, 1.0, 1e6, 1e18]),
+    offset=st.sampled_from([0.0, 100.0]),
+    duplicates=st.integers(0, 11),
+    constant=st.booleans(),
+    seed=st.integers(0, 20),
+)
+@pytest.mark.filterwarnings("ignore:lof_k")
+def test_any_features(
+    name, pictures, grid, dimensions, k, neighborhood, max_references, scale, offset, duplicates, constant, seed
+):
+    """Scores are finite, none below zero, and follow the pictures where these change places."""
+    generator = torch.Generator().manual_seed(seed)
+    features = scale * (offset + torch.randn(pictures, grid[0] * grid[1], dimensions, generator=generator))
+    features[1 : 1 + duplicates] = features[:1]
+    if constant:
+        features[:, 0] = features[0, 0]
+    scores = noise_scores(features, name, Comparison(grid, neighborhood, max_references), k)
+    assert scores.shape == features.shape[:2]
+    assert scores.isfinite().all()
+    assert (scores >= 0).all()
+    if max_references == 4096:
+        swapped = noise_scores(features.flip(0), name, Comparison(grid, neighborhood), k)
+        assert swapped.isfinite().all()
+        if name == "nearest":
+            torch.testing.assert_close(swapped.flip(0), scores, rtol=1e-4, atol=1e-4 * scale)
 
 
 def test_too_few_pictures(features):

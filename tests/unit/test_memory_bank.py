@@ -79,35 +79,80 @@ def test_weights_of_fused_ranks(features, soft_weight):
     torch.testing.assert_close(bank.weights, expected[soft_weight][bank.indices])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     pictures=st.integers(2, 6),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     channels=st.integers(1, 6),
     discriminators=st.lists(st.sampled_from(["lof", "nearest", "gaussian"]), min_size=1, unique=True),
     thresholds=st.lists(st.floats(0, 0.999), min_size=1, max_size=2),
-    ratio=st.floats(0.2, 1),
+    ratio=st.floats(0.02, 1),
+    soft_weight=st.booleans(),
     neighborhood=st.sampled_from([0, 1, "image"]),
-    scale=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
+    scale=st.sampled_from([0.0, 1e-20, 1e-6, 1.0, 1e4, 1e18]),
+    continuous=st.booleans(),
+    duplicates=st.integers(0, 5),
     seed=st.integers(0, 5),
 )
-def test_any_input(pictures, grid, channels, discriminators, thresholds, ratio, neighborhood, scale, seed):
+def test_any_input(
+    pictures,
+    grid,
+    channels,
+    discriminators,
+    thresholds,
+    ratio,
+    soft_weight,
+    neighborhood,
+    scale,
+    continuous,
+    duplicates,
+    seed,
+):
     """Outputs are finite, sizes as asked for, banks subsets of the kept patches, weights aligned with them."""
     patches = grid[0] * grid[1]
-    if int(pictures * patches * ratio) < 1:
+    size = int(pictures * patches * ratio)
+    if size < 1:
         return
     generator = torch.Generator().manual_seed(seed)
-    features = scale * torch.randint(-3, 4, (pictures, patches, channels), generator=generator).float()
-    builder = DenoisingMemoryBank(discriminators, thresholds, ratio, lof_k=1, neighborhood=neighborhood, progress=False)
+    features = torch.rand(pictures, patches, channels, generator=generator) * 6 - 3
+    features = scale * (features if continuous else features.round())
+    features[1 : 1 + duplicates] = features[:1]
+    builder = DenoisingMemoryBank(
+        discriminators, thresholds, ratio, soft_weight, lof_k=1, neighborhood=neighborhood, progress=False
+    )
     bank = builder.fit(features, grid)
     assert bank.features.isfinite().all()
     assert bank.weights.isfinite().all()
     assert (bank.weights >= 0).all()
     assert torch.equal(bank.features, features.reshape(-1, channels)[bank.indices])
+    if not builder.needs_scores:
+        expected = torch.ones(pictures * patches)
+        assert bank.kept.all()
+    else:
+        expected = bank.scores.flatten() + (0 if discriminators == ["lof"] else 1)
+        if not soft_weight:
+            expected = torch.ones_like(expected)
+        assert bank.scores.isfinite().all()
+        for kept, threshold in zip(bank.kept, thresholds, strict=True):
+            removed = (~kept).sum()
+            assert removed <= int(threshold * pictures * patches)  # fewer where scores tie with the last one kept
+            assert not kept.all() or threshold * pictures * patches < 1 or bank.scores.unique().numel() < kept.numel()
+            assert removed == 0 or bank.scores[~kept].min() > bank.scores[kept].max()
+    torch.testing.assert_close(bank.weights, expected[bank.indices])
     for (start, stop), kept in zip(bank.banks, bank.kept, strict=True):
         assert kept.any()
-        assert stop - start <= int(pictures * patches * ratio)
         assert kept.flatten()[bank.indices[start:stop]].all()
+        distinct = len(features.reshape(-1, channels)[kept.flatten()].unique(dim=0))
+        assert min(size, distinct) <= stop - start <= min(size, int(kept.sum()))
+
+
+def test_masks_that_leave_one_patch(features):
+    """All but one patch removed: the bank is that patch, whatever the size asked for."""
+    for discriminators in (("lof",), ("lof", "gaussian")):
+        bank = build(features, discriminators=discriminators, thresholds=(0.9999,), coreset_sampling_ratio=1.0)
+        assert bank.kept.sum() == 1
+        assert bank.indices.tolist() == [int(bank.scores.argmin())]
+        assert bank.weights.shape == (1,)
 
 
 @pytest.mark.parametrize(

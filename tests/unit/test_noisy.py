@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.data import Avenue, Folder, Folder3D, ImageBatch, MVTec3D, MVTecAD, MVTecAD2, MVTecLOCO, get_datamodule
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning import seed_everything
 from omegaconf import OmegaConf
@@ -209,6 +211,44 @@ class TestRepeats:
         copy = pickle.loads(pickle.dumps(datamodule.train_data))
         assert torch.equal(copy[len(copy) - 1].image, datamodule.train_data[len(copy) - 1].image)
         assert len(pickle.loads(pickle.dumps(datamodule)).noise) == 16
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ratio=st.floats(0, 1.5),
+    overlap=st.booleans(),
+    resample=st.booleans(),
+    seed=st.integers(0, 2**32),
+    val_split_mode=st.sampled_from(["same_as_test", "from_test", "none"]),
+)
+def test_any_options(
+    nut: Callable, ratio: float, overlap: bool, resample: bool, seed: int, val_split_mode: str
+) -> None:
+    """As many pictures as asked for join the others, or the error names the largest ratio that works."""
+    options = {"overlap": overlap, "resample": resample, "seed": seed}
+    try:
+        datamodule = noisy(nut(val_split_mode=val_split_mode), noise_ratio=ratio, **options)
+    except ValueError as error:
+        assert not (overlap and resample)
+        largest = float(str(error).rpartition(" ")[2].removesuffix("."))
+        assert int(largest * NORMAL) < int(ratio * NORMAL)
+        datamodule = noisy(nut(val_split_mode=val_split_mode), noise_ratio=largest, **options)
+        ratio = largest
+    count = int(ratio * NORMAL)
+    assert len(datamodule.noise) == count
+    train = datamodule.train_data.samples
+    assert len(train) == len(set(train["image_path"])) == NORMAL + count
+    assert (train["label_index"] == 0).all()
+    assert train["true_label_index"].sum() == count
+    assert set(train.loc[train["true_label_index"] == 1, "image_path"]) == set(datamodule.noise["image_path"])
+    assert all(Path(path).is_file() for path in train["image_path"])
+    tested = set(paths(datamodule.test_data)) | set(
+        paths(datamodule.val_data) if hasattr(datamodule, "val_data") else ()
+    )
+    assert len(tested) == 14 - (0 if overlap else count)
+    assert datamodule.test_data.has_anomalous
+    if not overlap:
+        assert not tested & set(datamodule.noise["image_path"])
 
 
 class TestLimits:

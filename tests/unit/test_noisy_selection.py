@@ -6,6 +6,8 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from anomalib_softpatch.data.noise import MAX_ANGLE, MAX_SHIFT, largest_ratio, rotate_and_shift, select_noise
 
@@ -97,3 +99,47 @@ def test_the_largest_ratio_is_one_that_works_and_the_next_is_not(pictures: int, 
     ratio = largest_ratio(pictures, normal)
     assert int(ratio * normal) <= pictures
     assert int((ratio + 1 / normal + 0.0001) * normal) > pictures
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    paths=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=12, unique=True),
+    count=st.integers(0, 60),
+    seed=st.integers(0, 2**64),
+)
+def test_any_choice(paths: list[str], count: int, seed: int) -> None:
+    """So many rows, no picture twice with the same number, none again before all have come."""
+    chosen = select_noise(paths, count, seed)
+    assert len(chosen) == count
+    assert set(chosen["image_path"]) <= set(paths)
+    assert not chosen.duplicated(["image_path", "repeat"]).any()
+    assert list(chosen["repeat"]) == [number // len(paths) for number in range(count)]
+    moved = chosen[["angle", "shift_x", "shift_y"]].abs()
+    assert (moved <= (MAX_ANGLE, MAX_SHIFT, MAX_SHIFT)).all(axis=None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    angle=st.floats(-MAX_ANGLE, MAX_ANGLE),
+    shifts=st.tuples(st.floats(-MAX_SHIFT, MAX_SHIFT), st.floats(-MAX_SHIFT, MAX_SHIFT)),
+    seed=st.integers(0, 10),
+)
+def test_any_picture_can_be_moved(height: int, width: int, angle: float, shifts: tuple, seed: int) -> None:
+    """Size and type stay, and a mask has no other values than before."""
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    moved = rotate_and_shift(picture, angle, *shifts)
+    assert (moved.shape, moved.dtype) == (picture.shape, np.uint8)
+    assert picture.min() <= moved.min() <= moved.max() <= picture.max()
+    mask = picture[..., 0] // 128 * 255
+    moved = rotate_and_shift(mask, angle, *shifts, is_mask=True)
+    assert (moved.shape, moved.dtype) == (mask.shape, np.uint8)
+    assert set(np.unique(moved)) <= set(np.unique(mask))
+
+
+@given(pictures=st.integers(0, 10_000), normal=st.integers(1, 100_000))
+def test_any_largest_ratio(pictures: int, normal: int) -> None:
+    ratio = largest_ratio(pictures, normal)
+    assert int(ratio * normal) <= pictures
+    assert ratio * normal > pictures - normal / 10_000 - 1e-6

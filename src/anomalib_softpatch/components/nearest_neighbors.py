@@ -53,14 +53,12 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
     """
     traced = _is_traced()
     if not traced and len(queries) > QUERY_BLOCK:
-        distances, nearest = zip(
-            *(nearest_neighbors(part, bank, k) for part in queries.split(QUERY_BLOCK)), strict=True
-        )
+        parts = [nearest_neighbors(part, bank, k) for part in queries.split(QUERY_BLOCK)]
+        distances, nearest = zip(*parts, strict=True)
         return torch.cat(distances), torch.cat(nearest)
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, bank.square().sum(dim=1)
-    values = torch.full_like(queries[:, :1], torch.inf).expand(-1, k)
-    nearest = torch.zeros_like(values, dtype=torch.long)
+    nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
     for start in range(0, len(bank), BANK_BLOCK):
         stop = min(start + BANK_BLOCK, len(bank))
         if traced and len(bank) > BANK_BLOCK:
@@ -72,12 +70,17 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
         squares = torch.addmm(norms[start:stop], scaled, part.T)
         if k == 1:  # much faster than topk
             value, index = squares.min(dim=1, keepdim=True)
-            closer = value < values
-            values, nearest = torch.where(closer, value, values), torch.where(closer, index + start, nearest)
         else:
             value, index = squares.topk(min(k, stop - start), dim=1, largest=False)
-            values, best = torch.cat((values, value), dim=1).topk(k, dim=1, largest=False)
-            nearest = torch.cat((nearest, index + start), dim=1).gather(1, best)
+        index = index + start
+        if start == 0:
+            values, nearest = value, index
+        elif k == 1:
+            closer = value < values
+            values, nearest = torch.where(closer, value, values), torch.where(closer, index, nearest)
+        else:
+            values, best = torch.cat((values, value), dim=1).topk(min(k, stop), dim=1, largest=False)
+            nearest = torch.cat((nearest, index), dim=1).gather(1, best)
     distances = (queries[:, None] - bank[nearest]).square().sum(dim=2).sqrt()
     return distances, nearest
 

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.data.depth import cut_values
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
+from anomalib_softpatch.models.compression import search_in_full_precision
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.report.fit_report import report_fit
 
@@ -263,6 +264,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         )
         kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
         return super().to_onnx(*args, **kwargs)
+
+    def _compress_ov_model(self, model: Any, *args, **kwargs) -> Any:  # noqa: ANN002, ANN003
+        """Compress the backbone of an OpenVINO model, see Anomalib's ``ExportMixin``."""
+        with search_in_full_precision(model, self.model.memory_bank):
+            return super()._compress_ov_model(model, *args, **kwargs)
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
         """Score a batch.

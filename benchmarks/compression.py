@@ -1,0 +1,298 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exported models, compressed and not: file size, AUROC and latency against FP32, and against Anomalib's PatchCore.
+
+Each model is trained on Kolektor (256 px, MobileNetV2 ``blocks.2`` and ``blocks.4``) and exported to OpenVINO with each
+of Anomalib's compression types. INT8_PTQ and INT8_ACQ are calibrated with normal training pictures; INT8_ACQ also looks
+at the test set, as Anomalib has it, to decide which operations go back to FP32 (largest drop of the picture AUROC:
+``--max-drop``). ``--search`` adds rows in which the search in the memory bank is compressed too, which this package
+prevents. Latency is the median time of one picture in OpenVINO's runtime, all models in turn: in float32, and in what
+the runtime chooses by itself (bfloat16 on processors that have it). Torch models with a half-precision backbone follow.
+Anomalib's normalization clips scores beyond those of the validation set, so that a compression that raises all scores
+makes them equal; ``--raw`` leaves it out.
+
+PatchCore is Anomalib's ``Patchcore``, whose export takes a fixed number of pictures of a fixed size, so that each model
+is exported that way too: its latency is what the others are held against. PatchCore has the coreset of
+``SoftPatch(threshold=0, soft_weight=False)``, which the tests prove to be that of its own selection, in a hundredth of
+the time.
+
+Example::
+
+    python benchmarks/compression.py
+"""
+
+import argparse
+import functools
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from anomalib.data import MVTecAD
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.engine import Engine
+from anomalib.metrics import AUROC
+from anomalib.models import Patchcore
+from anomalib.models.components import AnomalibModule
+from anomalib.models.components.base.export_mixin import ExportMixin
+from anomalib.post_processing import PostProcessor
+from lightning import seed_everything
+from sklearn.metrics import roc_auc_score
+
+from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from common import describe_machine, measure, parser
+
+PRECISIONS = {"f32": {"INFERENCE_PRECISION_HINT": "f32"}, "default": {}}
+COMPRESSIONS = {"FP32": None} | {kind.name: kind for kind in CompressionType}
+Outputs = tuple[np.ndarray, np.ndarray]
+
+
+class PictureAUROC(AUROC):
+    """AUROC of the picture scores, one model at a time: Anomalib does not reset the metric between two models."""
+
+    def __init__(self) -> None:
+        super().__init__(fields=["pred_score", "gt_label"])
+
+    def compute(self) -> float:
+        """Return the AUROC and forget the pictures."""
+        value = float(super().compute())
+        self.reset()
+        return value
+
+
+class Benchmark:
+    """Train, export and run models on one set.
+
+    Args:
+        options: Command line.
+        folder: Where to put exported files.
+    """
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options = options
+        self.folder = folder
+        self.data = self.load("same_as_test")
+        self.calibration = self.load("from_train")
+        self.files: dict[tuple[str, str], Path] = {}
+        batches = list(self.data.test_dataloader())
+        self.images = torch.cat([batch.image for batch in batches]).numpy()
+        self.labels = torch.cat([batch.gt_label for batch in batches]).numpy()
+        self.masks = torch.cat([batch.gt_mask for batch in batches]).numpy().astype(bool)
+
+    def load(self, val_split_mode: str) -> MVTecAD:
+        """Load the set; a few pictures of it with ``--quick``."""
+        data = MVTecAD(self.options.datasets, "kolektor", num_workers=0, seed=0, val_split_mode=val_split_mode)
+        data.setup()
+        if self.options.quick:
+            data.train_data = data.train_data.subsample(range(32))
+            data.test_data = data.test_data.subsample([*range(8), *range(-8, 0)])
+            data.val_data = data.test_data if val_split_mode == "same_as_test" else data.val_data.subsample(range(8))
+        data.setup = lambda stage=None: None  # what was left out stays out
+        return data
+
+    def engine(self) -> Engine:
+        """Return an engine, which serves for one fit."""
+        return Engine(
+            default_root_dir=self.folder,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that all models have."""
+        post_processor = PostProcessor(enable_normalization=False) if self.options.raw else True
+        layers = ["blocks.2", "blocks.4"]
+        return {
+            "backbone": self.options.backbone,
+            "layers": layers,
+            "visualizer": False,
+            "post_processor": post_processor,
+        }
+
+    def fit(self, model: AnomalibModule) -> AnomalibModule:
+        """Train a model."""
+        seed_everything(0, verbose=False)
+        _, seconds = measure(lambda: self.engine().fit(model, datamodule=self.data))
+        print(f"# {type(model).__name__}: fit {seconds:.0f} s", flush=True)
+        return model.eval()
+
+    def soft_patch(self, **arguments: Any) -> AnomalibModule:
+        """Train SoftPatch."""
+        arguments = {"coreset_sampling_ratio": self.options.ratio, "noise_report": False} | arguments
+        return self.fit(SoftPatch(**self.settings(), **arguments))
+
+    def soft_patch_plus(self) -> AnomalibModule:
+        """Train SoftPatchPlus."""
+        ratio = self.options.ratio
+        return self.fit(SoftPatchPlus(**self.settings(), coreset_sampling_ratio=ratio, noise_report=False))
+
+    def patchcore(self) -> AnomalibModule:
+        """Give Anomalib's Patchcore its coreset, see above."""
+        same = self.soft_patch(threshold=0, soft_weight=False)
+        model = Patchcore(**self.settings())
+        model.model.memory_bank = same.model.memory_bank
+        model._is_fitted = torch.tensor([True])
+        self.engine().validate(model, datamodule=self.data)  # for its normalization
+        return model.eval()
+
+    def export(
+        self, name: str, model: AnomalibModule, compression: str, search: bool = False, fixed: bool = False
+    ) -> None:
+        """Export a model to OpenVINO.
+
+        Args:
+            name: Of the model.
+            model: Model.
+            compression: See ``COMPRESSIONS``.
+            search: Compress all that Anomalib compresses, the search in the memory bank too.
+            fixed: For one picture of 256 px, instead of any number of any size.
+        """
+        row = compression + ", search too" * search + ", fixed size" * fixed
+        onnx_kwargs = {"verbose": False} | ({"dynamic_shapes": None} if fixed else {})
+        kind = COMPRESSIONS[compression]
+        if search:
+            model._compress_ov_model = functools.partial(ExportMixin._compress_ov_model, model)
+        start = time.perf_counter()
+        try:
+            path = self.engine().export(
+                model,
+                ExportType.OPENVINO,
+                export_root=self.folder / name / row,
+                compression_type=kind,
+                input_size=self.images.shape[-2:] if fixed else None,
+                onnx_kwargs=onnx_kwargs,
+                datamodule=self.calibration,
+                metric=PictureAUROC() if kind == CompressionType.INT8_ACQ else None,
+                **({"max_drop": self.options.max_drop} if kind == CompressionType.INT8_ACQ else {}),
+            )
+        finally:
+            vars(model).pop("_compress_ov_model", None)
+        print(f"# {name} {row}: export {time.perf_counter() - start:.0f} s", flush=True)
+        self.files[name, row] = path
+
+    def aurocs(self, run: Callable[[np.ndarray], Outputs]) -> str:
+        """Return picture and map AUROC in %."""
+        outputs = [run(self.images[i : i + 1]) for i in range(len(self.images))]
+        scores, maps = (np.concatenate([np.ravel(output[i]) for output in outputs]) for i in (0, 1))
+        return f"{100 * roc_auc_score(self.labels, scores):.1f} / {100 * roc_auc_score(self.masks.ravel(), maps):.1f}"
+
+    def latencies(self, runs: dict[Any, Callable[[np.ndarray], Outputs]]) -> dict[Any, float]:
+        """Return the median time of one picture in milliseconds, all in turn so that they share what else goes on."""
+        times: dict[Any, list[float]] = {key: [] for key in runs}
+        for repeat in range(self.options.repeats):
+            image = self.images[repeat % len(self.images)][None]
+            for key, run in runs.items():
+                run(image)  # the caches are its own then
+                start = time.perf_counter()
+                run(image)
+                times[key].append(1000 * (time.perf_counter() - start))
+        return {key: median(values) for key, values in times.items()}
+
+
+def openvino_runner(path: Path, config: dict[str, str], threads: int) -> Callable[[np.ndarray], Outputs]:
+    """Return a function that scores a picture with an exported model."""
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads} | config
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def run(image: np.ndarray) -> Outputs:
+        outputs = compiled(image)
+        return outputs["pred_score"], outputs["anomaly_map"]
+
+    return run
+
+
+def torch_runner(model: AnomalibModule) -> Callable[[np.ndarray], Outputs]:
+    """Return a function that scores a picture with a torch model."""
+
+    @torch.inference_mode()
+    def run(image: np.ndarray) -> Outputs:
+        outputs = model(torch.from_numpy(image))
+        return outputs.pred_score.numpy(), outputs.anomaly_map.numpy()
+
+    return run
+
+
+def torch_models(benchmark: Benchmark) -> Iterator[tuple[str, AnomalibModule]]:
+    """Train SoftPatch with the backbone in each precision that this processor has."""
+    for precision in ("float32", "bfloat16", "float16"):
+        try:
+            model = benchmark.soft_patch(precision=precision)
+        except ValueError as error:  # noqa: PERF203
+            print(f"# {error}")
+        else:
+            yield precision, model
+
+
+def size(path: Path) -> float:
+    """Return the size of an exported model in MiB."""
+    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin"))) / 2**20
+
+
+def main() -> None:
+    """Train, export, measure, print the tables."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--models", nargs="+", default=["SoftPatch", "SoftPatchPlus"])
+    arguments.add_argument("--compressions", nargs="+", choices=COMPRESSIONS, default=list(COMPRESSIONS))
+    arguments.add_argument("--search", action="store_true", help="also with the search in the memory bank compressed")
+    arguments.add_argument("--raw", action="store_true", help="scores without Anomalib's normalization")
+    arguments.add_argument("--ratio", type=float, default=0.01, help="coreset_sampling_ratio")
+    arguments.add_argument("--max-drop", type=float, default=0.01, help="of the picture AUROC, for INT8_ACQ")
+    arguments.add_argument("--repeats", type=int, default=100, help="pictures of which the median time counts")
+    options = arguments.parse_args()
+    if options.quick:
+        options.repeats = 5
+    for name in ("anomalib", "lightning.pytorch", "nncf", "timm", "torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    print(describe_machine() + f", openvino {openvino.__version__.split('-')[0]}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = Benchmark(options, Path(folder))
+        build = {"SoftPatch": benchmark.soft_patch, "SoftPatchPlus": benchmark.soft_patch_plus}
+        for name in options.models:
+            model = build[name]()
+            for compression in options.compressions:
+                benchmark.export(name, model, compression)
+                if options.search and compression.startswith("INT8"):
+                    benchmark.export(name, model, compression, search=True)
+            benchmark.export(name, model, "FP32", fixed=True)
+        benchmark.export("Patchcore", benchmark.patchcore(), "FP32", fixed=True)
+
+        runs = {
+            (*key, precision): openvino_runner(path, config, options.threads)
+            for key, path in benchmark.files.items()
+            for precision, config in PRECISIONS.items()
+        }
+        milliseconds = benchmark.latencies(runs)
+        print("\n| model | compression | MiB | runtime precision | picture / map AUROC | ms | against FP32 |")
+        print("|---|---|---:|---|---|---:|---:|")
+        for key, run in runs.items():
+            name, compression, precision = key
+            ratio = milliseconds[key] / milliseconds[name, "FP32, fixed size", "f32"]
+            print(
+                f"| {name} | {compression} | {size(benchmark.files[name, compression]):.1f} | {precision} "
+                f"| {benchmark.aurocs(run)} | {milliseconds[key]:.1f} | {ratio:.2f} |",
+                flush=True,
+            )
+
+        runs = {precision: torch_runner(model) for precision, model in torch_models(benchmark)}
+        milliseconds = benchmark.latencies(runs)
+        print("\n| SoftPatch in torch, backbone in | picture / map AUROC | ms | against float32 |\n|---|---|---:|---:|")
+        for precision, run in runs.items():
+            ratio = milliseconds[precision] / milliseconds["float32"]
+            print(f"| {precision} | {benchmark.aurocs(run)} | {milliseconds[precision]:.1f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Memory at inference: one picture of 1,024 px against a large memory bank, in torch, ONNX Runtime and OpenVINO.
+
+WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels, untrained, since the shared set has no weights for it) gives
+16,384 patches for such a picture; the bank holds 100,000 patches of Kolektor's pictures, enlarged. The distances of all
+pairs would take 6.1 GiB. Each runtime has a process of its own: peak memory while it scores the first picture, above
+what it holds once the model is loaded, and the same with a bank of 16 rows, which leaves what the backbone takes.
+
+"plain" is the search without an index, as it is on a GPU and in exported files. ``--patchcore`` adds Anomalib's
+PatchCore, with a bank of ``--patchcore-rows``, since it needs too much memory with the whole one when it is exported.
+
+Example::
+
+    python benchmarks/inference_memory.py
+"""
+
+import argparse
+import importlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.models import Patchcore
+from anomalib.models.components import AnomalibModule
+
+from anomalib_softpatch import SoftPatch
+from common import PeakMemory, describe_machine, in_process, kolektor_pictures, parser
+
+TIMES = ("load", "peak", "seconds")
+
+
+@torch.no_grad()
+def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool, fixed: bool) -> None:
+    """Make a model with real features in its bank and export it to all formats."""
+    settings = {"backbone": options.backbone, "layers": ["layer2", "layer3"], "pre_trained": False}
+    torch.manual_seed(0)
+    ours = SoftPatch(**settings, visualizer=False, pre_processor=False, post_processor=False).eval()
+    pictures = kolektor_pictures(options.datasets, options.pictures, options.size)
+    features = []
+    for picture in pictures[:-1]:
+        features.append(ours.model.extract(picture[None])[0].flatten(1).T)
+        if sum(map(len, features)) >= rows:
+            break
+    bank = torch.cat(features)[:rows].contiguous()
+    if len(bank) < rows:
+        msg = f"{options.pictures - 1} pictures have {len(bank)} patches, {rows} are asked for: see --pictures."
+        raise SystemExit(msg)
+    del features
+    model: AnomalibModule = ours
+    if patchcore:
+        model = Patchcore(**settings, num_neighbors=1, visualizer=False, pre_processor=False, post_processor=False)
+        model.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
+        model.eval()
+    else:
+        model.model.weights, model.model.banks = torch.ones(rows), ((0, rows),)
+    model.model.memory_bank = bank
+    np.save(folder / "picture.npy", pictures[-1][None].numpy())
+    torch.save(model.model, folder / "model.pt")
+    kwargs = {"verbose": False} | ({"dynamic_shapes": None} if fixed else {})
+    size = (options.size, options.size) if fixed else None
+    model.to_openvino(folder, input_size=size, onnx_kwargs=dict(kwargs))
+    model.to_onnx(folder, input_size=size, **kwargs)
+
+
+def score(folder: Path, runtime: str, threads: int) -> dict[str, float]:
+    """Load an exported model and score a picture."""
+    picture = np.load(folder / "picture.npy")
+    with PeakMemory() as loading:
+        if runtime.startswith("torch"):
+            if "plain" in runtime:
+                search = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
+                search.SMALLEST_INDEX = float("inf")
+            model = torch.load(folder / "model.pt", weights_only=False).eval()
+            run = torch.no_grad()(lambda: model(torch.from_numpy(picture)))
+        elif runtime == "onnxruntime":
+            import onnxruntime  # noqa: PLC0415
+
+            session_options = onnxruntime.SessionOptions()
+            session_options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(folder / "weights" / "onnx" / "model.onnx", session_options)
+            run = lambda: session.run(None, {session.get_inputs()[0].name: picture})  # noqa: E731
+        else:
+            import openvino  # noqa: PLC0415
+
+            config = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": threads,
+            }
+            path = folder / "weights" / "openvino" / "model.xml"
+            compiled = openvino.Core().compile_model(str(path), "CPU", config)
+            run = lambda: compiled(picture)  # noqa: E731
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+    return {"load": loading.peak_with_files / 2**20, "peak": memory.peak / 2**20, "seconds": seconds}
+
+
+def main() -> None:
+    """Export, score, print the table."""
+    arguments = parser(__doc__)
+    arguments.set_defaults(backbone="wide_resnet50_2")
+    arguments.add_argument("--size", type=int, default=1024, help="height and width of the picture")
+    arguments.add_argument("--rows", type=int, default=100_000, help="rows of the bank")
+    arguments.add_argument("--pictures", type=int, default=9, help="pictures: of the bank, and the last one is scored")
+    arguments.add_argument("--runtimes", nargs="+", default=["torch", "torch, plain", "onnxruntime", "openvino"])
+    arguments.add_argument("--fixed", action="store_true", help="export for one picture of this size, not for any")
+    arguments.add_argument("--patchcore", action="store_true", help="Anomalib's PatchCore too")
+    arguments.add_argument("--patchcore-rows", type=int, default=20_000)
+    options = arguments.parse_args()
+    if options.quick:
+        options.backbone, options.size, options.rows, options.patchcore_rows = "resnet18", 256, 8000, 8000
+    torch.set_num_threads(options.threads)
+    print(describe_machine(), flush=True)
+
+    settings: list[tuple[str, int, bool]] = [("SoftPatch", options.rows, False), ("SoftPatch", 16, False)]
+    if options.patchcore:
+        settings += [("PatchCore", options.patchcore_rows, True), ("PatchCore", 16, True)]
+    print("\n| model | rows | runtime | loaded, MiB | peak above it, MiB | s |\n|---|---:|---|---:|---:|---:|")
+    for name, rows, patchcore in settings:
+        with tempfile.TemporaryDirectory() as name_of_folder:
+            folder = Path(name_of_folder)
+            fixed = patchcore or options.fixed  # Anomalib's PatchCore takes a fixed number of patches
+            in_process(options.threads, export, options, rows, folder, patchcore, fixed)
+            for runtime in options.runtimes:
+                if patchcore and runtime == "torch, plain":
+                    continue
+                result: dict[str, Any] = in_process(options.threads, score, folder, runtime, options.threads)
+                cells = " | ".join(f"{result[key]:.0f}" if key != "seconds" else f"{result[key]:.1f}" for key in TIMES)
+                print(f"| {name} | {rows} | {runtime} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
