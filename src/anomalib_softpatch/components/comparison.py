@@ -68,6 +68,20 @@ class Comparison:
         """Return how many patches each patch is compared with, those of its own picture included."""
         return min(pictures * self.positions()[1].shape[1], self.max_references)
 
+    def available(self, pictures: int) -> int:
+        """Return how many patches of other pictures every patch is compared with at least."""
+        picture, _ = self._references(pictures)
+        return len(picture) - int(picture.bincount().max())
+
+    def _references(self, pictures: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose the patches to compare with, the same ones at every position: pictures and places in the window."""
+        window = self.positions()[1].shape[1]
+        offsets = torch.arange(pictures * window)
+        if len(offsets) > self.max_references:
+            generator = torch.Generator().manual_seed(self.seed)
+            offsets = torch.randperm(len(offsets), generator=generator)[: self.max_references].sort().values
+        return offsets // window, offsets % window
+
     def blocks(self, pictures: int, cost: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the comparisons of this rank's share, as many at a time as memory allows.
 
@@ -84,12 +98,7 @@ class Comparison:
         if not len(held):
             return
         queries, window = (torch.searchsorted(held, positions).to(device) for positions in self.positions())
-        offsets = torch.arange(pictures * window.shape[1])
-        if len(offsets) > self.max_references:
-            generator = torch.Generator().manual_seed(self.seed)
-            offsets = torch.randperm(len(offsets), generator=generator)[: self.max_references].sort().values
-        offsets = offsets.to(device)
-        picture, place = offsets // window.shape[1], offsets % window.shape[1]
+        picture, place = (each.to(device) for each in self._references(pictures))
         first = torch.arange(pictures, device=device)[:, None] * len(held)
         groups = max(1, self.block_size // (cost * pictures * queries.shape[1]))
         for query_part, window_part in zip(queries.split(groups), window.split(groups), strict=True):

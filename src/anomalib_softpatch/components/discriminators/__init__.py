@@ -76,7 +76,7 @@ def noise_scores(features: torch.Tensor, name: str, comparison: Comparison, k: i
         Shape ``(pictures, patches)``, on every rank.
 
     Raises:
-        ValueError: If there are too few pictures to compare.
+        ValueError: If there are too few pictures or references to compare.
     """
     pictures = len(features)
     if pictures < 2:  # noqa: PLR2004
@@ -85,9 +85,11 @@ def noise_scores(features: torch.Tensor, name: str, comparison: Comparison, k: i
             f"pictures, got {pictures}. With threshold=0 and soft_weight=False one picture is enough."
         )
         raise ValueError(msg)
-    window = comparison.positions()[1].shape[1]
-    available = comparison.reference_count(pictures) - window
-    if name == "lof" and k > max(1, available):
+    available = comparison.available(pictures)
+    if available < 1:
+        msg = f"max_references={comparison.max_references} leaves some patches nothing to be compared with: use more."
+        raise ValueError(msg)
+    if name == "lof" and k > available:
         warnings.warn(f"lof_k={k} exceeds the {available} patches to compare with: using {available}.", stacklevel=2)
         k = available
     scores = DISCRIMINATORS[name].score(features, comparison, k)

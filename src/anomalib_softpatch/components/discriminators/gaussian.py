@@ -8,6 +8,7 @@ import torch
 from anomalib_softpatch.components.comparison import Comparison
 
 REGULARIZATION = 0.01  # added to the diagonal of the covariance: SoftPatch, section 3.2, as in PaDiM
+SMALLEST_SHARE = 1e-12  # of the variance of all dimensions, added too: counts from variances of about 1e9 on
 
 
 def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torch.Tensor:
@@ -28,15 +29,16 @@ def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torc
     flat = features.reshape(-1, dimensions)
     scores = flat.new_zeros(pictures * comparison.grid_size[0] * comparison.grid_size[1])
     # With fewer pictures than dimensions, the regularization is all that keeps the covariance regular: beside large
-    # variances float32 would lose it.
-    diagonal = REGULARIZATION * torch.eye(dimensions, dtype=torch.float64, device=flat.device)
+    # variances float32 would lose it, and float64 beside huge ones.
     references_per_picture = -(-comparison.reference_count(pictures) // pictures)
     cost = 2 * dimensions * (2 + references_per_picture + -(-dimensions // pictures))
     for scored, references in comparison.blocks(pictures, cost, flat.device):
         reference = flat[references].double()
         mean = reference.mean(dim=1, keepdim=True)
         reference = reference - mean
-        covariance = reference.mT @ reference / (reference.shape[1] - 1) + diagonal
+        covariance = reference.mT @ reference / (reference.shape[1] - 1)
+        variances = covariance.diagonal(dim1=-2, dim2=-1)
+        variances += REGULARIZATION + SMALLEST_SHARE * variances.sum(dim=1, keepdim=True)
         factor = torch.linalg.cholesky(covariance)
         whitened = torch.linalg.solve_triangular(factor, (flat[scored] - mean).mT, upper=False)
         scores[comparison.in_grid(scored)] = torch.linalg.norm(whitened, dim=1).to(scores.dtype)
