@@ -131,7 +131,12 @@ def test_stopping_ends_the_command_too(tmp_path, number):
         main(output=Path("out"), **{SMALL!r})
     """
     demo = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        # As in a terminal: what a shell runs in the background, these tests for example, ignores the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 120
