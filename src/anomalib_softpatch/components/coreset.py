@@ -90,8 +90,8 @@ def k_center_greedy(
     centers = _Centers(size, points)
     centers.append(distributed.all_reduce(features[rows[numbers == first]].sum(dim=0, keepdim=True)))
     # Squared distance to the nearest of the first seen[i] centres: an upper bound of the distance to all centres.
-    bounds = torch.full_like(norms, torch.inf)
-    seen = torch.zeros(len(rows), dtype=torch.int32, device=features.device)
+    bounds = (norms + centers.norms[0] - 2 * points.products(centers.points[0])).clamp_(min=0)
+    seen = torch.ones(len(rows), dtype=torch.int32, device=features.device)
     active_size = ACTIVE_SIZE
 
     with tqdm(total=size, initial=1, desc="Selecting coreset", unit="patch", disable=not progress) as bar:
@@ -215,6 +215,13 @@ class _CentredRows:
         for start in range(0, len(self.rows), CHUNK):
             part = slice(start, start + CHUNK)
             yield part, self[part]
+
+    def products(self, point: torch.Tensor) -> torch.Tensor:
+        """Return the inner product of every row with a point, shape ``(m,)``."""
+        products = self.mean.new_empty(len(self.rows))
+        for part, rows in self.chunks():
+            products[part] = rows @ point
+        return products
 
     def squared_norms(self) -> torch.Tensor:
         """Return the squared length of every row, shape ``(m,)``."""
