@@ -29,7 +29,7 @@ from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule
 
 from anomalib_softpatch import SoftPatch
-from common import PeakMemory, describe_machine, in_process, kolektor_pictures, parser
+from common import MEAN, STD, PeakMemory, describe_machine, in_process, kolektor_pictures, parser
 
 TIMES = ("load", "peak", "seconds")
 
@@ -37,9 +37,12 @@ TIMES = ("load", "peak", "seconds")
 @torch.no_grad()
 def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool, fixed: bool) -> None:
     """Make a model with real features in its bank and export it to all formats."""
-    settings = {"backbone": options.backbone, "layers": ["layer2", "layer3"], "pre_trained": False}
+    settings: dict[str, Any] = {"backbone": options.backbone, "layers": ["layer2", "layer3"], "pre_trained": False}
     torch.manual_seed(0)
-    ours = SoftPatch(**settings, visualizer=False, pre_processor=False, post_processor=False).eval()
+    settings |= {"visualizer": False, "post_processor": False}
+    # Exports that take any size need one: the example that Anomalib exports with has pictures of 2 x 2
+    settings["pre_processor"] = SoftPatch.configure_pre_processor((options.size, options.size))
+    ours = SoftPatch(**settings).eval()
     pictures = kolektor_pictures(options.datasets, options.pictures, options.size)
     features = []
     for picture in pictures[:-1]:
@@ -53,14 +56,15 @@ def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool
     del features
     model: AnomalibModule = ours
     if patchcore:
-        model = Patchcore(**settings, num_neighbors=1, visualizer=False, pre_processor=False, post_processor=False)
+        model = Patchcore(**settings, num_neighbors=1)
         model.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
         model.eval()
     else:
         model.model.weights, model.model.banks = torch.ones(rows), ((0, rows),)
     model.model.memory_bank = bank
-    np.save(folder / "picture.npy", pictures[-1][None].numpy())
-    torch.save(model.model, folder / "model.pt")
+    picture = pictures[-1:] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    np.save(folder / "picture.npy", picture.numpy())
+    torch.save(model, folder / "model.pt")
     kwargs = {"verbose": False} | ({"dynamic_shapes": None} if fixed else {})
     size = (options.size, options.size) if fixed else None
     model.to_openvino(folder, input_size=size, onnx_kwargs=dict(kwargs))

@@ -70,7 +70,11 @@ def fit_with_engine(pictures: Path, number: int) -> None:
     data = Folder("soak", root=pictures, normal_dir="good", abnormal_dir="bad", num_workers=0, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(
-            default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False, barebones=False
+            default_root_dir=folder,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
         engine.fit(model, datamodule=data)
         engine.predict(model, datamodule=data)
