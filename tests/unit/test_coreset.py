@@ -52,6 +52,8 @@ FEATURES = {
     "constant": torch.ones(300, 8),
     "few far away": torch.cat((1e5 * mixture(20, 16), mixture(2000, 16))),
     "few far away, low rank": torch.cat((1e5 * mixture(20, 4), mixture(2000, 4))) @ mixture(4, 24, seed=1),
+    "two groups far apart": torch.cat((mixture(1500, 80) + 1e4, mixture(1500, 80) - 1e4)),
+    "no leading axes": torch.randn(2000, 80, generator=torch.Generator().manual_seed(4)),
     "double precision": mixture(1000, 16).double(),
 }
 
@@ -61,7 +63,8 @@ FEATURES = {
 def test_equals_anomalib(name, active_size, monkeypatch):
     """Same centres in the same order, also when many more rows tie than are brought up to date at once."""
     monkeypatch.setattr(coreset, "ACTIVE_SIZE", active_size)
-    monkeypatch.setattr(coreset, "CENTER_BLOCK", 64)
+    monkeypatch.setattr(coreset, "BLOCK_SIZE", 2**14)
+    monkeypatch.setattr(coreset, "SMALLEST_PART", 64)
     features = FEATURES[name]
     expected = reference(features, size=min(300, len(features) // 4))
     assert k_center_greedy(features, len(expected), first=int(expected[0])).tolist() == expected.tolist()

@@ -4,8 +4,9 @@
 """Coreset: farthest-first (k-center greedy) selection of the patches that enter the memory bank.
 
 The centres and their order are those of Anomalib's ``KCenterGreedy``, which computes the distance of every patch to
-every centre chosen. Here a distance computed earlier serves as an upper bound of the distance now, so that most patches
-need no look at most centres, and those that do are brought up to date a few thousand at a time in matrix products.
+every centre chosen. Two things spare most of that here. A distance computed earlier is an upper bound of the distance
+now, so that only patches whose bound is among the largest need be brought up to date with the centres chosen since. And
+a lower bound, from a few of the dimensions, tells which centres can be nearer than those already seen.
 
 Example:
     >>> import torch
@@ -15,24 +16,29 @@ Example:
     torch.Size([100])
 """
 
-from collections.abc import Iterator
-
 import torch
 from tqdm import tqdm
 
 from anomalib_softpatch.components import distributed
+from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
 
-# Rows brought up to date in one go. Larger sets mean fewer passes over all bounds, but more rows that never lead.
-ACTIVE_SIZE = 4096
-# Centres in one matrix product: rows that fall behind are dropped between two products.
-CENTER_BLOCK = 1024
-# Share of the variance that may be left out of the distances used for the bounds (the decisions use all of it).
-NEGLIGIBLE_VARIANCE = 1e-7
-# Matrix products go on in double precision once their rounding errors exceed this share of the largest distance: where
-# few rows are far from all others, as those of untrained networks are, and many near ones are to be chosen.
+# Rows brought up to date in one go. Larger sets mean fewer passes over all rows, but more rows that never lead.
+ACTIVE_SIZE = 8192
+# Bounds in one matrix product, which should stay in the cache, and rows that it has at least.
+BLOCK_SIZE = 2**21
+SMALLEST_PART = 512
+# Leading axes: so many at least, and as many as hold this share of the variance. Where more than one in WASTEFUL bounds
+# leaves a doubt, they are doubled.
+SMALLEST_AXES = 32
+EXPLAINED_VARIANCE = 0.96
+WASTEFUL = 256
+# Bounds are computed in double precision once rounding exceeds this share of the squared distances.
 COARSE = 1e-2
-# Rows that are centred at a time, and rows that their mean and axes are estimated from, about.
-CHUNK = 16384
+# Elements of the differences of rows that are computed at a time: small enough for the cache.
+DIFFERENCE_BLOCK = 2**18
+# Rows that the axes are estimated from, about, and rows that are read at a time.
+SAMPLE_SIZE = 16384
+CHUNK = 4096
 
 
 def k_center_greedy(
@@ -45,10 +51,9 @@ def k_center_greedy(
 ) -> torch.Tensor:
     """Choose ``size`` rows, each the farthest from all rows chosen before (farthest-first, k-center greedy).
 
-    Bounds come from matrix products, whose rounding errors are bounded in turn; which row comes next is decided from
-    distances computed as ``KCenterGreedy`` computes them, among all rows that could be the farthest. Ties go to the row
-    with the lowest index. Once every eligible row coincides with a centre, the first eligible row is repeated, as
-    ``KCenterGreedy`` does.
+    Distances are computed as ``KCenterGreedy`` computes them; bounds, and bounds of their rounding errors, only tell
+    which ones need not be. Ties go to the row with the lowest index. Once every eligible row coincides with a centre,
+    the first eligible row is repeated, as ``KCenterGreedy`` does.
 
     Where ``torch.distributed`` is initialized, all ranks call this, each with its share of the rows, and get the same
     choice, that of one process with all rows. Each brings its own rows up to date and sends the others those that could
@@ -78,52 +83,35 @@ def k_center_greedy(
     rows = rows if eligible is None else eligible[numbers].nonzero().squeeze(1)
     numbers = numbers[rows]
     _validate(features, size, first, numbers)
-    points = _CentredRows(features, rows)
-    norms = points.squared_norms()
-    (largest_norm,) = distributed.largest(float(norms.max()) if len(norms) else 0.0, device=features.device)
-    (rounding,) = distributed.largest(points.rounding(largest_norm), device=features.device)
-    # The same for the squares of distances that are computed as KCenterGreedy computes them, in proportion to these.
-    exact_rounding = torch.finfo(features.dtype).eps * (features.shape[1] + 8)
 
     chosen = torch.empty(size, dtype=torch.long, device=features.device)
     chosen[0] = first
-    centers = _Centers(size, points)
-    centers.append(distributed.all_reduce(features[rows[numbers == first]].sum(dim=0, keepdim=True)))
-    # Squared distance to the nearest of the first seen[i] centres: an upper bound of the distance to all centres.
-    bounds = (norms + centers.norms[0] - 2 * points.products(centers.points[0])).clamp_(min=0)
-    seen = torch.ones(len(rows), dtype=torch.int32, device=features.device)
+    centers = features.new_empty(size, features.shape[1])
+    centers[0] = distributed.all_reduce(features[rows[numbers == first]].sum(dim=0))
+    count = 1
+    nearest = _NearestCenters(features, rows, centers)
     active_size = ACTIVE_SIZE
 
     with tqdm(total=size, initial=1, desc="Selecting coreset", unit="patch", disable=not progress) as bar:
-        while (count := len(centers)) < size:
-            active, outside = _largest(bounds, active_size)
-            stale = bool((seen[active] < count).any())
-            farthest = float(bounds[active].max()) if len(active) else 0.0
-            outside, stale, farthest = distributed.largest(outside, stale, farthest, device=features.device)
-            if points.dtype != torch.float64 and rounding > COARSE * farthest:
-                # From here on rounding would hide which row is the farthest. Bounds stay bounds with the old errors on.
-                bounds = bounds.double().add_(rounding)
-                points.use_double_precision()
-                centers.use_double_precision()
-                norms = points.squared_norms()
-                (rounding,) = distributed.largest(points.rounding(largest_norm), device=features.device)
-                continue
-            tolerance = rounding + exact_rounding * min(farthest, 4 * largest_norm)
-            _bring_up_to_date(points, norms, centers, active, outside - tolerance, bounds, seen)
+        while count < size:
+            active, outside = _largest(nearest.distances, active_size)
+            stale = bool((nearest.seen[active] < count).any())
+            outside, stale = distributed.largest(outside, stale, device=features.device)
+            nearest.bring_up_to_date(active, count)
             # Only these can be farther away than everything outside of the active set.
-            leaders = active[bounds[active] >= outside - tolerance]
-            distances = _exact_distances(features, rows, points, centers, leaders, tolerance)
-            places, *candidates = _gather_sorted(numbers[leaders], features[rows[leaders]], distances)
+            leaders = active[nearest.distances[active] >= outside]
+            places, *candidates = _gather_sorted(numbers[leaders], features[rows[leaders]], nearest.distances[leaders])
             candidate_numbers, candidate_features, distances = candidates
-            new = _choose(candidate_features, distances, outside + tolerance, size - count)
+            new = _choose(candidate_features, distances, outside, size - count)
             if new is None:  # the rest are duplicates of centres
                 chosen[count:] = 0 if eligible is None else eligible.nonzero()[0]
                 bar.update(size - count)
                 break
-            bounds[leaders] = distances[places].to(bounds.dtype).square()
-            seen[leaders] = count + len(new)
-            chosen[count : count + len(new)] = candidate_numbers[new]
-            centers.append(candidate_features[new])
+            start, count = count, count + len(new)
+            chosen[start:count] = candidate_numbers[new]
+            centers[start:count] = candidate_features[new]
+            nearest.distances[leaders] = distances[places]
+            nearest.seen[leaders] = count
             bar.update(len(new))
             if not len(new) and not stale:  # more ties than the active set holds
                 active_size *= 2
@@ -143,136 +131,131 @@ def _validate(features: torch.Tensor, size: int, first: int, numbers: torch.Tens
         raise ValueError(msg)
 
 
-class _CentredRows:
-    """Rows to choose from, centred, which keeps digits in expanded distances, and made when they are asked for.
-
-    All features may fill the memory, so they are not copied. Only where the rows do not vary in a good part of their
-    dimensions are they copied without those: a projection to more dimensions than the features have, as Anomalib's rule
-    asks for below about 300 channels, has such directions.
+class _NearestCenters:
+    """Distance of every row to the nearest of the centres it has seen, which bounds that to the nearest of all centres.
 
     Args:
         features: Shape ``(n, d)``.
         rows: Which of them may be chosen, shape ``(m,)``.
+        centers: Room for all centres, shape ``(size, d)``; the first one is there already.
 
     Attributes:
-        dimensions: Number of dimensions that are left.
-        lost: Largest squared length that any row lost.
+        distances: Shape ``(m,)``.
+        seen: How many centres each row has seen, from the first on, shape ``(m,)``.
     """
 
-    def __init__(self, features: torch.Tensor, rows: torch.Tensor) -> None:
+    def __init__(self, features: torch.Tensor, rows: torch.Tensor, centers: torch.Tensor) -> None:
         self.features = features
         self.rows = rows
-        sample = features[rows[:: max(1, len(rows) // CHUNK)]]
-        total = distributed.all_reduce(torch.cat((sample.sum(dim=0), sample.new_tensor([len(sample)]))))
-        self.mean = total[:-1] / total[-1]
-        self.dimensions, self.lost = features.shape[1], 0.0
-        self.axes: torch.Tensor | None = None
-        self.reduced: torch.Tensor | None = None
+        self.centers = centers
+        self.distances = features.new_empty(len(rows))
+        for part, out in zip(rows.split(CHUNK), self.distances.split(CHUNK), strict=True):
+            torch.linalg.norm(features[part] - centers[0], dim=1, out=out)
+        self.seen = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
+        # KCenterGreedy's squared distances round by this, relative to themselves.
+        self._rounding = torch.finfo(features.dtype).eps * (features.shape[1] + 8)
 
-        sample = (sample - self.mean).double()
-        variances, axes = torch.linalg.eigh(distributed.all_reduce(sample.T @ sample))
-        dropped = int((variances.cumsum(dim=0) <= NEGLIGIBLE_VARIANCE * variances.sum()).sum())
-        if dropped < self.dimensions // 5:  # too few to pay for the copy
-            return
-        axes = axes.to(features.dtype)
-        reduced = features.new_empty(len(rows), self.dimensions - dropped)
-        for part, centred in self.chunks():
-            reduced[part] = centred @ axes[:, dropped:]
-            self.lost = max(self.lost, float((centred @ axes[:, :dropped]).square().sum(dim=1).max()))
-        self.axes, self.reduced, self.dimensions = axes[:, dropped:], reduced, reduced.shape[1]
+        sample = features[rows[:: max(1, len(rows) // SAMPLE_SIZE)]].double()
+        self._center = sample.mean(dim=0) if len(sample) else centers[0].double()
+        sample = sample - self._center
+        variances, axes = torch.linalg.eigh(sample.T @ sample)
+        variances, self._axes = variances.flip(0), axes.flip(1)  # largest first
+        leading = int((variances.cumsum(dim=0) < EXPLAINED_VARIANCE * variances.sum()).sum()) + 1
+        self._reduce_to(max(leading, SMALLEST_AXES), features.dtype)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type that the rows are given in."""
-        return self.mean.dtype
+    def _reduce_to(self, axes: int, dtype: torch.dtype) -> None:
+        """Reduce all rows to some of the axes, from which bounds are computed from here on.
 
-    def use_double_precision(self) -> None:
-        """Give the rows in double precision, and all their dimensions, from here on."""
-        self.mean = self.mean.double()
-        self.axes = self.reduced = None
-        self.dimensions, self.lost = self.features.shape[1], 0.0
-
-    def rounding(self, largest_norm: float) -> float:
-        """Bound the error of squared distances in expanded form, for rows of up to this squared length.
-
-        Each of the products and sums rounds once, and two rows may have lost their parts in opposite directions.
+        They are computed in double precision: what is left are the errors of the sums in the bounds' matrix product.
         """
-        return torch.finfo(self.dtype).eps * (self.dimensions + 8) * 2 * largest_norm + 4 * self.lost
+        self._points = self.features.new_empty(0)  # gives room
+        self._axis_count = min(axes, self._axes.shape[1])
+        self._leading = LeadingAxes(self._center, self._axes[:, : self._axis_count])
+        width = self._axis_count + 1
+        self._points = self.features.new_empty(len(self.rows), width, dtype=dtype)
+        for part, out in zip(self.rows.split(CHUNK), self._points.split(CHUNK), strict=True):
+            out.copy_(self._leading.reduce(self.features[part]))
+        room = -(-len(self.centers) // GROUP_SIZE) * GROUP_SIZE
+        self._center_points = self._points.new_zeros(room, width)
+        self._center_norms = self._points.new_full((room,), torch.inf)
+        self._reduced_centers = 0
+        self._bound_rounding = torch.finfo(dtype).eps * (width + 8)
 
-    def __getitem__(self, positions: torch.Tensor | slice) -> torch.Tensor:
-        """Return the rows at some positions within ``rows``, shape ``(len(positions), dimensions)``."""
-        if self.reduced is not None:
-            return self.reduced[positions]
-        return self.features[self.rows[positions]].to(self.dtype).sub_(self.mean)
+    def _reduce_centers(self, count: int) -> None:
+        for start in range(self._reduced_centers, count, CHUNK):
+            part = slice(start, min(start + CHUNK, count))
+            points = self._leading.reduce(self.centers[part]).to(self._points.dtype)
+            self._center_points[part], self._center_norms[part] = points, points.square().sum(dim=1)
+        self._reduced_centers = count
 
-    def like(self, features: torch.Tensor) -> torch.Tensor:
-        """Return rows that may be those of other ranks, shape ``(n, d)``, as these are: centred, without dimensions."""
-        centred = features.to(self.dtype) - self.mean
-        return centred if self.axes is None else centred @ self.axes
+    def bring_up_to_date(self, active: torch.Tensor, count: int) -> None:
+        """Let some rows see the first ``count`` centres."""
+        self._reduce_centers(count)
+        active = active[self.seen[active].argsort()]
+        pairs = doubtful = coarse = 0
+        start = 0
+        while start < len(active) and (oldest := int(self.seen[active[start]])) < count:
+            part = active[start : start + max(SMALLEST_PART, BLOCK_SIZE // (count - oldest + GROUP_SIZE))]
+            first = oldest // GROUP_SIZE * GROUP_SIZE
+            in_doubt, rounding = self._compare(part, first, count)
+            pairs += len(part) * (count - first)
+            doubtful += max(0, in_doubt - len(part))  # some doubt is left even by the best bounds
+            coarse += rounding
+            self.seen[part] = count
+            start += len(part)
+        if doubtful * WASTEFUL > pairs:
+            if self._points.dtype != torch.float64 and 2 * coarse > start:
+                self._reduce_to(self._axis_count, torch.float64)
+            elif self._axis_count < self._axes.shape[1]:
+                self._reduce_to(2 * self._axis_count, self._points.dtype)
 
-    def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield all rows, some at a time, with their positions."""
-        for start in range(0, len(self.rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            yield part, self[part]
+    def _compare(self, part: torch.Tensor, first: int, count: int) -> tuple[int, int]:
+        """Lower the distances of some rows by the centres from ``first`` on, ``BLOCK_SIZE`` pairs at a time.
 
-    def products(self, point: torch.Tensor) -> torch.Tensor:
-        """Return the inner product of every row with a point, shape ``(m,)``."""
-        products = self.mean.new_empty(len(self.rows))
-        for part, rows in self.chunks():
-            products[part] = rows @ point
-        return products
+        Returns:
+            How many pairs the bounds left in doubt, and for how many rows rounding was a large part of the bounds.
+        """
+        features, points, distances = self.features[self.rows[part]], self._points[part], self.distances[part]
+        norms = points.square().sum(dim=1)
+        in_doubt = 0
+        size = max(1, BLOCK_SIZE // (len(part) * GROUP_SIZE)) * GROUP_SIZE
+        for start in range(first, count, size):
+            block = slice(start, min(start + size, -(-count // GROUP_SIZE) * GROUP_SIZE))
+            # Squares without the rows' own norms, which are the same for all centres
+            squares = torch.addmm(self._center_norms[block], points, self._center_points[block].T, alpha=-2)
+            bounds = GroupedBounds(squares)
+            # The most promising centre first: it rules out nearly all of the others.
+            nearer = (bounds.smallest.amin(dim=1) <= self._limits(distances, norms)).nonzero().squeeze(1)
+            if not len(nearer):
+                continue
+            promising = bounds.most_promising()[nearer, 0]
+            bounds.rule_out(nearer, promising)
+            distance = _distances(features, nearer, self.centers, promising + start)
+            distances[nearer] = torch.minimum(distances[nearer], distance)
+            row, column = bounds.within(self._limits(distances, norms))
+            in_doubt += len(row)
+            distances.scatter_reduce_(0, row, _distances(features, row, self.centers, column + start), "amin")
+        self.distances[part] = distances
+        return in_doubt, int((self._errors(distances, norms) > COARSE * distances.square()).sum())
 
-    def squared_norms(self) -> torch.Tensor:
-        """Return the squared length of every row, shape ``(m,)``."""
-        norms = self.mean.new_empty(len(self.rows))
-        for part, rows in self.chunks():
-            norms[part] = rows.square().sum(dim=1)
-        return norms
+    def _limits(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        """Return how large bounds, without the rows' own norms, may be for centres that are as near as that."""
+        return distances.square() * (1 + self._rounding) - norms + self._errors(distances, norms)
+
+    def _errors(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        """Bound the rounding errors of the bounds: centres that are as near as that are not much longer than rows."""
+        return self._bound_rounding * (2 * norms.sqrt() + distances).square()
 
 
-class _Centers:
-    """The centres chosen so far, with their rows side by side, as matrix products want them.
-
-    Args:
-        size: Number of centres to be chosen.
-        points: The rows that they are compared with.
-
-    Attributes:
-        features: Rows of the centres, filled from the beginning.
-        points: The same, centred.
-        norms: Squared lengths of these.
-    """
-
-    def __init__(self, size: int, points: _CentredRows) -> None:
-        self._rows = points
-        self.features = points.features.new_empty(size, points.features.shape[1])
-        self._count = 0
-        self._make_room()
-
-    def _make_room(self) -> None:
-        self.points = self._rows.mean.new_empty(len(self.features), self._rows.dimensions)
-        self.norms = self._rows.mean.new_empty(len(self.features))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, features: torch.Tensor) -> None:
-        """Add centres by their rows, shape ``(n, d)``."""
-        new = slice(self._count, self._count + len(features))
-        self.features[new] = features
-        self._count += len(features)
-        self._centre(new)
-
-    def _centre(self, part: slice) -> None:
-        self.points[part] = self._rows.like(self.features[part])
-        self.norms[part] = self.points[part].square().sum(dim=1)
-
-    def use_double_precision(self) -> None:
-        """Give the centres as the rows are given from here on."""
-        self._make_room()
-        for start in range(0, self._count, CHUNK):
-            self._centre(slice(start, min(start + CHUNK, self._count)))
+def _distances(
+    rows: torch.Tensor, indices: torch.Tensor, others: torch.Tensor, other_indices: torch.Tensor
+) -> torch.Tensor:
+    """Return the distances between rows and others, pair by pair, as ``KCenterGreedy`` computes them."""
+    distances = rows.new_empty(len(indices))
+    size = max(1, DIFFERENCE_BLOCK // rows.shape[1])
+    for first, second, out in zip(*(x.split(size) for x in (indices, other_indices, distances)), strict=True):
+        torch.linalg.norm(rows[first] - others[second], dim=1, out=out)
+    return distances
 
 
 def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
@@ -281,54 +264,6 @@ def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
         return torch.arange(len(bounds), device=bounds.device), -torch.inf
     values, indices = torch.topk(bounds, count + 1)
     return indices[:-1], float(values[-1])
-
-
-def _bring_up_to_date(
-    points: _CentredRows,
-    norms: torch.Tensor,
-    centers: _Centers,
-    active: torch.Tensor,
-    outside: float,
-    bounds: torch.Tensor,
-    seen: torch.Tensor,
-) -> None:
-    """Lower the bounds of the active rows by the centres they have not seen, as long as they exceed ``outside``."""
-    start = int(seen[active].min()) if len(active) else len(centers)
-    rows, row_norms, row_bounds = points[active], norms[active], bounds[active]
-    while start < len(centers) and len(active):
-        stop = min(start + CENTER_BLOCK, len(centers))
-        products = torch.addmm(centers.norms[start:stop], rows, centers.points[start:stop].T, alpha=-2)
-        squares = products.amin(dim=1).add_(row_norms).clamp_(min=0)
-        row_bounds = torch.minimum(row_bounds, squares)
-        bounds[active] = row_bounds
-        seen[active] = stop
-        start = stop
-        leading = row_bounds >= outside
-        if leading.sum() < 0.8 * len(active):
-            active, rows, row_norms, row_bounds = (x[leading] for x in (active, rows, row_norms, row_bounds))
-
-
-def _exact_distances(
-    features: torch.Tensor,
-    rows: torch.Tensor,
-    points: _CentredRows,
-    centers: _Centers,
-    leaders: torch.Tensor,
-    rounding: float,
-) -> torch.Tensor:
-    """Return the distance of each leader to its nearest centre, computed as ``KCenterGreedy`` does, shape ``(len,)``.
-
-    Only centres that could be the nearest, given the rounding errors of the matrix product, are looked at that way.
-    """
-    count = len(centers)
-    distances = torch.full((len(leaders),), torch.inf, dtype=features.dtype, device=features.device)
-    chunk = max(1, 2**24 // count)
-    for part, out in zip(leaders.split(chunk), distances.split(chunk), strict=True):
-        squares = torch.addmm(centers.norms[:count], points[part], centers.points[:count].T, alpha=-2)
-        row, column = (squares <= squares.amin(dim=1, keepdim=True) + 2 * rounding).nonzero(as_tuple=True)
-        exact = torch.linalg.norm(features[rows[part[row]]] - centers.features[column], dim=1)
-        out.scatter_reduce_(0, row, exact, "amin")
-    return distances
 
 
 def _gather_sorted(numbers: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -344,12 +279,12 @@ def _gather_sorted(numbers: torch.Tensor, *tensors: torch.Tensor) -> list[torch.
 
 
 def _choose(rows: torch.Tensor, distances: torch.Tensor, outside: float, limit: int) -> list[int] | None:
-    """Choose farthest-first among the leaders while their squared distance exceeds ``outside``.
+    """Choose farthest-first among the leaders while their distance exceeds ``outside``.
 
     Args:
         rows: Features of the leaders, shape ``(n, d)``.
         distances: Their distances to the nearest centre, shape ``(n,)``; brought up to date in place.
-        outside: Squared distance that a row outside of the leaders may have.
+        outside: Distance that a row outside of the leaders may have.
         limit: Most rows to choose.
 
     Returns:
@@ -359,9 +294,9 @@ def _choose(rows: torch.Tensor, distances: torch.Tensor, outside: float, limit: 
     while len(new) < limit and len(rows):
         farthest = int(distances.argmax())
         distance = float(distances[farthest])
-        if distance == 0 and outside < 0 and not new:
+        if distance == 0 and outside <= 0 and not new:
             return None
-        if distance == 0 or distance**2 <= outside:
+        if distance == 0 or distance <= outside:
             break
         new.append(farthest)
         torch.minimum(distances, torch.linalg.norm(rows - rows[farthest], dim=1), out=distances)

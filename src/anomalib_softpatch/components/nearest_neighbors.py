@@ -16,6 +16,9 @@ Example:
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
+from anomalib_softpatch.components.tracing import is_traced
+
 # Bank rows and queries in one matrix product: bounds memory. Exported graphs, which take any number of queries at once,
 # need (queries x BANK_BLOCK) elements, a few times.
 BANK_BLOCK = 4096
@@ -28,8 +31,6 @@ REDUCTION = 5
 EXPLAINED_VARIANCE = 0.8
 # Bank rows from which the axes are estimated
 SAMPLE_SIZE = 8192
-# Bank rows whose smallest bound is looked at first
-GROUP_SIZE = 64
 # Elements of the largest temporary tensors, bounds and differences: small enough for caches
 BOUND_BLOCK = 2**23
 DIFFERENCE_BLOCK = 2**20
@@ -51,7 +52,7 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
     Returns:
         Distances and indices, both of shape ``(n, k)``, nearest first.
     """
-    traced = _is_traced()
+    traced = is_traced()
     if not traced and len(queries) > QUERY_BLOCK:
         parts = [nearest_neighbors(part, bank, k) for part in queries.split(QUERY_BLOCK)]
         distances, nearest = zip(*parts, strict=True)
@@ -85,10 +86,6 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
     return distances, nearest
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-
-
 class NearestNeighborSearch:
     """Find nearest neighbours with an index of each bank where that is faster: on a CPU, outside of exported graphs.
 
@@ -101,7 +98,7 @@ class NearestNeighborSearch:
 
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
-        if _is_traced():
+        if is_traced():
             return nearest_neighbors(queries, bank, k)
         if bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX or bank.dtype not in PrunedIndex.DTYPES:
             self._indexes.clear()
@@ -129,9 +126,7 @@ class NearestNeighborSearch:
 class PrunedIndex:
     """Search a bank by lower bounds of the distances first, and by distances only where the bounds leave a doubt.
 
-    Features of pictures vary along few of their axes. Rows are rotated to the principal axes of the bank and reduced to
-    their coordinates on the leading ones and the length of the rest. Reduced rows are a fifth as long, and never
-    farther apart than the rows themselves (triangle inequality on the rest).
+    Rows are reduced to a fifth of their length, see :class:`LeadingAxes`.
 
     Args:
         bank: Shape ``(m, d)``, float32 or float64, on the CPU.
@@ -148,8 +143,8 @@ class PrunedIndex:
         self.bank = bank
         self.points: torch.Tensor | None = None
         sample = bank[:: max(1, len(bank) // SAMPLE_SIZE)]
-        self.center = sample.mean(dim=0)
-        sample = sample - self.center
+        center = sample.mean(dim=0)
+        sample = sample - center
         covariance = (sample.T @ sample).double()
         size = bank.shape[1] // REDUCTION
         # Subspace iteration. Any axes give bounds, so that a few steps will do; an eigendecomposition takes far longer
@@ -160,20 +155,13 @@ class PrunedIndex:
         explained = (axes * (covariance @ axes)).sum()
         if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained:
             return
-        self.axes = axes.to(bank.dtype)
-        points = torch.cat([self._reduce(part) for part in bank.split(BANK_BLOCK)])
+        self.axes = LeadingAxes(center, axes.to(bank.dtype))
+        points = torch.cat([self.axes.reduce(part) for part in bank.split(BANK_BLOCK)])
         norms = points.square().sum(dim=1)
         padding = -len(bank) % GROUP_SIZE
         self.points = F.pad(points, (0, 0, 0, padding))
         self.norms = F.pad(norms, (0, padding), value=torch.inf)
         self.largest_norm = norms.max().sqrt()
-
-    def _reduce(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the coordinates on the leading axes and the length of the rest, shape ``(n, axes + 1)``."""
-        rows = rows - self.center
-        leading = rows @ self.axes
-        rest = torch.linalg.norm(rows - leading @ self.axes.T, dim=1, keepdim=True)
-        return torch.cat((leading, rest), dim=1)
 
     @torch.no_grad()
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,23 +173,17 @@ class PrunedIndex:
         return torch.cat(distances), torch.cat(indices)
 
     def _search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        points = self._reduce(queries)
-        norms = points.square().sum(dim=1, keepdim=True)
-        # Squared bounds without |q|^2, in groups of bank rows: most groups are ruled out by their smallest bound.
-        bounds = torch.addmm(self.norms, points, self.points.T, alpha=-2).view(len(queries), -1, GROUP_SIZE)
-        smallest = bounds.amin(dim=2)
+        points = self.axes.reduce(queries)
+        norms = points.square().sum(dim=1)
+        # Squared bounds without |q|^2
+        bounds = GroupedBounds(torch.addmm(self.norms, points, self.points.T, alpha=-2))
 
-        # The most promising row of each of the k most promising groups: the k-th neighbour is no farther than these.
-        groups = smallest.topk(k, dim=1, largest=False).indices
-        places = bounds.gather(1, groups[..., None].expand(-1, -1, GROUP_SIZE)).argmin(dim=2)
-        farthest = (queries[:, None] - self.bank[groups * GROUP_SIZE + places]).square().sum(dim=2).amax(dim=1)
+        # The k-th neighbour is no farther than k promising rows
+        promising = self.bank[bounds.most_promising(k)]
+        farthest = (queries[:, None] - promising).square().sum(dim=2).amax(dim=1)
         # Sums of d products round d times at most, each relative to the lengths of the rows.
         rounding = 4 * queries.shape[1] * torch.finfo(queries.dtype).eps * (norms.sqrt() + self.largest_norm).square()
-        limit = farthest[:, None] - norms + rounding
-
-        row, group = (smallest <= limit).nonzero(as_tuple=True)
-        pair, place = (bounds[row, group] <= limit[row]).nonzero(as_tuple=True)
-        row, column = row[pair], group[pair] * GROUP_SIZE + place
+        row, column = bounds.within(farthest - norms + rounding)
         count = torch.bincount(row, minlength=len(queries))
         hard = (count > LARGEST_REMAINDER * len(self.bank)) | (count < k)  # NaN leaves none
         easy = ~hard

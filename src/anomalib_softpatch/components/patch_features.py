@@ -11,8 +11,12 @@ from anomalib.models.components import TimmFeatureExtractor
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.components.tracing import is_traced
+
 # Values that "unfold" pools each layer, and the layers together, to (PatchCore; the official code of SoftPatch)
 POOLED_CHANNELS = 1024
+# Pictures that pass through the backbone together on a CPU: what they leave between two layers should stay in the cache
+CPU_BATCH = 4
 
 
 class PatchFeatureExtractor(nn.Module):
@@ -60,6 +64,13 @@ class PatchFeatureExtractor(nn.Module):
         Returns:
             Shape ``(batch, channels, grid_height, grid_width)``, float32.
         """
+        if images.device.type != "cpu" or is_traced():
+            return self._extract(images)
+        # CPUs convolve fastest with a position's channels side by side, which is also how patches are stored.
+        parts = images.contiguous(memory_format=torch.channels_last).split(CPU_BATCH)
+        return torch.cat([self._extract(part) for part in parts])
+
+    def _extract(self, images: torch.Tensor) -> torch.Tensor:
         features = self.backbone(images.to(self.dtype))
         features = [features[layer].float() for layer in self.layers]
         size = features[0].shape[-2:]

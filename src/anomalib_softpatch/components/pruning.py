@@ -1,0 +1,76 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pruning: lower bounds of distances, from which most pairs of rows need not be compared in full.
+
+Features of pictures vary along few of their axes. Rows reduced to their coordinates on the leading ones and the length
+of the rest are short, and never farther apart than the rows themselves.
+"""
+
+import torch
+
+# Rows of the set that are ruled out together where the smallest of their bounds is too large
+GROUP_SIZE = 64
+
+
+class LeadingAxes:
+    """Reduce rows to their coordinates on some axes and the length of the rest.
+
+    Two rows' rests are at least as far apart as their lengths (triangle inequality), so that reduced rows are never
+    farther apart than the rows. Any orthonormal axes will do; those of the largest variance give the best bounds.
+
+    Args:
+        center: Point that becomes the origin, which keeps digits in expanded distances, shape ``(d,)``.
+        axes: Orthonormal axes in the columns, shape ``(d, a)``, of the type to compute in.
+    """
+
+    def __init__(self, center: torch.Tensor, axes: torch.Tensor) -> None:
+        self.center = center.to(axes.dtype)
+        self.axes = axes
+
+    def reduce(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return reduced rows.
+
+        Args:
+            rows: Shape ``(n, d)``.
+
+        Returns:
+            Shape ``(n, a + 1)``, of the type of the axes.
+        """
+        rows = rows.to(self.axes.dtype) - self.center
+        leading = rows @ self.axes
+        rest = torch.linalg.norm(torch.addmm(rows, leading, self.axes.T, alpha=-1), dim=1, keepdim=True)
+        return torch.cat((leading, rest), dim=1)
+
+
+class GroupedBounds:
+    """Lower bounds of the squared distances of some rows to the rows of a set, in groups of the set's rows.
+
+    Args:
+        bounds: Shape ``(n, m)``, m divisible by ``GROUP_SIZE``: infinity where the set has no row. A term that is the
+            same for all of a row's bounds may be left out if it is left out of the limits, too.
+    """
+
+    def __init__(self, bounds: torch.Tensor) -> None:
+        self.bounds = bounds.view(len(bounds), -1, GROUP_SIZE)
+        self.smallest = self.bounds.amin(dim=2)
+
+    def most_promising(self, k: int = 1) -> torch.Tensor:
+        """Return the column of the smallest bound in each of the k best groups of each row, shape ``(n, k)``."""
+        groups = self.smallest.topk(k, dim=1, largest=False).indices
+        places = self.bounds.gather(1, groups[..., None].expand(-1, -1, GROUP_SIZE)).argmin(dim=2)
+        return groups * GROUP_SIZE + places
+
+    def rule_out(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Let some pairs, each by its row and column, not be within any finite limit."""
+        self.bounds[rows, columns // GROUP_SIZE, columns % GROUP_SIZE] = torch.inf
+
+    def within(self, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows and columns of the bounds that do not exceed the limits of their rows, row by row.
+
+        Args:
+            limits: Shape ``(n,)``.
+        """
+        row, group = (self.smallest <= limits[:, None]).nonzero(as_tuple=True)
+        pair, place = (self.bounds[row, group] <= limits[row, None]).nonzero(as_tuple=True)
+        return row[pair], group[pair] * GROUP_SIZE + place

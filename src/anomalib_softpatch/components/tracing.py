@@ -1,0 +1,11 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tracing: what runs is being recorded for an export, where some operations and all shortcuts are out of place."""
+
+import torch
+
+
+def is_traced() -> bool:
+    """Return whether the operations that run now are recorded."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
