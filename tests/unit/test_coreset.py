@@ -11,6 +11,7 @@ import torch
 from anomalib.models.components import KCenterGreedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import mixture
 
 from anomalib_softpatch.components import coreset
 from anomalib_softpatch.components.coreset import k_center_greedy
@@ -31,12 +32,6 @@ def reference(features, size, seed=0):
     sampler = KCenterGreedy(features, (size + 0.5) / len(features))
     sampler.model = Identity()
     return torch.tensor(sampler.select_coreset_idxs())
-
-
-def mixture(rows, columns, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    centers = 5 * torch.randn(20, columns, generator=generator)
-    return centers[torch.randint(20, (rows,), generator=generator)] + torch.randn(rows, columns, generator=generator)
 
 
 FEATURES = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 from anomalib.engine import Engine
 from lightning import seed_everything
+from samples import mixture
 from torch import distributed, multiprocessing
 
 from anomalib_softpatch import SoftPatch
@@ -34,12 +35,6 @@ FITS = {
     "uneven": (TWO_BANKS, ([3, 2, 1, 0, 6, 5], [4])),
     "a rank without pictures": (TWO_BANKS, ([], [3, 2, 1, 0, 6, 5, 4])),
 }
-
-
-def mixture(rows, columns, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    centers = 5 * torch.randn(20, columns, generator=generator)
-    return centers[torch.randint(20, (rows,), generator=generator)] + torch.randn(rows, columns, generator=generator)
 
 
 ROWS = {

@@ -18,9 +18,9 @@ def test_average_equals_anomalib():
     ours = PatchFeatureExtractor("resnet18", layers, pre_trained=False)
     theirs = PatchcoreModel(layers, "resnet18", pre_trained=False).train()
     theirs.feature_extractor.load_state_dict(ours.backbone.state_dict())
-    images = torch.randn(2, 3, 64, 96)
+    images = torch.randn(6, 3, 64, 96)  # more than pass through the backbone together
     features = ours(images)
-    assert features.shape == (2, 64 + 128 + 256, 16, 24)
+    assert features.shape == (6, 64 + 128 + 256, 16, 24)
     torch.testing.assert_close(features.permute(0, 2, 3, 1).reshape(-1, 448), theirs(images))
 
 

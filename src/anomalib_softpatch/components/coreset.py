@@ -144,6 +144,9 @@ class _NearestCenters:
         seen: How many centres each row has seen, from the first on, shape ``(m,)``.
     """
 
+    # Reduced rows, kept while they take at most half of the features' own memory: else made when they are needed
+    _points: torch.Tensor | None
+
     def __init__(self, features: torch.Tensor, rows: torch.Tensor, centers: torch.Tensor) -> None:
         self.features = features
         self.rows = rows
@@ -164,27 +167,29 @@ class _NearestCenters:
         self._reduce_to(max(leading, SMALLEST_AXES), features.dtype)
 
     def _reduce_to(self, axes: int, dtype: torch.dtype) -> None:
-        """Reduce all rows to some of the axes, from which bounds are computed from here on.
-
-        They are computed in double precision: what is left are the errors of the sums in the bounds' matrix product.
-        """
-        self._points = self.features.new_empty(0)  # gives room
+        """Compute bounds from some of the axes from here on."""
         self._axis_count = min(axes, self._axes.shape[1])
         self._leading = LeadingAxes(self._center, self._axes[:, : self._axis_count])
         width = self._axis_count + 1
-        self._points = self.features.new_empty(len(self.rows), width, dtype=dtype)
-        for part, out in zip(self.rows.split(CHUNK), self._points.split(CHUNK), strict=True):
-            out.copy_(self._leading.reduce(self.features[part]))
         room = -(-len(self.centers) // GROUP_SIZE) * GROUP_SIZE
-        self._center_points = self._points.new_zeros(room, width)
-        self._center_norms = self._points.new_full((room,), torch.inf)
+        self._center_points = self.features.new_zeros(room, width, dtype=dtype)
+        self._center_norms = self._center_points.new_full((room,), torch.inf)
         self._reduced_centers = 0
         self._bound_rounding = torch.finfo(dtype).eps * (width + 8)
+        self._points = None
+        if 2 * width * self._center_points.itemsize <= self.features.shape[1] * self.features.itemsize:
+            self._points = self._center_points.new_empty(len(self.rows), width)
+            for part, out in zip(self.rows.split(CHUNK), self._points.split(CHUNK), strict=True):
+                out.copy_(self._reduce(self.features[part]))
+
+    def _reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Reduce rows, in double precision: what is left are the errors of the sums in the bounds' matrix product."""
+        return self._leading.reduce(features).to(self._center_points.dtype)
 
     def _reduce_centers(self, count: int) -> None:
         for start in range(self._reduced_centers, count, CHUNK):
             part = slice(start, min(start + CHUNK, count))
-            points = self._leading.reduce(self.centers[part]).to(self._points.dtype)
+            points = self._reduce(self.centers[part])
             self._center_points[part], self._center_norms[part] = points, points.square().sum(dim=1)
         self._reduced_centers = count
 
@@ -204,10 +209,11 @@ class _NearestCenters:
             self.seen[part] = count
             start += len(part)
         if doubtful * WASTEFUL > pairs:
-            if self._points.dtype != torch.float64 and 2 * coarse > start:
+            dtype = self._center_points.dtype
+            if dtype != torch.float64 and 2 * coarse > start:
                 self._reduce_to(self._axis_count, torch.float64)
             elif self._axis_count < self._axes.shape[1]:
-                self._reduce_to(2 * self._axis_count, self._points.dtype)
+                self._reduce_to(2 * self._axis_count, dtype)
 
     def _compare(self, part: torch.Tensor, first: int, count: int) -> tuple[int, int]:
         """Lower the distances of some rows by the centres from ``first`` on, ``BLOCK_SIZE`` pairs at a time.
@@ -215,7 +221,8 @@ class _NearestCenters:
         Returns:
             How many pairs the bounds left in doubt, and for how many rows rounding was a large part of the bounds.
         """
-        features, points, distances = self.features[self.rows[part]], self._points[part], self.distances[part]
+        features, distances = self.features[self.rows[part]], self.distances[part]
+        points = self._reduce(features) if self._points is None else self._points[part]
         norms = points.square().sum(dim=1)
         in_doubt = 0
         size = max(1, BLOCK_SIZE // (len(part) * GROUP_SIZE)) * GROUP_SIZE
