@@ -124,3 +124,37 @@ def test_bad_input(arguments, message):
 def test_half_precision_is_refused():
     with pytest.raises(ValueError, match=r"float32 or float64, got torch\.float16"):
         k_center_greedy(torch.randn(5, 3).half(), 2, 0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("row", [0, 3])
+def test_features_that_are_not_finite_are_refused(value, row):
+    features = torch.randn(50, 3)
+    features[row, 1] = value
+    with pytest.raises(ValueError, match="NaN, infinite"):
+        k_center_greedy(features, 5, 0)
+
+
+@pytest.mark.parametrize("how", ["matmul precision", "autocast"])
+def test_products_of_shorter_numbers(how, monkeypatch):
+    """Where float32 products are computed from numbers of 10 bits, or autocast is on, the choice stays the same."""
+    monkeypatch.setattr(coreset, "ACTIVE_SIZE", 64)
+    features = 50 * mixture(3000, 32)
+    expected = reference(features, 300)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        if how == "matmul precision":
+            torch.set_float32_matmul_precision("high")
+            addmm = torch.addmm
+
+            def short(bias, first, second, alpha):
+                if first.dtype == torch.float32:
+                    first, second = first.bfloat16().float(), second.bfloat16().float()
+                return addmm(bias, first, second, alpha=alpha)
+
+            monkeypatch.setattr(torch, "addmm", short)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+            chosen = k_center_greedy(features, 300, int(expected[0]))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert chosen.tolist() == expected.tolist()

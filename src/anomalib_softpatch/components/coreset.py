@@ -32,7 +32,7 @@ SMALLEST_PART = 512
 SMALLEST_AXES = 32
 EXPLAINED_VARIANCE = 0.96
 WASTEFUL = 256
-# Bounds are computed in double precision once rounding exceeds this share of the squared distances.
+# If rounding exceeds this share of most squared distances then, bounds are computed in double precision instead.
 COARSE = 1e-2
 # Elements of the differences of rows that are computed at a time: small enough for the cache.
 DIFFERENCE_BLOCK = 2**18
@@ -72,7 +72,7 @@ def k_center_greedy(
         device of ``features``.
 
     Raises:
-        ValueError: If ``size`` is not positive or ``first`` is not an eligible row.
+        ValueError: If ``size`` is not positive, ``first`` is not an eligible row, or distances are not finite.
 
     References:
         Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018,
@@ -154,6 +154,10 @@ class _NearestCenters:
         self.distances = features.new_empty(len(rows))
         for part, out in zip(rows.split(CHUNK), self.distances.split(CHUNK), strict=True):
             torch.linalg.norm(features[part] - centers[0], dim=1, out=out)
+        (broken,) = distributed.largest(not self.distances.isfinite().all(), device=rows.device)
+        if broken:
+            msg = "features hold NaN, infinite or so large values that distances overflow: check where they come from."
+            raise ValueError(msg)
         self.seen = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
         # KCenterGreedy's squared distances round by this, relative to themselves.
         self._rounding = torch.finfo(features.dtype).eps * (features.shape[1] + 8)
@@ -164,7 +168,9 @@ class _NearestCenters:
         variances, axes = torch.linalg.eigh(sample.T @ sample)
         variances, self._axes = variances.flip(0), axes.flip(1)  # largest first
         leading = int((variances.cumsum(dim=0) < EXPLAINED_VARIANCE * variances.sum()).sum()) + 1
-        self._reduce_to(max(leading, SMALLEST_AXES), features.dtype)
+        # Elsewhere float32 products may be those of shorter numbers (TF32, bfloat16), whose errors are larger.
+        exact = torch.get_float32_matmul_precision() == "highest"
+        self._reduce_to(max(leading, SMALLEST_AXES), features.dtype if exact else torch.float64)
 
     def _reduce_to(self, axes: int, dtype: torch.dtype) -> None:
         """Compute bounds from some of the axes from here on."""
@@ -202,10 +208,10 @@ class _NearestCenters:
         while start < len(active) and (oldest := int(self.seen[active[start]])) < count:
             part = active[start : start + max(SMALLEST_PART, BLOCK_SIZE // (count - oldest + GROUP_SIZE))]
             first = oldest // GROUP_SIZE * GROUP_SIZE
-            in_doubt, rounding = self._compare(part, first, count)
+            in_doubt, coarse_rows = self._compare(part, first, count)
             pairs += len(part) * (count - first)
-            doubtful += max(0, in_doubt - len(part))  # some doubt is left even by the best bounds
-            coarse += rounding
+            doubtful += max(0, in_doubt - len(part))  # one for each row is to be expected
+            coarse += coarse_rows
             self.seen[part] = count
             start += len(part)
         if doubtful * WASTEFUL > pairs:
@@ -229,7 +235,8 @@ class _NearestCenters:
         for start in range(first, count, size):
             block = slice(start, min(start + size, -(-count // GROUP_SIZE) * GROUP_SIZE))
             # Squares without the rows' own norms, which are the same for all centres
-            squares = torch.addmm(self._center_norms[block], points, self._center_points[block].T, alpha=-2)
+            with torch.autocast(points.device.type, enabled=False):
+                squares = torch.addmm(self._center_norms[block], points, self._center_points[block].T, alpha=-2)
             bounds = GroupedBounds(squares)
             # The most promising centre first: it rules out nearly all of the others.
             nearer = (bounds.smallest.amin(dim=1) <= self._limits(distances, norms)).nonzero().squeeze(1)
@@ -250,7 +257,10 @@ class _NearestCenters:
         return distances.square() * (1 + self._rounding) - norms + self._errors(distances, norms)
 
     def _errors(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Bound the rounding errors of the bounds: centres that are as near as that are not much longer than rows."""
+        """Bound the rounding errors of the bounds for centres that are as near as that.
+
+        They grow with the square of the sum of both lengths, and such a centre is no longer than the row and that.
+        """
         return self._bound_rounding * (2 * norms.sqrt() + distances).square()
 
 

@@ -62,7 +62,7 @@ class GroupedBounds:
         return groups * GROUP_SIZE + places
 
     def rule_out(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
-        """Let some pairs, each by its row and column, not be within any finite limit."""
+        """Let some pairs, each by its row and column, not be within any finite limit; they may stay promising."""
         self.bounds[rows, columns // GROUP_SIZE, columns % GROUP_SIZE] = torch.inf
 
     def within(self, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
