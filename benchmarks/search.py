@@ -68,9 +68,10 @@ def main() -> None:
     if index.points is None:
         print("The index was not built: the variance of this bank is spread over too many axes.")
     else:
-        size = (index.points.numel() + index.axes.axes.numel()) * 4
+        axes = index.axes.axes
+        size = (index.points.numel() + axes.numel()) * 4
         print(
-            f"Index: {seconds:.2f} s to build, {index.axes.axes.shape[1]} of {bank.shape[1]} axes, {size / 2**20:.0f} MiB "
+            f"Index: {seconds:.2f} s to build, {axes.shape[1]} of {bank.shape[1]} axes, {size / 2**20:.0f} MiB "
             f"beside the bank's {bank.numel() * 4 / 2**20:.0f} MiB"
         )
     del index
