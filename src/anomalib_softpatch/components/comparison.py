@@ -66,7 +66,7 @@ class Comparison:
 
     def reference_count(self, pictures: int) -> int:
         """Return how many patches each patch is compared with, those of its own picture included."""
-        return len(self._references(pictures)[0])
+        return min(pictures * self.positions()[1].shape[1], self.max_references)
 
     def available(self, pictures: int) -> int:
         """Return how many patches of other pictures every patch is compared with at least."""
