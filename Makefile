@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint setup clean
 
-demo: setup  ## Train and test PatchCore and SoftPatch on a small set with defects among the training pictures
+demo: setup  ## Train and test PatchCore and SoftPatch on a small set with defects among the training images
 	$(VENV)/bin/anomalib-softpatch demo
 
 test: ## Ruff and the whole test suite, as continuous integration runs them

@@ -4,7 +4,7 @@
 r"""Compare settings of the models on the same noisy features, and print a table of AUROCs.
 
 The features of each noise ratio and seed are extracted once and every setting is fitted to them, so that a comparison
-costs minutes. The picture AUROC, the pixel AUROC and the patch AUROC (how well the fused scores find the injected
+costs minutes. The image AUROC, the pixel AUROC and the patch AUROC (how well the fused scores find the injected
 defects) are means over seeds with their standard deviation.
 
 Example::
@@ -59,7 +59,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "neighborhood": {
         f"{name}, {label}": setting | {"neighborhood": neighborhood}
         for name, setting in (("SoftPatch", SOFT_PATCH), ("SoftPatch+", PLUS))
-        for label, neighborhood in (("same position", 0), ("radius 1", 1), ("picture", "image"))
+        for label, neighborhood in (("same position", 0), ("radius 1", 1), ("image", "image"))
     },
     "discriminators": {
         "SoftPatch, lof": SOFT_PATCH,
@@ -84,7 +84,7 @@ class Features:
 def extract(
     model: SoftPatchModel, ratio: float, seed: int, overlap: bool, rotated: bool, arguments: argparse.Namespace
 ) -> Features:
-    """Extract the features of one noisy set; ``rotated`` turns every picture by a seeded multiple of 90 degrees."""
+    """Extract the features of one noisy set; ``rotated`` turns every image by a seeded multiple of 90 degrees."""
     wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=overlap, seed=seed)
     datamodule.prepare_data()
@@ -107,7 +107,7 @@ def extract(
     for features, _, _, paths in batches(datamodule.train_dataloader()):
         model.grid_size = tuple(features.shape[-2:])
         train.append(features.flatten(2).mT)
-        # What was injected is known for the pictures as they are on disk
+        # What was injected is known for the images as they are on disk
         noisy.extend(true_patches(datamodule, path, model.grid_size) & (not rotated) for path in paths)
     test = list(batches(datamodule.test_dataloader()))
     return Features(
@@ -120,7 +120,7 @@ def extract(
 
 
 def true_patches(datamodule: NoisyDataModule, path: str, grid_size: tuple[int, int]) -> np.ndarray:
-    """Return which patches of a training picture are defective by at least half."""
+    """Return which patches of a training image are defective by at least half."""
     mask = datamodule.true_mask(path)
     if mask is None:
         return np.zeros(grid_size, dtype=bool)
@@ -150,7 +150,7 @@ def evaluate(
     size = features.masks.shape[-2:]
     with torch.no_grad():
         parts = [model.score(part, size) for part in features.test.split(8)]
-    picture = roc_auc_score(features.labels, torch.cat([part.pred_score for part in parts]))
+    image = roc_auc_score(features.labels, torch.cat([part.pred_score for part in parts]))
     pixel = roc_auc_score(features.masks.flatten(), torch.cat([part.anomaly_map for part in parts]).flatten())
     scores = model.denoising.scores
     known = scores is not None and features.noisy.any()
@@ -158,7 +158,7 @@ def evaluate(
     ranges = model.banks
     rows = sum(stop - start for start, stop in ranges)
     return {
-        "picture": 100 * picture,
+        "image": 100 * image,
         "map": 100 * pixel,
         "patch": 100 * patch,
         "fit": fit_time,
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--coreset", type=float, default=0.01)
     parser.add_argument("--patch-embedding", choices=["average", "unfold"], default="average")
     parser.add_argument("--no-overlap", action="store_true")
-    parser.add_argument("--rotated", action="store_true", help="turn every picture by a random multiple of 90 degrees")
+    parser.add_argument("--rotated", action="store_true", help="turn every image by a random multiple of 90 degrees")
     arguments = parser.parse_args()
 
     model = SoftPatchModel(arguments.layers, arguments.backbone, patch_embedding=arguments.patch_embedding).eval()
@@ -195,9 +195,9 @@ def main() -> None:
                 results.setdefault((name, ratio), []).append(figures)
                 print(f"# {ratio:.0%} seed {seed} {name}: {figures}", flush=True)
     print_table(
-        ["picture / map AUROC", *(f"{ratio:.0%}" for ratio in arguments.ratios)],
+        ["image / map AUROC", *(f"{ratio:.0%}" for ratio in arguments.ratios)],
         {name: [results[name, ratio] for ratio in arguments.ratios] for name in settings},
-        ["picture", "map"],
+        ["image", "map"],
     )
 
 

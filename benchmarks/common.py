@@ -157,30 +157,30 @@ def in_process(threads: int, function: Callable, *arguments: Any) -> dict[str, A
     return queue.get()
 
 
-def load_pictures(folders: Sequence[Path], count: int, size: int = 256) -> torch.Tensor:
-    """Load the first pictures of some folders, normalised as ImageNet is.
+def load_images(folders: Sequence[Path], count: int, size: int = 256) -> torch.Tensor:
+    """Load the first images of some folders, normalised as ImageNet is.
 
     Returns:
         Shape ``(count, 3, size, size)``.
 
     Raises:
-        SystemExit: If there are fewer pictures.
+        SystemExit: If there are fewer images.
     """
     paths = [path for folder in folders for path in sorted(folder.glob("*.png"))][:count]
     if len(paths) < count:
-        msg = f"Found {len(paths)} of {count} pictures in {', '.join(map(str, folders))}: see --datasets."
+        msg = f"Found {len(paths)} of {count} images in {', '.join(map(str, folders))}: see --datasets."
         raise SystemExit(msg)
-    pictures = []
+    images = []
     for path in paths:
-        picture = to_dtype(to_image(Image.open(path).convert("RGB")), torch.float32, scale=True)
-        pictures.append(normalize(resize(picture, [size, size], antialias=True), MEAN, STD))
-    return torch.stack(pictures)
+        image = to_dtype(to_image(Image.open(path).convert("RGB")), torch.float32, scale=True)
+        images.append(normalize(resize(image, [size, size], antialias=True), MEAN, STD))
+    return torch.stack(images)
 
 
-def kolektor_pictures(datasets: str, count: int, size: int = 256) -> torch.Tensor:
-    """Load up to 399 pictures of Kolektor: training set, normal test pictures, defective ones."""
+def kolektor_images(datasets: str, count: int, size: int = 256) -> torch.Tensor:
+    """Load up to 399 images of Kolektor: training set, normal test images, defective ones."""
     folder = Path(datasets) / "kolektor"
-    return load_pictures([folder / "train" / "good", folder / "test" / "good", folder / "test" / "defect"], count, size)
+    return load_images([folder / "train" / "good", folder / "test" / "good", folder / "test" / "defect"], count, size)
 
 
 @torch.no_grad()
@@ -191,8 +191,8 @@ def kolektor_features(datasets: str, backbone: str, count: int) -> torch.Tensor:
         Shape ``(count, 1024, 128)``.
     """
     extractor = PatchFeatureExtractor(backbone, ["blocks.2", "blocks.4"]).eval()
-    pictures = kolektor_pictures(datasets, count)
-    return torch.cat([extractor(part).flatten(2).mT.contiguous() for part in pictures.split(16)])
+    images = kolektor_images(datasets, count)
+    return torch.cat([extractor(part).flatten(2).mT.contiguous() for part in images.split(16)])
 
 
 @torch.no_grad()
@@ -207,7 +207,7 @@ def wide_features(datasets: str, backbone: str, count: int, subset: str = "train
     """
     extractor = PatchFeatureExtractor(backbone, [f"blocks.{stage}" for stage in (0, 1, 2, 4, 6)]).eval()
     rows = []
-    for part in load_pictures([Path(datasets) / "kolektor" / subset], count).split(8):
+    for part in load_images([Path(datasets) / "kolektor" / subset], count).split(8):
         stages = extractor.backbone(part)
         grid = stages["blocks.2"].shape[-2:]
         average = [interpolate(extractor.average(stage), size=grid, mode="bilinear") for stage in stages.values()]

@@ -4,15 +4,15 @@
 """Exported models, compressed and not: file size, AUROC and latency against FP32, and against Anomalib's PatchCore.
 
 Each model is trained on Kolektor (256 px, MobileNetV2 ``blocks.2`` and ``blocks.4``) and exported to OpenVINO with each
-of Anomalib's compression types. INT8_PTQ and INT8_ACQ are calibrated with normal training pictures; INT8_ACQ also looks
-at the test set, as Anomalib has it, to decide which operations go back to FP32 (largest drop of the picture AUROC:
+of Anomalib's compression types. INT8_PTQ and INT8_ACQ are calibrated with normal training images; INT8_ACQ also looks
+at the test set, as Anomalib has it, to decide which operations go back to FP32 (largest drop of the image AUROC:
 ``--max-drop``). ``--search`` adds rows in which the search in the memory bank is compressed too, which this package
-prevents. Latency is the median time of one picture in OpenVINO's runtime, all models in turn: in float32, and in what
+prevents. Latency is the median time of one image in OpenVINO's runtime, all models in turn: in float32, and in what
 the runtime chooses by itself (bfloat16 on processors that have it). Torch models with a half-precision backbone follow.
 Anomalib's normalization clips scores beyond those of the validation set, so that a compression that raises all scores
 makes them equal; ``--raw`` leaves it out.
 
-PatchCore is Anomalib's ``Patchcore``, whose export takes a fixed number of pictures of a fixed size, so that each model
+PatchCore is Anomalib's ``Patchcore``, whose export takes a fixed number of images of a fixed size, so that each model
 is exported that way too: its latency is what the others are held against. PatchCore has the coreset of
 ``SoftPatch(threshold=0, soft_weight=False)``, which the tests prove to be that of its own selection, in a hundredth of
 the time.
@@ -55,14 +55,14 @@ COMPRESSIONS = {"FP32": None} | {kind.name: kind for kind in CompressionType}
 Outputs = tuple[np.ndarray, np.ndarray]
 
 
-class PictureAUROC(AUROC):
-    """AUROC of the picture scores, one model at a time: Anomalib does not reset the metric between two models."""
+class ImageAUROC(AUROC):
+    """AUROC of the image scores, one model at a time: Anomalib does not reset the metric between two models."""
 
     def __init__(self) -> None:
         super().__init__(fields=["pred_score", "gt_label"])
 
     def compute(self) -> float:
-        """Return the AUROC and forget the pictures."""
+        """Return the AUROC and forget the images."""
         value = float(super().compute())
         self.reset()
         return value
@@ -88,7 +88,7 @@ class Benchmark:
         self.masks = torch.cat([batch.gt_mask for batch in batches]).numpy().astype(bool)
 
     def load(self, val_split_mode: str) -> MVTecAD:
-        """Load the set; a few pictures of it with ``--quick``."""
+        """Load the set; a few images of it with ``--quick``."""
         data = MVTecAD(self.options.datasets, "kolektor", num_workers=0, seed=0, val_split_mode=val_split_mode)
         data.setup()
         if self.options.quick:
@@ -155,7 +155,7 @@ class Benchmark:
             model: Model.
             compression: See ``COMPRESSIONS``.
             search: Compress all that Anomalib compresses, the search in the memory bank too.
-            fixed: For one picture of 256 px, instead of any number of any size.
+            fixed: For one image of 256 px, instead of any number of any size.
         """
         row = compression + ", search too" * search + ", fixed size" * fixed
         onnx_kwargs = {"verbose": False} | ({"dynamic_shapes": None} if fixed else {})
@@ -172,7 +172,7 @@ class Benchmark:
                 input_size=self.images.shape[-2:] if fixed else None,
                 onnx_kwargs=onnx_kwargs,
                 datamodule=self.calibration,
-                metric=PictureAUROC() if kind == CompressionType.INT8_ACQ else None,
+                metric=ImageAUROC() if kind == CompressionType.INT8_ACQ else None,
                 **({"max_drop": self.options.max_drop} if kind == CompressionType.INT8_ACQ else {}),
             )
         finally:
@@ -181,13 +181,13 @@ class Benchmark:
         self.files[name, row] = path
 
     def aurocs(self, run: Callable[[np.ndarray], Outputs]) -> str:
-        """Return picture and map AUROC in %."""
+        """Return image and map AUROC in %."""
         outputs = [run(self.images[i : i + 1]) for i in range(len(self.images))]
         scores, maps = (np.concatenate([np.ravel(output[i]) for output in outputs]) for i in (0, 1))
         return f"{100 * roc_auc_score(self.labels, scores):.1f} / {100 * roc_auc_score(self.masks.ravel(), maps):.1f}"
 
     def latencies(self, runs: dict[Any, Callable[[np.ndarray], Outputs]]) -> dict[Any, float]:
-        """Return the median time of one picture in milliseconds, all in turn so that they share what else goes on."""
+        """Return the median time of one image in milliseconds, all in turn so that they share what else goes on."""
         times: dict[Any, list[float]] = {key: [] for key in runs}
         for repeat in range(self.options.repeats):
             image = self.images[repeat % len(self.images)][None]
@@ -200,7 +200,7 @@ class Benchmark:
 
 
 def openvino_runner(path: Path, config: dict[str, str], threads: int) -> Callable[[np.ndarray], Outputs]:
-    """Return a function that scores a picture with an exported model."""
+    """Return a function that scores an image with an exported model."""
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads} | config
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
 
@@ -212,7 +212,7 @@ def openvino_runner(path: Path, config: dict[str, str], threads: int) -> Callabl
 
 
 def torch_runner(model: AnomalibModule) -> Callable[[np.ndarray], Outputs]:
-    """Return a function that scores a picture with a torch model."""
+    """Return a function that scores an image with a torch model."""
 
     @torch.inference_mode()
     def run(image: np.ndarray) -> Outputs:
@@ -246,8 +246,8 @@ def main() -> None:
     arguments.add_argument("--search", action="store_true", help="also with the search in the memory bank compressed")
     arguments.add_argument("--raw", action="store_true", help="scores without Anomalib's normalization")
     arguments.add_argument("--ratio", type=float, default=0.01, help="coreset_sampling_ratio")
-    arguments.add_argument("--max-drop", type=float, default=0.01, help="of the picture AUROC, for INT8_ACQ")
-    arguments.add_argument("--repeats", type=int, default=100, help="pictures of which the median time counts")
+    arguments.add_argument("--max-drop", type=float, default=0.01, help="of the image AUROC, for INT8_ACQ")
+    arguments.add_argument("--repeats", type=int, default=100, help="images of which the median time counts")
     options = arguments.parse_args()
     if options.quick:
         options.repeats = 5
@@ -275,7 +275,7 @@ def main() -> None:
             for precision, config in PRECISIONS.items()
         }
         milliseconds = benchmark.latencies(runs)
-        print("\n| model | compression | MiB | runtime precision | picture / map AUROC | ms | against FP32 |")
+        print("\n| model | compression | MiB | runtime precision | image / map AUROC | ms | against FP32 |")
         print("|---|---|---:|---|---|---:|---:|")
         for key, run in runs.items():
             name, compression, precision = key
@@ -288,7 +288,7 @@ def main() -> None:
 
         runs = {precision: torch_runner(model) for precision, model in torch_models(benchmark)}
         milliseconds = benchmark.latencies(runs)
-        print("\n| SoftPatch in torch, backbone in | picture / map AUROC | ms | against float32 |\n|---|---|---:|---:|")
+        print("\n| SoftPatch in torch, backbone in | image / map AUROC | ms | against float32 |\n|---|---|---:|---:|")
         for precision, run in runs.items():
             ratio = milliseconds[precision] / milliseconds["float32"]
             print(f"| {precision} | {benchmark.aurocs(run)} | {milliseconds[precision]:.1f} | {ratio:.2f} |")

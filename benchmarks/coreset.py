@@ -3,7 +3,7 @@
 
 """Coreset: ours against Anomalib's KCenterGreedy on the same features, from the same first centre.
 
-327,680 patches of 320 normal Kolektor pictures (MobileNetV2, 128 channels), projected with Anomalib's
+327,680 patches of 320 normal Kolektor images (MobileNetV2, 128 channels), projected with Anomalib's
 SparseRandomProjection to 313 dimensions. With 3,276 centres (1 %) both run in full, about 8 minutes on two cores; with
 32,768 (10 %) Anomalib's time is extrapolated, since each of its centres costs the same.
 
@@ -23,16 +23,16 @@ from common import Identity, describe_machine, kolektor_features, measure, parse
 def main() -> None:
     """Choose coresets, compare the centres, print the table."""
     arguments = parser(__doc__)
-    arguments.add_argument("--pictures", type=int, default=320, help="pictures of 1,024 patches each")
+    arguments.add_argument("--images", type=int, default=320, help="images of 1,024 patches each")
     arguments.add_argument("--anomalib-centers", type=int, default=3_276, help="centres that Anomalib's chooses")
     arguments.add_argument("--centers", type=int, nargs="+", default=[3_276, 32_768], help="centres that ours chooses")
     options = arguments.parse_args()
     if options.quick:
-        options.pictures, options.anomalib_centers, options.centers = 16, 163, [163, 1_638]
+        options.images, options.anomalib_centers, options.centers = 16, 163, [163, 1_638]
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
 
-    features = kolektor_features(options.datasets, options.backbone, options.pictures).flatten(0, 1)
+    features = kolektor_features(options.datasets, options.backbone, options.images).flatten(0, 1)
     torch.manual_seed(0)
     features = SparseRandomProjection(eps=0.9).fit(features).transform(features)
     print(f"{features.shape[0]} patches x {features.shape[1]} dimensions, float32", flush=True)

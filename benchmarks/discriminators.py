@@ -3,7 +3,7 @@
 
 """Discriminators: the batched local outlier factor against one scikit-learn fit for each grid position.
 
-1,024 positions x 352 Kolektor pictures x 128 channels of MobileNetV2. The other discriminators' times are printed too.
+1,024 positions x 352 Kolektor images x 128 channels of MobileNetV2. The other discriminators' times are printed too.
 
 Example::
 
@@ -21,18 +21,18 @@ from common import PeakMemory, describe_machine, kolektor_features, measure, par
 def main() -> None:
     """Score all patches with each method, print times, memory and agreement."""
     arguments = parser(__doc__)
-    arguments.add_argument("--pictures", type=int, default=352)
+    arguments.add_argument("--images", type=int, default=352)
     arguments.add_argument("--positions", type=int, default=1024, help="positions that scikit-learn scores")
     arguments.add_argument("--repeats", type=int, default=3, help="the shortest time of ours counts")
     options = arguments.parse_args()
     if options.quick:
-        options.pictures, options.positions, options.repeats = 48, 128, 1
+        options.images, options.positions, options.repeats = 48, 128, 1
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
 
-    features = kolektor_features(options.datasets, options.backbone, options.pictures)
+    features = kolektor_features(options.datasets, options.backbone, options.images)
     comparison = Comparison((32, 32))
-    print(f"{features.shape[1]} positions x {features.shape[0]} pictures x {features.shape[2]} dimensions, k = 6")
+    print(f"{features.shape[1]} positions x {features.shape[0]} images x {features.shape[2]} dimensions, k = 6")
     for name in DISCRIMINATORS:
         with PeakMemory() as memory:
             scores, seconds = measure(lambda: noise_scores(features, name, comparison), options.repeats)  # noqa: B023

@@ -3,7 +3,7 @@
 
 """The whole fit by stage: time against the backbone's forward passes alone, memory against the features' own size.
 
-352 Kolektor pictures of 256 px through wide_resnet50_2 (layer2, layer3), coreset 0.1. The shared set has no weights for
+352 Kolektor images of 256 px through wide_resnet50_2 (layer2, layer3), coreset 0.1. The shared set has no weights for
 it, so that it is untrained: the backbone's speed does not depend on weights, but the features do, and with them how
 much the coreset selection can leave out. ``--weights`` takes trained ones. Each model runs in a process of its own.
 
@@ -25,7 +25,7 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore
 from anomalib_softpatch.components.patch_features import CPU_BATCH
 from anomalib_softpatch.models import SoftPatchModel
-from common import PeakMemory, describe_machine, kolektor_pictures, measure, parser
+from common import PeakMemory, describe_machine, kolektor_images, measure, parser
 
 LAYERS = ["layer2", "layer3"]
 
@@ -46,7 +46,7 @@ class TimedMemoryBank(DenoisingMemoryBank):
 
 @torch.no_grad()
 def fit_ours(
-    pictures: torch.Tensor, options: argparse.Namespace
+    images: torch.Tensor, options: argparse.Namespace
 ) -> tuple[dict[str, float], PeakMemory, tuple[int, int, int]]:
     """Fit SoftPatch; return seconds by stage, peak memory and the shape of the features."""
     builder = TimedMemoryBank(coreset_sampling_ratio=options.ratio)
@@ -59,13 +59,13 @@ def fit_ours(
     dtype = getattr(torch, options.dtype) if options.dtype else None
     model.feature_store = FeatureStore(dtype, options.memory_budget and options.memory_budget * 2**30)
     backbone = model.feature_extractor.backbone
-    warm_up(backbone, pictures)
-    _, alone = measure(lambda: [backbone(batch) and None for batch in pictures.split(options.batch)])
+    warm_up(backbone, images)
+    _, alone = measure(lambda: [backbone(batch) and None for batch in images.split(options.batch)])
     # As ours passes them through it
-    small = [batch.contiguous(memory_format=torch.channels_last) for batch in pictures.split(CPU_BATCH)]
+    small = [batch.contiguous(memory_format=torch.channels_last) for batch in images.split(CPU_BATCH)]
     _, fastest = measure(lambda: [backbone(batch) and None for batch in small])
     with PeakMemory() as memory:
-        _, forward = measure(lambda: [model(batch).shape for batch in pictures.split(options.batch)])
+        _, forward = measure(lambda: [model(batch).shape for batch in images.split(options.batch)])
         shape = model.feature_store.shape
         _, rest = measure(model.fit)
     stages = {"backbone alone": alone, "in ours' layout": fastest, "features": forward, **builder.stages}
@@ -76,19 +76,19 @@ def fit_ours(
 
 @torch.no_grad()
 def fit_anomalib(
-    pictures: torch.Tensor, options: argparse.Namespace
+    images: torch.Tensor, options: argparse.Namespace
 ) -> tuple[dict[str, float], PeakMemory, tuple[int, int, int]]:
     """Fit Anomalib's Patchcore, with the steps of its ``subsample_embedding``."""
     model = PatchcoreModel(LAYERS, options.weights or "wide_resnet50_2", options.weights is not None).train()
     model.feature_extractor.eval()
-    warm_up(model.feature_extractor, pictures)
-    _, alone = measure(lambda: [model.feature_extractor(batch) and None for batch in pictures.split(options.batch)])
+    warm_up(model.feature_extractor, images)
+    _, alone = measure(lambda: [model.feature_extractor(batch) and None for batch in images.split(options.batch)])
     with PeakMemory() as memory:
-        _, forward = measure(lambda: [model(batch).shape for batch in pictures.split(options.batch)])
+        _, forward = measure(lambda: [model(batch).shape for batch in images.split(options.batch)])
         start = time.perf_counter()
         model.memory_bank = torch.vstack(model.embedding_store)
         model.embedding_store.clear()
-        shape = (len(pictures), len(model.memory_bank) // len(pictures), model.memory_bank.shape[1])
+        shape = (len(images), len(model.memory_bank) // len(images), model.memory_bank.shape[1])
         sampler = KCenterGreedy(model.memory_bank, options.ratio)
         wanted = sampler.coreset_size
         sampler.coreset_size = min(wanted, options.anomalib_centers or wanted)
@@ -106,22 +106,20 @@ def fit_anomalib(
     return stages, memory, shape
 
 
-def warm_up(backbone: torch.nn.Module, pictures: torch.Tensor) -> None:
+def warm_up(backbone: torch.nn.Module, images: torch.Tensor) -> None:
     """Let the libraries allocate what they keep."""
     for _ in range(2):
-        backbone(pictures[:2])
+        backbone(images[:2])
 
 
 def run(name: str, options: argparse.Namespace) -> None:
     """Fit one model and print what it took."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    pictures = kolektor_pictures(options.datasets, options.pictures)
-    stages, memory, shape = {"ours": fit_ours, "anomalib": fit_anomalib}[name](pictures, options)
+    images = kolektor_images(options.datasets, options.images)
+    stages, memory, shape = {"ours": fit_ours, "anomalib": fit_anomalib}[name](images, options)
     size = shape[0] * shape[1] * shape[2] * 4
-    print(
-        f"\n{name}: {shape[0]} pictures, features of {shape[1]} patches x {shape[2]} channels, {size / 2**20:.0f} MiB"
-    )
+    print(f"\n{name}: {shape[0]} images, features of {shape[1]} patches x {shape[2]} channels, {size / 2**20:.0f} MiB")
     for stage, seconds in stages.items():
         print(f"  {stage:24}{seconds:9.1f} s  {seconds / stages['backbone alone']:6.2f} x the backbone alone")
     for label, peak in (("peak memory", memory.peak), ("with mapped files", memory.peak_with_files)):
@@ -132,8 +130,8 @@ def main() -> None:
     """Fit each model in a process of its own."""
     arguments = parser(__doc__)
     arguments.add_argument("--models", nargs="+", choices=["ours", "anomalib"], default=["ours"])
-    arguments.add_argument("--pictures", type=int, default=352)
-    arguments.add_argument("--batch", type=int, default=8, help="pictures in a forward pass")
+    arguments.add_argument("--images", type=int, default=352)
+    arguments.add_argument("--batch", type=int, default=8, help="images in a forward pass")
     arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
     arguments.add_argument("--weights", help="trained wide_resnet50_2, as local-dir:<folder>")
     arguments.add_argument("--dtype", help="type that ours holds the features in, such as float16")
@@ -141,7 +139,7 @@ def main() -> None:
     arguments.add_argument("--anomalib-centers", type=int, help="extrapolate Anomalib's coreset from so many centres")
     options = arguments.parse_args()
     if options.quick:
-        options.pictures, options.ratio, options.anomalib_centers = 16, 0.05, 50
+        options.images, options.ratio, options.anomalib_centers = 16, 0.05, 50
     torch.set_num_threads(options.threads)
     weights = "given weights" if options.weights else "untrained weights"
     print(f"{describe_machine()}\nwide_resnet50_2 with {weights}, coreset {options.ratio}", flush=True)

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Compare ways to turn the noise scores of a picture's patches into one score, and print a table.
+r"""Compare ways to turn the noise scores of an image's patches into one score, and print a table.
 
-Anomalous test pictures are injected among the training pictures (overlap protocol), every patch is scored, and every
-way of summing a picture up is judged by how well it ranks the injected pictures: AUROC, and precision among as many
-pictures as were injected. Means over seeds with their standard deviation, in percent.
+Anomalous test images are injected among the training images (overlap protocol), every patch is scored, and every
+way of summing an image up is judged by how well it ranks the injected images: AUROC, and precision among as many
+images as were injected. Means over seeds with their standard deviation, in percent.
 
 Example::
 
@@ -32,7 +32,7 @@ REMOVED = 0.15  # SoftPatch's threshold
 
 
 def top_mean(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function that takes the mean of each picture's highest scores, so large a share of its patches."""
+    """Return a function that takes the mean of each image's highest scores, so large a share of its patches."""
 
     def mean_of_highest(scores: torch.Tensor) -> torch.Tensor:
         count = max(1, round(share * scores[0].numel()))
@@ -42,18 +42,18 @@ def top_mean(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def share_removed(scores: torch.Tensor) -> torch.Tensor:
-    """Return the share of each picture's patches that SoftPatch removes."""
+    """Return the share of each image's patches that SoftPatch removes."""
     return (~keep_mask(scores, REMOVED)).flatten(1).float().mean(dim=1)
 
 
 def excess(scores: torch.Tensor) -> torch.Tensor:
-    """Return how far each picture's patches exceed the threshold of removal, summed."""
+    """Return how far each image's patches exceed the threshold of removal, summed."""
     cut = scores[keep_mask(scores, REMOVED)].max()
     return (scores - cut).clamp_min(0).flatten(1).sum(dim=1)
 
 
 def smoothed_maximum(scores: torch.Tensor) -> torch.Tensor:
-    """Return each picture's highest mean of 3 x 3 patches."""
+    """Return each image's highest mean of 3 x 3 patches."""
     return torch.nn.functional.avg_pool2d(scores[:, None], 3, stride=1).flatten(1).amax(dim=1)
 
 
@@ -72,7 +72,7 @@ IMAGE_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def score_patches(
     extractor: PatchFeatureExtractor, ratio: float, seed: int, arguments: argparse.Namespace
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    """Score the patches of a noisy training set, and tell which pictures were injected."""
+    """Score the patches of a noisy training set, and tell which images were injected."""
     wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=True, seed=seed)
     datamodule.prepare_data()
@@ -126,10 +126,10 @@ def main() -> None:
                     figures.setdefault((discriminator, name, ratio), []).append(
                         {"AUROC": 100 * roc_auc_score(labels, image_scores), "precision": 100 * found}
                     )
-            print(f"# {ratio:.0%} seed {seed}: {labels.sum()} of {len(labels)} pictures injected", flush=True)
+            print(f"# {ratio:.0%} seed {seed}: {labels.sum()} of {len(labels)} images injected", flush=True)
     ratios = [ratio for ratio in arguments.ratios if ratio]
     print_table(
-        ["patch score, picture score", *(f"{ratio:.0%} AUROC / precision" for ratio in ratios)],
+        ["patch score, image score", *(f"{ratio:.0%} AUROC / precision" for ratio in ratios)],
         {
             f"{discriminator}, {name}": [figures[discriminator, name, ratio] for ratio in ratios]
             for discriminator, name in dict.fromkeys((discriminator, name) for discriminator, name, _ in figures)

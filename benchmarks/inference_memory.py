@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Memory at inference: one picture of 1,024 px against a large memory bank, in torch, ONNX Runtime and OpenVINO.
+"""Memory at inference: one image of 1,024 px against a large memory bank, in torch, ONNX Runtime and OpenVINO.
 
 WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels, untrained, since the shared set has no weights for it) gives
-16,384 patches for such a picture; the bank holds 100,000 patches of Kolektor's pictures, enlarged. The distances of all
-pairs would take 6.1 GiB. Each runtime has a process of its own: peak memory while it scores the first picture, above
+16,384 patches for such an image; the bank holds 100,000 patches of Kolektor's images, enlarged. The distances of all
+pairs would take 6.1 GiB. Each runtime has a process of its own: peak memory while it scores the first image, above
 what it holds once the model is loaded, and the same with a bank of 16 rows, which leaves what the backbone takes.
 
 "plain" is the search without an index, as it is on a GPU and in exported files. ``--patchcore`` adds Anomalib's
@@ -29,7 +29,7 @@ from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule
 
 from anomalib_softpatch import SoftPatch
-from common import MEAN, STD, PeakMemory, describe_machine, in_process, kolektor_pictures, parser
+from common import MEAN, STD, PeakMemory, describe_machine, in_process, kolektor_images, parser
 
 TIMES = ("load", "peak", "seconds")
 
@@ -40,18 +40,18 @@ def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool
     settings: dict[str, Any] = {"backbone": options.backbone, "layers": ["layer2", "layer3"], "pre_trained": False}
     torch.manual_seed(0)
     settings |= {"visualizer": False, "post_processor": False}
-    # Exports that take any size need one: the example that Anomalib exports with has pictures of 2 x 2
+    # Exports that take any size need one: the example that Anomalib exports with has images of 2 x 2
     settings["pre_processor"] = SoftPatch.configure_pre_processor((options.size, options.size))
     ours = SoftPatch(**settings).eval()
-    pictures = kolektor_pictures(options.datasets, options.pictures, options.size)
+    images = kolektor_images(options.datasets, options.images, options.size)
     features = []
-    for picture in pictures[:-1]:
-        features.append(ours.model.extract(picture[None])[0].flatten(1).T)
+    for image in images[:-1]:
+        features.append(ours.model.extract(image[None])[0].flatten(1).T)
         if sum(map(len, features)) >= rows:
             break
     bank = torch.cat(features)[:rows].contiguous()
     if len(bank) < rows:
-        msg = f"{options.pictures - 1} pictures have {len(bank)} patches, {rows} are asked for: see --pictures."
+        msg = f"{options.images - 1} images have {len(bank)} patches, {rows} are asked for: see --images."
         raise SystemExit(msg)
     del features
     model: AnomalibModule = ours
@@ -62,8 +62,8 @@ def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool
     else:
         model.model.weights, model.model.banks = torch.ones(rows), ((0, rows),)
     model.model.memory_bank = bank
-    picture = pictures[-1:] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    np.save(folder / "picture.npy", picture.numpy())
+    image = images[-1:] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    np.save(folder / "image.npy", image.numpy())
     torch.save(model, folder / "model.pt")
     kwargs = {"verbose": False} | ({"dynamic_shapes": None} if fixed else {})
     size = (options.size, options.size) if fixed else None
@@ -72,22 +72,22 @@ def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool
 
 
 def score(folder: Path, runtime: str, threads: int) -> dict[str, float]:
-    """Load an exported model and score a picture."""
-    picture = np.load(folder / "picture.npy")
+    """Load an exported model and score an image."""
+    image = np.load(folder / "image.npy")
     with PeakMemory() as loading:
         if runtime.startswith("torch"):
             if "plain" in runtime:
                 search = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
                 search.SMALLEST_INDEX = float("inf")
             model = torch.load(folder / "model.pt", weights_only=False).eval()
-            run = torch.no_grad()(lambda: model(torch.from_numpy(picture)))
+            run = torch.no_grad()(lambda: model(torch.from_numpy(image)))
         elif runtime == "onnxruntime":
             import onnxruntime  # noqa: PLC0415
 
             session_options = onnxruntime.SessionOptions()
             session_options.intra_op_num_threads = threads
             session = onnxruntime.InferenceSession(folder / "weights" / "onnx" / "model.onnx", session_options)
-            run = lambda: session.run(None, {session.get_inputs()[0].name: picture})  # noqa: E731
+            run = lambda: session.run(None, {session.get_inputs()[0].name: image})  # noqa: E731
         else:
             import openvino  # noqa: PLC0415
 
@@ -98,7 +98,7 @@ def score(folder: Path, runtime: str, threads: int) -> dict[str, float]:
             }
             path = folder / "weights" / "openvino" / "model.xml"
             compiled = openvino.Core().compile_model(str(path), "CPU", config)
-            run = lambda: compiled(picture)  # noqa: E731
+            run = lambda: compiled(image)  # noqa: E731
     with PeakMemory() as memory:
         start = time.perf_counter()
         run()
@@ -110,11 +110,11 @@ def main() -> None:
     """Export, score, print the table."""
     arguments = parser(__doc__)
     arguments.set_defaults(backbone="wide_resnet50_2")
-    arguments.add_argument("--size", type=int, default=1024, help="height and width of the picture")
+    arguments.add_argument("--size", type=int, default=1024, help="height and width of the image")
     arguments.add_argument("--rows", type=int, default=100_000, help="rows of the bank")
-    arguments.add_argument("--pictures", type=int, default=9, help="pictures: of the bank, and the last one is scored")
+    arguments.add_argument("--images", type=int, default=9, help="images: of the bank, and the last one is scored")
     arguments.add_argument("--runtimes", nargs="+", default=["torch", "torch, plain", "onnxruntime", "openvino"])
-    arguments.add_argument("--fixed", action="store_true", help="export for one picture of this size, not for any")
+    arguments.add_argument("--fixed", action="store_true", help="export for one image of this size, not for any")
     arguments.add_argument("--patchcore", action="store_true", help="Anomalib's PatchCore too")
     arguments.add_argument("--patchcore-rows", type=int, default=20_000)
     options = arguments.parse_args()

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a fit grows with the number of pictures and with their size: table and plot. And a fit on 7,000 pictures.
+"""How a fit grows with the number of images and with their size: table and plot. And a fit on 7,000 images.
 
-Kolektor pictures through MobileNetV2 (blocks.2, blocks.4: 128 channels), lof, coreset 0.1. ``--huge`` fits
-7,000 pictures instead: random features of the shape that wide_resnet50_2 gives for 256 px (1,024 patches x 1,536
+Kolektor images through MobileNetV2 (blocks.2, blocks.4: 128 channels), lof, coreset 0.1. ``--huge`` fits
+7,000 images instead: random features of the shape that wide_resnet50_2 gives for 256 px (1,024 patches x 1,536
 channels, float32: 41 GiB), beyond the memory budget on disk, with a small coreset. Their values vary along 64 axes, and
 a little along all.
 
@@ -27,27 +27,27 @@ from tqdm import tqdm
 
 from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore
 from anomalib_softpatch.models import SoftPatchModel
-from common import PeakMemory, describe_machine, in_process, kolektor_pictures, measure, parser
+from common import PeakMemory, describe_machine, in_process, kolektor_images, measure, parser
 
-PICTURES = [44, 88, 176, 352]
+IMAGES = [44, 88, 176, 352]
 SIZES = [128, 192, 256, 384, 512]
 
 
 @torch.no_grad()
 def fit(options: argparse.Namespace, count: int, size: int) -> dict[str, float]:
-    """Fit real pictures; return seconds and MiB."""
-    pictures = kolektor_pictures(options.datasets, count, size)
+    """Fit real images; return seconds and MiB."""
+    images = kolektor_images(options.datasets, count, size)
     builder = DenoisingMemoryBank(coreset_sampling_ratio=options.ratio, progress=False)
     model = SoftPatchModel(["blocks.2", "blocks.4"], options.backbone, memory_bank_builder=builder).train()
     model.feature_extractor.eval()
-    model.feature_extractor(pictures[:8])
+    model.feature_extractor(images[:8])
     with PeakMemory() as memory:
-        _, extraction = measure(lambda: [model(batch).shape for batch in pictures.split(8)])
+        _, extraction = measure(lambda: [model(batch).shape for batch in images.split(8)])
         shape = model.feature_store.shape
         _, rest = measure(model.fit)
     own = shape[0] * shape[1] * shape[2] * 4
     return {
-        "pictures": count,
+        "images": count,
         "size": size,
         "patches": shape[0] * shape[1],
         "features_s": extraction,
@@ -60,7 +60,7 @@ def fit(options: argparse.Namespace, count: int, size: int) -> dict[str, float]:
 def fit_huge(options: argparse.Namespace) -> dict[str, Any]:
     """Fit random features that do not fit into memory."""
     patches, channels, dtype = options.grid**2, 1536, torch.float32
-    own = options.huge_pictures * patches * channels * 4
+    own = options.huge_images * patches * channels * 4
     folder = options.folder or tempfile.gettempdir()
     spilled = max(0, own - options.memory_budget * 2**30)
     free = shutil.disk_usage(folder).free
@@ -73,8 +73,8 @@ def fit_huge(options: argparse.Namespace) -> dict[str, Any]:
     mixing = torch.randn(64, channels, generator=generator)
     with PeakMemory(interval=0.1) as memory:
         start = time.perf_counter()
-        for first in tqdm(range(0, options.huge_pictures, 16), desc="Making features", unit="batch"):
-            count = min(16, options.huge_pictures - first)
+        for first in tqdm(range(0, options.huge_images, 16), desc="Making features", unit="batch"):
+            count = min(16, options.huge_images - first)
             batch = torch.randn(count, patches, 64, generator=generator) @ mixing
             store.append(batch.add_(torch.empty_like(batch).normal_(generator=generator)))
         making = time.perf_counter() - start
@@ -82,8 +82,8 @@ def fit_huge(options: argparse.Namespace) -> dict[str, Any]:
         bank, seconds = measure(lambda: builder.fit(store, (options.grid, options.grid)))
     store.clear()
     return {
-        "pictures": options.huge_pictures,
-        "patches": options.huge_pictures * patches,
+        "images": options.huge_images,
+        "patches": options.huge_images * patches,
         "bank": len(bank.indices),
         "features_s": making,
         "bank_s": seconds,
@@ -96,7 +96,7 @@ def fit_huge(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plot(rows: dict[str, list[dict[str, float]]], path: str) -> None:
-    """Draw time and memory against the number of pictures and the number of pixels."""
+    """Draw time and memory against the number of images and the number of pixels."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -113,12 +113,12 @@ def plot(rows: dict[str, list[dict[str, float]]], path: str) -> None:
         bottom.plot(values, [row["features_mib"] for row in results], "s--", label="features alone")
         top.set_ylabel("Time [s]")
         bottom.set_ylabel("Memory [MiB]")
-        others = {key: results[0][key] for key in ("pictures", "size") if key != variable}
-        fixed = f"{others['size']} px" if "size" in others else f"{others['pictures']} pictures"
+        others = {key: results[0][key] for key in ("images", "size") if key != variable}
+        fixed = f"{others['size']} px" if "size" in others else f"{others['images']} images"
         top.set_title(f"Fit of SoftPatch, {fixed}")
         for axis in (top, bottom):
             axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
-            axis.set_xlabel({"pictures": "Training pictures", "size": "Height and width of a picture [px]"}[variable])
+            axis.set_xlabel({"images": "Training images", "size": "Height and width of an image [px]"}[variable])
             axis.minorticks_off()
             axis.grid(alpha=0.3)
             axis.legend()
@@ -130,10 +130,10 @@ def main() -> None:
     """Run the fits, print the table, draw the plot."""
     arguments = parser(__doc__)
     arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
-    arguments.add_argument("--size-pictures", type=int, default=88, help="pictures where the size varies")
+    arguments.add_argument("--size-images", type=int, default=88, help="images where the size varies")
     arguments.add_argument("--plot", default="scale.png", help="where to draw the plot")
-    arguments.add_argument("--huge", action="store_true", help="fit --huge-pictures random pictures instead")
-    arguments.add_argument("--huge-pictures", type=int, default=7000)
+    arguments.add_argument("--huge", action="store_true", help="fit --huge-images random images instead")
+    arguments.add_argument("--huge-images", type=int, default=7000)
     arguments.add_argument("--huge-ratio", type=float, default=0.001, help="their coreset_sampling_ratio")
     arguments.add_argument("--grid", type=int, default=32, help="height and width of their grid")
     arguments.add_argument("--memory-budget", type=float, default=1.0, help="GiB of features to hold in memory")
@@ -143,15 +143,13 @@ def main() -> None:
     print(describe_machine(), flush=True)
     if options.huge:
         if options.quick:
-            options.huge_pictures, options.grid, options.memory_budget = 100, 16, 0.02
+            options.huge_images, options.grid, options.memory_budget = 100, 16, 0.02
         print(json.dumps(in_process(options.threads, fit_huge, options), indent=2))
         return
-    counts, sizes = ([8, 16], [64, 128]) if options.quick else (PICTURES, SIZES)
-    fixed = 8 if options.quick else options.size_pictures
-    grid = {"pictures": [(count, 256) for count in counts], "size": [(fixed, size) for size in sizes]}
-    print(
-        f"{'pictures':>8}{'size':>6}{'patches':>10}{'features s':>12}{'bank s':>9}{'features MiB':>14}{'peak MiB':>10}"
-    )
+    counts, sizes = ([8, 16], [64, 128]) if options.quick else (IMAGES, SIZES)
+    fixed = 8 if options.quick else options.size_images
+    grid = {"images": [(count, 256) for count in counts], "size": [(fixed, size) for size in sizes]}
+    print(f"{'images':>8}{'size':>6}{'patches':>10}{'features s':>12}{'bank s':>9}{'features MiB':>14}{'peak MiB':>10}")
     rows: dict[str, list[dict[str, float]]] = {}
     for variable, settings in grid.items():
         rows[variable] = []

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Search at inference: nearest neighbours of the patches of one picture, ours, Anomalib's PatchCore's and faiss'.
+"""Search at inference: nearest neighbours of the patches of one image, ours, Anomalib's PatchCore's and faiss'.
 
 1,024 queries x 33,000 bank rows x 1,536 dimensions. The bank is a coreset of the patches of Kolektor's training
-pictures; the features are those of MobileNetV2, all its stages twice (see ``wide_features``), since WideResNet50-2 has
-no weights in the shared set. Queries are the patches of test pictures, normal and defective ones.
+images; the features are those of MobileNetV2, all its stages twice (see ``wide_features``), since WideResNet50-2 has
+no weights in the shared set. Queries are the patches of test images, normal and defective ones.
 
 Example::
 
@@ -32,7 +32,7 @@ except ImportError:
 
 def build_bank(options: argparse.Namespace) -> torch.Tensor:
     """Choose a coreset of the training patches, in PatchCore's way."""
-    features = wide_features(options.datasets, options.backbone, options.pictures)
+    features = wide_features(options.datasets, options.backbone, options.images)
     torch.manual_seed(0)
     projection = SparseRandomProjection(eps=0.9).fit(features)
     centers = k_center_greedy(projection.transform(features), options.bank, first=0, progress=True)
@@ -42,13 +42,13 @@ def build_bank(options: argparse.Namespace) -> torch.Tensor:
 def main() -> None:
     """Build the bank, search with each method in turn, print the table."""
     arguments = parser(__doc__)
-    arguments.add_argument("--pictures", type=int, default=128, help="training pictures that the bank is chosen from")
+    arguments.add_argument("--images", type=int, default=128, help="training images that the bank is chosen from")
     arguments.add_argument("--bank", type=int, default=33_000, help="rows of the bank")
     arguments.add_argument("--bank-file", type=Path, help="keep the bank here, or take it from here if the file exists")
     arguments.add_argument("--repeats", type=int, default=5, help="the shortest time counts")
     options = arguments.parse_args()
     if options.quick:
-        options.pictures, options.bank, options.repeats = 16, 3_300, 2
+        options.images, options.bank, options.repeats = 16, 3_300, 2
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
 
@@ -93,7 +93,7 @@ def main() -> None:
         flat.add(bank.numpy())
         methods["faiss IndexFlatL2"] = lambda part: tuple(map(torch.from_numpy, flat.search(part.numpy(), 1)))
 
-    print(f"\n1024 queries x {len(bank)} x {bank.shape[1]} float32, one picture each, shortest of {options.repeats}")
+    print(f"\n1024 queries x {len(bank)} x {bank.shape[1]} float32, one image each, shortest of {options.repeats}")
     print(f"{'queries':16}{'method':26}{'s':>8}{'ratio':>8}   same neighbour   largest difference of d, relative")
     for kind, parts in queries.items():
         for number, part in enumerate(parts):

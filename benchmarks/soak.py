@@ -3,9 +3,9 @@
 
 """Soak test: many fits and predictions in one process leave its memory flat.
 
-Small random pictures and an untrained resnet18, SoftPatch and SoftPatch+ in turn. Every tenth fit goes through
+Small random images and an untrained resnet18, SoftPatch and SoftPatch+ in turn. Every tenth fit goes through
 Anomalib's engine, noise report, validation and checkpoint included; the others are those of the torch model, half of
-them with features on disk. After each fit, pictures are predicted, by new models and by one that is fitted again and
+them with features on disk. After each fit, images are predicted, by new models and by one that is fitted again and
 again. The resident memory is looked at after a warm-up of a quarter of the fits and at the end. Exit status 1: it grew
 by more than ``--bound`` MiB.
 
@@ -47,8 +47,8 @@ def resident() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def write_pictures(root: Path) -> None:
-    """Write random pictures, normal ones and such with a black square."""
+def write_images(root: Path) -> None:
+    """Write random images, normal ones and such with a black square."""
     rng = np.random.default_rng(0)
     for folder, count in (("good", 8), ("bad", 4)):
         (root / folder).mkdir(parents=True)
@@ -58,7 +58,7 @@ def write_pictures(root: Path) -> None:
             Image.fromarray(pixels).save(root / folder / f"{number}.png")
 
 
-def fit_with_engine(pictures: Path, number: int) -> None:
+def fit_with_engine(images: Path, number: int) -> None:
     """Train, test and drop a Lightning module."""
     model_class = (SoftPatch, SoftPatchPlus)[number % 2]
     model = model_class(
@@ -67,7 +67,7 @@ def fit_with_engine(pictures: Path, number: int) -> None:
         pre_processor=SoftPatch.configure_pre_processor((SIZE, SIZE)),
         visualizer=False,
     )
-    data = Folder("soak", root=pictures, normal_dir="good", abnormal_dir="bad", num_workers=0, seed=0)
+    data = Folder("soak", root=images, normal_dir="good", abnormal_dir="bad", num_workers=0, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(
             default_root_dir=folder,
@@ -112,13 +112,13 @@ def main() -> int:
     predictions, warm, after_warm_up = 0, options.fits // 4, 0.0
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder)
-        write_pictures(pictures)
+        image_folder = Path(folder)
+        write_images(image_folder)
         for number in range(options.fits):
             if number == warm:
                 after_warm_up = resident()
             if number % 10 == 0:
-                fit_with_engine(pictures, number // 10)
+                fit_with_engine(image_folder, number // 10)
                 model = kept
             elif number % 2:
                 model = kept  # again, with another bank

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the tests share: small data, the shared pictures and weights, and the `anomalib` command."""
+"""What the tests share: small data, the shared images and weights, and the `anomalib` command."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def kolektor() -> Path:
     """Dataset root of the shared inspection set, to be used with the category `kolektor`."""
     root = SHARED / "datasets"
     if not (root / "kolektor").is_dir():
-        pytest.skip(f"no shared inspection pictures at {root / 'kolektor'}")
+        pytest.skip(f"no shared inspection images at {root / 'kolektor'}")
     return root
 
 

@@ -16,7 +16,7 @@ before. What it changes, and why Anomalib 2.7 could not be left as it is:
 - A failed run is reported at once, and the command's exit status is 1. Log messages go to the log file only.
 
 The measurement is Anomalib's: every run is one of its benchmark jobs. Results are where Anomalib puts them,
-``runs/benchmark/<time>/results.csv``, with the manifests of the injected pictures beside them.
+``runs/benchmark/<time>/results.csv``, with the manifests of the injected images beside them.
 """
 
 import logging
@@ -179,7 +179,7 @@ class ComparisonJobGenerator(BenchmarkJobGenerator):
 
     Args:
         accelerator: ``"cpu"`` or ``"cuda"``.
-        manifests: Folder for the manifests of the injected pictures.
+        manifests: Folder for the manifests of the injected images.
     """
 
     def __init__(self, accelerator: str, manifests: Path) -> None:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables and a picture from the results of ``anomalib benchmark``."""
+"""Tables and an image from the results of ``anomalib benchmark``."""
 
 import sys
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ CURVES = ("image_AUROC", "pixel_AUROC")
 
 
 def compare(results: Path, output: Path | None = None) -> None:
-    """Compare the models of a benchmark: a table per noise ratio, and AUROC against noise ratio as a picture.
+    """Compare the models of a benchmark: a table per noise ratio, and AUROC against noise ratio as an image.
 
-    The table goes to the terminal and to comparison.md, the picture to comparison.png.
+    The table goes to the terminal and to comparison.md, the image to comparison.png.
 
     Args:
         results: The results.csv that anomalib benchmark wrote, or a folder whose files of that name are taken together,
             as after an interruption. Of a run that is in several files the one in the last folder counts.
-        output: Folder for the table and the picture, by default that of the results.
+        output: Folder for the table and the image, by default that of the results.
     """
     files = sorted(results.rglob("results.csv")) if results.is_dir() else [results]
     if not files:
@@ -210,7 +210,7 @@ def draw(summary: pd.DataFrame, runs: pd.DataFrame, path: Path) -> None:
     Args:
         summary: Averages as :func:`summarise` gives them.
         runs: The runs that were averaged, to say of what.
-        path: Picture file to write.
+        path: Image file to write.
     """
     curves = [name for name in CURVES if (name, "mean") in summary and summary[name, "mean"].notna().any()]
     settings = list(summary.index.droplevel(["noise_ratio", "model"]).unique())

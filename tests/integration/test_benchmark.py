@@ -50,12 +50,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for folder, count in (("train/good", 16), ("test/good", 5), ("test/hole", 5)):
         for number in range(count):
-            picture = rng.integers(100, 156, (48, 48, 3), dtype=np.uint8)
+            image = rng.integers(100, 156, (48, 48, 3), dtype=np.uint8)
             mask = np.zeros((48, 48), dtype=np.uint8)
             if folder == "test/hole":
                 mask[10:30, 8 + 4 * number : 24 + 4 * number] = 255
-            picture[mask > 0] = 0
-            files = [(picture, root / "nut" / folder / f"{number:03}.png")]
+            image[mask > 0] = 0
+            files = [(image, root / "nut" / folder / f"{number:03}.png")]
             if mask.any():
                 files.append((mask, root / "nut" / "ground_truth" / "hole" / f"{number:03}_mask.png"))
             for pixels, path in files:
@@ -116,7 +116,7 @@ def results(folder: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_picture(
+def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_image(
     config: dict,
     tmp_path: Path,
     run_anomalib: Callable,
@@ -185,7 +185,7 @@ def test_a_failed_run_is_reported_and_the_others_are_finished(
         run_here(config)
     assert error.value.code == 1
     output = capsys.readouterr().err
-    assert "noise_ratio=0.9: failed: noise_ratio=0.9 asks for 14 anomalous pictures" in output
+    assert "noise_ratio=0.9: failed: noise_ratio=0.9 asks for 14 anomalous images" in output
     assert "2 runs failed, see runs/pipeline.log." in output
     assert list(results(tmp_path)["data.init_args.noise_ratio"]) == [0.2, 0.2]
     assert (tmp_path / "runs" / "pipeline.log").read_text().count("Traceback") >= 2

@@ -27,7 +27,7 @@ MODELS = sorted(path.name for path in (CONFIGS / "model").glob("*.yaml"))
 DATA = sorted(path.name for path in (CONFIGS / "data").glob("*.yaml"))
 BENCHMARKS = sorted(path.name for path in (CONFIGS / "benchmark").glob("*.yaml"))
 
-# Folder below the root, category, name of the normal pictures, name of the anomalous ones, ending of the masks' names
+# Folder below the root, category, name of the normal images, name of the anomalous ones, ending of the masks' names
 LAYOUTS = {
     "MVTecAD": ("MVTecAD", "screw", "good", "scratch", "_mask.png"),
     "Visa": ("visa/visa_pytorch", "pcb1", "good", "bad", ".png"),
@@ -56,13 +56,13 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = datasets / folder / category
         for split, count in ((f"train/{good}", NORMAL), (f"test/{good}", 4), (f"test/{bad}", 4)):
             for number in range(count):
-                picture = rng.integers(100, 156, (64, 64, 3), dtype=np.uint8)
+                image = rng.integers(100, 156, (64, 64, 3), dtype=np.uint8)
                 if split.endswith(bad):
                     mask = np.zeros((64, 64), dtype=np.uint8)
                     mask[16:40, 16 + 4 * number : 40 + 4 * number] = 255
-                    picture[mask > 0] = 0
+                    image[mask > 0] = 0
                     save(mask, root / "ground_truth" / bad / f"{number:03}{ending}")
-                save(picture, root / split / f"{number:03}.png")
+                save(image, root / split / f"{number:03}.png")
     return datasets
 
 
@@ -72,7 +72,7 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 
 def shrink_model(init_args: dict[str, Any]) -> None:
-    """Take a small backbone without weights, and pictures a quarter or an eighth as large."""
+    """Take a small backbone without weights, and images a quarter or an eighth as large."""
     init_args.update(backbone="resnet18", pre_trained=False, layers=["layer2", "layer3"], visualizer=False)
     init_args.setdefault("pre_processor", yaml.safe_load(DEFAULT_PRE_PROCESSOR))
     for transform in init_args["pre_processor"]["init_args"]["transform"]["init_args"]["transforms"]:

@@ -78,11 +78,11 @@ def test_demo(run_python, tmp_path):
     )
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
-    picture = np.asarray(Image.open(folder / "comparison.png").convert("RGB"))
-    assert picture.shape[0] > 600
-    assert picture.shape[1] > 1000
-    assert (picture[0] == 255).all()  # light background
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+    image = np.asarray(Image.open(folder / "comparison.png").convert("RGB"))
+    assert image.shape[0] > 600
+    assert image.shape[1] > 1000
+    assert (image[0] == 255).all()  # light background
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1000
 
 
 @pytest.mark.parametrize(

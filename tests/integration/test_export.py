@@ -57,8 +57,8 @@ def openvino_file(trained):
     return engine.export(model, ExportType.OPENVINO, export_root=folder / "openvino")
 
 
-def pictures(batch_size: int, size: tuple[int, int]) -> torch.Tensor:
-    """Pictures like the training ones, with a black square: scores of some size."""
+def random_images(batch_size: int, size: tuple[int, int]) -> torch.Tensor:
+    """Images like the training ones, with a black square: scores of some size."""
     images = 0.4 + 0.2 * torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(1))
     images[:, :, 16:40, 24:48] = 0
     return images
@@ -76,7 +76,7 @@ INPUTS = [(1, (128, 128)), (4, (128, 128)), (2, (96, 160))]
 
 @pytest.mark.parametrize(("batch_size", "size"), INPUTS)
 def test_onnxruntime(trained, onnx_file, batch_size, size):
-    images = pictures(batch_size, size)
+    images = random_images(batch_size, size)
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
@@ -88,7 +88,7 @@ def test_onnxruntime(trained, onnx_file, batch_size, size):
 
 @pytest.mark.parametrize(("batch_size", "size"), INPUTS)
 def test_openvino(trained, openvino_file, batch_size, size):
-    images = pictures(batch_size, size)
+    images = random_images(batch_size, size)
     # The reference precision: by default OpenVINO computes in bfloat16 where the processor has it.
     compiled = openvino.Core().compile_model(str(openvino_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled(images.numpy())
@@ -102,17 +102,17 @@ def test_inferencers(trained, openvino_file, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # OpenVINOInferencer makes a folder for its cache in the working folder
     engine, model, folder = trained
     torch_file = engine.export(model, ExportType.TORCH, export_root=folder / "torch")
-    picture = tmp_path / "picture.png"
-    pixels = (255 * pictures(1, (128, 128))[0].permute(1, 2, 0)).byte().numpy()
-    Image.fromarray(pixels).save(picture)
+    image = tmp_path / "image.png"
+    pixels = (255 * random_images(1, (128, 128))[0].permute(1, 2, 0)).byte().numpy()
+    Image.fromarray(pixels).save(image)
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")  # Anomalib asks for it before it unpickles a model
-    prediction = TorchInferencer(torch_file, device="cpu").predict(picture)
+    prediction = TorchInferencer(torch_file, device="cpu").predict(image)
     assert_close(prediction.pred_score, expected.pred_score)
     assert_close(prediction.anomaly_map, expected.anomaly_map)
     config = {"INFERENCE_PRECISION_HINT": "f32"}
-    prediction = OpenVINOInferencer(openvino_file, device="CPU", config=config).predict(picture)
+    prediction = OpenVINOInferencer(openvino_file, device="CPU", config=config).predict(image)
     assert_close(prediction.pred_score, expected.pred_score)
     assert_close(prediction.anomaly_map, expected.anomaly_map)
 

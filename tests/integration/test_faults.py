@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What goes wrong in practice: killed processes, full disks, foreign and hostile files, odd pictures and names."""
+"""What goes wrong in practice: killed processes, full disks, foreign and hostile files, odd images and names."""
 
 import logging
 import os
@@ -142,9 +142,7 @@ def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_python: C
     assert not list(runs[5].rglob("*.ckpt"))
     assert not [file for file in features.rglob("*") if file.is_file()]
     message = (output / "full_for_features.txt").read_text()
-    assert message.startswith(
-        "OSError: Features of picture 1 and on do not fit on the disk that holds " + str(features)
-    )
+    assert message.startswith("OSError: Features of image 1 and on do not fit on the disk that holds " + str(features))
     assert "TMPDIR" in message
     message = (output / "full_for_the_checkpoint.txt").read_text()
     assert message.startswith(f"OSError: The checkpoint {runs[5] / 'weights'}")
@@ -161,8 +159,8 @@ def trained(mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return model, Path(runner.trainer.checkpoint_callback.best_model_path)
 
 
-def predict(model: SoftPatch, checkpoint: Path, folder: Path, pictures: Path) -> torch.Tensor:
-    batches = engine(folder).predict(model, data_path=pictures, ckpt_path=checkpoint)
+def predict(model: SoftPatch, checkpoint: Path, folder: Path, images: Path) -> torch.Tensor:
+    batches = engine(folder).predict(model, data_path=images, ckpt_path=checkpoint)
     return torch.cat([batch.pred_score for batch in batches])
 
 
@@ -212,18 +210,18 @@ def test_checkpoint_of_another_model(mvtec_root: Path, tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_version(trained: tuple[SoftPatch, Path], mvtec_root: Path, tmp_path: Path) -> None:
     """One without our entry, as before 0.1.0, loads; one of a later format does not."""
-    pictures = mvtec_root / "bottle" / "test"
+    images = mvtec_root / "bottle" / "test"
     older = torch.load(trained[1], weights_only=True)
     assert older.pop("anomalib_softpatch") == {"format": 1, "version": "0.1.0", "model": "SoftPatch"}
     torch.save(older, tmp_path / "older.ckpt")
-    expected = predict(SoftPatch(**SMALL), trained[1], tmp_path, pictures)
+    expected = predict(SoftPatch(**SMALL), trained[1], tmp_path, images)
     assert len(expected.unique()) > 1
-    assert torch.equal(predict(SoftPatch(**SMALL), tmp_path / "older.ckpt", tmp_path, pictures), expected)
+    assert torch.equal(predict(SoftPatch(**SMALL), tmp_path / "older.ckpt", tmp_path, images), expected)
     entry = {"format": 2, "version": "9.8.7", "model": "SoftPatch"}
     newer = changed(trained[1], tmp_path / "newer.ckpt", anomalib_softpatch=entry)
     message = r"written by anomalib-softpatch 9\.8\.7 in format 2.*formats up to 1: install the newer version"
     with pytest.raises(ValueError, match=r"newer\.ckpt was " + message):
-        predict(SoftPatch(**SMALL), newer, tmp_path, pictures)
+        predict(SoftPatch(**SMALL), newer, tmp_path, images)
     with pytest.raises(ValueError, match=message):
         SoftPatch.load_from_checkpoint(newer)
 
@@ -238,10 +236,10 @@ def test_checkpoint_of_a_gpu(
         gpu = changed(trained[1], tmp_path / "gpu.ckpt")
     with pytest.raises(RuntimeError, match="deserialize object on a CUDA device"):
         torch.load(gpu, weights_only=True)
-    pictures = mvtec_root / "bottle" / "test"
-    expected = predict(SoftPatch(**SMALL), trained[1], tmp_path, pictures)
+    images = mvtec_root / "bottle" / "test"
+    expected = predict(SoftPatch(**SMALL), trained[1], tmp_path, images)
     assert len(expected.unique()) > 1
-    assert torch.equal(predict(SoftPatch(**SMALL), gpu, tmp_path, pictures), expected)
+    assert torch.equal(predict(SoftPatch(**SMALL), gpu, tmp_path, images), expected)
     assert SoftPatch.load_from_checkpoint(gpu).model.memory_bank.device.type == "cpu"
 
 
@@ -272,7 +270,7 @@ def test_code_in_a_checkpoint_is_not_run(trained: tuple[SoftPatch, Path], mvtec_
     assert target.exists()
 
 
-# Pictures
+# Images
 
 
 def test_half_precision_overflow_is_named(mvtec_root: Path, tmp_path: Path) -> None:
@@ -289,7 +287,7 @@ def test_half_precision_overflow_is_named(mvtec_root: Path, tmp_path: Path) -> N
 
 
 def raw_scores(model: SoftPatch, folder: Path) -> dict[str, float]:
-    """Scores of the pictures of a folder, not normalized, by their names."""
+    """Scores of the images of a folder, not normalized, by their names."""
     model.eval()
     items = list(PredictDataset(folder))
     images = model.pre_processor.transform(torch.stack([item.image for item in items]))
@@ -303,16 +301,16 @@ def folder_of(root: Path) -> Folder:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for index, pixels in enumerate(grey_noise(5)):
-        save(pixels, tmp_path / "pictures" / "good" / f"{index}.png")
+        save(pixels, tmp_path / "images" / "good" / f"{index}.png")
     for name in ("bad", "good too"):
-        save(grey_noise(5)[4], tmp_path / "pictures" / name / "0.png")
-    return tmp_path / "pictures"
+        save(grey_noise(5)[4], tmp_path / "images" / name / "0.png")
+    return tmp_path / "images"
 
 
-def test_modes_of_pictures(trained: tuple[SoftPatch, Path], pictures: Path, tmp_path: Path) -> None:
-    """Grey, palette, transparent and 16-bit files of one picture train, and all score as the RGB file does."""
+def test_modes_of_images(trained: tuple[SoftPatch, Path], images: Path, tmp_path: Path) -> None:
+    """Grey, palette, transparent and 16-bit files of one image train, and all score as the RGB file does."""
     grey = grey_noise(1)[0]
     image = Image.fromarray(grey)
     palette = Image.frombytes("P", (64, 64), grey.tobytes())
@@ -321,64 +319,64 @@ def test_modes_of_pictures(trained: tuple[SoftPatch, Path], pictures: Path, tmp_
     transparent.putalpha(40)
     modes = {"RGB": image.convert("RGB"), "L": image, "P": palette, "RGBA": transparent, "LA": image.convert("LA")}
     modes["I;16"] = Image.fromarray(grey.astype(np.uint16))  # 16 bits of which 8 are used
-    for name, picture in modes.items():
-        picture.save(pictures / "good" / f"mode {name.replace(';', '')}.png")
-        with Image.open(pictures / "good" / f"mode {name.replace(';', '')}.png") as saved:
+    for name, variant in modes.items():
+        variant.save(images / "good" / f"mode {name.replace(';', '')}.png")
+        with Image.open(images / "good" / f"mode {name.replace(';', '')}.png") as saved:
             assert saved.mode == name
     model, runner = SoftPatch(**SMALL), engine(tmp_path)
-    runner.fit(model, datamodule=folder_of(pictures))
+    runner.fit(model, datamodule=folder_of(images))
     assert model.model.memory_bank.isfinite().all()
-    scores = raw_scores(trained[0], pictures / "good")
+    scores = raw_scores(trained[0], images / "good")
     assert len({score for name, score in scores.items() if name.startswith("mode")}) == 1
-    assert len(set(scores.values())) == 5  # the first of the other pictures is the same one
+    assert len(set(scores.values())) == 5  # the first of the other images is the same one
 
 
-def test_deep_pictures(
-    trained: tuple[SoftPatch, Path], pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_deep_images(
+    trained: tuple[SoftPatch, Path], images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Anomalib cuts values at 255: a picture that is all white then is refused, one that is not is mentioned."""
+    """Anomalib cuts values at 255: an image that is all white then is refused, one that is not is mentioned."""
     deep = grey_noise(1)[0].astype(np.uint16) * 257
-    save(np.dstack([grey_noise(1)[0]] * 3), pictures / "good" / "5.png")
-    bright = save(deep, pictures / "good" / "deep.png")
+    save(np.dstack([grey_noise(1)[0]] * 3), images / "good" / "5.png")
+    bright = save(deep, images / "good" / "deep.png")
     message = (
         r"deep\.png has values up to 39835 \(mode I;16\), and Anomalib cuts values at 255, so that it is all white"
     )
     with pytest.raises(ValueError, match=message):
-        engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(pictures))
+        engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(images))
     with pytest.raises(ValueError, match=message):
-        predict(SoftPatch(**SMALL), trained[1], tmp_path, pictures / "good")
+        predict(SoftPatch(**SMALL), trained[1], tmp_path, images / "good")
     deep[:32] = 0
     save(deep, bright)
     with caplog.at_level(logging.WARNING):
-        engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(pictures))
+        engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(images))
     assert len([record for record in caplog.records if "deep.png has values up to 39835" in record.getMessage()]) == 1
 
 
-def test_constant_pictures_are_neutral(pictures: Path, tmp_path: Path) -> None:
-    for file in (pictures / "good").iterdir():
+def test_constant_images_are_neutral(images: Path, tmp_path: Path) -> None:
+    for file in (images / "good").iterdir():
         save(np.full((64, 64), 128, dtype=np.uint8), file)
     for model_class, neutral in ((SoftPatch, 1.0), (SoftPatchPlus, 1.5)):  # of equal ranks, the mean is one half
         model = model_class(**(SMALL | {"coreset_sampling_ratio": 1.0}))
-        engine(tmp_path).fit(model, datamodule=folder_of(pictures))
+        engine(tmp_path).fit(model, datamodule=folder_of(images))
         torch.testing.assert_close(
             model.model.weights, torch.full_like(model.model.weights, neutral), rtol=0.01, atol=0.01
         )
-        scores = raw_scores(model, pictures / "good")
+        scores = raw_scores(model, images / "good")
         tolerance = 1e-3 * model.model.memory_bank.norm(dim=1).max().item()
         assert list(scores.values()) == pytest.approx([0] * 5, abs=tolerance)
 
 
-def test_one_training_picture(pictures: Path, tmp_path: Path) -> None:
+def test_one_training_image(images: Path, tmp_path: Path) -> None:
     for index in range(1, 5):
-        (pictures / "good" / f"{index}.png").unlink()
+        (images / "good" / f"{index}.png").unlink()
     model = SoftPatch(**SMALL)
-    with pytest.raises(ValueError, match="at least 2 training pictures: add some, or switch it off with"):
-        engine(tmp_path).fit(model, datamodule=folder_of(pictures))
+    with pytest.raises(ValueError, match="at least 2 training images: add some, or switch it off with"):
+        engine(tmp_path).fit(model, datamodule=folder_of(images))
     assert model.model.grid_size == (0, 0)  # before any features were extracted
     model = SoftPatch(**(SMALL | {"coreset_sampling_ratio": 1.0}), threshold=0, soft_weight=False)
-    engine(tmp_path).fit(model, datamodule=folder_of(pictures))
+    engine(tmp_path).fit(model, datamodule=folder_of(images))
     assert len(model.model.memory_bank) == 16 * 16
-    assert raw_scores(model, pictures / "good")["0"] == pytest.approx(0, abs=1e-2)
+    assert raw_scores(model, images / "good")["0"] == pytest.approx(0, abs=1e-2)
 
 
 def test_names_and_a_manifest_from_windows(tmp_path: Path) -> None:

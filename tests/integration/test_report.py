@@ -41,7 +41,7 @@ def folder_of(engine: Engine) -> Path:
 
 
 @pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
-def test_fit_leaves_a_report_that_finds_the_injected_pictures(
+def test_fit_leaves_a_report_that_finds_the_injected_images(
     mvtec_root: Path, tmp_path: Path, model_class: type
 ) -> None:
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def test_fit_leaves_a_report_that_finds_the_injected_pictures(
     truth = engine.trainer.datamodule.truth["true_label_index"]
     assert len(table) == len(truth) == 10
     assert [label == "anomalous" for label in table["label"]] == [bool(truth[path]) for path in table["path"]]
-    # two pictures with a black square among grey noise
+    # two images with a black square among grey noise
     assert table["label"].tolist()[:2] == ["anomalous"] * 2
     # the square lies at rows 16 to 39 and columns 24 to 47
     assert table["highest_patch_x"][:2].between(16, 56).all()
@@ -63,8 +63,8 @@ def test_fit_leaves_a_report_that_finds_the_injected_pictures(
 
 
 def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Path, tmp_path: Path) -> None:
-    """The command, which reads the files in order, gives every picture the score that the fit gave it."""
-    shutil.copytree(mvtec_root / "bottle" / "train" / "good", tmp_path / "pictures")
+    """The command, which reads the files in order, gives every image the score that the fit gave it."""
+    shutil.copytree(mvtec_root / "bottle" / "train" / "good", tmp_path / "images")
     import timm
     from timm.models import save_for_hf
 
@@ -72,7 +72,7 @@ def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Pat
     save_for_hf(timm.create_model("resnet18", pretrained=False), tmp_path / "weights")
     backbone = f"local-dir:{tmp_path / 'weights'}"
     engine = fit(mvtec_root, tmp_path, SoftPatch(**(SMALL | {"backbone": backbone, "pre_trained": True})), ratio=None)
-    report(tmp_path / "pictures", tmp_path / "out", backbone, ["layer2"], ["lof"])
+    report(tmp_path / "images", tmp_path / "out", backbone, ["layer2"], ["lof"])
     fitted, looked = (
         pd.read_csv(folder / "images.csv").assign(name=lambda table: [Path(path).name for path in table["path"]])
         for folder in (folder_of(engine), tmp_path / "out")
@@ -128,15 +128,15 @@ def test_command_in_a_process_of_its_own_and_the_page_in_a_browser(
     from timm.models import save_for_hf
 
     rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index in range(30):
         pixels = rng.integers(100, 156, (64, 64, 3), dtype=np.uint8)
         pixels[16:40, 24:48] *= index != 17
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index:03}.png")
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index:03}.png")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("resnet18", pretrained=False), tmp_path / "weights")
     run_python(
-        "-c", REPORT, "report", tmp_path / "pictures", "--backbone", f"local-dir:{tmp_path / 'weights'}",
+        "-c", REPORT, "report", tmp_path / "images", "--backbone", f"local-dir:{tmp_path / 'weights'}",
         "--layers=[layer2]", "--output", tmp_path / "out", cwd=tmp_path,
     )  # fmt: skip
     page = (tmp_path / "out" / "report.html").as_uri()
@@ -156,7 +156,7 @@ def test_command_in_a_process_of_its_own_and_the_page_in_a_browser(
     assert document.count("dt-orderable-asc") >= 7
     assert "Showing 1 to 25 of 30 entries" in document
     first_row = re.search(r"<tbody><tr.*?</tr>", document, flags=re.DOTALL).group()
-    assert str(tmp_path / "pictures" / "017.png") in first_row
+    assert str(tmp_path / "images" / "017.png") in first_row
     run_browser(f"--screenshot={tmp_path / 'page.png'}")
     with Image.open(tmp_path / "page.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)

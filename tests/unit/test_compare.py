@@ -155,7 +155,7 @@ def test_of_repeated_runs_the_last_one_counts(tmp_path: Path) -> None:
     assert "| SoftPatch | 70.0 ± 14.1 |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
-def test_the_command_writes_table_and_picture(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_table_and_image(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", str(results)])
     text = (results.parent / "comparison.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_the_command_writes_table_and_picture(results: Path, capsys: pytest.Capt
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # a line for each model
 
 
-def test_a_dark_style_does_not_darken_the_picture(results: Path) -> None:
+def test_a_dark_style_does_not_darken_the_image(results: Path) -> None:
     import matplotlib as mpl
 
     with mpl.rc_context({"figure.facecolor": "black", "axes.facecolor": "black"}):

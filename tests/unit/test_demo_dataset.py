@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The demo's set of pictures."""
+"""The demo's set of images."""
 
 import socket
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_anomalib_reads_it_as_mvtec(category):
         assert bool(item.gt_mask.any()) == bool(item.gt_label)
 
 
-def test_hidden_pictures_are_copies_of_test_pictures(category):
+def test_hidden_images_are_copies_of_test_images(category):
     hidden = read_hidden(category)
     assert [Path(row["test_image"]).parent.name for row in hidden] == ["brick", "grass", "stain", "brick"]
     assert len({row["train_image"] for row in hidden}) == SMALL["num_hidden"]
@@ -64,7 +64,7 @@ def test_hidden_pictures_are_copies_of_test_pictures(category):
         assert (category / row["mask"]).is_file()
 
 
-def test_other_training_pictures_are_in_no_other_place(category):
+def test_other_training_images_are_in_no_other_place(category):
     hidden = {row["train_image"] for row in read_hidden(category)}
     images = sorted((category / "train" / "good").iterdir())
     assert [image.name for image in images] == [f"{index:03d}.png" for index in range(len(images))]
@@ -75,7 +75,7 @@ def test_other_training_pictures_are_in_no_other_place(category):
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_defect_changes_the_picture_inside_its_mask(defect):
+def test_defect_changes_the_image_inside_its_mask(defect):
     photographs = load_photographs()
     image = photographs["gravel"][:256, :256]
     for seed in range(5):
@@ -102,7 +102,7 @@ def test_seed_decides(category, tmp_path):
     assert (category / "test/good/000.png").read_bytes() != (other / "test/good/000.png").read_bytes()
 
 
-def test_more_hidden_pictures_keep_the_rest(category, tmp_path):
+def test_more_hidden_images_keep_the_rest(category, tmp_path):
     fewer = make_dataset(tmp_path, **{**SMALL, "num_hidden": 0})
     assert read_hidden(fewer) == []
     test_images = sorted(path.relative_to(category) for path in (category / "test").rglob("*.png"))

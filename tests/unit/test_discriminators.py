@@ -19,7 +19,7 @@ GRID = (4, 5)
 
 @pytest.fixture
 def features():
-    """Features of 40 pictures, far from the origin, where expanded distances lose digits."""
+    """Features of 40 images, far from the origin, where expanded distances lose digits."""
     generator = torch.Generator().manual_seed(0)
     return 100 + torch.randn(40, GRID[0] * GRID[1], 16, generator=generator)
 
@@ -63,8 +63,8 @@ def test_small_blocks_change_nothing(features, name, neighborhood):
 
 @pytest.mark.parametrize("neighborhood", [1, 2, 9, "image"])
 def test_nearest_patches_of_a_neighborhood(features, neighborhood):
-    """Brute force in float64: windows are moved inwards at the border, and a picture never sees itself."""
-    pictures, patches, _ = features.shape
+    """Brute force in float64: windows are moved inwards at the border, and an image never sees itself."""
+    images, patches, _ = features.shape
     distances, indices = nearest_patches(features, Comparison(GRID, neighborhood), k=3)
     radius = 99 if neighborhood == "image" else neighborhood
 
@@ -73,14 +73,14 @@ def test_nearest_patches_of_a_neighborhood(features, neighborhood):
         start = min(max(place - radius, 0), length - size)
         return range(start, start + size)
 
-    flat = features.double().numpy().reshape(pictures * patches, -1)
-    for patch in range(0, pictures * patches, 37):
-        picture, position = divmod(patch, patches)
+    flat = features.double().numpy().reshape(images * patches, -1)
+    for patch in range(0, images * patches, 37):
+        image, position = divmod(patch, patches)
         row, column = divmod(position, GRID[1])
         allowed = [
             other * patches + y * GRID[1] + x
-            for other in range(pictures)
-            if other != picture
+            for other in range(images)
+            if other != image
             for y in window(row, GRID[0])
             for x in window(column, GRID[1])
         ]
@@ -104,7 +104,7 @@ def test_reference_subset(features):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 @pytest.mark.parametrize("k", [3, 6])
 def test_duplicates_are_neutral(name, scale, k):
-    """Constant and repeated pictures get finite scores, equal for equal patches."""
+    """Constant and repeated images get finite scores, equal for equal patches."""
     features = scale * torch.randn(10, 20, 8, generator=torch.Generator().manual_seed(0))
     features[5:] = features[:1]
     scores = noise_scores(features, name, Comparison(GRID), k=3)
@@ -118,7 +118,7 @@ def test_duplicates_are_neutral(name, scale, k):
 def test_tiny_differences_beside_duplicates_are_no_outliers():
     """LOF divides by the density of the neighbours, which is infinite for exact duplicates."""
     features = torch.randn(30, 20, 8, generator=torch.Generator().manual_seed(0))
-    features[:, 0] = 0.0  # a black corner in all pictures
+    features[:, 0] = 0.0  # a black corner in all images
     features[7, 0] = 1e-4  # but for one grey level
     scores = noise_scores(features, "lof", Comparison(GRID))
     assert scores[7, 0] < 1.5
@@ -127,7 +127,7 @@ def test_tiny_differences_beside_duplicates_are_no_outliers():
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(sorted(DISCRIMINATORS)),
-    pictures=st.integers(2, 12),
+    images=st.integers(2, 12),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     dimensions=st.integers(1, 8),
     k=st.integers(1, 20),
@@ -141,16 +141,16 @@ def test_tiny_differences_beside_duplicates_are_no_outliers():
 )
 @pytest.mark.filterwarnings("ignore:lof_k")
 def test_any_features(
-    name, pictures, grid, dimensions, k, neighborhood, max_references, scale, offset, duplicates, constant, seed
+    name, images, grid, dimensions, k, neighborhood, max_references, scale, offset, duplicates, constant, seed
 ):
-    """Scores are finite, none below zero, and follow the pictures where these change places."""
+    """Scores are finite, none below zero, and follow the images where these change places."""
     generator = torch.Generator().manual_seed(seed)
-    features = scale * (offset + torch.randn(pictures, grid[0] * grid[1], dimensions, generator=generator))
+    features = scale * (offset + torch.randn(images, grid[0] * grid[1], dimensions, generator=generator))
     features[1 : 1 + duplicates] = features[:1]
     if constant:
         features[:, 0] = features[0, 0]
     comparison = Comparison(grid, neighborhood, max_references)
-    if comparison.available(pictures) < 1:
+    if comparison.available(images) < 1:
         with pytest.raises(ValueError, match=f"max_references={max_references} leaves"):
             noise_scores(features, name, comparison, k)
         return
@@ -165,8 +165,8 @@ def test_any_features(
             torch.testing.assert_close(swapped.flip(0), scores, rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_too_few_pictures(features):
-    with pytest.raises(ValueError, match="at least 2 training pictures, got 1"):
+def test_too_few_images(features):
+    with pytest.raises(ValueError, match="at least 2 training images, got 1"):
         noise_scores(features[:1], "lof", Comparison(GRID))
 
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two processes against one: the same memory bank on every rank, whatever share of the pictures each has."""
+"""Two processes against one: the same memory bank on every rank, whatever share of the images each has."""
 
 import shutil
 from itertools import chain
@@ -20,11 +20,11 @@ from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, cor
 from anomalib_softpatch.components.coreset import k_center_greedy
 
 GRID = (5, 4)
-PICTURES = 7
+IMAGES = 7
 
-# Options of the memory bank, and the pictures of each rank in the order in which they come
+# Options of the memory bank, and the images of each rank in the order in which they come
 TWO_BANKS = {"discriminators": ("lof", "gaussian"), "thresholds": (0.15, 0.5), "coreset_sampling_ratio": 0.3}
-SAMPLED = ([4, 0, 6, 1], [2, 5, 3, 4])  # as a DistributedSampler shuffles 7 pictures: the first comes twice
+SAMPLED = ([4, 0, 6, 1], [2, 5, 3, 4])  # as a DistributedSampler shuffles 7 images: the first comes twice
 FITS = {
     "same position": (TWO_BANKS, SAMPLED),
     "neighbourhood": (TWO_BANKS | {"neighborhood": 1}, SAMPLED),
@@ -33,7 +33,7 @@ FITS = {
     "one discriminator": ({"lof_k": 3}, SAMPLED),
     "PatchCore": ({"thresholds": (0.0,), "soft_weight": False}, SAMPLED),
     "uneven": (TWO_BANKS, ([3, 2, 1, 0, 6, 5], [4])),
-    "a rank without pictures": (TWO_BANKS, ([], [3, 2, 1, 0, 6, 5, 4])),
+    "a rank without images": (TWO_BANKS, ([], [3, 2, 1, 0, 6, 5, 4])),
 }
 
 
@@ -50,13 +50,13 @@ ROWS = {
 
 
 def features():
-    return torch.randn(PICTURES, GRID[0] * GRID[1], 140, generator=torch.Generator().manual_seed(0))
+    return torch.randn(IMAGES, GRID[0] * GRID[1], 140, generator=torch.Generator().manual_seed(0))
 
 
-def store_of(pictures, keyed=True, **arguments):
+def store_of(images, keyed=True, **arguments):
     store = FeatureStore(**arguments)
-    for batch in torch.tensor(pictures, dtype=torch.long).split(3):
-        keys = [f"{picture:03}.png" for picture in batch.tolist()] if keyed else None
+    for batch in torch.tensor(images, dtype=torch.long).split(3):
+        keys = [f"{image:03}.png" for image in batch.tolist()] if keyed else None
         if len(batch):
             store.append(features()[batch], keys)
     return store
@@ -123,12 +123,12 @@ def assert_same_bank(actual, expected):
 def test_bank_of_one_process(ranks, name):
     options, _ = FITS[name]
     expected = fit(store_of([5, 2, 0, 1, 6, 3, 4]), options)
-    assert expected.keys == tuple(f"{picture:03}.png" for picture in range(PICTURES))
+    assert expected.keys == tuple(f"{image:03}.png" for image in range(IMAGES))
     for results in ranks:
         assert_same_bank(results[name], expected)
 
 
-def test_pictures_without_keys_come_rank_by_rank(ranks):
+def test_images_without_keys_come_rank_by_rank(ranks):
     expected = fit(store_of([*chain(*SAMPLED)], keyed=False), TWO_BANKS)
     assert expected.kept.shape[1] == 8
     for results in ranks:
@@ -142,9 +142,7 @@ def test_shares_on_disk(ranks):
 
 def test_every_rank_refuses_other_sizes(ranks):
     for results in ranks:
-        assert (
-            "[(20, 140), (21, 140)]: all training pictures must reach the model at one size" in results["other sizes"]
-        )
+        assert "[(20, 140), (21, 140)]: all training images must reach the model at one size" in results["other sizes"]
 
 
 @pytest.mark.parametrize("active_size", [16, 4096])
@@ -157,7 +155,7 @@ def test_coreset_of_one_process(ranks, name, active_size):
 
 
 def test_numbering():
-    """By key, whatever the order of arrival; a picture that comes twice to one process counts twice."""
+    """By key, whatever the order of arrival; an image that comes twice to one process counts twice."""
     store = FeatureStore()
     values = torch.arange(4.0).view(4, 1, 1)
     store.append(values[:3], ["b", "c", "a"])
@@ -165,7 +163,7 @@ def test_numbering():
     assert store.numbering().keys == ("a", "b", "b", "c")
     assert store.project().flatten().tolist() == [2, 0, 3, 1]
     assert store.rows(torch.tensor([3, 0])).flatten().tolist() == [1, 2]
-    with pytest.raises(ValueError, match="1 keys came with the features of 4 pictures"):
+    with pytest.raises(ValueError, match="1 keys came with the features of 4 images"):
         store.append(values, ["d"])
 
 
@@ -179,7 +177,7 @@ def test_one_device_unless_asked_for_more(arguments, expected, tmp_path):
 
 
 def test_engine_on_two_devices(mvtec_root, tmp_path, run_python):
-    """An odd number of pictures, some of them repeated ones in each rank's own temporary folder."""
+    """An odd number of images, some of them repeated ones in each rank's own temporary folder."""
     root = tmp_path / "MVTecAD"
     shutil.copytree(mvtec_root, root)
     (root / "bottle" / "train" / "good" / "007.png").unlink()

@@ -18,7 +18,7 @@ GRID = (6, 5)
 
 @pytest.fixture
 def features():
-    """Features of 30 pictures, three of which have a defect at the same place."""
+    """Features of 30 images, three of which have a defect at the same place."""
     features = torch.randn(30, GRID[0] * GRID[1], 24, generator=torch.Generator().manual_seed(0))
     features[:3, 7:9] += 8
     return features
@@ -31,7 +31,7 @@ def build(features, seed=0, **arguments):
 
 def test_defects_stay_out(features):
     """PatchCore's selection takes defects; with a threshold none of them enters, as a first centre neither."""
-    defects = {picture * 30 + place for picture in range(3) for place in (7, 8)}
+    defects = {image * 30 + place for image in range(3) for place in (7, 8)}
     patchcore = build(features, thresholds=(0.0,), soft_weight=False)
     assert defects & set(patchcore.indices.tolist())
     for seed in range(20):
@@ -81,7 +81,7 @@ def test_weights_of_fused_ranks(features, soft_weight):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    pictures=st.integers(2, 6),
+    images=st.integers(2, 6),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     channels=st.integers(1, 6),
     discriminators=st.lists(st.sampled_from(["lof", "nearest", "gaussian"]), min_size=1, unique=True),
@@ -95,7 +95,7 @@ def test_weights_of_fused_ranks(features, soft_weight):
     seed=st.integers(0, 5),
 )
 def test_any_input(
-    pictures,
+    images,
     grid,
     channels,
     discriminators,
@@ -110,11 +110,11 @@ def test_any_input(
 ):
     """Outputs are finite, sizes as asked for, banks subsets of the kept patches, weights aligned with them."""
     patches = grid[0] * grid[1]
-    size = int(pictures * patches * ratio)
+    size = int(images * patches * ratio)
     if size < 1:
         return
     generator = torch.Generator().manual_seed(seed)
-    features = torch.rand(pictures, patches, channels, generator=generator) * 6 - 3
+    features = torch.rand(images, patches, channels, generator=generator) * 6 - 3
     features = scale * (features if continuous else features.round())
     features[1 : 1 + duplicates] = features[:1]
     builder = DenoisingMemoryBank(
@@ -126,7 +126,7 @@ def test_any_input(
     assert (bank.weights >= 0).all()
     assert torch.equal(bank.features, features.reshape(-1, channels)[bank.indices])
     if not builder.needs_scores:
-        expected = torch.ones(pictures * patches)
+        expected = torch.ones(images * patches)
         assert bank.kept.all()
     else:
         expected = bank.scores.flatten() + (0 if discriminators == ["lof"] else 1)
@@ -135,8 +135,8 @@ def test_any_input(
         assert bank.scores.isfinite().all()
         for kept, threshold in zip(bank.kept, thresholds, strict=True):
             removed = (~kept).sum()
-            assert removed <= int(threshold * pictures * patches)  # fewer where scores tie with the last one kept
-            assert not kept.all() or threshold * pictures * patches < 1 or bank.scores.unique().numel() < kept.numel()
+            assert removed <= int(threshold * images * patches)  # fewer where scores tie with the last one kept
+            assert not kept.all() or threshold * images * patches < 1 or bank.scores.unique().numel() < kept.numel()
             assert removed == 0 or bank.scores[~kept].min() > bank.scores[kept].max()
     torch.testing.assert_close(bank.weights, expected[bank.indices])
     for (start, stop), kept in zip(bank.banks, bank.kept, strict=True):
@@ -167,7 +167,7 @@ def test_masks_that_leave_one_patch(features):
         ({"discriminators": ("lof", "lof")}, "different names"),
         ({"coreset_sampling_ratio": 0.0}, "coreset_sampling_ratio must be above 0"),
         ({"neighborhood": -1}, "neighborhood must be 'image' or a radius"),
-        ({"neighborhood": "picture"}, "got 'picture'"),
+        ({"neighborhood": "image"}, "got 'image'"),
         ({"max_references": 0}, "max_references"),
         ({"soft_weight": "odds"}, "soft_weight"),
         ({"soft_weight": "rank"}, "soft_weight"),
@@ -180,20 +180,20 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "grid", "ratio", "message"),
+    ("images", "grid", "ratio", "message"),
     [
-        (1, GRID, 0.1, "at least 2 training pictures, got 1"),
+        (1, GRID, 0.1, "at least 2 training images, got 1"),
         (4, (5, 5), 0.1, "grid_size 5 x 5 does not fit features of 30 patches"),
         (4, GRID, 0.001, "coreset_sampling_ratio=0.001 of 120 patches leaves an empty memory bank"),
     ],
 )
-def test_bad_features(features, pictures, grid, ratio, message):
+def test_bad_features(features, images, grid, ratio, message):
     with pytest.raises(ValueError, match=message):
-        DenoisingMemoryBank(coreset_sampling_ratio=ratio, progress=False).fit(features[:pictures], grid)
+        DenoisingMemoryBank(coreset_sampling_ratio=ratio, progress=False).fit(features[:images], grid)
 
 
 def test_no_features():
-    with pytest.raises(ValueError, match="no training picture reached the model"):
+    with pytest.raises(ValueError, match="no training image reached the model"):
         DenoisingMemoryBank().fit(FeatureStore(), GRID)
 
 

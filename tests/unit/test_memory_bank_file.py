@@ -101,10 +101,10 @@ def test_models_that_do_not_fit(file: Path, options: dict, message: str) -> None
     assert not model.model.banks
 
 
-def test_other_picture_size_is_mentioned(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_image_size_is_mentioned(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = new_model(size=96)
     load_memory_bank(model, file)
-    assert r"pictures of [64, 64] pixels, but the model gets [96, 96]" in caplog.text
+    assert r"images of [64, 64] pixels, but the model gets [96, 96]" in caplog.text
     assert model.model.banks
 
 

@@ -73,7 +73,7 @@ def test_is_patchcore_without_denoising(images, num_neighbors):
 
 @pytest.mark.parametrize("builder", [softpatch_bank(), two_banks(), two_banks(soft_weight="lof")])
 def test_scores_equal_numpy(images, builder):
-    """Distance to the nearest patch of a bank times its weight: first bank for the picture score, last for the map."""
+    """Distance to the nearest patch of a bank times its weight: first bank for the image score, last for the map."""
     model = fit(softpatch_model(memory_bank_builder=builder), images)
     unseen = torch.randn(3, 3, 64, 96)
     features = model.extract(unseen)
@@ -114,12 +114,12 @@ def test_not_fitted():
 def test_different_sizes():
     model = softpatch_model().train()
     model(torch.randn(2, 3, 64, 64))
-    with pytest.raises(ValueError, match="all training pictures must reach the model at one size"):
+    with pytest.raises(ValueError, match="all training images must reach the model at one size"):
         model(torch.randn(2, 3, 64, 96))
 
 
 def test_tiles(images):
-    """A tiled picture is scored as its tiles are, put together again."""
+    """A tiled image is scored as its tiles are, put together again."""
     model = softpatch_model()
     model.tiler = Tiler(tile_size=32, stride=32)
     fit(model, images)
@@ -211,11 +211,11 @@ def test_testing_before_fitting(datamodule, tmp_path):
 
 
 def test_validating_before_fitting(datamodule, tmp_path):
-    with pytest.raises(ValueError, match="no training picture reached the model"):
+    with pytest.raises(ValueError, match="no training image reached the model"):
         engine(tmp_path).validate(lightning_model(SoftPatch), datamodule=datamodule)
 
 
-def test_broken_picture_is_named(datamodule, tmp_path):
+def test_broken_image_is_named(datamodule, tmp_path):
     model = lightning_model(SoftPatch)
     with torch.no_grad():
         next(model.model.feature_extractor.parameters()).fill_(float("inf"))
@@ -232,7 +232,7 @@ def test_one_task_one_bank(datamodule, tmp_path):
 
 
 def test_learns_as_patchcore_does(mvtec_root, tmp_path):
-    """Through the engine, too, where PatchCore sees the pictures by path and draws what ours drew before they came."""
+    """Through the engine, too, where PatchCore sees the images by path and draws what ours drew before they came."""
 
     class InOrder(MVTecAD):
         def train_dataloader(self):
@@ -252,7 +252,7 @@ def test_learns_as_patchcore_does(mvtec_root, tmp_path):
     assert torch.equal(ours.model.memory_bank, theirs.model.memory_bank)
 
 
-def test_order_of_the_pictures_does_not_matter(mvtec_root, tmp_path):
+def test_order_of_the_images_does_not_matter(mvtec_root, tmp_path):
     """Other batches in another order, and random numbers that the loader drew: the same bank for the same seed."""
     banks = []
     for batch_size in (2, 5):
@@ -269,7 +269,7 @@ def test_order_of_the_pictures_does_not_matter(mvtec_root, tmp_path):
     torch.testing.assert_close(banks[0].weights, banks[1].weights)
 
 
-def test_copies_leave_the_training_pictures_behind(images):
+def test_copies_leave_the_training_images_behind(images):
     model = fit(softpatch_model(), images)
     copied = copy.deepcopy(model)
     assert model.denoising is not None

@@ -18,7 +18,7 @@ def test_options_and_folders_are_those_of_mvtecad() -> None:
     assert MVTec(root=None).root == MVTecAD(root=None).root
 
 
-def test_pictures_are_those_of_mvtecad(mvtec_root: Path) -> None:
+def test_images_are_those_of_mvtecad(mvtec_root: Path) -> None:
     old_name = MVTec(root=mvtec_root, category="bottle", num_workers=0)
     new_name = MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
     old_name.setup()

@@ -26,7 +26,7 @@ module = importlib.import_module("anomalib_softpatch.components.nearest_neighbor
 
 
 def anisotropic(rows, columns=64, seed=0, offset=0.0):
-    """Rows whose variance falls along the axes as that of picture features does."""
+    """Rows whose variance falls along the axes as that of image features does."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.linspace(0, 3, columns).neg().exp() ** 3
     rotation = torch.linalg.qr(torch.randn(columns, columns, generator=torch.Generator().manual_seed(9))).Q

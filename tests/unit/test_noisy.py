@@ -36,7 +36,7 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Category `nut` in MVTec AD's layout; every picture is different."""
+    """Category `nut` in MVTec AD's layout; every image is different."""
     root = tmp_path_factory.mktemp("sets")
     rng = np.random.default_rng(0)
     for folder, count in (("train/good", NORMAL), ("test/good", 6), ("test/cut", 5), ("test/hole", 3)):
@@ -45,8 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not folder.endswith("good"):
                 mask[6 : 12 + number, 8:20] = 255
                 save(mask, root / "nut" / "ground_truth" / Path(folder).name / f"{number:03}_mask.png")
-            picture = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-            save(picture, root / "nut" / folder / f"{number:03}.png")
+            image = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            save(image, root / "nut" / folder / f"{number:03}.png")
     return root
 
 
@@ -67,18 +67,18 @@ def paths(dataset: Any) -> list[str]:
 
 
 def names(files: Iterable[str]) -> set[tuple[str, ...]]:
-    """Names of pictures without the dataset's folder, which is a new one whenever Anomalib makes synthetic ones."""
+    """Names of images without the dataset's folder, which is a new one whenever Anomalib makes synthetic ones."""
     return {Path(file).parts[-2:] for file in files}
 
 
 class TestInjection:
-    def test_the_number_is_the_ratio_of_the_normal_training_pictures(self, nut: Callable) -> None:
+    def test_the_number_is_the_ratio_of_the_normal_training_images(self, nut: Callable) -> None:
         for ratio in (0, 0.04, 0.05, 0.19, 0.35):
             datamodule = noisy(nut(), noise_ratio=ratio)
             assert len(datamodule.noise) == int(ratio * NORMAL)
             assert len(datamodule.train_data) == NORMAL + int(ratio * NORMAL)
 
-    def test_injected_pictures_train_as_normal_ones_and_their_truth_is_known(self, nut: Callable, root: Path) -> None:
+    def test_injected_images_train_as_normal_ones_and_their_truth_is_known(self, nut: Callable, root: Path) -> None:
         datamodule = noisy(nut(), noise_ratio=0.2, overlap=True)
         injected = set(datamodule.noise["image_path"])
         assert len(injected) == 4
@@ -130,7 +130,7 @@ class TestInjection:
                 assert ours.attrs == theirs.attrs
             assert (datamodule.truth["true_label_index"] == 0).all()
 
-    def test_higher_ratios_and_the_other_protocol_inject_the_same_pictures_first(self, nut: Callable) -> None:
+    def test_higher_ratios_and_the_other_protocol_inject_the_same_images_first(self, nut: Callable) -> None:
         everything = list(noisy(nut(), noise_ratio=1, overlap=True).noise[["source", "angle"]].itertuples(index=False))
         for ratio in (0.05, 0.2, 0.35, 0.6):
             for overlap in (False, True):
@@ -168,7 +168,7 @@ class TestInjection:
 
 
 class TestRepeats:
-    def test_a_repeated_picture_and_its_mask_are_moved_alike(self, nut: Callable, root: Path) -> None:
+    def test_a_repeated_image_and_its_mask_are_moved_alike(self, nut: Callable, root: Path) -> None:
         datamodule = noisy(nut(), noise_ratio=1.25, overlap=True)
         noise = datamodule.noise
         assert Counter(noise["repeat"]) == {0: 8, 1: 8, 2: 8, 3: 1}
@@ -177,18 +177,18 @@ class TestRepeats:
         for row in noise[noise["repeat"] > 0].itertuples():
             motion = {"angle": row.angle, "shift_x": row.shift_x, "shift_y": row.shift_y}
             source = root / row.source
-            picture = rotate_and_shift(np.asarray(Image.open(source)), **motion)
-            assert np.array_equal(np.asarray(Image.open(row.image_path)), picture)
+            image = rotate_and_shift(np.asarray(Image.open(source)), **motion)
+            assert np.array_equal(np.asarray(Image.open(row.image_path)), image)
             mask = Image.open(root / "nut/ground_truth" / source.parent.name / f"{source.stem}_mask.png")
             moved = rotate_and_shift(np.asarray(mask), **motion, is_mask=True)
             assert np.array_equal(datamodule.true_mask(row.image_path).numpy() * 255, moved)
 
-    def test_same_arguments_give_the_same_pictures(self, nut: Callable) -> None:
+    def test_same_arguments_give_the_same_images(self, nut: Callable) -> None:
         one, two = (noisy(nut(), noise_ratio=0.8, overlap=True) for _ in range(2))
         for first, second in zip(one.train_data, two.train_data, strict=True):
             assert torch.equal(first.image, second.image)
 
-    def test_the_temporary_pictures_go_with_the_datamodule(self, nut: Callable) -> None:
+    def test_the_temporary_images_go_with_the_datamodule(self, nut: Callable) -> None:
         datamodule = noisy(nut(), noise_ratio=0.8, overlap=True)
         repeated = Path(datamodule.noise["image_path"].iloc[-1])
         assert repeated.is_file()
@@ -196,7 +196,7 @@ class TestRepeats:
         assert not repeated.exists()
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_an_epoch_has_every_picture_once(self, nut: Callable, workers: int) -> None:
+    def test_an_epoch_has_every_image_once(self, nut: Callable, workers: int) -> None:
         wrapped = nut(train_batch_size=8)
         wrapped.num_workers = workers
         datamodule = noisy(wrapped, noise_ratio=0.8, overlap=True)
@@ -224,7 +224,7 @@ class TestRepeats:
 def test_any_options(
     nut: Callable, ratio: float, overlap: bool, resample: bool, seed: int, val_split_mode: str
 ) -> None:
-    """As many pictures as asked for join the others, or the error names the largest ratio that works."""
+    """As many images as asked for join the others, or the error names the largest ratio that works."""
     options = {"overlap": overlap, "resample": resample, "seed": seed}
     try:
         datamodule = noisy(nut(val_split_mode=val_split_mode), noise_ratio=ratio, **options)
@@ -258,10 +258,10 @@ class TestLimits:
         return str(error.value)
 
     @pytest.mark.parametrize("options", [{}, {"overlap": True, "resample": False}])
-    def test_too_few_pictures_name_the_largest_ratio(self, nut: Callable, options: dict) -> None:
+    def test_too_few_images_name_the_largest_ratio(self, nut: Callable, options: dict) -> None:
         message = self.message(nut, noise_ratio=0.9, **options)
         available = 8 if options else 7  # one must remain to test with
-        assert "noise_ratio=0.9 asks for 18 anomalous pictures" in message
+        assert "noise_ratio=0.9 asks for 18 anomalous images" in message
         assert f"only {available} can be injected" in message
         largest = float(message.rpartition(" ")[2].removesuffix("."))
         assert largest == available / NORMAL
@@ -272,7 +272,7 @@ class TestLimits:
         assert "only 7 can be injected" in self.message(nut, noise_ratio=0.4, resample=True)
 
     @pytest.mark.parametrize("split_seed", range(4))
-    def test_an_anomalous_picture_remains_in_a_test_set_that_gave_half_to_validation(
+    def test_an_anomalous_image_remains_in_a_test_set_that_gave_half_to_validation(
         self,
         nut: Callable,
         split_seed: int,
@@ -283,7 +283,7 @@ class TestLimits:
         assert noisy(nut(**options), noise_ratio=largest).test_data.has_anomalous
         self.message(lambda: nut(**options), noise_ratio=largest + 1.01 / NORMAL)
 
-    def test_a_set_without_anomalous_pictures_has_no_noise_to_give(self, root: Path, tmp_path: Path) -> None:
+    def test_a_set_without_anomalous_images_has_no_noise_to_give(self, root: Path, tmp_path: Path) -> None:
         shutil.copytree(root / "nut" / "train", tmp_path / "nut" / "train")
         shutil.copytree(root / "nut" / "test" / "good", tmp_path / "nut" / "test" / "good")
         wrapped = MVTecAD(root=tmp_path, category="nut", num_workers=0)
@@ -305,7 +305,7 @@ class TestLimits:
     def test_depth_and_video_are_refused(self, tmp_path: Path) -> None:
         folder = Folder3D(name="x", normal_dir="x", root=tmp_path)
         for datamodule in (MVTec3D(root=tmp_path), folder, Avenue(root=tmp_path, gt_dir=tmp_path)):
-            with pytest.raises(TypeError, match=f"datamodule={type(datamodule).__name__} has depth pictures or videos"):
+            with pytest.raises(TypeError, match=f"datamodule={type(datamodule).__name__} has depth images or videos"):
                 NoisyDataModule(datamodule)
 
     def test_what_is_no_datamodule_is_refused(self, nut: Callable) -> None:
@@ -334,7 +334,7 @@ class TestSplits:
     def test_all_split_modes(self, nut: Callable, test_split_mode: str, val_split_mode: str, overlap: bool) -> None:
         modes = {"test_split_mode": test_split_mode, "val_split_mode": val_split_mode}
         clean = nut(**modes)
-        seed_everything(0)  # Anomalib makes synthetic pictures from the global generators
+        seed_everything(0)  # Anomalib makes synthetic images from the global generators
         clean.setup()
         seed_everything(0)
         datamodule = noisy(nut(**modes), noise_ratio=0.1, overlap=overlap)
@@ -356,14 +356,14 @@ class TestSplits:
         assert datamodule.test_data.has_anomalous
         assert all(item.gt_label == 0 for item in datamodule.train_data)
 
-    def test_noise_from_synthetic_pictures_cannot_be_repeated_and_says_so(
+    def test_noise_from_synthetic_images_cannot_be_repeated_and_says_so(
         self,
         nut: Callable,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         with caplog.at_level(logging.WARNING):
             noisy(nut(test_split_mode="synthetic"), noise_ratio=0.1)
-        assert "makes its anomalous test pictures anew" in caplog.text
+        assert "makes its anomalous test images anew" in caplog.text
 
     def test_options_of_the_dataloaders_are_the_wrapped_ones(self, nut: Callable) -> None:
         wrapped = nut(train_batch_size=3, eval_batch_size=5, val_split_ratio=0.3, test_split_ratio=0.4)
@@ -379,7 +379,7 @@ class TestSplits:
         datamodule.external_collate_fn = len
         assert sum(datamodule.train_dataloader()) == 22
 
-    def test_augmentations_and_the_models_resize_reach_injected_pictures(self, nut: Callable) -> None:
+    def test_augmentations_and_the_models_resize_reach_injected_images(self, nut: Callable) -> None:
         flip = RandomHorizontalFlip(p=1)
         plain = noisy(nut(), noise_ratio=0.6, overlap=True)
         flipped = noisy(nut(train_augmentations=flip), noise_ratio=0.6, overlap=True)
@@ -422,7 +422,7 @@ class TestOtherSets:
         assert {Path(source).parts[0] for source in datamodule.noise["source"]} == {"cut", "hole"}
 
     @pytest.mark.filterwarnings("ignore:The .future.infer_string. option is deprecated")
-    def test_a_picture_with_several_masks(self, root: Path, tmp_path: Path) -> None:
+    def test_a_image_with_several_masks(self, root: Path, tmp_path: Path) -> None:
         shutil.copytree(root / "nut/train/good", tmp_path / "box/train/good")
         shutil.copytree(root / "nut/train/good", tmp_path / "box/validation/good")
         shutil.copytree(root / "nut/test/good", tmp_path / "box/test/good")
@@ -470,13 +470,13 @@ class TestManifest:
         assert header == "image_path,repeat,angle,shift_x,shift_y,mask_path,in_test"
         assert row == "nut/test/cut/003.png,0,0.0,0.0,0.0,nut/ground_truth/cut/003_mask.png,False"
 
-    def test_pictures_that_are_not_there_are_named(self, nut: Callable, tmp_path: Path) -> None:
+    def test_images_that_are_not_there_are_named(self, nut: Callable, tmp_path: Path) -> None:
         path = noisy(nut(), noise_ratio=0.2).write_manifest(tmp_path / "noise.csv")
         path.write_text(path.read_text().replace("hole/", "gap/"))
-        with pytest.raises(ValueError, match=r"lists \d pictures that are not anomalous.*'nut/test/gap/"):
+        with pytest.raises(ValueError, match=r"lists \d images that are not anomalous.*'nut/test/gap/"):
             noisy(nut(), manifest=path)
 
-    def test_a_repeat_that_is_not_moved_is_a_picture_of_its_own(self, nut: Callable, tmp_path: Path) -> None:
+    def test_a_repeat_that_is_not_moved_is_a_image_of_its_own(self, nut: Callable, tmp_path: Path) -> None:
         rows = ["image_path,repeat,angle,shift_x,shift_y,in_test"]
         rows += [f"nut\\test\\cut\\000.png,{repeat},0,0,0,True" for repeat in range(3)]
         (tmp_path / "noise.csv").write_text("\n".join(rows))
@@ -486,7 +486,7 @@ class TestManifest:
         assert torch.equal(images[0], images[1])
         assert torch.equal(images[0], images[2])
 
-    def test_one_picture_must_remain_in_the_test_set(self, nut: Callable, tmp_path: Path) -> None:
+    def test_one_image_must_remain_in_the_test_set(self, nut: Callable, tmp_path: Path) -> None:
         path = noisy(nut(), noise_ratio=0.4, overlap=True).write_manifest(tmp_path / "noise.csv")
         path.write_text(path.read_text().replace("True", "False"))
         with pytest.raises(ValueError, match="At least one must remain"):

@@ -73,8 +73,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
-    (tmp_path / "picture.csv").write_bytes(bytes(range(128, 256)) * 4)
-    for name in ("empty.csv", "picture.csv"):
+    (tmp_path / "image.csv").write_bytes(bytes(range(128, 256)) * 4)
+    for name in ("empty.csv", "image.csv"):
         with pytest.raises(ValueError, match=rf"{name}' cannot be read as a CSV file"):
             read_manifest(tmp_path / name)
 

@@ -20,7 +20,7 @@ def test_a_smaller_choice_is_the_start_of_a_larger_one() -> None:
         pd.testing.assert_frame_equal(select_noise(PATHS, count, seed=3), everything[:count], check_dtype=count > 0)
 
 
-def test_every_picture_comes_once_before_one_is_repeated() -> None:
+def test_every_image_comes_once_before_one_is_repeated() -> None:
     chosen = select_noise(PATHS, 30, seed=0)
     assert sorted(chosen["image_path"][:12]) == sorted(PATHS)
     assert sorted(chosen["image_path"][12:24]) == sorted(PATHS)
@@ -76,29 +76,29 @@ def test_a_positive_angle_turns_counter_clockwise() -> None:
     assert np.argwhere(moved).tolist() == [[10, 50]]  # above the centre
 
 
-def test_picture_and_mask_move_alike() -> None:
+def test_image_and_mask_move_alike() -> None:
     mask = np.zeros((64, 96), np.uint8)
     mask[20:30, 60:80] = 255
-    picture = np.repeat(mask[..., None], 3, axis=2)
+    image = np.repeat(mask[..., None], 3, axis=2)
     motion = {"angle": 2.5, "shift_x": -0.03, "shift_y": 0.02}
     moved_mask = rotate_and_shift(mask, **motion, is_mask=True)
-    moved_picture = rotate_and_shift(picture, **motion)
-    assert moved_picture.shape == picture.shape
+    moved_image = rotate_and_shift(image, **motion)
+    assert moved_image.shape == image.shape
     assert set(np.unique(moved_mask)) == {0, 255}
     assert not np.array_equal(moved_mask, mask)
-    assert np.abs((moved_picture[..., 0] > 127).astype(int) - (moved_mask > 0)).sum() <= 10  # of 200, along the border
+    assert np.abs((moved_image[..., 0] > 127).astype(int) - (moved_mask > 0)).sum() <= 10  # of 200, along the border
 
 
 def test_what_comes_in_from_outside_is_not_black() -> None:
-    picture = np.full((30, 50, 3), 200, np.uint8)
-    assert (rotate_and_shift(picture, angle=3, shift_x=0.03, shift_y=-0.03) == 200).all()
+    image = np.full((30, 50, 3), 200, np.uint8)
+    assert (rotate_and_shift(image, angle=3, shift_x=0.03, shift_y=-0.03) == 200).all()
 
 
-@pytest.mark.parametrize(("pictures", "normal"), [(7, 20), (52, 256), (1, 3), (0, 5), (29, 100)])
-def test_the_largest_ratio_is_one_that_works_and_the_next_is_not(pictures: int, normal: int) -> None:
-    ratio = largest_ratio(pictures, normal)
-    assert int(ratio * normal) <= pictures
-    assert int((ratio + 1 / normal + 0.0001) * normal) > pictures
+@pytest.mark.parametrize(("images", "normal"), [(7, 20), (52, 256), (1, 3), (0, 5), (29, 100)])
+def test_the_largest_ratio_is_one_that_works_and_the_next_is_not(images: int, normal: int) -> None:
+    ratio = largest_ratio(images, normal)
+    assert int(ratio * normal) <= images
+    assert int((ratio + 1 / normal + 0.0001) * normal) > images
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,7 +108,7 @@ def test_the_largest_ratio_is_one_that_works_and_the_next_is_not(pictures: int, 
     seed=st.integers(0, 2**64),
 )
 def test_any_choice(paths: list[str], count: int, seed: int) -> None:
-    """So many rows, no picture twice with the same number, none again before all have come."""
+    """So many rows, no image twice with the same number, none again before all have come."""
     chosen = select_noise(paths, count, seed)
     assert len(chosen) == count
     assert set(chosen["image_path"]) <= set(paths)
@@ -126,20 +126,20 @@ def test_any_choice(paths: list[str], count: int, seed: int) -> None:
     shifts=st.tuples(st.floats(-MAX_SHIFT, MAX_SHIFT), st.floats(-MAX_SHIFT, MAX_SHIFT)),
     seed=st.integers(0, 10),
 )
-def test_any_picture_can_be_moved(height: int, width: int, angle: float, shifts: tuple, seed: int) -> None:
+def test_any_image_can_be_moved(height: int, width: int, angle: float, shifts: tuple, seed: int) -> None:
     """Size and type stay, and a mask has no other values than before."""
-    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    moved = rotate_and_shift(picture, angle, *shifts)
-    assert (moved.shape, moved.dtype) == (picture.shape, np.uint8)
-    assert picture.min() <= moved.min() <= moved.max() <= picture.max()
-    mask = picture[..., 0] // 128 * 255
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    moved = rotate_and_shift(image, angle, *shifts)
+    assert (moved.shape, moved.dtype) == (image.shape, np.uint8)
+    assert image.min() <= moved.min() <= moved.max() <= image.max()
+    mask = image[..., 0] // 128 * 255
     moved = rotate_and_shift(mask, angle, *shifts, is_mask=True)
     assert (moved.shape, moved.dtype) == (mask.shape, np.uint8)
     assert set(np.unique(moved)) <= set(np.unique(mask))
 
 
-@given(pictures=st.integers(0, 10_000), normal=st.integers(1, 100_000))
-def test_any_largest_ratio(pictures: int, normal: int) -> None:
-    ratio = largest_ratio(pictures, normal)
-    assert int(ratio * normal) <= pictures
-    assert ratio * normal > pictures - normal / 10_000 - 1e-6
+@given(images=st.integers(0, 10_000), normal=st.integers(1, 100_000))
+def test_any_largest_ratio(images: int, normal: int) -> None:
+    ratio = largest_ratio(images, normal)
+    assert int(ratio * normal) <= images
+    assert ratio * normal > images - normal / 10_000 - 1e-6

@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.report.command import report
-from anomalib_softpatch.report.folder import find_pictures, read_picture
+from anomalib_softpatch.report.folder import find_images, read_image
 
 LAYERS = ["layer2"]
 
@@ -33,9 +33,9 @@ def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve grey pictures in two folders, one of them with a black square: `b/odd.png`."""
+    """Twelve grey images in two folders, one of them with a black square: `b/odd.png`."""
     rng = np.random.default_rng(0)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for name in [*(f"a/{index}.png" for index in range(6)), *(f"b/{index}.jpg" for index in range(5)), "b/odd.png"]:
         pixels = rng.integers(120, 136, (48, 64, 3), dtype=np.uint8)
         if "odd" in name:
@@ -75,7 +75,7 @@ def test_ranks_copies_and_lists_without_touching_the_folder(
     assert copied == originals - {Path("b/odd.png")}
     assert (tmp_path / "rest" / "a" / "0.png").read_bytes() == (folder / "a" / "0.png").read_bytes()
     printed = capfd.readouterr()
-    assert "12 pictures ranked, 0 files skipped" in printed.out
+    assert "12 images ranked, 0 files skipped" in printed.out
     assert "12/12" in printed.err
 
 
@@ -84,8 +84,8 @@ def test_broken_and_odd_files_are_listed(folder: Path, small_backbone: str, tmp_
     (folder / "empty.png").touch()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "truncated.png").write_bytes((folder / "a" / "0.png").read_bytes()[:2000])
-    (folder / "text.png").write_text("no picture")
-    (folder / "notes.txt").write_text("no picture either")
+    (folder / "text.png").write_text("no image")
+    (folder / "notes.txt").write_text("no image either")
     (folder / "dead.png").symlink_to(folder / "nowhere.png")
     (folder / "folder.png").mkdir()
     Image.new("RGB", (3, 2)).save(folder / "tiny.png")
@@ -124,12 +124,12 @@ def test_names_that_are_no_unicode(folder: Path, small_backbone: str, tmp_path: 
     assert b"\xff.png" in (tmp_path / "out" / "images.csv").read_bytes()
 
 
-def test_picture_is_read_as_anomalib_reads_it(folder: Path) -> None:
-    from anomalib.data.utils import read_image
+def test_image_is_read_as_anomalib_reads_it(folder: Path) -> None:
+    from anomalib.data.utils import read_image as read_with_anomalib
 
     for path in (folder / "b" / "odd.png", folder / "b" / "0.jpg"):
-        tensor, remark = read_picture(path)
-        assert torch.equal(tensor, read_image(path, as_tensor=True))
+        tensor, remark = read_image(path)
+        assert torch.equal(tensor, read_with_anomalib(path, as_tensor=True))
         assert remark == ""
 
 
@@ -142,8 +142,8 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    pictures, skipped = find_pictures(folder)
-    assert len(pictures) == 6
+    images, skipped = find_images(folder)
+    assert len(images) == 6
     assert skipped == [(str(folder / "b"), "folder cannot be read: Permission denied")]
 
 
@@ -151,13 +151,13 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
     ("arguments", "message"),
     [
         ({"folder": "absent"}, "is not a folder"),
-        ({"folder": "empty"}, "has no pictures"),
-        ({"folder": "one"}, "has 1 readable pictures"),
+        ({"folder": "empty"}, "has no images"),
+        ({"folder": "one"}, "has 1 readable images"),
         ({"discriminators": ["lof", "magic"]}, "magic"),
         ({"threshold": 1.0}, "threshold=1.0"),
         ({"suspicious": -0.1}, "suspicious=-0.1"),
-        ({"output": "pictures/out"}, "in which nothing is changed"),
-        ({"copy_rest": "pictures"}, "in which nothing is changed"),
+        ({"output": "images/out"}, "in which nothing is changed"),
+        ({"copy_rest": "images"}, "in which nothing is changed"),
         ({"copy_rest": "one"}, "is not empty"),
     ],
 )
@@ -166,7 +166,7 @@ def test_bad_input(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").mkdir()
-    Image.new("RGB", (64, 64)).save(tmp_path / "one" / "picture.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "one" / "image.png")
     paths = {
         name: tmp_path / str(value) for name, value in arguments.items() if name in {"folder", "output", "copy_rest"}
     }

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resiz
 
 from anomalib_softpatch.components import keep_mask
 from anomalib_softpatch.report import writer
-from anomalib_softpatch.report.contact_sheet import fit_text, picture_pair
+from anomalib_softpatch.report.contact_sheet import fit_text, image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
@@ -30,7 +30,7 @@ BAD = 3
 
 
 def make_findings(folder: Path, count: int = 12, size: tuple[int, int] = (96, 64), **kwargs: object) -> Findings:
-    """Grey pictures; number `BAD` has a black square where its patch scores are highest: row 1, column 2 of 4 x 6."""
+    """Grey images; number `BAD` has a black square where its patch scores are highest: row 1, column 2 of 4 x 6."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(count, 4, 6, generator=generator)
     scores[BAD, 1, 2] = 5.0
@@ -91,11 +91,11 @@ def test_visible_region(transform: object, size: tuple[int, int], expected: tupl
 
 
 def test_visible_region_is_where_the_transform_looks() -> None:
-    """A mark in the picture comes out in the patch whose centre, in the picture's pixels, is the mark."""
+    """A mark in the image comes out in the patch whose centre, in the image's pixels, is the mark."""
     transform = PreProcessor(transform=Compose([Resize((64, 64)), CenterCrop((48, 48))])).transform
-    picture = torch.zeros(3, 300, 200)
-    picture[:, 200:212, 60:68] = 1
-    grid = torch.nn.functional.adaptive_avg_pool2d(transform(picture[None]), (12, 12))[0, 0]
+    image = torch.zeros(3, 300, 200)
+    image[:, 200:212, 60:68] = 1
+    grid = torch.nn.functional.adaptive_avg_pool2d(transform(image[None]), (12, 12))[0, 0]
     row, column = divmod(int(grid.argmax()), 12)
     x, y = visible_region(transform, (200, 300)).patch_centre(row, column, (12, 12))
     assert abs(x - 64) < 10
@@ -141,7 +141,7 @@ def test_quality_agrees_with_scikit_learn() -> None:
     assert set(perfect.values()) == {1.0}
 
 
-def test_no_quality_without_both_kinds_of_pictures_or_without_masks() -> None:
+def test_no_quality_without_both_kinds_of_images_or_without_masks() -> None:
     scores = torch.rand(4, 3, 3)
     for labels in (torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)):
         assert detection_quality(image_scores(scores), labels, scores, None) == {}
@@ -149,7 +149,7 @@ def test_no_quality_without_both_kinds_of_pictures_or_without_masks() -> None:
     assert set(detection_quality(image_scores(scores), labels, scores, None)) == {"image_AUROC", "image_precision"}
 
 
-def test_noise_level_counts_the_pictures_that_stand_out() -> None:
+def test_noise_level_counts_the_images_that_stand_out() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.cat([torch.randn(180, generator=generator), 20 + torch.randn(20, generator=generator)])
     level = noise_level(scores)
@@ -191,11 +191,11 @@ def test_heat_is_the_rank_in_decades(tmp_path: Path) -> None:
     assert heat[-1] == 1
 
 
-# Pictures
+# Images
 
 
 def test_hottest_colour_lies_on_the_defect(tmp_path: Path) -> None:
-    pair = np.asarray(picture_pair(make_findings(tmp_path), BAD, tile=96)).astype(int)
+    pair = np.asarray(image_pair(make_findings(tmp_path), BAD, tile=96)).astype(int)
     right = pair[:, -96:]  # 96 x 64 pixels, with 16 rows of white above and below
     redness = right[..., 0] - right[..., 2]
     y, x = np.unravel_index(redness.argmax(), redness.shape)
@@ -205,7 +205,7 @@ def test_hottest_colour_lies_on_the_defect(tmp_path: Path) -> None:
 
 def test_heat_map_is_drawn_where_the_model_looked(tmp_path: Path) -> None:
     region = Region(24, 16, 72, 48)
-    pair = np.asarray(picture_pair(make_findings(tmp_path, regions=[region] * 12), 0, tile=96))
+    pair = np.asarray(image_pair(make_findings(tmp_path, regions=[region] * 12), 0, tile=96))
     overlaid = pair[16:80, -96:]
     untouched = (overlaid == 160).all(axis=2)
     assert untouched[:14].all()
@@ -214,9 +214,9 @@ def test_heat_map_is_drawn_where_the_model_looked(tmp_path: Path) -> None:
 
 
 def test_long_paths_keep_their_end() -> None:
-    text = fit_text("folder/" * 30 + "picture.png", width=150)
+    text = fit_text("folder/" * 30 + "image.png", width=150)
     assert text.startswith("…")
-    assert text.endswith("picture.png")
+    assert text.endswith("image.png")
     assert fit_text("a.png", width=150) == "a.png"
 
 
@@ -241,13 +241,13 @@ def test_report_has_all_files_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "truth: anomalous" in html
     loaded = re.findall(r"""(?:src|href)=["']?(\w+:[^"'>\s]{0,20}|//[^"'>\s]{0,20})""", html)
     assert not [source for source in loaded if not source.startswith(("data:", "https://itables"))]
-    assert html.count("data:image/jpeg") == 12 + 1  # every picture and the legend
+    assert html.count("data:image/jpeg") == 12 + 1  # every image and the legend
     with Image.open(page.parent / "most_suspicious.png") as sheet:
         assert sheet.width > 900
 
 
 def test_failure_keeps_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = make_findings(tmp_path / "pictures")
+    findings = make_findings(tmp_path / "images")
     page = write_report(findings, tmp_path / "report")
     (page.parent / "mine.txt").write_text("the user's")
     before = {file.name: file.read_bytes() for file in page.parent.iterdir()}
@@ -266,7 +266,7 @@ def test_failure_keeps_the_earlier_report(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_there_is_no_page_while_files_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed then leaves no page beside files of another report."""
-    findings = make_findings(tmp_path / "pictures")
+    findings = make_findings(tmp_path / "images")
     page = write_report(findings, tmp_path / "report")
     moved = []
 
@@ -281,16 +281,16 @@ def test_there_is_no_page_while_files_are_replaced(tmp_path: Path, monkeypatch: 
     assert set(moved) == {file.name for file in page.parent.iterdir()}
 
 
-def test_picture_that_has_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    findings = make_findings(tmp_path / "pictures")
+def test_image_that_has_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    findings = make_findings(tmp_path / "images")
     Path(findings.paths[BAD]).unlink()
     page = write_report(findings, tmp_path / "report")
     assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 11 + 1
     assert "003.png is not shown" in caplog.text
 
 
-def test_report_of_thousands_of_pictures_shows_few_and_lists_all(tmp_path: Path) -> None:
-    few = make_findings(tmp_path / "pictures", count=20)
+def test_report_of_thousands_of_images_shows_few_and_lists_all(tmp_path: Path) -> None:
+    few = make_findings(tmp_path / "images", count=20)
     count = 5000
     findings = Findings(
         paths=[few.paths[index % 20] for index in range(count)],

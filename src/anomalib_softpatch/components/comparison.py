@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Comparison: the patches of other training pictures that a patch is held against."""
+"""Comparison: the patches of other training images that a patch is held against."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Comparison:
     """Say which patches of the training set a patch is compared with.
 
     The paper compares patches at the same grid position (``neighborhood=0``), which suits aligned objects and textures.
-    Objects that lie in any direction have no same position: a neighbourhood or the whole picture gives them more
-    patches like themselves to be compared with. Patches of the same picture are never compared with each other in
+    Objects that lie in any direction have no same position: a neighbourhood or the whole image gives them more
+    patches like themselves to be compared with. Patches of the same image are never compared with each other in
     distances, since a defect that covers several patches would vouch for itself.
 
     Args:
@@ -27,10 +27,10 @@ class Comparison:
         neighborhood: Compare with the positions up to so many rows and columns away, in a square that is moved inwards
             at the border; ``"image"``: with all positions. Default: the same position only (SoftPatch, section 3.2).
         max_references: Compare with so many patches at most, a random choice that is the same at every position.
-            Time grows with pictures x references.
+            Time grows with images x references.
         seed: Seed of that choice.
         block_size: Elements of the largest temporary tensor. Memory grows with it, speed hardly.
-        share: Which part of the positions this rank scores, and of how many. It needs the features of all pictures at
+        share: Which part of the positions this rank scores, and of how many. It needs the features of all images at
             those positions and the ones around that they are compared with; with ``"image"``, at all.
     """
 
@@ -64,51 +64,51 @@ class Comparison:
         queries, window = self.positions()
         return window.unique() if queries.numel() else queries.new_empty(0)
 
-    def reference_count(self, pictures: int) -> int:
-        """Return how many patches each patch is compared with, those of its own picture included."""
-        return min(pictures * self.positions()[1].shape[1], self.max_references)
+    def reference_count(self, images: int) -> int:
+        """Return how many patches each patch is compared with, those of its own image included."""
+        return min(images * self.positions()[1].shape[1], self.max_references)
 
-    def available(self, pictures: int) -> int:
-        """Return how many patches of other pictures every patch is compared with at least."""
-        picture, _ = self._references(pictures)
-        return len(picture) - int(picture.bincount().max())
+    def available(self, images: int) -> int:
+        """Return how many patches of other images every patch is compared with at least."""
+        image, _ = self._references(images)
+        return len(image) - int(image.bincount().max())
 
-    def _references(self, pictures: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose the patches to compare with, the same ones at every position: pictures and places in the window."""
+    def _references(self, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose the patches to compare with, the same ones at every position: images and places in the window."""
         window = self.positions()[1].shape[1]
-        offsets = torch.arange(pictures * window)
+        offsets = torch.arange(images * window)
         if len(offsets) > self.max_references:
             generator = torch.Generator().manual_seed(self.seed)
             offsets = torch.randperm(len(offsets), generator=generator)[: self.max_references].sort().values
         return offsets // window, offsets % window
 
-    def blocks(self, pictures: int, cost: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def blocks(self, images: int, cost: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the comparisons of this rank's share, as many at a time as memory allows.
 
         Args:
-            pictures: Number of training pictures.
+            images: Number of training images.
             cost: Elements that the caller needs for each scored patch.
             device: Where to put the indices.
 
         Yields:
-            Indices (``picture * held positions + place among them``) of the patches to score, shape
+            Indices (``image * held positions + place among them``) of the patches to score, shape
             ``(groups, queries)``, and of those to compare them with, shape ``(groups, references)``.
         """
         held = self.held_positions
         if not len(held):
             return
         queries, window = (torch.searchsorted(held, positions).to(device) for positions in self.positions())
-        picture, place = (each.to(device) for each in self._references(pictures))
-        first = torch.arange(pictures, device=device)[:, None] * len(held)
-        groups = max(1, self.block_size // (cost * pictures * queries.shape[1]))
+        image, place = (each.to(device) for each in self._references(images))
+        first = torch.arange(images, device=device)[:, None] * len(held)
+        groups = max(1, self.block_size // (cost * images * queries.shape[1]))
         for query_part, window_part in zip(queries.split(groups), window.split(groups), strict=True):
             scored = (first + query_part[:, None, :]).reshape(len(query_part), -1)
-            references = picture * len(held) + window_part[:, place]
+            references = image * len(held) + window_part[:, place]
             for part in scored.split(max(1, self.block_size // (cost * len(query_part))), dim=1):
                 yield part, references
 
     def in_grid(self, indices: torch.Tensor) -> torch.Tensor:
-        """Turn indices among the held positions into ``picture * patches + position``."""
+        """Turn indices among the held positions into ``image * patches + position``."""
         if self.share[1] == 1:
             return indices
         held, patches = self.held_positions.to(indices.device), self.grid_size[0] * self.grid_size[1]
@@ -127,24 +127,24 @@ def _windows(length: int, radius: int) -> torch.Tensor:
 
 
 def nearest_patches(features: torch.Tensor, comparison: Comparison, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the nearest patches of other pictures for every patch.
+    """Find the nearest patches of other images for every patch.
 
     Args:
-        features: Shape ``(pictures, held positions, dimensions)``, float32.
+        features: Shape ``(images, held positions, dimensions)``, float32.
         comparison: Which patches are compared.
         k: Number of neighbours.
 
     Returns:
-        Euclidean distances in ascending order and indices (``picture * patches + position``), both of shape
-        ``(pictures * patches, k)``.
+        Euclidean distances in ascending order and indices (``image * patches + position``), both of shape
+        ``(images * patches, k)``.
     """
-    pictures, held, dimensions = features.shape
+    images, held, dimensions = features.shape
     flat = features.reshape(-1, dimensions)
-    patches = pictures * comparison.grid_size[0] * comparison.grid_size[1]
+    patches = images * comparison.grid_size[0] * comparison.grid_size[1]
     distances = flat.new_zeros(patches, k)
     indices = torch.zeros(patches, k, dtype=torch.long, device=flat.device)
-    cost = max(comparison.reference_count(pictures), (k + 1) * dimensions)
-    for scored, references in comparison.blocks(pictures, cost, flat.device):
+    cost = max(comparison.reference_count(images), (k + 1) * dimensions)
+    for scored, references in comparison.blocks(images, cost, flat.device):
         query, reference = flat[scored], flat[references]
         # Expanded squared distances lose digits far from the origin, so each group is centred. They only find the
         # neighbours: the distances themselves are computed from the differences, exact down to zero for duplicates.

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Feature store: the patch features of the training pictures, held once, batch by batch, in memory or on disk."""
+"""Feature store: the patch features of the training images, held once, batch by batch, in memory or on disk."""
 
 import contextlib
 import tempfile
@@ -16,13 +16,13 @@ from anomalib_softpatch.components import distributed
 
 @dataclass(frozen=True)
 class Numbering:
-    """Which number each picture has among those of all ranks.
+    """Which number each image has among those of all ranks.
 
     Attributes:
-        shape: Number of pictures of all ranks, patches in each and channels.
-        keys: Keys of the pictures in the order of their numbers; empty if some came without.
-        numbers: For each rank, the numbers of the pictures it contributes, ascending.
-        places: Places in this rank's store of the pictures it contributes, in the order of their numbers.
+        shape: Number of images of all ranks, patches in each and channels.
+        keys: Keys of the images in the order of their numbers; empty if some came without.
+        numbers: For each rank, the numbers of the images it contributes, ascending.
+        places: Places in this rank's store of the images it contributes, in the order of their numbers.
     """
 
     shape: tuple[int, int, int]
@@ -32,11 +32,11 @@ class Numbering:
 
 
 class FeatureStore:
-    """Keep the features of all training pictures until the memory bank is built from them.
+    """Keep the features of all training images until the memory bank is built from them.
 
-    The pictures are numbered by their keys, so that the results depend neither on the order in which the pictures came
+    The images are numbered by their keys, so that the results depend neither on the order in which the images came
     nor on the number of processes; without keys, in the order in which they came. In a distributed fit, each rank's
-    store has a share of the pictures. A key that several ranks have is a picture that the sampler repeated to give all
+    store has a share of the images. A key that several ranks have is an image that the sampler repeated to give all
     of them as many, and counts once.
 
     Batches are never stacked: what needs all features reads them batch by batch, so that the features are held once.
@@ -80,7 +80,7 @@ class FeatureStore:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Number of pictures held here, patches in each and channels; ``(0, 0, 0)`` while the store is empty."""
+        """Number of images held here, patches in each and channels; ``(0, 0, 0)`` while the store is empty."""
         if not self._batches:
             return (0, 0, 0)
         return (sum(len(batch) for batch in self._batches), *self._batches[0].shape[1:])
@@ -96,26 +96,26 @@ class FeatureStore:
         return self._spill is not None
 
     def append(self, features: torch.Tensor, keys: Sequence[str] | None = None) -> None:
-        """Add the features of some pictures.
+        """Add the features of some images.
 
         Args:
-            features: Shape ``(pictures, patches, channels)``.
-            keys: What tells the pictures apart and orders them, their paths for example, one for each.
+            features: Shape ``(images, patches, channels)``.
+            keys: What tells the images apart and orders them, their paths for example, one for each.
 
         Raises:
-            ValueError: If patches or channels differ from those of the pictures before, or keys are missing.
+            ValueError: If patches or channels differ from those of the images before, or keys are missing.
             OSError: If the features do not fit on the disk.
         """
         if self._batches and features.shape[1:] != self._batches[0].shape[1:]:
             msg = (
                 f"Features of {features.shape[1]} patches x {features.shape[2]} channels follow features of "
-                f"{self._batches[0].shape[1]} x {self._batches[0].shape[2]}: all training pictures must reach the "
+                f"{self._batches[0].shape[1]} x {self._batches[0].shape[2]}: all training images must reach the "
                 "model at one size. Use a pre-processor that resizes them."
             )
             raise ValueError(msg)
         keys = [None] * len(features) if keys is None else [str(key) for key in keys]
         if len(keys) != len(features):
-            msg = f"{len(keys)} keys came with the features of {len(features)} pictures: give one for each."
+            msg = f"{len(keys)} keys came with the features of {len(features)} images: give one for each."
             raise ValueError(msg)
         self._numbering = None
         self._device = features.device
@@ -138,7 +138,7 @@ class FeatureStore:
             used, folder = sum(len(batch) for batch in self._batches), self._spill.name
             self.clear()
             msg = (
-                f"Features of picture {used + 1} and on do not fit on the disk that holds {folder}: {error}. Free "
+                f"Features of image {used + 1} and on do not fit on the disk that holds {folder}: {error}. Free "
                 "space there, set the environment variable TMPDIR to a folder on a larger disk, or raise memory_budget."
             )
             raise OSError(msg) from error
@@ -150,7 +150,7 @@ class FeatureStore:
         return mapped.view(features.shape)
 
     def numbering(self) -> Numbering:
-        """Number the pictures of all ranks, which all have to call this once the last picture is in.
+        """Number the images of all ranks, which all have to call this once the last image is in.
 
         Raises:
             ValueError: If patches or channels differ between ranks.
@@ -164,33 +164,33 @@ class FeatureStore:
         sizes = sorted({shape[1:] for shape, _ in shares if shape[0]})
         if len(sizes) > 1:
             msg = (
-                f"The ranks have features of different numbers of patches and channels, {sizes}: all training pictures "
+                f"The ranks have features of different numbers of patches and channels, {sizes}: all training images "
                 "must reach the model at one size. Use a pre-processor that resizes them."
             )
             raise ValueError(msg)
-        pictures = [(key, rank, place) for rank, (_, keys) in enumerate(shares) for place, key in enumerate(keys)]
-        keyed = all(key is not None for key, _, _ in pictures)
+        images = [(key, rank, place) for rank, (_, keys) in enumerate(shares) for place, key in enumerate(keys)]
+        keyed = all(key is not None for key, _, _ in images)
         if keyed:
-            owner = {key: rank for key, rank, _ in reversed(pictures)}  # the first rank that has the picture
-            pictures = sorted(picture for picture in pictures if owner[picture[0]] == picture[1])
-        numbers = [[number for number, picture in enumerate(pictures) if picture[1] == r] for r in range(len(shares))]
-        places = [place for _, rank, place in pictures if rank == distributed.rank()]
+            owner = {key: rank for key, rank, _ in reversed(images)}  # the first rank that has the image
+            images = sorted(image for image in images if owner[image[0]] == image[1])
+        numbers = [[number for number, image in enumerate(images) if image[1] == r] for r in range(len(shares))]
+        places = [place for _, rank, place in images if rank == distributed.rank()]
         return Numbering(
-            shape=(len(pictures), *(sizes[0] if sizes else (0, 0))),
-            keys=tuple(key for key, _, _ in pictures) if keyed else (),
+            shape=(len(images), *(sizes[0] if sizes else (0, 0))),
+            keys=tuple(key for key, _, _ in images) if keyed else (),
             numbers=tuple(torch.tensor(each, dtype=torch.long) for each in numbers),
             places=torch.tensor(places, dtype=torch.long),
         )
 
     def project(self, matrix: torch.Tensor | None = None, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the features of the pictures that this rank contributes, times a matrix.
+        """Return the features of the images that this rank contributes, times a matrix.
 
         Args:
             matrix: Shape ``(channels, dimensions)``. Default: the identity.
-            positions: Which patches of each picture, shape ``(n,)``. Default: all.
+            positions: Which patches of each image, shape ``(n,)``. Default: all.
 
         Returns:
-            Shape ``(pictures, patches, dimensions)`` in the order of the pictures' numbers, float32, on the device of
+            Shape ``(images, patches, dimensions)`` in the order of the images' numbers, float32, on the device of
             the matrix or else of the features.
         """
         numbering = self.numbering()
@@ -199,7 +199,7 @@ class FeatureStore:
         dimensions = channels if matrix is None else matrix.shape[1]
         patches = patches if positions is None else len(positions)
         projected = torch.empty(len(numbering.places), patches, dimensions, device=device)
-        row = torch.full((self.shape[0],), -1)  # of each picture held here
+        row = torch.full((self.shape[0],), -1)  # of each image held here
         row[numbering.places] = torch.arange(len(numbering.places))
         for batch, rows in zip(self._batches, row.split([len(batch) for batch in self._batches]), strict=True):
             part = batch if (rows >= 0).all() else batch[(rows >= 0).to(batch.device)]
@@ -209,23 +209,23 @@ class FeatureStore:
         return projected
 
     def project_all(self, matrix: torch.Tensor | None, positions: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the features of the pictures of all ranks, times a matrix, at some positions.
+        """Return the features of the images of all ranks, times a matrix, at some positions.
 
         Args:
             matrix: Shape ``(channels, dimensions)``. ``None``: the identity.
             positions: For each rank, which patches it asks for; the same on all ranks.
 
         Returns:
-            Shape ``(pictures, len(positions[rank]), dimensions)`` in the order of the pictures' numbers.
+            Shape ``(images, len(positions[rank]), dimensions)`` in the order of the images' numbers.
         """
         if len(positions) == 1 and len(positions[0]) == self.numbering().shape[1]:
             return self.project(matrix)
-        pictures, _, channels = self.numbering().shape
+        images, _, channels = self.numbering().shape
         numbers = self.numbering().numbers
         for rank, asked in enumerate(positions):
             part = self.project(matrix, asked)
             if rank == distributed.rank():
-                result = part.new_empty(pictures, len(asked), channels if matrix is None else matrix.shape[1])
+                result = part.new_empty(images, len(asked), channels if matrix is None else matrix.shape[1])
             lengths = [len(each) for each in numbers]
             for source, received in enumerate(distributed.gather(part, lengths, destination=rank)):
                 result[numbers[source].to(result.device)] = received
@@ -235,14 +235,14 @@ class FeatureStore:
         """Return the features of some patches, to every rank.
 
         Args:
-            indices: ``picture * patches + patch``, pictures by number, shape ``(n,)``; the same on all ranks.
+            indices: ``image * patches + patch``, images by number, shape ``(n,)``; the same on all ranks.
 
         Returns:
             Shape ``(n, channels)``, float32, on the device of the indices.
         """
         numbering = self.numbering()
-        pictures, patches, channels = numbering.shape
-        place = torch.full((pictures,), -1)  # in this store, of each picture
+        images, patches, channels = numbering.shape
+        place = torch.full((images,), -1)  # in this store, of each image
         place[numbering.numbers[distributed.rank()]] = numbering.places
         place = place.to(indices.device)[indices // patches]
         rows = torch.zeros(len(indices), channels, device=indices.device)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Denoising memory bank: from the features of noisy training pictures to patches and weights to compare with.
+"""Denoising memory bank: from the features of noisy training images to patches and weights to compare with.
 
 The stages, each a module of its own: features -> discriminator scores -> kept patches and weights -> coreset -> bank.
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """What a fit gives. Patches are numbered ``picture * patches + position``, pictures as the feature store does.
+    """What a fit gives. Patches are numbered ``image * patches + position``, images as the feature store does.
 
     Attributes:
         features: Patches of all banks, each stored once, shape ``(m, channels)``.
@@ -42,10 +42,10 @@ class MemoryBank:
         indices: Which training patch each of them is, shape ``(m,)``.
         banks: Rows that belong to each bank as ``(start, stop)``, one per threshold.
         scores: Noise score of every training patch, fused if there are several discriminators, shape
-            ``(pictures, height, width)``; ``None`` if nothing asked for scores.
+            ``(images, height, width)``; ``None`` if nothing asked for scores.
         discriminator_scores: Scores of each discriminator, same shape.
-        kept: Patches that each bank kept, boolean, shape ``(banks, pictures, height, width)``.
-        keys: Keys of the pictures in their order; empty if some came without.
+        kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
+        keys: Keys of the images in their order; empty if some came without.
     """
 
     features: torch.Tensor
@@ -142,40 +142,40 @@ class DenoisingMemoryBank:
     def fit(self, features: torch.Tensor | FeatureStore, grid_size: tuple[int, int]) -> MemoryBank:
         """Score all patches, remove the noisiest, choose coresets of the rest and weigh them.
 
-        Where ``torch.distributed`` is initialized, all ranks call this, each with the features of its pictures. What
-        they get is the same on all of them and what one process would make of all pictures with rank 0's generators.
+        Where ``torch.distributed`` is initialized, all ranks call this, each with the features of its images. What
+        they get is the same on all of them and what one process would make of all images with rank 0's generators.
 
         Args:
-            features: Shape ``(pictures, patches, channels)``, or a store of such.
-            grid_size: Height and width of the grid of patches of each picture.
+            features: Shape ``(images, patches, channels)``, or a store of such.
+            grid_size: Height and width of the grid of patches of each image.
 
         Returns:
             The banks and how they came about.
 
         Raises:
-            ValueError: If there are no features, too few pictures or patches, or the grid does not fit.
+            ValueError: If there are no features, too few images or patches, or the grid does not fit.
         """
         store = features if isinstance(features, FeatureStore) else _as_store(features)
-        pictures, patches, _ = store.numbering().shape
-        grid_size = max(distributed.all_gather_object(tuple(grid_size)))  # a rank without pictures does not know it
+        images, patches, _ = store.numbering().shape
+        grid_size = max(distributed.all_gather_object(tuple(grid_size)))  # a rank without images does not know it
         height, width = grid_size
-        if pictures == 0:
-            msg = "There are no features to build a memory bank from: no training picture reached the model."
+        if images == 0:
+            msg = "There are no features to build a memory bank from: no training image reached the model."
             raise ValueError(msg)
         if height * width != patches:
             msg = f"grid_size {height} x {width} does not fit features of {patches} patches."
             raise ValueError(msg)
-        size = int(pictures * patches * self.coreset_sampling_ratio)
+        size = int(images * patches * self.coreset_sampling_ratio)
         if size < 1:
             msg = (
-                f"coreset_sampling_ratio={self.coreset_sampling_ratio} of {pictures * patches} patches leaves an "
-                f"empty memory bank: use at least {1 / (pictures * patches):.1e}."
+                f"coreset_sampling_ratio={self.coreset_sampling_ratio} of {images * patches} patches leaves an "
+                f"empty memory bank: use at least {1 / (images * patches):.1e}."
             )
             raise ValueError(msg)
 
         discriminator_scores = self._score(store, grid_size) if self.needs_scores else {}
         scores = _combine(list(discriminator_scores.values()))
-        kept = torch.stack([self._keep(scores, threshold, (pictures, height, width)) for threshold in self.thresholds])
+        kept = torch.stack([self._keep(scores, threshold, (images, height, width)) for threshold in self.thresholds])
         indices, banks = self._select(store, kept, size)
         weights = self.weigh(scores, discriminator_scores, indices)
         return MemoryBank(
@@ -190,19 +190,19 @@ class DenoisingMemoryBank:
         )
 
     def _score(self, store: FeatureStore, grid_size: tuple[int, int]) -> dict[str, torch.Tensor]:
-        # Patches of all pictures are compared, so each rank scores some of the positions, of all pictures.
+        # Patches of all images are compared, so each rank scores some of the positions, of all images.
         ranks = distributed.world_size()
         comparisons = [
             Comparison(grid_size, self.neighborhood, self.max_references, share=(rank, ranks)) for rank in range(ranks)
         ]
-        pictures, patches, channels = store.numbering().shape
+        images, patches, channels = store.numbering().shape
         projected = store.project_all(
             projection_matrix(channels, store.device), [comparison.held_positions for comparison in comparisons]
         )
         comparison = comparisons[distributed.rank()]
         scores = {}
         for name in self.discriminators:
-            logger.info("Scoring %d patches: %s", pictures * patches, name)
+            logger.info("Scoring %d patches: %s", images * patches, name)
             scores[name] = noise_scores(projected, name, comparison, self.lof_k).view(-1, *grid_size)
         return scores
 
@@ -214,12 +214,12 @@ class DenoisingMemoryBank:
         self, store: FeatureStore, kept: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
         """Choose a coreset for each bank and lay them out so that each bank is one range of rows."""
-        pictures, patches, channels = store.numbering().shape
+        images, patches, channels = store.numbering().shape
         device = store.device
         # The random numbers are drawn in the order in which KCenterGreedy draws them, so that equal seeds give equal
         # coresets. Its projection only asks for the shape, which an expanded scalar has without the memory.
         projection = SparseRandomProjection(eps=0.9)
-        projection.fit(torch.empty(1, device=device).expand(pictures * patches, channels))
+        projection.fit(torch.empty(1, device=device).expand(images * patches, channels))
         matrix = distributed.broadcast(projection.sparse_random_matrix.T.contiguous())
         projected = store.project(matrix).flatten(0, 1)
         numbers = store.numbering().numbers[distributed.rank()].to(device)

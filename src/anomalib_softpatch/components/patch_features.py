@@ -15,12 +15,12 @@ from anomalib_softpatch.components.tracing import is_traced
 
 # Values that "unfold" pools each layer, and the layers together, to (PatchCore; the official code of SoftPatch)
 POOLED_CHANNELS = 1024
-# Pictures that pass through the backbone together on a CPU: what they leave between two layers should stay in the cache
+# Images that pass through the backbone together on a CPU: what they leave between two layers should stay in the cache
 CPU_BATCH = 4
 
 
 class PatchFeatureExtractor(nn.Module):
-    """Extract one feature vector for every patch of a picture.
+    """Extract one feature vector for every patch of an image.
 
     Args:
         backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.

@@ -3,7 +3,7 @@
 
 """Pruning: lower bounds of distances, from which most pairs of rows need not be compared in full.
 
-Features of pictures vary along few of their axes. Rows reduced to their coordinates on the leading ones and the length
+Features of images vary along few of their axes. Rows reduced to their coordinates on the leading ones and the length
 of the rest are short, and never farther apart than the rows themselves.
 """
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures of more than 8 bits per value, which Anomalib reads as almost white."""
+"""Images of more than 8 bits per value, which Anomalib reads as almost white."""
 
 from pathlib import Path
 
@@ -11,24 +11,24 @@ LARGEST_VALUE = 255
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a picture has a mode of more than 8 bits per value: one channel of 16 or 32 bits.
+    """Whether an image has a mode of more than 8 bits per value: one channel of 16 or 32 bits.
 
-    Pillow reduces pictures of several channels of 16 bits to 8 as it should.
+    Pillow reduces images of several channels of 16 bits to 8 as it should.
 
     Args:
-        image: Opened picture; it is not decoded.
+        image: Opened image; it is not decoded.
     """
     return image.mode.startswith(("I", "F"))
 
 
 def cut_values(path: str | Path) -> str:
-    """Say what is lost of a picture that has values above 255, which Anomalib cuts at 255.
+    """Say what is lost of an image that has values above 255, which Anomalib cuts at 255.
 
     Args:
-        path: Picture file.
+        path: Image file.
 
     Returns:
-        A remark for users; empty if nothing is lost or if this is no picture file.
+        A remark for users; empty if nothing is lost or if this is no image file.
     """
     try:
         with Image.open(path) as image:

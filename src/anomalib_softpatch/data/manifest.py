@@ -5,8 +5,8 @@
 
 Columns: ``image_path`` and ``mask_path`` (relative to the dataset's root, ``/`` as separator; the mask is empty where
 the dataset has none), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
-:func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test`` (whether the picture stays in the test set). One row
-per injected picture, in the order of injection.
+:func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test`` (whether the image stays in the test set). One row
+per injected image, in the order of injection.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a manifest: a column is missing, a value is not of its kind, a row appears twice, or a
-            picture is said to be both in the test set and not.
+            image is said to be both in the test set and not.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,9 +79,9 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     _refuse(path, table, "in_test", in_test.isna(), "True or False")
     table["in_test"] = in_test.astype(bool)
 
-    _refuse(path, table, "repeat", table.duplicated(["image_path", "repeat"]), "different for each row of a picture")
+    _refuse(path, table, "repeat", table.duplicated(["image_path", "repeat"]), "different for each row of an image")
     undecided = table.groupby("image_path")["in_test"].transform("nunique") > 1
-    _refuse(path, table, "in_test", undecided, "the same for all rows of a picture")
+    _refuse(path, table, "in_test", undecided, "the same for all rows of an image")
     return table
 
 

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which anomalous pictures join the training pictures, and how a repeated one is changed.
+"""Which anomalous images join the training images, and how a repeated one is changed.
 
-Pure functions: names and numbers in, a table or a picture out. :class:`anomalib_softpatch.data.NoisyDataModule` applies
+Pure functions: names and numbers in, a table or an image out. :class:`anomalib_softpatch.data.NoisyDataModule` applies
 them to datasets.
 """
 
@@ -16,34 +16,34 @@ import numpy as np
 import pandas as pd
 
 MAX_ANGLE = 3.0  # degrees; both limits are those of the SoftPatch+ authors (official issue 14)
-MAX_SHIFT = 0.03  # fraction of the picture's width or height
+MAX_SHIFT = 0.03  # fraction of the image's width or height
 
 NOISE_COLUMNS = ("image_path", "repeat", "angle", "shift_x", "shift_y")
 
 
 def select_noise(paths: Sequence[str], count: int, seed: int) -> pd.DataFrame:
-    """Choose the pictures that are injected.
+    """Choose the images that are injected.
 
-    All pictures are put into a random order; the first ``count`` of them are chosen, and the order starts again when it
+    All images are put into a random order; the first ``count`` of them are chosen, and the order starts again when it
     is used up. The choice depends on nothing but the arguments, and not on the order of ``paths``. A smaller ``count``
     gives the first rows of a larger one. Python guarantees that ``random.Random(seed).random()`` gives the same numbers
     in every version and on every platform.
 
     Args:
-        paths: Paths of the anomalous pictures, relative to the dataset's root, with ``/`` as separator.
-        count: Number of pictures to choose, at most ``len(paths)`` without repetition.
+        paths: Paths of the anomalous images, relative to the dataset's root, with ``/`` as separator.
+        count: Number of images to choose, at most ``len(paths)`` without repetition.
         seed: Seed of the choice, 0 or more.
 
     Returns:
-        One row per chosen picture with the columns ``image_path``, ``repeat`` (0 for the picture as it is, then 1, 2,
+        One row per chosen image with the columns ``image_path``, ``repeat`` (0 for the image as it is, then 1, 2,
         ...), ``angle`` (degrees, counter-clockwise), ``shift_x`` and ``shift_y`` (fractions of the width and the
         height, to the right and down). Angle and shifts are 0 where ``repeat`` is 0.
 
     Raises:
-        ValueError: If pictures are wanted and there are none.
+        ValueError: If images are wanted and there are none.
     """
     if count and not paths:
-        msg = f"count={count} pictures are to be chosen, but there is no anomalous picture to choose from."
+        msg = f"count={count} images are to be chosen, but there is no anomalous image to choose from."
         raise ValueError(msg)
     generator = random.Random(seed)
     order = sorted(sorted(paths), key=lambda _: generator.random())
@@ -66,30 +66,30 @@ def select_noise(paths: Sequence[str], count: int, seed: int) -> pd.DataFrame:
 
 
 def rotate_and_shift(
-    picture: np.ndarray,
+    image: np.ndarray,
     angle: float,
     shift_x: float,
     shift_y: float,
     *,
     is_mask: bool = False,
 ) -> np.ndarray:
-    """Rotate a picture about its centre, then shift it. What comes in from outside mirrors the picture at its edge.
+    """Rotate an image about its centre, then shift it. What comes in from outside mirrors the image at its edge.
 
     Args:
-        picture: Picture of shape ``(H, W, C)`` or mask of shape ``(H, W)``, ``uint8``.
+        image: Image of shape ``(H, W, C)`` or mask of shape ``(H, W)``, ``uint8``.
         angle: Angle in degrees, counter-clockwise.
         shift_x: Shift to the right, as a fraction of the width.
         shift_y: Shift down, as a fraction of the height.
         is_mask: Take the nearest pixel, which keeps a mask's values, instead of interpolating linearly.
 
     Returns:
-        Picture of the same shape and type.
+        Image of the same shape and type.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     transform = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale=1.0)
     transform[:, 2] += (shift_x * width, shift_y * height)
     return cv2.warpAffine(
-        picture,
+        image,
         transform,
         (width, height),
         flags=cv2.INTER_NEAREST if is_mask else cv2.INTER_LINEAR,
@@ -97,14 +97,14 @@ def rotate_and_shift(
     )
 
 
-def largest_ratio(pictures: int, normal: int) -> float:
-    """Largest noise ratio, rounded down to four digits, that asks for no more than this number of pictures.
+def largest_ratio(images: int, normal: int) -> float:
+    """Largest noise ratio, rounded down to four digits, that asks for no more than this number of images.
 
     Args:
-        pictures: Number of pictures that may be injected.
-        normal: Number of normal training pictures, 1 or more.
+        images: Number of images that may be injected.
+        normal: Number of normal training images, 1 or more.
 
     Returns:
-        A ratio with ``int(ratio * normal) <= pictures``.
+        A ratio with ``int(ratio * normal) <= images``.
     """
-    return math.floor(10_000 * pictures / normal) / 10_000
+    return math.floor(10_000 * images / normal) / 10_000

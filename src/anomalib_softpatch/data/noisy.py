@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Anomalous pictures among the training pictures, on purpose.
+"""Anomalous images among the training images, on purpose.
 
 The protocols are those of the SoftPatch papers (Jiang et al., NeurIPS 2022; Wang et al., Pattern Recognition 2025): a
-share of anomalous test pictures joins the training pictures as if they were normal, and either leaves the test set ("no
+share of anomalous test images joins the training images as if they were normal, and either leaves the test set ("no
 overlap") or stays in it ("overlap").
 """
 
@@ -41,37 +41,37 @@ logger = logging.getLogger(__name__)
 
 
 class NoisyDataModule(AnomalibDataModule):
-    """Any Anomalib image datamodule, with anomalous pictures among its training pictures.
+    """Any Anomalib image datamodule, with anomalous images among its training images.
 
-    ``int(noise_ratio * N)`` anomalous test pictures join the training pictures. N is the number of normal pictures that
-    the wrapped datamodule trains with, after its own splits. The training pipeline treats the injected pictures as
+    ``int(noise_ratio * N)`` anomalous test images join the training images. N is the number of normal images that
+    the wrapped datamodule trains with, after its own splits. The training pipeline treats the injected images as
     normal (``label_index`` 0, empty mask). What they are is in :attr:`noise` and :attr:`truth`, in the columns
     ``true_label_index`` and ``true_mask_path`` of ``train_data.samples``, and in :meth:`true_mask`.
 
-    Which pictures are injected depends on the seed, the ratio and the anomalous pictures of the test set, those
-    included that ``val_split_mode=from_test`` moves to the validation set. The pictures injected at a ratio are among
+    Which images are injected depends on the seed, the ratio and the anomalous images of the test set, those
+    included that ``val_split_mode=from_test`` moves to the validation set. The images injected at a ratio are among
     those of every higher ratio, and are the same under both protocols.
 
-    Repeated pictures are written to a temporary folder, so that every training picture has a path of its own. The
+    Repeated images are written to a temporary folder, so that every training image has a path of its own. The
     folder goes when the datamodule does.
 
     The splits, batch sizes, workers and augmentations are those of the wrapped datamodule, which is left as it is.
 
     Args:
         datamodule: Image datamodule to wrap, or its configuration: a mapping with ``class_path`` and ``init_args``.
-        noise_ratio: Number of injected pictures per normal training picture, 0 or more.
-        overlap: Keep the injected pictures in the test and validation sets. Otherwise they leave both, and at least
-            one anomalous picture must remain to test with.
-        resample: Repeat pictures when there are too few, each repetition rotated by up to 3 degrees and shifted by up
+        noise_ratio: Number of injected images per normal training image, 0 or more.
+        overlap: Keep the injected images in the test and validation sets. Otherwise they leave both, and at least
+            one anomalous image must remain to test with.
+        resample: Repeat images when there are too few, each repetition rotated by up to 3 degrees and shifted by up
             to 3 %. Only under ``overlap=True``.
         seed: Seed of the choice, 0 or more. It is not the wrapped datamodule's, which decides how that splits.
         manifest: CSV file that an earlier run wrote (see :mod:`anomalib_softpatch.data.manifest`). It decides which
-            pictures are injected and which of them stay in the test set; ``noise_ratio``, ``overlap``, ``resample``
+            images are injected and which of them stay in the test set; ``noise_ratio``, ``overlap``, ``resample``
             and ``seed`` are then not used, and ``setup`` sets the first two to what the manifest makes them.
 
     Raises:
         TypeError: If ``datamodule`` is not an image datamodule.
-        ValueError: If an argument is out of range, or (in ``setup``) if there are too few pictures.
+        ValueError: If an argument is out of range, or (in ``setup``) if there are too few images.
         FileNotFoundError: If there is no such manifest.
 
     Example:
@@ -146,10 +146,10 @@ class NoisyDataModule(AnomalibDataModule):
 
     @property
     def noise(self) -> pd.DataFrame:
-        """The injected pictures, in the order of injection.
+        """The injected images, in the order of injection.
 
         One row each, with the columns ``image_path`` and ``mask_path`` (files as the training set has them; a mask
-        path is empty where there is none, and a list where a picture has several), ``source`` (the picture's path
+        path is empty where there is none, and a list where an image has several), ``source`` (the image's path
         relative to the dataset's root), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
         :func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test``.
         """
@@ -157,35 +157,35 @@ class NoisyDataModule(AnomalibDataModule):
 
     @property
     def truth(self) -> pd.DataFrame:
-        """What every training picture is: ``true_label_index`` (0 or 1) and ``true_mask_path`` by ``image_path``."""
+        """What every training image is: ``true_label_index`` (0 or 1) and ``true_mask_path`` by ``image_path``."""
         self._after_setup(self._noise)
         return self.train_data.samples.set_index("image_path")[["true_label_index", "true_mask_path"]]
 
     def true_mask(self, image_path: str) -> torch.Tensor | None:
-        """Read where a training picture is anomalous.
+        """Read where a training image is anomalous.
 
         Args:
-            image_path: Path of the picture, as batches have it.
+            image_path: Path of the image, as batches have it.
 
         Returns:
-            Mask of shape ``(H, W)`` with 1 where the picture is anomalous, ``uint8``; ``None`` where there is none,
-            because the picture is normal or the dataset has no masks.
+            Mask of shape ``(H, W)`` with 1 where the image is anomalous, ``uint8``; ``None`` where there is none,
+            because the image is normal or the dataset has no masks.
         """
         mask_path = self.truth.at[image_path, "true_mask_path"]
         return _read_masks(mask_path) if len(mask_path) else None
 
-    def picture_key(self, image_path: str) -> str:
-        """Return what a training picture is called in every process: its path, for repeated ones that in the folder.
+    def image_key(self, image_path: str) -> str:
+        """Return what a training image is called in every process: its path, for repeated ones that in the folder.
 
         Args:
-            image_path: Path of the picture, as batches have it.
+            image_path: Path of the image, as batches have it.
         """
         folder = None if self._repeats is None else Path(self._repeats.name)
         path = Path(image_path)
         return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else str(image_path)
 
     def write_manifest(self, path: str | Path) -> Path:
-        """Write the manifest of the injected pictures (see :mod:`anomalib_softpatch.data.manifest`).
+        """Write the manifest of the injected images (see :mod:`anomalib_softpatch.data.manifest`).
 
         Args:
             path: CSV file to write.
@@ -198,7 +198,7 @@ class NoisyDataModule(AnomalibDataModule):
     @staticmethod
     def _after_setup(table: pd.DataFrame | None) -> pd.DataFrame:
         if table is None:
-            msg = "Which pictures are injected is known after setup(). Call setup() first."
+            msg = "Which images are injected is known after setup(). Call setup() first."
             raise RuntimeError(msg)
         return table
 
@@ -216,7 +216,7 @@ class NoisyDataModule(AnomalibDataModule):
         if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.is_global_zero:
             file_name = f"manifest-{self._protocol}.csv" if self.manifest is None else self.manifest.name
             path = self.write_manifest(Path(self.trainer.default_root_dir) / file_name)
-            logger.info("Manifest of the injected pictures: %s", path)
+            logger.info("Manifest of the injected images: %s", path)
 
     def _setup(self, _stage: str | None = None) -> None:
         """Take the wrapped datamodule's datasets, split as it splits them, and inject the noise."""
@@ -227,7 +227,7 @@ class NoisyDataModule(AnomalibDataModule):
         if isinstance(self.train_data, AnomalibDepthDataset | AnomalibVideoDataset):
             msg = _not_images_message(self.datamodule)
             raise TypeError(msg)
-        pool = self._anomalous_pictures()
+        pool = self._anomalous_images()
         rows = self._select(pool) if self._listed_noise is None else self._find_listed(pool)
         self._manifest_rows = rows.assign(mask_path=pool.loc[rows["image_path"], "relative_mask_path"].to_numpy())
         self._noise = self._join_training_set(rows, pool)
@@ -238,11 +238,11 @@ class NoisyDataModule(AnomalibDataModule):
                 self.val_data = _without(self.val_data, removed)
             if not self.test_data.has_anomalous:  # a selection has been checked before, a manifest has not
                 msg = (
-                    f"manifest={str(self.manifest)!r} takes every anomalous picture out of the test set of "
+                    f"manifest={str(self.manifest)!r} takes every anomalous image out of the test set of "
                     f"{self.datamodule.name}. At least one must remain to test with."
                 )
                 raise ValueError(msg)
-        logger.info("Injected %d pictures into %s.", len(rows), self.datamodule.name)
+        logger.info("Injected %d images into %s.", len(rows), self.datamodule.name)
 
     def _create_test_split(self) -> None:
         """Nothing to do: the wrapped datamodule has split its datasets."""
@@ -250,17 +250,17 @@ class NoisyDataModule(AnomalibDataModule):
     def _create_val_split(self) -> None:
         """Nothing to do: the wrapped datamodule has split its datasets."""
 
-    def _anomalous_pictures(self) -> pd.DataFrame:
-        """Samples of the pictures that can be injected, by their path relative to the dataset's root.
+    def _anomalous_images(self) -> pd.DataFrame:
+        """Samples of the images that can be injected, by their path relative to the dataset's root.
 
-        A column ``tested`` says whether the test set has the picture; the others are in the validation set.
+        A column ``tested`` says whether the test set has the image; the others are in the validation set.
         """
         subsets = {"test": self.test_data}
         if self.val_split_mode == ValSplitMode.FROM_TEST:
             subsets["val"] = self.val_data
         if self.noise_ratio and isinstance(self.test_data, SyntheticAnomalyDataset):
             logger.warning(
-                "%s makes its anomalous test pictures anew each time it is set up: another run injects other pictures, "
+                "%s makes its anomalous test images anew each time it is set up: another run injects other images, "
                 "whatever the seed or the manifest.",
                 self.datamodule.name,
             )
@@ -272,33 +272,33 @@ class NoisyDataModule(AnomalibDataModule):
         return samples[~samples.index.duplicated()]
 
     def _select(self, pool: pd.DataFrame) -> pd.DataFrame:
-        """Choose the pictures by ratio, protocol and seed."""
+        """Choose the images by ratio, protocol and seed."""
         normal = self._normal_count()
         count = int(self.noise_ratio * normal)
         available = len(pool)
         advice = ""
         if not self.overlap and available:
-            # Pictures may be taken until the next one would be the last that the test set has.
+            # Images may be taken until the next one would be the last that the test set has.
             order = select_noise(list(pool.index), available, self.seed)["image_path"]
             available = int(pool.loc[order, "tested"].to_numpy().nonzero()[0].max(initial=0))
             advice = " if one is to remain in the test set (with overlap=True all stay there)"
         elif not self.resample:
-            advice = " (with resample=True pictures repeat)"
+            advice = " (with resample=True images repeat)"
         if count > available and not (self.overlap and self.resample and available):
             msg = (
-                f"noise_ratio={self.noise_ratio} asks for {count} anomalous pictures ({self.datamodule.name} has "
-                f"{normal} normal training pictures), but only {available} can be injected{advice}. "
+                f"noise_ratio={self.noise_ratio} asks for {count} anomalous images ({self.datamodule.name} has "
+                f"{normal} normal training images), but only {available} can be injected{advice}. "
                 f"The largest possible ratio is {largest_ratio(available, normal)}."
             )
             raise ValueError(msg)
         return select_noise(list(pool.index), count, self.seed).assign(in_test=self.overlap)
 
     def _find_listed(self, pool: pd.DataFrame) -> pd.DataFrame:
-        """Take the pictures that the manifest lists."""
+        """Take the images that the manifest lists."""
         unknown = sorted(set(self._listed_noise["image_path"]) - set(pool.index))
         if unknown:
             msg = (
-                f"manifest={str(self.manifest)!r} lists {len(unknown)} pictures that are not anomalous test pictures "
+                f"manifest={str(self.manifest)!r} lists {len(unknown)} images that are not anomalous test images "
                 f"of {self.datamodule.name}, for example {unknown[0]!r}. Paths are relative to the dataset's root. "
                 "Is it the manifest of this dataset and category?"
             )
@@ -312,8 +312,8 @@ class NoisyDataModule(AnomalibDataModule):
         return int((self.train_data.samples["label_index"] == LabelName.NORMAL).sum())
 
     def _join_training_set(self, rows: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
-        """Append the chosen pictures to the training set as normal pictures, and return the table of them."""
-        files = [self._picture_and_mask(row, pool.loc[row.image_path]) for row in rows.itertuples()]
+        """Append the chosen images to the training set as normal images, and return the table of them."""
+        files = [self._image_and_mask(row, pool.loc[row.image_path]) for row in rows.itertuples()]
         noise = rows.rename(columns={"image_path": "source"})
         noise.insert(0, "image_path", [image_path for image_path, _ in files])
         noise.insert(1, "mask_path", [mask_path for _, mask_path in files])
@@ -340,30 +340,30 @@ class NoisyDataModule(AnomalibDataModule):
         self.train_data._samples = samples.reset_index(drop=True)
         return noise
 
-    def _picture_and_mask(self, row: Any, sample: pd.Series) -> tuple[str, str | list[str]]:
-        """Files of an injected picture and its mask; those of a repeated one are made."""
+    def _image_and_mask(self, row: Any, sample: pd.Series) -> tuple[str, str | list[str]]:
+        """Files of an injected image and its mask; those of a repeated one are made."""
         mask_path = sample["mask_path"] if isinstance(sample["mask_path"], str | list) else ""
         motion = {"angle": row.angle, "shift_x": row.shift_x, "shift_y": row.shift_y}
         if not row.repeat and not any(motion.values()):
             return sample["image_path"], mask_path
         if self._repeats is None:
             self._repeats = TemporaryDirectory(prefix="anomalib_softpatch-")
-        picture_file = Path(self._repeats.name, "images", f"{row.image_path}-{row.repeat}.png")
-        picture_file.parent.mkdir(parents=True, exist_ok=True)
+        image_file = Path(self._repeats.name, "images", f"{row.image_path}-{row.repeat}.png")
+        image_file.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(sample["image_path"]) as image:
-            picture = np.asarray(image.convert("RGB"))  # as Anomalib reads it
-        Image.fromarray(rotate_and_shift(picture, **motion)).save(picture_file)
+            pixels = np.asarray(image.convert("RGB"))  # as Anomalib reads it
+        Image.fromarray(rotate_and_shift(pixels, **motion)).save(image_file)
         if not len(mask_path):
-            return str(picture_file), ""
-        mask_file = Path(self._repeats.name, "masks", picture_file.relative_to(Path(self._repeats.name, "images")))
+            return str(image_file), ""
+        mask_file = Path(self._repeats.name, "masks", image_file.relative_to(Path(self._repeats.name, "images")))
         mask_file.parent.mkdir(parents=True, exist_ok=True)
         mask = 255 * _read_masks(mask_path).numpy()
         Image.fromarray(rotate_and_shift(mask, **motion, is_mask=True)).save(mask_file)
-        return str(picture_file), str(mask_file)
+        return str(image_file), str(mask_file)
 
 
 def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping | str) -> AnomalibDataModule:
-    """Instantiate a datamodule given as a configuration, and refuse what is not one of pictures."""
+    """Instantiate a datamodule given as a configuration, and refuse what is not one of images."""
     if isinstance(datamodule, Mapping | str):
         datamodule = instantiate(AnomalibDataModule, datamodule, argument="datamodule")
     if isinstance(datamodule, ADAM3D | Folder3D | MVTec3D | AnomalibVideoDataModule):
@@ -381,11 +381,11 @@ def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping | str) -> Anom
 
 def _not_images_message(datamodule: AnomalibDataModule) -> str:
     name = type(datamodule).__name__
-    return f"datamodule={name} has depth pictures or videos, but noise can only be injected into an image datamodule."
+    return f"datamodule={name} has depth images or videos, but noise can only be injected into an image datamodule."
 
 
 def _common_root(paths: pd.Series, root: str | Path | None) -> Path:
-    """Root of the dataset if the pictures lie in it, else the deepest folder that all of them lie in."""
+    """Root of the dataset if the images lie in it, else the deepest folder that all of them lie in."""
     folders = {_real(path).parent for path in paths}
     if root is not None and all(folder.is_relative_to(os.path.realpath(root)) for folder in folders):
         return Path(os.path.realpath(root))
@@ -393,7 +393,7 @@ def _common_root(paths: pd.Series, root: str | Path | None) -> Path:
 
 
 def _real(path: str) -> Path:
-    """Absolute path without links to folders. A picture that is itself a link keeps its name."""
+    """Absolute path without links to folders. An image that is itself a link keeps its name."""
     folder, name = os.path.split(path)
     return Path(os.path.realpath(folder), name)
 
@@ -406,7 +406,7 @@ def _relative(path: str | list[str] | None, root: Path) -> str:
 
 
 def _without(dataset: AnomalibDataset, paths: set[str]) -> AnomalibDataset:
-    """Dataset without these pictures; the dataset itself where it has none of them."""
+    """Dataset without these images; the dataset itself where it has none of them."""
     kept = (~dataset.samples["image_path"].isin(paths)).to_numpy().nonzero()[0]
     return dataset if len(kept) == len(dataset) else dataset.subsample(list(kept))
 

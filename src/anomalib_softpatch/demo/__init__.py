@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A demonstration on pictures that need no download: ``anomalib-softpatch demo``."""
+"""A demonstration on images that need no download: ``anomalib-softpatch demo``."""
 
 import signal
 import sys
@@ -23,17 +23,17 @@ def main(
     num_hidden: int = 6,
     seed: int = 0,
 ) -> None:
-    """Compare PatchCore with SoftPatch on a small set that has defects among its training pictures.
+    """Compare PatchCore with SoftPatch on a small set that has defects among its training images.
 
-    Makes the set, trains and tests both through the ordinary ``anomalib`` command, and shows a table and a picture of
+    Makes the set, trains and tests both through the ordinary ``anomalib`` command, and shows a table and an image of
     the heat maps. Nothing is downloaded but the backbone's weights, where they can be reached.
 
     Args:
         output: Folder for the results; every run makes a new folder in it.
         backbone: Name of a timm model, or local-dir:<folder> for weights in a local folder.
         layers: Layers of the backbone whose features are used.
-        num_train: Number of normal training pictures.
-        num_hidden: Number of defective pictures hidden among the training pictures, at most 24.
+        num_train: Number of normal training images.
+        num_hidden: Number of defective images hidden among the training images, at most 24.
         seed: Seed of the set and of an untrained backbone. The choice of the memory bank's first patch stays random.
     """
     # Being told to end is handled like Ctrl-C: no training command may outlive the demo.

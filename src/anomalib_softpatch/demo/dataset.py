@@ -3,16 +3,16 @@
 
 """A small inspection set in the layout of MVTec AD, made without any download.
 
-The pictures are made from three photographs that scikit-image installs with itself. What is inspected is gravel: every
-picture is a crop of the gravel photograph, turned, mirrored and lit a little differently. Training pictures come from
-the left part of the photograph and test pictures from the right part, so no stone is in both. The defects are
+The images are made from three photographs that scikit-image installs with itself. What is inspected is gravel: every
+image is a crop of the gravel photograph, turned, mirrored and lit a little differently. Training images come from
+the left part of the photograph and test images from the right part, so no stone is in both. The defects are
 
 - ``brick``: a broken piece of brick, from the photograph of a brick pavement;
 - ``grass``: dry grass between the stones, from the photograph of a lawn;
 - ``stain``: an oily spot that darkens the stones.
 
-Their outlines come from Anomalib's Perlin noise. Copies of some defective test pictures are hidden among the training
-pictures, as happens where nobody has looked at every training picture: the protocol that the papers call "overlap".
+Their outlines come from Anomalib's Perlin noise. Copies of some defective test images are hidden among the training
+images, as happens where nobody has looked at every training image: the protocol that the papers call "overlap".
 """
 
 import csv
@@ -50,25 +50,25 @@ def make_dataset(
 ) -> Path:
     """Write the set to ``root/gravel``.
 
-    The training folder then holds ``num_train + num_hidden`` pictures. Which of them are the hidden ones is written to
+    The training folder then holds ``num_train + num_hidden`` images. Which of them are the hidden ones is written to
     ``root/gravel/hidden_defects.csv`` (columns ``train_image``, ``test_image``, ``mask``, relative to the file), which
     no model reads.
 
     Args:
         root: Folder to write to; created if need be.
-        num_train: Number of normal training pictures.
-        num_test_good: Number of normal test pictures.
-        num_test_per_defect: Number of test pictures of each kind of defect.
-        num_hidden: Number of defective test pictures of which a copy is hidden among the training pictures; the kinds
+        num_train: Number of normal training images.
+        num_test_good: Number of normal test images.
+        num_test_per_defect: Number of test images of each kind of defect.
+        num_hidden: Number of defective test images of which a copy is hidden among the training images; the kinds
             take turns.
-        seed: The same seed gives the same pictures.
+        seed: The same seed gives the same images.
 
     Returns:
         The folder of the category, ``root/gravel``.
 
     Raises:
         FileExistsError: If ``root/gravel`` exists.
-        ValueError: If a number of pictures is out of range.
+        ValueError: If a number of images is out of range.
     """
     for name, number in (
         ("num_train", num_train),
@@ -80,7 +80,7 @@ def make_dataset(
             raise ValueError(msg)
     if not 0 <= num_hidden <= num_test_per_defect * len(DEFECTS):
         msg = (
-            f"num_hidden must be between 0 and the number of defective test pictures, "
+            f"num_hidden must be between 0 and the number of defective test images, "
             f"{num_test_per_defect * len(DEFECTS)}, got {num_hidden}."
         )
         raise ValueError(msg)
@@ -114,12 +114,12 @@ def make_dataset(
             if len(hidden) < num_hidden:
                 hidden.append((image, test_image, mask_image))
 
-    # Spread over the training pictures, under file names that do not tell.
+    # Spread over the training images, under file names that do not tell.
     train = normal + [image for image, _, _ in hidden]
     order = np.random.default_rng((seed, 5)).permutation(len(train))
-    places = {int(picture): place for place, picture in enumerate(order)}
-    for picture, image in enumerate(train):
-        _save(image, category / "train" / "good" / f"{places[picture]:03d}.png")
+    places = {int(source): place for place, source in enumerate(order)}
+    for source, image in enumerate(train):
+        _save(image, category / "train" / "good" / f"{places[source]:03d}.png")
 
     with (category / HIDDEN_LIST).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -130,13 +130,13 @@ def make_dataset(
 
 
 def read_hidden(category: Path) -> list[dict[str, str]]:
-    """Read which training pictures are defective.
+    """Read which training images are defective.
 
     Args:
         category: The folder that :func:`make_dataset` returned.
 
     Returns:
-        One dictionary a hidden picture with the keys ``train_image``, ``test_image`` and ``mask``: paths relative to
+        One dictionary a hidden image with the keys ``train_image``, ``test_image`` and ``mask``: paths relative to
         ``category``.
     """
     with (category / HIDDEN_LIST).open(newline="", encoding="utf-8") as file:
@@ -149,7 +149,7 @@ def load_photographs() -> dict[str, np.ndarray]:
     The files are read from the installed package itself: ``skimage.data.gravel()`` may fetch a file that is missing.
 
     Returns:
-        Grey pictures of shape ``(512, 512)``, ``float32`` in [0, 1], by name.
+        Grey images of shape ``(512, 512)``, ``float32`` in [0, 1], by name.
 
     Raises:
         FileNotFoundError: If the installed scikit-image does not have them.
@@ -171,16 +171,16 @@ def add_defect(
     photographs: Mapping[str, np.ndarray],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put one defect into a picture of gravel.
+    """Put one defect into an image of gravel.
 
     Args:
-        image: Grey picture of shape ``(256, 256)``, values in [0, 1].
+        image: Grey image of shape ``(256, 256)``, values in [0, 1].
         defect: One of ``brick``, ``grass``, ``stain``.
         photographs: What :func:`load_photographs` returned.
         rng: Source of chance.
 
     Returns:
-        The picture with the defect, and its boolean mask, both of shape ``(256, 256)``.
+        The image with the defect, and its boolean mask, both of shape ``(256, 256)``.
 
     Raises:
         ValueError: If the defect is unknown.
@@ -208,7 +208,7 @@ def _crop(
     size: int,
     columns: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Cut a square of about ``size`` pixels at a random place, turn, mirror and resize it to the picture size."""
+    """Cut a square of about ``size`` pixels at a random place, turn, mirror and resize it to the image size."""
     first, last = columns or (0, photograph.shape[1])
     side = round(size * rng.uniform(0.95, 1.05))
     top = rng.integers(photograph.shape[0] - side + 1)
@@ -221,7 +221,7 @@ def _crop(
 
 
 def _relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make the picture up to 10 % brighter or darker, and up to 8 % brighter on one side."""
+    """Make the image up to 10 % brighter or darker, and up to 8 % brighter on one side."""
     direction = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-1 : 1 : image.shape[0] * 1j, -1 : 1 : image.shape[1] * 1j]
     slope = rng.uniform(0, 0.08) * (np.cos(direction) * x + np.sin(direction) * y)
@@ -229,7 +229,7 @@ def _relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blob(rng: np.random.Generator, area: tuple[float, float]) -> np.ndarray:
-    """Draw a blob with a ragged outline: a disc of ``area`` (share of the picture), distorted by Perlin noise."""
+    """Draw a blob with a ragged outline: a disc of ``area`` (share of the image), distorted by Perlin noise."""
     radius = IMAGE_SIZE * np.sqrt(rng.uniform(*area) / np.pi)
     margin = round(1.3 * radius)
     center_y, center_x = rng.integers(margin, IMAGE_SIZE - margin, size=2)
@@ -251,6 +251,6 @@ def _blend(image: np.ndarray, other: np.ndarray, mask: np.ndarray, softness: flo
 
 
 def _save(image: np.ndarray, path: Path) -> None:
-    """Write a grey picture in [0, 1], or a boolean mask, as an 8-bit PNG."""
+    """Write a grey image in [0, 1], or a boolean mask, as an 8-bit PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.round(255 * np.asarray(image, dtype=np.float32)).astype(np.uint8)).save(path)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The figure at the end of the demo: test pictures, their true defects and the heat maps of several models."""
+"""The figure at the end of the demo: test images, their true defects and the heat maps of several models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ OUTLINE_COLOR = "black"
 
 
 class Example(NamedTuple):
-    """A test picture of the figure.
+    """A test image of the figure.
 
     Attributes:
-        image: Path of the picture.
-        mask: Path of its mask, ``None`` for a normal picture.
+        image: Path of the image.
+        mask: Path of its mask, ``None`` for a normal image.
         title: What to write above it.
     """
 
@@ -38,9 +38,9 @@ class Example(NamedTuple):
 
 
 def choose_examples(category: Path) -> list[Example]:
-    """Choose test pictures by a fixed rule: of every kind of defect the first and the last one, and the first good one.
+    """Choose test images by a fixed rule: of every kind of defect the first and the last one, and the first good one.
 
-    The first ones are those of which a copy is hidden among the training pictures; the last ones are not, unless nearly
+    The first ones are those of which a copy is hidden among the training images; the last ones are not, unless nearly
     all are.
 
     Args:
@@ -63,11 +63,11 @@ def choose_examples(category: Path) -> list[Example]:
 
 @torch.no_grad()
 def anomaly_maps(model: AnomalibModule, images: Sequence[Path]) -> np.ndarray:
-    """Compute the heat maps of some pictures, before any normalisation.
+    """Compute the heat maps of some images, before any normalisation.
 
     Args:
         model: A trained model.
-        images: Paths of pictures of the same size.
+        images: Paths of images of the same size.
 
     Returns:
         Maps of shape ``(len(images), height, width)``.
@@ -85,10 +85,10 @@ def draw_comparison(
     subtitle: str,
     path: Path,
 ) -> None:
-    """Draw pictures, true defects and heat maps below each other, and save the figure.
+    """Draw images, true defects and heat maps below each other, and save the figure.
 
     Args:
-        examples: The test pictures, one a column.
+        examples: The test images, one a column.
         maps: Heat maps by the label of their row, each of shape ``(len(examples), height, width)``. Every row has a
             colour scale of its own, from its median (pale) to its 99th percentile (red).
         title: Title of the figure.
@@ -131,6 +131,6 @@ def draw_comparison(
                 if mask.any():
                     axes.contour(mask, levels=[0.5], colors=OUTLINE_COLOR, linewidths=1)
             if column == 0:
-                label = ["picture", "true defect", *maps][row]
+                label = ["image", "true defect", *maps][row]
                 axes.set_ylabel(label, fontsize=12, rotation=0, ha="right", va="center", labelpad=8)
     figure.savefig(path)

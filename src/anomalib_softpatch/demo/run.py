@@ -25,7 +25,7 @@ from anomalib_softpatch.demo.weights import find_weights
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models import SoftPatch
 
-METRICS = {"image_AUROC": "picture AUROC", "pixel_AUROC": "pixel AUROC"}
+METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC"}
 CORESET_SAMPLING_RATIO = 0.01
 LOG_LINES = 15  # of a failed command, shown to the user
 
@@ -49,8 +49,8 @@ def run_demo(
         output: Folder for the results; every run makes a new folder in it.
         backbone: Name of a timm model, or ``local-dir:<folder>``.
         layers: Layers of the backbone whose features are used.
-        num_train: Number of normal training pictures.
-        num_hidden: Number of defective pictures hidden among the training pictures.
+        num_train: Number of normal training images.
+        num_hidden: Number of defective images hidden among the training images.
         seed: Seed of the set and of an untrained backbone.
 
     Returns:
@@ -65,10 +65,10 @@ def run_demo(
     PatchFeatureExtractor(backbone, layers, pre_trained=False)  # refuses an unknown backbone or layer
     folder = _new_folder(output)
     try:
-        _stage(1, f"Making the set of pictures in {folder / 'dataset' / CATEGORY}")
+        _stage(1, f"Making the set of images in {folder / 'dataset' / CATEGORY}")
         category = make_dataset(folder / "dataset", num_train=num_train, num_hidden=num_hidden, seed=seed)
         _say(
-            f"  training: {num_train} pictures of {CATEGORY}, and {num_hidden} with a defect hidden among them\n"
+            f"  training: {num_train} images of {CATEGORY}, and {num_hidden} with a defect hidden among them\n"
             f"  defects: {', '.join(DEFECTS)}; the hidden ones are listed in hidden_defects.csv"
         )
 
@@ -107,7 +107,7 @@ def run_demo(
             label = "\n".join([f"{method}\n", *scores])
             maps[label] = anomaly_maps(model, images)
         with atomic_output(folder / "comparison.png") as path:
-            title = f"Trained on the same {num_train + num_hidden} pictures, of which {num_hidden} have a hidden defect"
+            title = f"Trained on the same {num_train + num_hidden} images, of which {num_hidden} have a hidden defect"
             subtitle = f"heat maps from pale (normal) to red (defective), true defect outlined; {weights.title}"
             draw_comparison(examples, maps, title, subtitle, path)
         with atomic_output(folder / "results.csv") as path:
@@ -174,7 +174,7 @@ def read_metrics(results: Path) -> dict[str, float]:
         results: Folder of one model's results.
 
     Returns:
-        Picture and pixel AUROC in [0, 1], by their names in Anomalib.
+        Image and pixel AUROC in [0, 1], by their names in Anomalib.
 
     Raises:
         RuntimeError: If they are not there.
@@ -266,7 +266,7 @@ def _in_lines(command: Sequence[str]) -> str:
 
 def _table(results: dict[str, dict[str, float]], num_train: int, num_hidden: int) -> Table:
     """Lay out the results for the terminal."""
-    table = Table(title=f"Defects in {num_hidden} of {num_train + num_hidden} training pictures", title_justify="left")
+    table = Table(title=f"Defects in {num_hidden} of {num_train + num_hidden} training images", title_justify="left")
     table.add_column("model")
     for title in METRICS.values():
         table.add_column(f"{title} (%)", justify="right")

@@ -110,12 +110,12 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Trainer arguments: one pass over the training pictures."""
+        """Trainer arguments: one pass over the training images."""
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0}
 
     @property
     def learning_type(self) -> LearningType:
-        """One class: no anomalous picture is labelled in training."""
+        """One class: no anomalous image is labelled in training."""
         return LearningType.ONE_CLASS
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
@@ -170,40 +170,40 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         )
 
     def on_train_start(self) -> None:
-        """Refuse a single training picture, which could only fail after its features are extracted.
+        """Refuse a single training image, which could only fail after its features are extracted.
 
         Raises:
-            ValueError: If there is one training picture only, and noise is to be found.
+            ValueError: If there is one training image only, and noise is to be found.
         """
         super().on_train_start()
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         if self.model.memory_bank_builder.needs_scores and isinstance(dataset, Sized) and len(dataset) == 1:
             msg = (
-                "There is one training picture only. Noise is found by comparing pictures with each other, which takes "
-                "at least 2 training pictures: add some, or switch it off with a threshold of 0 and soft_weight=False."
+                "There is one training image only. Noise is found by comparing images with each other, which takes "
+                "at least 2 training images: add some, or switch it off with a threshold of 0 and soft_weight=False."
             )
             raise ValueError(msg)
 
     def on_train_batch_start(self, batch: Batch, *args, **kwargs) -> None:  # noqa: ANN002, ANN003
-        """Refuse or mention pictures that Anomalib has read as white, here and in the other loops.
+        """Refuse or mention images that Anomalib has read as white, here and in the other loops.
 
         Args:
-            batch: Pictures, after the pre-processor.
+            batch: Images, after the pre-processor.
             *args: Not used.
             **kwargs: Not used.
 
         Raises:
-            ValueError: If nothing is left of a picture.
+            ValueError: If nothing is left of an image.
         """
         del args, kwargs
         for image, path in zip(batch.image, getattr(batch, "image_path", None) or [], strict=False):
             loss = cut_values(path)
             if loss and image.flatten(1).std(dim=1).max() < 1e-3:  # noqa: PLR2004  # resizing rounds
-                msg = f"{loss}, so that it is all white. Convert the pictures to 8 bits per value first."
+                msg = f"{loss}, so that it is all white. Convert the images to 8 bits per value first."
                 raise ValueError(msg)
             if loss and not self._warned_of_depth:
-                self._warned_of_depth = True  # in a set of such pictures there are many
-                logger.warning("%s. Convert such pictures to 8 bits per value first.", loss)
+                self._warned_of_depth = True  # in a set of such images there are many
+                logger.warning("%s. Convert such images to 8 bits per value first.", loss)
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
@@ -211,7 +211,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """Extract and store the features of a batch.
 
         Args:
-            batch: Training pictures.
+            batch: Training images.
             *args: Not used.
             **kwargs: Not used.
 
@@ -219,22 +219,22 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             A loss of zero, which Lightning asks for.
 
         Raises:
-            ValueError: If a picture gives NaN or infinite features.
+            ValueError: If an image gives NaN or infinite features.
         """
         del args, kwargs
-        name = getattr(getattr(self.trainer, "datamodule", None), "picture_key", str)
+        name = getattr(getattr(self.trainer, "datamodule", None), "image_key", str)
         keys = [name(path) for path in batch.image_path] if batch.image_path else None
         features = self.model(batch.image, keys)
         finite = features.flatten(1).isfinite().all(dim=1)
         if not finite.all():
             paths = batch.image_path or [f"number {index}" for index in range(len(finite))]
             broken = ", ".join(str(path) for path, good in zip(paths, finite.tolist(), strict=True) if not good)
-            msg = f"These pictures give NaN or infinite features (broken file, or half precision overflowed): {broken}"
+            msg = f"These images give NaN or infinite features (broken file, or half precision overflowed): {broken}"
             raise ValueError(msg)
         return torch.tensor(0.0, requires_grad=True, device=self.device)
 
     def fit(self) -> None:
-        """Build the memory bank from the features of all training pictures."""
+        """Build the memory bank from the features of all training images."""
         logger.info("Building the memory bank.")
         with isolate_rng():
             if self._generator_states is not None:
@@ -274,7 +274,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """Score a batch.
 
         Args:
-            batch: Pictures.
+            batch: Images.
             *args: Not used.
             **kwargs: Not used.
 

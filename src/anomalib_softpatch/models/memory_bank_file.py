@@ -111,7 +111,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
         raise ValueError(msg)
     size = model.input_size and list(model.input_size)
     if metadata["input_size"] != size:
-        logger.warning("%s is of pictures of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
+        logger.warning("%s is of images of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
 
     state = _post_processor_state(model)
     stored = {name: tensors[POST_PROCESSOR + name] for name in state if POST_PROCESSOR + name in tensors}

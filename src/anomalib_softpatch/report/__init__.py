@@ -1,4 +1,4 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The noise report: which training pictures are suspicious, and where in them."""
+"""The noise report: which training images are suspicious, and where in them."""

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command ``anomalib-softpatch report``: rank the pictures of a folder without training a detector."""
+"""The command ``anomalib-softpatch report``: rank the images of a folder without training a detector."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ from anomalib_softpatch.components.discriminators import DISCRIMINATORS, project
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models import SoftPatch
 from anomalib_softpatch.report.findings import Findings
-from anomalib_softpatch.report.folder import find_pictures, read_picture
+from anomalib_softpatch.report.folder import find_images, read_image
 from anomalib_softpatch.report.geometry import visible_region
 from anomalib_softpatch.report.writer import write_report
 
@@ -43,42 +43,42 @@ def report(
     num_workers: int = 0,
     device: str = "auto",
 ) -> None:
-    """Rank the pictures of a folder by how suspicious they are, and write a noise report.
+    """Rank the images of a folder by how suspicious they are, and write a noise report.
 
-    The pictures of the folder and of all folders in it are compared with each other; no detector is kept. Nothing in
-    the folder is changed. Files that are no pictures or cannot be read are listed in the report.
+    The images of the folder and of all folders in it are compared with each other; no detector is kept. Nothing in
+    the folder is changed. Files that are no images or cannot be read are listed in the report.
 
     Args:
-        folder: Folder of pictures of one kind of thing, most of them normal.
+        folder: Folder of images of one kind of thing, most of them normal.
         output: Folder to write the report to: report.html, images.csv, skipped.csv and two contact sheets.
         backbone: Name of a timm model, or local-dir:<folder> for weights on disk.
         layers: Names of the layers to extract features from, the finest grid first.
         discriminators: How noise is scored: lof, gaussian or nearest; the ranks of several are averaged.
         threshold: Share of all patches that counts as removed in the report.
         lof_k: Neighbours of the local outlier factor.
-        neighborhood: Compare patches with those of other pictures at the same grid position (0), up to so many
+        neighborhood: Compare patches with those of other images at the same grid position (0), up to so many
             positions away, or of the whole image, for objects that lie in any direction.
-        image_size: Side in pixels of the square that pictures are resized to.
-        suspicious: Share of the pictures, the highest-scored ones, that write_list and copy_rest take as suspicious.
-        write_list: File to write the paths of the suspicious pictures to, one in a line, the most suspicious first.
-        copy_rest: New folder to copy all other pictures to, in the same subfolders. Nothing is moved or deleted.
-        batch_size: Number of pictures to send through the backbone at a time.
-        num_workers: Processes that read pictures, 0 for none beside the command's own.
+        image_size: Side in pixels of the square that images are resized to.
+        suspicious: Share of the images, the highest-scored ones, that write_list and copy_rest take as suspicious.
+        write_list: File to write the paths of the suspicious images to, one in a line, the most suspicious first.
+        copy_rest: New folder to copy all other images to, in the same subfolders. Nothing is moved or deleted.
+        batch_size: Number of images to send through the backbone at a time.
+        num_workers: Processes that read images, 0 for none beside the command's own.
         device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
     """
     _check(folder, output, discriminators, threshold, suspicious, copy_rest)
     console = Console(stderr=True)
-    pictures, skipped = find_pictures(folder)
+    images, skipped = find_images(folder)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     extractor = PatchFeatureExtractor(backbone, layers).eval().to(device)
     transform = SoftPatch.configure_pre_processor((image_size, image_size)).transform
     loader = DataLoader(
-        FolderDataset(pictures, transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list
+        FolderDataset(images, transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list
     )
 
     features, sizes, read, remarks = [], [], [], []
     with torch.inference_mode():
-        for batch in _with_progress(loader, len(pictures), console):
+        for batch in _with_progress(loader, len(images), console):
             good = [item for item in batch if isinstance(item[1], torch.Tensor)]
             skipped += [(str(path), reason) for path, reason, *_ in batch if isinstance(reason, str)]
             if not good:
@@ -93,9 +93,9 @@ def report(
         skipped.sort()
         if len(read) < 2:  # noqa: PLR2004
             reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:5])
-            msg = f"folder={str(folder)!r} has {len(read)} readable pictures, but at least 2 are compared.{reasons}"
+            msg = f"folder={str(folder)!r} has {len(read)} readable images, but at least 2 are compared.{reasons}"
             raise ValueError(msg)
-        with console.status(f"Comparing {len(read)} pictures"):
+        with console.status(f"Comparing {len(read)} images"):
             comparison = Comparison(tuple(grid.shape[-2:]), neighborhood)
             projected = torch.cat(features)
             scored = [
@@ -111,7 +111,7 @@ def report(
         settings={
             "Folder": str(folder),
             "Backbone": f"{backbone}, layers {', '.join(layers)}",
-            "Picture size": f"{image_size} x {image_size} pixels",
+            "Image size": f"{image_size} x {image_size} pixels",
             "Discriminators": ", ".join(discriminators),
             "Neighbourhood": str(neighborhood),
         },
@@ -127,15 +127,15 @@ def report(
         sys.stdout.write(f"{count} suspicious paths: {write_list}\n")
     if copy_rest is not None:
         copied = _copy(sorted(ranked[count:]), folder, copy_rest)
-        sys.stdout.write(f"{copied} other pictures copied: {copy_rest}\n")
-    sys.stdout.write(f"{len(read)} pictures ranked, {len(skipped)} files skipped. Report: {page}\n")
+        sys.stdout.write(f"{copied} other images copied: {copy_rest}\n")
+    sys.stdout.write(f"{len(read)} images ranked, {len(skipped)} files skipped. Report: {page}\n")
 
 
 class FolderDataset(Dataset):
-    """Read and transform pictures.
+    """Read and transform images.
 
     Args:
-        paths: Picture files.
+        paths: Image files.
         transform: Transform to a tensor of one size.
     """
 
@@ -148,10 +148,10 @@ class FolderDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Path, torch.Tensor | str, tuple[int, int], str]:
-        """Return path, picture or the reason why it cannot be read, width and height, and a remark."""
+        """Return path, image or the reason why it cannot be read, width and height, and a remark."""
         path = self.paths[index]
         try:
-            tensor, remark = read_picture(path)
+            tensor, remark = read_image(path)
         except ValueError as error:
             return path, str(error), (0, 0), ""
         return path, self.transform(tensor), (tensor.shape[2], tensor.shape[1]), remark
@@ -165,9 +165,9 @@ def _check(
     suspicious: float,
     copy_rest: Path | None,
 ) -> None:
-    """Refuse bad arguments before pictures are read."""
+    """Refuse bad arguments before images are read."""
     if not folder.is_dir():
-        msg = f"folder={str(folder)!r} is not a folder. Give one that has pictures in it."
+        msg = f"folder={str(folder)!r} is not a folder. Give one that has images in it."
         raise ValueError(msg)
     unknown = [name for name in discriminators if name not in DISCRIMINATORS]
     if unknown or not discriminators:
@@ -199,7 +199,7 @@ def _with_progress(loader: DataLoader, total: int, console: Console) -> Iterator
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Looking at pictures", total=total)
+        task = progress.add_task("Looking at images", total=total)
         for batch in loader:
             yield batch
             progress.advance(task, len(batch))
@@ -211,7 +211,7 @@ def _write_list(paths: list[Path], file: Path) -> None:
 
 
 def _copy(paths: list[Path], folder: Path, target: Path) -> int:
-    """Copy pictures to the same subfolders of another folder."""
+    """Copy images to the same subfolders of another folder."""
     for path in paths:
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)

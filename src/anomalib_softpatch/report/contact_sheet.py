@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures with their heat maps, and contact sheets of them, drawn with Anomalib's own functions."""
+"""Images with their heat maps, and contact sheets of them, drawn with Anomalib's own functions."""
 
 from pathlib import Path
 
@@ -19,29 +19,29 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.report.findings import COLOUR_DECADES, Findings
 
-TILE = 224  # pixels of the side of a picture in a contact sheet
+TILE = 224  # pixels of the side of an image in a contact sheet
 GAP = 8
 COLUMNS = 4
 FONT = font_manager.findfont("DejaVu Sans")  # comes with matplotlib; paths may have letters that Pillow's lacks
 TEXT_SIZE = 15
 HEADING_SIZE = 26
 LEGEND = (
-    "Left: the picture. Right: where it is unlike the other pictures.",
+    "Left: the image. Right: where it is unlike the other images.",
     "The colour is a patch's place among all patches of the set:",
     "dark red patches are among the noisiest 0.1 %, cyan ones among 10 %.",
 )
 
 
-def picture_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
-    """Draw a picture beside itself under its heat map, where it is known with the outline of the anomaly in white.
+def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
+    """Draw an image beside itself under its heat map, where it is known with the outline of the anomaly in white.
 
     Args:
         findings: Findings of the set.
-        index: Which picture.
+        index: Which image.
         tile: Side of the square that each of the two is fitted into, in pixels.
 
     Returns:
-        Picture of the size ``(2 * tile + GAP, tile)``.
+        Image of the size ``(2 * tile + GAP, tile)``.
     """
     region = findings.regions[index]
     with Image.open(findings.paths[index]) as image:
@@ -50,7 +50,7 @@ def picture_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Imag
         scale = min(tile / full_width, tile / full_height)
         size = max(1, round(full_width * scale)), max(1, round(full_height * scale))
         thumbnail = image.convert("RGB").resize(size, reducing_gap=3.0)
-    # The picture may have been decoded smaller, but regions are in pixels of the full size.
+    # The image may have been decoded smaller, but regions are in pixels of the full size.
     with Image.open(findings.paths[index]) as image:
         scale_x, scale_y = size[0] / image.width, size[1] / image.height
     corner = round(region.left * scale_x), round(region.top * scale_y)
@@ -59,8 +59,8 @@ def picture_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Imag
         max(1, round(region.bottom * scale_y) - corner[1]),
     )
     heat = F.interpolate(findings.heat[index][None, None].cpu(), size=extent[::-1], mode="bilinear")[0]
-    heat_picture = visualize_anomaly_map(heat)
-    covered = overlay_image(_cut(thumbnail, corner, extent), heat_picture).convert("RGB")
+    heat_image = visualize_anomaly_map(heat)
+    covered = overlay_image(_cut(thumbnail, corner, extent), heat_image).convert("RGB")
     overlaid = thumbnail.copy()
     overlaid.paste(covered, corner)
     if findings.true_patches is not None and findings.true_patches[index].any():
@@ -69,14 +69,14 @@ def picture_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Imag
         outline = visualize_gt_mask(mask, mode="contour", color=(255, 255, 255))
         overlaid.paste(outline.convert("RGB"), corner, outline.getchannel("A"))
     pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
-    for number, picture in enumerate((thumbnail, overlaid)):
-        left = number * (tile + GAP) + (tile - picture.width) // 2
-        pair.paste(picture, (left, (tile - picture.height) // 2))
+    for number, half in enumerate((thumbnail, overlaid)):
+        left = number * (tile + GAP) + (tile - half.width) // 2
+        pair.paste(half, (left, (tile - half.height) // 2))
     return pair
 
 
-def _cut(picture: Image.Image, corner: tuple[int, int], extent: tuple[int, int]) -> Image.Image:
-    return picture.crop((*corner, corner[0] + extent[0], corner[1] + extent[1]))
+def _cut(image: Image.Image, corner: tuple[int, int], extent: tuple[int, int]) -> Image.Image:
+    return image.crop((*corner, corner[0] + extent[0], corner[1] + extent[1]))
 
 
 def colour_bar(width: int, height: int) -> Image.Image:
@@ -87,17 +87,17 @@ def colour_bar(width: int, height: int) -> Image.Image:
         height: Pixels.
 
     Returns:
-        Picture of that size.
+        Image of that size.
     """
     return visualize_anomaly_map(torch.linspace(0, 1, width).expand(1, height, width).contiguous())
 
 
 def contact_sheet(findings: Findings, pairs: dict[int, Image.Image], heading: str) -> Image.Image:
-    """Draw pictures in a grid, under each its rank, score, label (where it is known) and path.
+    """Draw images in a grid, under each its rank, score, label (where it is known) and path.
 
     Args:
         findings: Findings of the set.
-        pairs: What :func:`picture_pair` gives for each picture to show, by its index, in the order to show them in.
+        pairs: What :func:`image_pair` gives for each image to show, by its index, in the order to show them in.
         heading: Heading of the sheet.
 
     Returns:
@@ -141,9 +141,9 @@ def _header(width: int, heading: str) -> Image.Image:
 
 
 def _write(
-    picture: Image.Image, text: str, position: tuple[int, int], size: int = TEXT_SIZE, color: str = "black"
+    image: Image.Image, text: str, position: tuple[int, int], size: int = TEXT_SIZE, color: str = "black"
 ) -> Image.Image:
-    return add_text_to_image(picture, text, font=FONT, size=size, color=color, background=None, position=position)
+    return add_text_to_image(image, text, font=FONT, size=size, color=color, background=None, position=position)
 
 
 def fit_text(text: str, width: int, size: int = TEXT_SIZE) -> str:

@@ -24,20 +24,20 @@ COLOUR_DECADES = 3
 
 @dataclass(frozen=True)
 class Findings:
-    """Noise scores of a set of pictures, and what follows from them.
+    """Noise scores of a set of images, and what follows from them.
 
-    Pictures are in one order in all attributes, whichever it is.
+    Images are in one order in all attributes, whichever it is.
 
     Args:
-        paths: Path of every picture.
-        scores: Noise scores of all patches, shape ``(pictures, height, width)``.
+        paths: Path of every image.
+        scores: Noise scores of all patches, shape ``(images, height, width)``.
         kept: Patches that were kept, boolean of the same shape.
-        regions: Part of every picture that the grid of patches covers.
-        labels: Which pictures are anomalous, boolean of shape ``(pictures,)``; ``None`` if that is not known.
+        regions: Part of every image that the grid of patches covers.
+        labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if that is not known.
         true_patches: Which patches are anomalous, boolean of the shape of the scores; ``None`` if that is not known.
         settings: What to say in the report about how it came about.
         notes: Sentences that a reader should know.
-        remarks: Pictures that are odd, and how.
+        remarks: Images that are odd, and how.
         skipped: Files that were not looked at, and why.
     """
 
@@ -54,12 +54,12 @@ class Findings:
 
     @cached_property
     def image_scores(self) -> torch.Tensor:
-        """Score of every picture, shape ``(pictures,)``."""
+        """Score of every image, shape ``(images,)``."""
         return image_scores(self.scores)
 
     @cached_property
     def order(self) -> list[int]:
-        """Indices of the pictures, the most suspicious first; ties in the order of their paths."""
+        """Indices of the images, the most suspicious first; ties in the order of their paths."""
         return sorted(range(len(self.paths)), key=lambda index: (-self.image_scores[index].item(), self.paths[index]))
 
     @cached_property
@@ -86,18 +86,18 @@ class Findings:
 
     @cached_property
     def noise_level(self) -> NoiseLevel:
-        """Share of the pictures that stand out."""
+        """Share of the images that stand out."""
         return noise_level(image_scores(self.rarity))
 
     @cached_property
     def names(self) -> list[str]:
-        """Paths relative to the folder that has all pictures, for captions."""
+        """Paths relative to the folder that has all images, for captions."""
         root = os.path.commonpath([Path(path).parent for path in self.paths])
         return [os.path.relpath(path, root) for path in self.paths]
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per picture, the most suspicious first.
+        """One row per image, the most suspicious first.
 
         Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score``, ``highest_patch_x``,
         ``highest_patch_y`` (pixel at that patch's centre) and, where the truth is known, ``label``.
@@ -125,11 +125,11 @@ class Findings:
         return table
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
-    """Read width and height of a picture without decoding it.
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read width and height of an image without decoding it.
 
     Args:
-        path: Picture file.
+        path: Image file.
 
     Returns:
         Width and height in pixels.

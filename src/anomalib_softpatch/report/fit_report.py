@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.data import NoisyDataModule
-from anomalib_softpatch.report.findings import Findings, picture_size
+from anomalib_softpatch.report.findings import Findings, image_size
 from anomalib_softpatch.report.geometry import true_patches, visible_region
 
 logger = logging.getLogger(__name__)
@@ -55,18 +55,18 @@ def find(module: LightningModule, denoising: MemoryBank) -> Findings:
         Findings, with the truth where the datamodule knows it.
 
     Raises:
-        ValueError: If some of the pictures came without a path.
+        ValueError: If some of the images came without a path.
     """
     if len(denoising.keys) != len(denoising.scores):
-        msg = f"Not all of the {len(denoising.scores)} training pictures that reached the model had a path."
+        msg = f"Not all of the {len(denoising.scores)} training images that reached the model had a path."
         raise ValueError(msg)
     datamodule = getattr(module.trainer, "datamodule", None)
     paths = list(denoising.keys)
     if isinstance(datamodule, NoisyDataModule):
-        path_of = {datamodule.picture_key(path): path for path in datamodule.truth.index}
+        path_of = {datamodule.image_key(path): path for path in datamodule.truth.index}
         paths = [path_of[key] for key in denoising.keys]
     transform = getattr(module.pre_processor, "transform", None)
-    regions = [visible_region(transform, picture_size(path)) for path in paths]
+    regions = [visible_region(transform, image_size(path)) for path in paths]
     labels, patches = _truth(datamodule, paths, regions, tuple(denoising.scores.shape[1:]))
     builder = module.model.memory_bank_builder
     return Findings(
@@ -90,7 +90,7 @@ def find(module: LightningModule, denoising: MemoryBank) -> Findings:
 def _truth(
     datamodule: LightningDataModule | None, paths: list[str], regions: list, grid_size: tuple[int, int]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Look up which pictures and patches are anomalous, where the datamodule has injected them."""
+    """Look up which images and patches are anomalous, where the datamodule has injected them."""
     if not isinstance(datamodule, NoisyDataModule):
         return None, None
     labels = torch.tensor(datamodule.truth.loc[paths, "true_label_index"].to_numpy(dtype=bool))
@@ -106,7 +106,7 @@ def _notes(datamodule: LightningDataModule | None) -> list[str]:
     notes = []
     if getattr(datamodule, "train_augmentations", None) is not None:
         notes.append(
-            "The training pictures were augmented. What is shown are the files, so a heat map may be displaced "
-            "against its picture, or mirrored."
+            "The training images were augmented. What is shown are the files, so a heat map may be displaced "
+            "against its image, or mirrored."
         )
     return notes

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures of a folder, as they are found in practice: some unreadable, some odd."""
+"""Images of a folder, as they are found in practice: some unreadable, some odd."""
 
 import os
 import warnings
@@ -17,17 +17,17 @@ from anomalib_softpatch.data.depth import is_deep
 SMALLEST_SIDE = 8
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """List the files of a folder and of all folders in it.
 
     Args:
         folder: Folder.
 
     Returns:
-        Picture files, by their extension, and the other files and unreadable folders with the reason; both sorted.
+        Image files, by their extension, and the other files and unreadable folders with the reason; both sorted.
 
     Raises:
-        ValueError: If there are no pictures.
+        ValueError: If there are no images.
     """
     skipped = []
 
@@ -35,29 +35,29 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         skipped.append((str(error.filename), f"folder cannot be read: {error.strerror}"))
 
     files = [Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names]
-    pictures = sorted(file for file in files if file.suffix.lower() in IMG_EXTENSIONS)
+    images = sorted(file for file in files if file.suffix.lower() in IMG_EXTENSIONS)
     skipped += [
-        (str(file), f"not a picture file: '{file.suffix}'")
+        (str(file), f"not an image file: '{file.suffix}'")
         for file in files
         if file.suffix.lower() not in IMG_EXTENSIONS
     ]
-    if not pictures:
+    if not images:
         msg = (
-            f"folder={str(folder)!r} has no pictures ({', '.join(IMG_EXTENSIONS)}) in it or in its subfolders, "
+            f"folder={str(folder)!r} has no images ({', '.join(IMG_EXTENSIONS)}) in it or in its subfolders, "
             f"among {len(files)} files."
         )
         raise ValueError(msg)
-    return pictures, sorted(skipped)
+    return images, sorted(skipped)
 
 
-def read_picture(path: Path) -> tuple[torch.Tensor, str]:
-    """Read a picture as Anomalib reads it, and say what is odd about it.
+def read_image(path: Path) -> tuple[torch.Tensor, str]:
+    """Read an image as Anomalib reads it, and say what is odd about it.
 
     Args:
-        path: Picture file.
+        path: Image file.
 
     Returns:
-        Shape ``(3, height, width)``, in [0, 1], and a remark, which is empty for ordinary pictures.
+        Shape ``(3, height, width)``, in [0, 1], and a remark, which is empty for ordinary images.
 
     Raises:
         ValueError: If it cannot be read; the message is the reason.
@@ -76,7 +76,7 @@ def read_picture(path: Path) -> tuple[torch.Tensor, str]:
                     remarks.append(f"more than 8 bits per value ({image.mode}); Anomalib cuts values at 255")
                 tensor = to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True)
     except UnidentifiedImageError as error:
-        msg = "not a picture, or of an unknown format"
+        msg = "not an image, or of an unknown format"
         raise ValueError(msg) from error
     except Exception as error:  # decoders raise whatever they like for broken files
         msg = f"cannot be read: {error}"

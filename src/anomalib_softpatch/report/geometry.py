@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Geometry: which part of a picture the grid of patches covers, in the picture's own pixels."""
+"""Geometry: which part of an image the grid of patches covers, in the image's own pixels."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ ANOMALOUS_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Region:
-    """Rectangle in the pixels of a picture; it may reach beyond the picture where the pre-processor pads.
+    """Rectangle in the pixels of an image; it may reach beyond the image where the pre-processor pads.
 
     Args:
         left: First column.
@@ -45,7 +45,7 @@ class Region:
         return int(x), int(y)
 
     def crop(self, mask: torch.Tensor) -> torch.Tensor:
-        """Cut the rectangle out of a mask of the picture's size.
+        """Cut the rectangle out of a mask of the image's size.
 
         Args:
             mask: Shape ``(height, width)``.
@@ -59,17 +59,17 @@ class Region:
 
 
 def visible_region(transform: Transform | None, size: tuple[int, int]) -> Region:
-    """Find which part of a picture a pre-processor's transform hands to the model.
+    """Find which part of an image a pre-processor's transform hands to the model.
 
-    A box in the middle of the picture is sent through the transform, as torchvision moves bounding boxes. Where it
+    A box in the middle of the image is sent through the transform, as torchvision moves bounding boxes. Where it
     comes out tells scale and offset.
 
     Args:
         transform: Transform that resizes, pads and crops; rotations are not looked at. ``None`` for none.
-        size: Width and height of the picture in pixels.
+        size: Width and height of the image in pixels.
 
     Returns:
-        Rectangle in the pixels of the picture.
+        Rectangle in the pixels of the image.
     """
     width, height = size
     if transform is None:
@@ -89,13 +89,13 @@ def visible_region(transform: Transform | None, size: tuple[int, int]) -> Region
 
 
 def true_patches(mask: torch.Tensor | None, region: Region, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Tell which patches of a picture are anomalous: those with a tenth of their pixels or more, as a thin scratch has.
+    """Tell which patches of an image are anomalous: those with a tenth of their pixels or more, as a thin scratch has.
 
     Where no patch has that many, it is the patch with the most.
 
     Args:
-        mask: Mask of the picture, shape ``(height, width)``, nonzero where it is anomalous; ``None`` for nowhere.
-        region: Part of the picture that the grid covers.
+        mask: Mask of the image, shape ``(height, width)``, nonzero where it is anomalous; ``None`` for nowhere.
+        region: Part of the image that the grid covers.
         grid_size: Height and width of the grid.
 
     Returns:

@@ -30,7 +30,7 @@ MOST_FILES_LISTED = 500
 
 HEADINGS = {
     "rank": "Rank",
-    "path": "Picture",
+    "path": "Image",
     "image_score": "Noise score",
     "removed_share": "Patches removed [%]",
     "highest_patch_score": "Highest patch",
@@ -39,8 +39,8 @@ HEADINGS = {
     "label": "Truth",
 }
 QUALITY = {
-    "image_AUROC": ("Pictures", "AUROC"),
-    "image_precision": ("Pictures", "Precision at the known count"),
+    "image_AUROC": ("Images", "AUROC"),
+    "image_precision": ("Images", "Precision at the known count"),
     "patch_AUROC": ("Patches", "AUROC"),
     "patch_AUPRO": ("Patches", "AUPRO"),
     "patch_precision": ("Patches", "Precision at the known count"),
@@ -52,7 +52,7 @@ def render(findings: Findings, most: dict[int, Image.Image], least: dict[int, Im
 
     Args:
         findings: Findings of the set.
-        most: Pictures to show of the most suspicious ones, by their index, in order.
+        most: Images to show of the most suspicious ones, by their index, in order.
         least: The same for the least suspicious ones.
 
     Returns:
@@ -83,7 +83,7 @@ def render(findings: Findings, most: dict[int, Image.Image], least: dict[int, Im
         table=Markup(sortable_table(findings.table)),  # itables escapes the paths
         file_lists=[
             ("Files not looked at", findings.skipped[:MOST_FILES_LISTED], len(findings.skipped)),
-            ("Odd pictures", findings.remarks[:MOST_FILES_LISTED], len(findings.remarks)),
+            ("Odd images", findings.remarks[:MOST_FILES_LISTED], len(findings.remarks)),
         ],
         level=_level_texts(findings.noise_level),
     )
@@ -91,22 +91,22 @@ def render(findings: Findings, most: dict[int, Image.Image], least: dict[int, Im
 
 
 def _level_texts(level: NoiseLevel) -> dict[str, str]:
-    """Say how many pictures stand out, and how far that can be trusted."""
+    """Say how many images stand out, and how far that can be trusted."""
     return {
         "share": f"{100 * level.share:.0f} %",
         "interval": f"{100 * level.low:.0f} to {100 * level.high:.0f} %",
     }
 
 
-def _jpeg(picture: Image.Image) -> str:
-    """Return a picture as a data URI."""
+def _jpeg(image: Image.Image) -> str:
+    """Return an image as a data URI."""
     file = io.BytesIO()
-    picture.convert("RGB").save(file, "JPEG", quality=85)
+    image.convert("RGB").save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def histogram(findings: Findings) -> str:
-    """Draw how many pictures have which score.
+    """Draw how many images have which score.
 
     Args:
         findings: Findings of the set.
@@ -130,8 +130,8 @@ def histogram(findings: Findings) -> str:
                 label=["normal", "anomalous (known)"],
             )
             axis.legend(frameon=False)
-        axis.set_xlabel("Noise score of the picture")
-        axis.set_ylabel("Pictures")
+        axis.set_xlabel("Noise score of the image")
+        axis.set_ylabel("Images")
         axis.spines[["top", "right"]].set_visible(False)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -143,7 +143,7 @@ def sortable_table(table: pd.DataFrame) -> str:
     """Make an HTML table that sorts, searches and turns pages by itself.
 
     Args:
-        table: Table of the pictures, see :attr:`Findings.table`.
+        table: Table of the images, see :attr:`Findings.table`.
 
     Returns:
         HTML elements with all the script they need.

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image scores: one noise score for each picture, from the scores of its patches."""
+"""Image scores: one noise score for each image, from the scores of its patches."""
 
 import torch
 
@@ -9,13 +9,13 @@ TOP_SHARE = 0.03
 
 
 def image_scores(scores: torch.Tensor, share: float = TOP_SHARE) -> torch.Tensor:
-    """Return the mean of each picture's highest patch scores.
+    """Return the mean of each image's highest patch scores.
 
     The share of 3 % was chosen on KolektorSDD (MobileNetV2 features, three seeds, ``benchmarks/image_score.py``): AUROC
-    in percent of ranking the injected pictures first, at 10 / 20 / 40 % noise:
+    in percent of ranking the injected images first, at 10 / 20 / 40 % noise:
 
     ====================  ==================  ==================  ==================
-    picture score         lof                 gaussian            lof + gaussian
+    image score         lof                 gaussian            lof + gaussian
     ====================  ==================  ==================  ==================
     maximum               73.6 / 66.6 / 54.9  70.1 / 62.7 / 56.1  72.4 / 63.8 / 53.7
     mean of the top 1 %   76.3 / 69.1 / 57.7  70.6 / 63.6 / 57.0  73.7 / 64.8 / 55.2
@@ -28,11 +28,11 @@ def image_scores(scores: torch.Tensor, share: float = TOP_SHARE) -> torch.Tensor
     are better at 40 %, but dilute small defects.
 
     Args:
-        scores: Noise scores of all patches, shape ``(pictures, height, width)``.
-        share: Share of a picture's patches to take the mean of, at least one patch.
+        scores: Noise scores of all patches, shape ``(images, height, width)``.
+        share: Share of an image's patches to take the mean of, at least one patch.
 
     Returns:
-        Shape ``(pictures,)``, in the units of the patch scores.
+        Shape ``(images,)``, in the units of the patch scores.
     """
     flat = scores.flatten(1)
     count = max(1, round(share * flat.shape[1]))
@@ -40,25 +40,25 @@ def image_scores(scores: torch.Tensor, share: float = TOP_SHARE) -> torch.Tensor
 
 
 def removed_shares(kept: torch.Tensor) -> torch.Tensor:
-    """Return the share of each picture's patches that were removed.
+    """Return the share of each image's patches that were removed.
 
     Args:
-        kept: Patches that were kept, boolean of shape ``(pictures, height, width)``.
+        kept: Patches that were kept, boolean of shape ``(images, height, width)``.
 
     Returns:
-        Shape ``(pictures,)``.
+        Shape ``(images,)``.
     """
     return 1 - kept.flatten(1).float().mean(dim=1)
 
 
 def peaks(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the highest patch of each picture.
+    """Find the highest patch of each image.
 
     Args:
-        scores: Noise scores of all patches, shape ``(pictures, height, width)``.
+        scores: Noise scores of all patches, shape ``(images, height, width)``.
 
     Returns:
-        Scores, rows and columns, each of shape ``(pictures,)``.
+        Scores, rows and columns, each of shape ``(images,)``.
     """
     values, positions = scores.flatten(1).max(dim=1)
     return values, positions // scores.shape[2], positions % scores.shape[2]

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Noise level: how many pictures stand out from the rest.
+"""Noise level: how many images stand out from the rest.
 
-It is NOT the share of anomalous pictures, and the report says so. Measured on KolektorSDD (MobileNetV2 features,
-overlap, mean of three seeds), in percent of the pictures:
+It is NOT the share of anomalous images, and the report says so. Measured on KolektorSDD (MobileNetV2 features,
+overlap, mean of three seeds), in percent of the images:
 
 =====================================  ====  ====  ====  ====
 anomalous among all                    0     8.9   16.6  28.5
@@ -15,7 +15,7 @@ upper of two normals, lof              7.3   11.5  11.0  6.6
 upper of two normals, lof + gaussian   24.2  12.7  9.7   16.3
 =====================================  ====  ====  ====  ====
 
-Normal pictures that are rare stand out, and anomalous ones that are frequent do not: without labels both look alike. A
+Normal images that are rare stand out, and anomalous ones that are frequent do not: without labels both look alike. A
 mixture of two normal distributions does no better. So there is no ``threshold="auto"``: an estimate that does not grow
 with the noise cannot set one.
 """
@@ -31,10 +31,10 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """Share of pictures that stand out, with a bootstrap interval of 90 %.
+    """Share of images that stand out, with a bootstrap interval of 90 %.
 
     Args:
-        share: Share of the pictures.
+        share: Share of the images.
         low: Lower end of the interval.
         high: Upper end of the interval.
     """
@@ -45,11 +45,11 @@ class NoiseLevel:
 
 
 def noise_level(image_scores: torch.Tensor, seed: int = 0) -> NoiseLevel:
-    """Count the pictures whose score exceeds the median by three scaled median absolute deviations.
+    """Count the images whose score exceeds the median by three scaled median absolute deviations.
 
     Args:
-        image_scores: Scores of the pictures on a scale without bounds, shape ``(pictures,)``.
-        seed: Seed of the bootstrap, which draws pictures with replacement.
+        image_scores: Scores of the images on a scale without bounds, shape ``(images,)``.
+        seed: Seed of the bootstrap, which draws images with replacement.
 
     Returns:
         Share and interval.

@@ -17,15 +17,15 @@ def detection_quality(
     """Compare noise scores with the truth.
 
     Args:
-        image_scores: Score of every picture, shape ``(pictures,)``.
-        labels: Which pictures are anomalous, boolean of shape ``(pictures,)``.
-        patch_scores: Score of every patch, shape ``(pictures, height, width)``.
+        image_scores: Score of every image, shape ``(images,)``.
+        labels: Which images are anomalous, boolean of shape ``(images,)``.
+        patch_scores: Score of every patch, shape ``(images, height, width)``.
         patches: Which patches are anomalous, boolean of the same shape; ``None`` if that is not known.
 
     Returns:
         In [0, 1], by name: ``image_AUROC`` and ``image_precision`` (share of anomalous ones among as many of the
-        highest-scored pictures as there are anomalous ones); where patches are known ``patch_AUROC``, ``patch_AUPRO``
-        (up to a false positive rate of 0.3) and ``patch_precision``. Empty if not both kinds of pictures are there.
+        highest-scored images as there are anomalous ones); where patches are known ``patch_AUROC``, ``patch_AUPRO``
+        (up to a false positive rate of 0.3) and ``patch_precision``. Empty if not both kinds of images are there.
     """
     if labels.all() or not labels.any():
         return {}

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from PIL import Image
 
-from anomalib_softpatch.report.contact_sheet import contact_sheet, picture_pair
+from anomalib_softpatch.report.contact_sheet import contact_sheet, image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.html import render
 
@@ -56,7 +56,7 @@ def _write_files(findings: Findings, folder: Path) -> None:
     least = _pairs(findings, findings.order[len(findings.order) - least_count :][::-1])
     for name, pairs in (("most", most), ("least", least)):
         if pairs:
-            contact_sheet(findings, pairs, f"{name.capitalize()} suspicious pictures").save(
+            contact_sheet(findings, pairs, f"{name.capitalize()} suspicious images").save(
                 folder / f"{name}_suspicious.png",
                 compress_level=3,  # texture hardly gets smaller beyond, only slower
             )
@@ -64,14 +64,14 @@ def _write_files(findings: Findings, folder: Path) -> None:
 
 
 def _pairs(findings: Findings, indices: list[int]) -> dict[int, Image.Image]:
-    """Draw pictures; one that has gone or changed since it was scored is left out."""
+    """Draw images; one that has gone or changed since it was scored is left out."""
     pairs = {index: _pair(findings, index) for index in indices}
     return {index: pair for index, pair in pairs.items() if pair is not None}
 
 
 def _pair(findings: Findings, index: int) -> Image.Image | None:
     try:
-        return picture_pair(findings, index)
+        return image_pair(findings, index)
     except (OSError, ValueError) as error:
         logger.warning("%s is not shown in the noise report: %s", findings.paths[index], error)
         return None

@@ -29,7 +29,7 @@ class Discriminator:
     """A way to score patches.
 
     Args:
-        score: Function of features, comparison and k that returns scores of shape ``(pictures, patches)``.
+        score: Function of features, comparison and k that returns scores of shape ``(images, patches)``.
         weight_offset: Added to a score to make it the weight of its patch: 0 where inliers score about 1, else 1.
     """
 
@@ -66,26 +66,26 @@ def noise_scores(features: torch.Tensor, name: str, comparison: Comparison, k: i
     """Score every patch with one discriminator.
 
     Args:
-        features: Shape ``(pictures, held positions, dimensions)``, float32, projected. Held are all positions, unless
+        features: Shape ``(images, held positions, dimensions)``, float32, projected. Held are all positions, unless
             the comparison is a share of several.
         name: One of ``DISCRIMINATORS``.
         comparison: Which patches are compared.
         k: Number of neighbours, for ``"lof"``.
 
     Returns:
-        Shape ``(pictures, patches)``, on every rank.
+        Shape ``(images, patches)``, on every rank.
 
     Raises:
-        ValueError: If there are too few pictures or references to compare.
+        ValueError: If there are too few images or references to compare.
     """
-    pictures = len(features)
-    if pictures < 2:  # noqa: PLR2004
+    images = len(features)
+    if images < 2:  # noqa: PLR2004
         msg = (
-            f"The discriminator '{name}' compares patches of different pictures: it needs at least 2 training "
-            f"pictures, got {pictures}. With threshold=0 and soft_weight=False one picture is enough."
+            f"The discriminator '{name}' compares patches of different images: it needs at least 2 training "
+            f"images, got {images}. With threshold=0 and soft_weight=False one image is enough."
         )
         raise ValueError(msg)
-    available = comparison.available(pictures)
+    available = comparison.available(images)
     if available < 1:
         msg = f"max_references={comparison.max_references} leaves some patches nothing to be compared with: use more."
         raise ValueError(msg)
@@ -94,6 +94,6 @@ def noise_scores(features: torch.Tensor, name: str, comparison: Comparison, k: i
         k = available
     scores = DISCRIMINATORS[name].score(features, comparison, k)
     if not scores.isfinite().all():
-        msg = f"The discriminator '{name}' gave NaN or infinite scores: check the training pictures and the precision."
+        msg = f"The discriminator '{name}' gave NaN or infinite scores: check the training images and the precision."
         raise ValueError(msg)
     return scores

@@ -17,22 +17,22 @@ def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torc
     The patch itself takes part in the fit, as in the paper.
 
     Args:
-        features: Shape ``(pictures, held positions, dimensions)``.
+        features: Shape ``(images, held positions, dimensions)``.
         comparison: Which patches are compared.
         k: Not used: every discriminator takes the same arguments.
 
     Returns:
-        Shape ``(pictures, patches)``.
+        Shape ``(images, patches)``.
     """
     del k
-    pictures, _, dimensions = features.shape
+    images, _, dimensions = features.shape
     flat = features.reshape(-1, dimensions)
-    scores = flat.new_zeros(pictures * comparison.grid_size[0] * comparison.grid_size[1])
-    # With fewer pictures than dimensions, the regularization is all that keeps the covariance regular: beside large
+    scores = flat.new_zeros(images * comparison.grid_size[0] * comparison.grid_size[1])
+    # With fewer images than dimensions, the regularization is all that keeps the covariance regular: beside large
     # variances float32 would lose it, and float64 beside huge ones.
-    references_per_picture = -(-comparison.reference_count(pictures) // pictures)
-    cost = 2 * dimensions * (2 + references_per_picture + -(-dimensions // pictures))
-    for scored, references in comparison.blocks(pictures, cost, flat.device):
+    references_per_image = -(-comparison.reference_count(images) // images)
+    cost = 2 * dimensions * (2 + references_per_image + -(-dimensions // images))
+    for scored, references in comparison.blocks(images, cost, flat.device):
         reference = flat[references].double()
         mean = reference.mean(dim=1, keepdim=True)
         reference = reference - mean
@@ -42,4 +42,4 @@ def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torc
         factor = torch.linalg.cholesky(covariance)
         whitened = torch.linalg.solve_triangular(factor, (flat[scored] - mean).mT, upper=False)
         scores[comparison.in_grid(scored)] = torch.linalg.norm(whitened, dim=1).to(scores.dtype)
-    return comparison.merge(scores).view(pictures, -1)
+    return comparison.merge(scores).view(images, -1)

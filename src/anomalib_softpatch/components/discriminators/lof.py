@@ -8,7 +8,7 @@ import torch
 from anomalib_softpatch.components.comparison import Comparison, nearest_patches
 
 # Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
-# pictures, a picture given twice) have finite densities and make no outliers of patches that differ by a grey level.
+# images, an image given twice) have finite densities and make no outliers of patches that differ by a grey level.
 SMALLEST_REACHABILITY = 1e-3
 
 
@@ -37,11 +37,11 @@ def lof(features: torch.Tensor, comparison: Comparison, k: int) -> torch.Tensor:
     """Score patches by their local outlier factor among the patches they are compared with (SoftPatch, equation 6).
 
     Args:
-        features: Shape ``(pictures, held positions, dimensions)``.
+        features: Shape ``(images, held positions, dimensions)``.
         comparison: Which patches are compared.
         k: Number of neighbours; 6 in the paper.
 
     Returns:
-        Shape ``(pictures, patches)``.
+        Shape ``(images, patches)``.
     """
     return local_outlier_factor(*nearest_patches(features, comparison, k)).view(len(features), -1)

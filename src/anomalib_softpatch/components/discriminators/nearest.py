@@ -12,12 +12,12 @@ def nearest(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torch
     """Score patches by the distance to the nearest patch they are compared with (SoftPatch, section 3.2).
 
     Args:
-        features: Shape ``(pictures, held positions, dimensions)``.
+        features: Shape ``(images, held positions, dimensions)``.
         comparison: Which patches are compared.
         k: Not used: every discriminator takes the same arguments.
 
     Returns:
-        Shape ``(pictures, patches)``.
+        Shape ``(images, patches)``.
     """
     del k
     return nearest_patches(features, comparison, k=1)[0].view(len(features), -1)

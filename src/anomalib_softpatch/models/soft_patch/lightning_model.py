@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""SoftPatch: PatchCore for training pictures that contain defects.
+"""SoftPatch: PatchCore for training images that contain defects.
 
 Before the memory bank is built, a noise discriminator scores every training patch. The noisiest patches are removed;
 those that stay are weighed by their scores.
@@ -35,7 +35,7 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
         layers: Names of the layers to extract features from, the finest grid first.
         pre_trained: Use pre-trained backbone weights.
         coreset_sampling_ratio: Size of the memory bank as a share of all training patches; 0.1 in the paper.
-        num_neighbors: Neighbours that re-weight the picture score as in PatchCore; 1, as in the paper, for none.
+        num_neighbors: Neighbours that re-weight the image score as in PatchCore; 1, as in the paper, for none.
         discriminator: How noise is scored: ``"lof"`` (local outlier factor, the paper's best), ``"nearest"`` or
             ``"gaussian"``.
         lof_k: Neighbours of the local outlier factor; k = 6 in the paper (the official code always uses 5).
@@ -44,11 +44,11 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
         patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the paper.
-        neighborhood: Compare patches with those of other pictures at the same grid position (0, as in the paper), up to
+        neighborhood: Compare patches with those of other images at the same grid position (0, as in the paper), up to
             so many positions away, or of the whole ``"image"``.
         max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
         memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
-        noise_report: Write a report of suspicious training pictures, ``noise_report/``, into the results folder.
+        noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
         pre_processor: Pre-processor, or whether to use the default one.
         post_processor: Post-processor, or whether to use the default one.
         evaluator: Evaluator, or whether to use the default one.

@@ -34,24 +34,24 @@ if TYPE_CHECKING:
 
 
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
-    """Score pictures against memory banks of denoised, weighted patches.
+    """Score images against memory banks of denoised, weighted patches.
 
     In training mode a forward pass stores the patch features; :meth:`fit` turns them into the memory banks; in
     evaluation mode a forward pass returns scores and maps.
 
     The score of a patch is its Euclidean distance to the nearest patch of the bank times the weight of that patch; the
     weight does not choose the neighbour (SoftPatch, equation 8). The official code has the square of the distance in
-    its place, because the library it searches with returns squares; on real pictures both rank alike.
+    its place, because the library it searches with returns squares; on real images both rank alike.
 
     Args:
         layers: Names of the layers to extract features from.
         backbone: Name of a timm model, ``local-dir:<folder>``, or a module.
         pre_trained: Use pre-trained backbone weights.
-        num_neighbors: 1: the picture score is the largest patch score (SoftPatch). More: that score is re-weighted by
+        num_neighbors: 1: the image score is the largest patch score (SoftPatch). More: that score is re-weighted by
             so many neighbours (PatchCore, equation 7).
         patch_embedding: See :class:`anomalib_softpatch.components.PatchFeatureExtractor`.
-        memory_bank_builder: How to build the banks: the first one gives the picture score, the last one the map.
-        upsampling: How patch scores become a map of the picture's size before they are smoothed.
+        memory_bank_builder: How to build the banks: the first one gives the image score, the last one the map.
+        upsampling: How patch scores become a map of the image's size before they are smoothed.
         memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
 
     Attributes:
@@ -106,15 +106,15 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.banks = tuple((start, stop) for start, stop in state["banks"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what the last fit found, which is about the training pictures, out of copies and exported files."""
+        """Leave what the last fit found, which is about the training images, out of copies and exported files."""
         return self.__dict__ | {"denoising": None}
 
     def forward(self, input_tensor: torch.Tensor, keys: Sequence[str] | None = None) -> torch.Tensor | InferenceBatch:
-        """Store features (training) or score pictures (evaluation).
+        """Store features (training) or score images (evaluation).
 
         Args:
-            input_tensor: Pictures of shape ``(batch, 3, height, width)``.
-            keys: In training, what tells the pictures apart and orders them, see :class:`FeatureStore`.
+            input_tensor: Images of shape ``(batch, 3, height, width)``.
+            keys: In training, what tells the images apart and orders them, see :class:`FeatureStore`.
 
         Returns:
             In training, features of shape ``(batch, channels, grid_height, grid_width)``. Else scores of shape
@@ -138,7 +138,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return self.tiler.untile(self.feature_extractor(self.tiler.tile(images)))
 
     def score(self, features: torch.Tensor, size: tuple[int, int]) -> InferenceBatch:
-        """Score pictures by their features.
+        """Score images by their features.
 
         Args:
             features: Shape ``(batch, channels, grid_height, grid_width)``.
@@ -157,7 +157,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         queries = features.flatten(2).mT.reshape(-1, channels)
         (scores, nearest), (map_scores, _) = self._score_patches(queries)
         return InferenceBatch(
-            pred_score=self._score_pictures(scores.view(batch_size, -1), nearest.view(batch_size, -1), queries),
+            pred_score=self._score_images(scores.view(batch_size, -1), nearest.view(batch_size, -1), queries),
             anomaly_map=self._make_map(map_scores.view(batch_size, 1, height, width), size),
         )
 
@@ -197,8 +197,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         distances, indices = self.search(queries, self.memory_bank[start:stop])
         return distances.squeeze(1), indices.squeeze(1) + start
 
-    def _score_pictures(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        """Return the score of each picture, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
+    def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Return the score of each image, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
         if self.num_neighbors == 1:
             return scores.amax(dim=1)
         score, position = scores.max(dim=1, keepdim=True)  # s^* and m^test,*
@@ -211,7 +211,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return (1 - F.softmax(distances, dim=1)[:, 0]) * score.squeeze(1)  # s
 
     def _make_map(self, scores: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the picture's size and smooth them.
+        """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them.
 
         Anomalib's generator would upsample with nearest neighbour, so it gets to smooth only.
         """

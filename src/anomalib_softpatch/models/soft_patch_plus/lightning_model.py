@@ -3,7 +3,7 @@
 
 """SoftPatch+: SoftPatch with several discriminators and a memory bank for each task.
 
-The scores of the discriminators are fused by rank, so that they are comparable whatever their scales. A picture score
+The scores of the discriminators are fused by rank, so that they are comparable whatever their scales. An image score
 wants to keep rare normal patches and a map wants a very clean bank, so each has a bank of its own.
 
 Paper: https://arxiv.org/abs/2412.20870. The authors have not released an implementation.
@@ -35,23 +35,23 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
         layers: Names of the layers to extract features from, the finest grid first.
         pre_trained: Use pre-trained backbone weights.
         coreset_sampling_ratio: Size of each memory bank as a share of all training patches; 0.1 in the paper.
-        num_neighbors: Neighbours that re-weight the picture score as in PatchCore; 1 for none.
+        num_neighbors: Neighbours that re-weight the image score as in PatchCore; 1 for none.
         discriminators: Two or more of ``"lof"``, ``"gaussian"`` and ``"nearest"``; lof and gaussian in the paper.
         lof_k: Neighbours of the local outlier factor; k = 6 in the paper.
-        classification_threshold: Share of all patches removed from the bank for the picture score; 0.15 in the paper.
+        classification_threshold: Share of all patches removed from the bank for the image score; 0.15 in the paper.
         segmentation_threshold: Share of all patches removed from the bank for the map; 0.5 in the paper.
-        task: ``"both"``, or one task only: then one bank is built, which gives both the picture score and the map.
+        task: ``"both"``, or one task only: then one bank is built, which gives both the image score and the map.
         soft_weight: Weight of the patches of the memory banks, which the paper's public texts do not state. ``False``:
             none. ``"rank"``: 1 + r of the fused rank r. ``"lof"``: the local outlier factor, as in SoftPatch.
             ``True`` is ``"rank"``.
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
         patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the paper.
-        neighborhood: Compare patches with those of other pictures at the same grid position (0, as in the paper), up to
+        neighborhood: Compare patches with those of other images at the same grid position (0, as in the paper), up to
             so many positions away, or of the whole ``"image"``.
         max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
         memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
-        noise_report: Write a report of suspicious training pictures, ``noise_report/``, into the results folder.
+        noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
         pre_processor: Pre-processor, or whether to use the default one.
         post_processor: Post-processor, or whether to use the default one.
         evaluator: Evaluator, or whether to use the default one.
