@@ -4,8 +4,8 @@
 """SoftPatch and SoftPatch+ for Anomalib.
 
 Importing this package makes its models and datamodules known to Anomalib by their bare names. After an installation
-that import happens by itself when Python starts (see :mod:`anomalib_softpatch.registration`), so it must stay cheap:
-neither torch nor Anomalib is imported before a class is asked for.
+that import happens by itself when Python starts (see :mod:`anomalib_softpatch.integration.registration`), so it must
+stay cheap: neither torch nor Anomalib is imported before a class is asked for.
 
 Example:
     >>> from anomalib.engine import Engine
@@ -13,7 +13,7 @@ Example:
     >>> Engine().train(model=SoftPatch(), datamodule=MVTec(category="screw"))
 """
 
-from anomalib_softpatch.registration import DATAMODULES, MODELS, register_with_anomalib
+from anomalib_softpatch.integration.registration import DATAMODULES, MODELS, register_with_anomalib
 
 TYPE_CHECKING = False  # like typing.TYPE_CHECKING, without the cost of importing typing at every start of Python
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 # function's signature and docstring are its options and their help.
 COMMANDS = {
     "demo": ("anomalib_softpatch.demo", "main"),
-    "compare": ("anomalib_softpatch.compare", "compare"),
+    "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
     "report": ("anomalib_softpatch.report.command", "report"),
 }
 

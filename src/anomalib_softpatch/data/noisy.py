@@ -30,9 +30,9 @@ from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
-from anomalib_softpatch.config import instantiate
 from anomalib_softpatch.data.manifest import read_manifest, write_manifest
 from anomalib_softpatch.data.noise import largest_ratio, rotate_and_shift, select_noise
+from anomalib_softpatch.instantiate import instantiate
 
 if TYPE_CHECKING:
     from anomalib.data import AnomalibDataset

@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.data.depth import cut_values
+from anomalib_softpatch.integration.compression import search_in_full_precision
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
-from anomalib_softpatch.models.compression import search_in_full_precision
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.report.fit_report import report_fit
 
@@ -44,7 +44,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     """
 
     model: SoftPatchModel
-    default_devices = 1  # see anomalib_softpatch.engine
+    default_devices = 1  # see anomalib_softpatch.integration.engine
 
     def _create_model(
         self,

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import anomalib_softpatch
-from anomalib_softpatch.registration import DATAMODULES, MODELS
+from anomalib_softpatch.integration.registration import DATAMODULES, MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src"
@@ -152,7 +152,7 @@ def loaded_modules(environment: Environment, **kwargs: object) -> set[str]:
 
 def test_start_up_imports_two_small_modules_only(bare: Environment) -> None:
     with_hook, without_hook = loaded_modules(bare), loaded_modules(bare, env=OFF)
-    assert with_hook - without_hook == {"anomalib_softpatch", "anomalib_softpatch.registration"}
+    assert with_hook - without_hook == {"anomalib_softpatch", "anomalib_softpatch.integration.registration"}
 
 
 def test_start_up_costs_less_than_a_millisecond(bare: Environment) -> None:
@@ -269,7 +269,8 @@ def test_threads_that_import_at_the_same_time_get_whole_modules(bare: Environmen
     code = textwrap.dedent(STAND_IN) + textwrap.dedent("""
         import threading
         registered = []
-        anomalib_softpatch.registration._register = lambda name, *_: registered.append((name, set(executed)))
+        from anomalib_softpatch.integration import registration
+        registration._register = lambda name, *_: registered.append((name, set(executed)))
         data_is_imported = threading.Event()
         executed = []
 
@@ -370,11 +371,11 @@ import anomalib.cli.pipelines, anomalib.data, anomalib.models, anomalib_softpatc
 
 watchers = [finder for finder in sys.meta_path if type(finder).__name__ == "ImportWatcher"]
 assert [watcher._pending for watcher in watchers] == [{}]
-assert anomalib.cli.pipelines.PIPELINE_REGISTRY["benchmark"].__module__ == "anomalib_softpatch.benchmark"
-for name in anomalib_softpatch.registration.MODELS:
+assert anomalib.cli.pipelines.PIPELINE_REGISTRY["benchmark"].__module__ == "anomalib_softpatch.benchmark.pipeline"
+for name in anomalib_softpatch.integration.registration.MODELS:
     assert getattr(anomalib.models, name) is getattr(anomalib_softpatch, name)
     assert name in anomalib.models.list_models("pascal")
-for name in anomalib_softpatch.registration.DATAMODULES:
+for name in anomalib_softpatch.integration.registration.DATAMODULES:
     assert getattr(anomalib.data, name) is getattr(anomalib_softpatch, name)
 assert "soft_patch" in anomalib.models.list_models()
 assert "anomalib_softpatch" in anomalib.models.ALLOWED_MODULES

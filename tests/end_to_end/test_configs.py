@@ -19,7 +19,7 @@ from anomalib.models import AnomalibModule
 from PIL import Image
 
 from anomalib_softpatch import SoftPatch
-from anomalib_softpatch.benchmark import ComparisonBenchmark
+from anomalib_softpatch.benchmark.pipeline import ComparisonBenchmark
 from conftest import ROOT
 
 CONFIGS = ROOT / "configs"

@@ -49,9 +49,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 import anomalib_softpatch
-from anomalib_softpatch.config import instantiate
 from anomalib_softpatch.data.noisy import NoisyDataModule
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.instantiate import instantiate
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from anomalib_softpatch.benchmark.tables import read_results, summarise, to_markdown
 from anomalib_softpatch.cli import main
-from anomalib_softpatch.compare import read_results, summarise, to_markdown
 
 
 def run(model: str, ratio: float, category: str, seed: int, auroc: float, **more: Any) -> dict[str, Any]:

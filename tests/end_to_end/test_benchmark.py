@@ -24,7 +24,7 @@ from anomalib.pipelines import Benchmark
 from anomalib.utils.logging import LoggerRedirectError
 from PIL import Image
 
-from anomalib_softpatch.benchmark import (
+from anomalib_softpatch.benchmark.pipeline import (
     ComparisonBenchmark,
     ComparisonJobGenerator,
     ResultTable,

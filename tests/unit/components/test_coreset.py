@@ -11,10 +11,10 @@ import torch
 from anomalib.models.components import KCenterGreedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import mixture
 
 from anomalib_softpatch.components import coreset
 from anomalib_softpatch.components.coreset import k_center_greedy
+from samples import mixture
 
 
 class Identity:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from anomalib.engine import Engine
 from lightning import seed_everything
-from samples import mixture
 from torch import distributed, multiprocessing
 
 from anomalib_softpatch import SoftPatch
 from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, coreset
 from anomalib_softpatch.components.coreset import k_center_greedy
+from samples import mixture
 
 GRID = (5, 4)
 IMAGES = 7
