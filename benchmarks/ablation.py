@@ -155,7 +155,7 @@ def evaluate(
     scores = model.denoising.scores
     known = scores is not None and features.noisy.any()
     patch = roc_auc_score(features.noisy.flatten(), scores.flatten()) if known else float("nan")
-    ranges = model.banks
+    ranges = model.bank_ranges
     rows = sum(stop - start for start, stop in ranges)
     return {
         "image": 100 * image,

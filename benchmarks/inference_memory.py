@@ -60,7 +60,7 @@ def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool
         model.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
         model.eval()
     else:
-        model.model.weights, model.model.banks = torch.ones(rows), ((0, rows),)
+        model.model.weights, model.model.bank_ranges = torch.ones(rows), ((0, rows),)
     model.model.memory_bank = bank
     image = images[-1:] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     np.save(folder / "image.npy", image.numpy())

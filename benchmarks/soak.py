@@ -128,7 +128,7 @@ def main() -> int:
                 model = SoftPatchModel(**BACKBONE, memory_bank_builder=builder, memory_budget=0)
                 fit(model, images)
             with torch.inference_mode():
-                while model.banks and predictions * options.fits < options.predictions * (number + 1):
+                while model.bank_ranges and predictions * options.fits < options.predictions * (number + 1):
                     model(images[predictions % len(images)][None])
                     predictions += 1
             if (number + 1) % max(1, options.fits // 10) == 0:

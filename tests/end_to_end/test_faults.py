@@ -133,7 +133,7 @@ def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_python: C
     )
     assert checkpoints == [True, False, False, False, False, False]
     assert reports == [True, False, False, True, False, False]
-    assert SoftPatch.load_from_checkpoint(runs[0] / "weights" / "lightning" / "model.ckpt").model.banks
+    assert SoftPatch.load_from_checkpoint(runs[0] / "weights" / "lightning" / "model.ckpt").model.bank_ranges
     # What a killed process could not tidy up is refused, and takes no space.
     left = list(runs[3].rglob("*.ckpt"))
     assert len(left) == 1
@@ -283,7 +283,7 @@ def test_half_precision_overflow_is_named(mvtec_root: Path, tmp_path: Path) -> N
     assert wide.model.memory_bank.isfinite().all()
     with pytest.raises(ValueError, match=r"infinite features .*half precision overflowed.*bottle/train/good/00\d\.png"):
         engine(tmp_path).fit(model, datamodule=datamodule)
-    assert not model.model.banks
+    assert not model.model.bank_ranges
 
 
 def raw_scores(model: SoftPatch, folder: Path) -> dict[str, float]:

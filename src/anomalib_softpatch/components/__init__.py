@@ -1,30 +1,33 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Algorithms of SoftPatch and SoftPatch+ on plain tensors, each usable without Lightning."""
+"""Algorithms of SoftPatch and SoftPatch+ on plain tensors: no Lightning, no processes, each usable on its own."""
 
-from anomalib_softpatch.components.comparison import Comparison, nearest_patches
 from anomalib_softpatch.components.coreset import k_center_greedy
-from anomalib_softpatch.components.discriminators import DISCRIMINATORS, noise_scores
+from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.feature_store import FeatureStore
-from anomalib_softpatch.components.memory_bank import DenoisingMemoryBank, MemoryBank
+from anomalib_softpatch.components.fusion import fuse, ranks
+from anomalib_softpatch.components.memory_bank import DenoisingMemoryBank, DenoisingResult
 from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.patch_features import PatchFeatureExtractor
-from anomalib_softpatch.components.threshold import fuse, keep_mask, ranks
+from anomalib_softpatch.components.patch_scores import PatchScores, score_patches
+from anomalib_softpatch.components.references import References, nearest_patches
+from anomalib_softpatch.components.threshold import keep_mask
 
 __all__ = [
     "DISCRIMINATORS",
-    "Comparison",
     "DenoisingMemoryBank",
+    "DenoisingResult",
     "FeatureStore",
-    "MemoryBank",
     "NearestNeighborSearch",
     "PatchFeatureExtractor",
+    "PatchScores",
+    "References",
     "fuse",
     "k_center_greedy",
     "keep_mask",
     "nearest_neighbors",
     "nearest_patches",
-    "noise_scores",
     "ranks",
+    "score_patches",
 ]

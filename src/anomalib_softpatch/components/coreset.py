@@ -19,7 +19,6 @@ Example:
 import torch
 from tqdm import tqdm
 
-from anomalib_softpatch.components import distributed
 from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
 
 # Rows brought up to date in one go. Larger sets mean fewer passes over all rows, but more rows that never lead.
@@ -47,7 +46,6 @@ def k_center_greedy(
     first: int,
     eligible: torch.Tensor | None = None,
     progress: bool = False,
-    numbers: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Choose ``size`` rows, each the farthest from all rows chosen before (farthest-first, k-center greedy).
 
@@ -55,21 +53,15 @@ def k_center_greedy(
     which ones need not be. Ties go to the row with the lowest index. Once every eligible row coincides with a centre,
     the first eligible row is repeated, as ``KCenterGreedy`` does.
 
-    Where ``torch.distributed`` is initialized, all ranks call this, each with its share of the rows, and get the same
-    choice, that of one process with all rows. Each brings its own rows up to date and sends the others those that could
-    be the farthest; all of them then choose among these.
-
     Args:
         features: Rows to choose from, shape ``(n, d)``, float32 or float64.
         size: Number of rows to choose.
         first: Index of the first centre.
-        eligible: Rows that may be chosen, boolean of shape ``(n,)``, or that of the rows of all ranks. Default: all.
+        eligible: Rows that may be chosen, boolean of shape ``(n,)``. Default: all.
         progress: Show a progress bar.
-        numbers: Index of each row among those of all ranks, ascending, shape ``(n,)``. Default: these are all.
 
     Returns:
-        Indices of the chosen rows, among those of all ranks, in the order of choice, shape ``(size,)``, int64, on the
-        device of ``features``.
+        Indices of the chosen rows in the order of choice, shape ``(size,)``, int64, on the device of ``features``.
 
     Raises:
         ValueError: If ``size`` is not positive, ``first`` is not an eligible row, or distances are not finite.
@@ -79,38 +71,36 @@ def k_center_greedy(
         algorithm 1; PatchCore (arXiv 2106.08265), section 3.2.
     """
     rows = torch.arange(len(features), device=features.device)
-    numbers = rows if numbers is None else numbers
-    rows = rows if eligible is None else eligible[numbers].nonzero().squeeze(1)
-    numbers = numbers[rows]
-    _validate(features, size, first, numbers)
+    rows = rows if eligible is None else rows[eligible]
+    _validate(features, size, first, rows)
 
     chosen = torch.empty(size, dtype=torch.long, device=features.device)
     chosen[0] = first
     centers = features.new_empty(size, features.shape[1])
-    centers[0] = distributed.all_reduce(features[rows[numbers == first]].sum(dim=0))
+    centers[0] = features[first]
     count = 1
     nearest = _NearestCenters(features, rows, centers)
     active_size = ACTIVE_SIZE
 
-    with tqdm(total=size, initial=1, desc="Selecting coreset", unit="patch", disable=not progress) as bar:
+    hidden = {} if progress else {"disable": True}  # nothing said leaves it to the environment's TQDM_DISABLE
+    with tqdm(total=size, initial=1, desc="Selecting coreset", unit="patch", **hidden) as bar:
         while count < size:
             active, outside = _largest(nearest.distances, active_size)
             stale = bool((nearest.seen[active] < count).any())
-            outside, stale = distributed.largest(outside, stale, device=features.device)
             nearest.bring_up_to_date(active, count)
             # Only these can be farther away than everything outside of the active set.
             leaders = active[nearest.distances[active] >= outside]
-            places, *candidates = _gather_sorted(numbers[leaders], features[rows[leaders]], nearest.distances[leaders])
-            candidate_numbers, candidate_features, distances = candidates
-            new = _choose(candidate_features, distances, outside, size - count)
+            leaders = leaders.sort().values  # ties go to the lowest index
+            candidates, distances = features[rows[leaders]], nearest.distances[leaders]
+            new = _choose(candidates, distances, outside, size - count)
             if new is None:  # the rest are duplicates of centres
-                chosen[count:] = 0 if eligible is None else eligible.nonzero()[0]
+                chosen[count:] = rows[0]
                 bar.update(size - count)
                 break
             start, count = count, count + len(new)
-            chosen[start:count] = candidate_numbers[new]
-            centers[start:count] = candidate_features[new]
-            nearest.distances[leaders] = distances[places]
+            chosen[start:count] = rows[leaders[new]]
+            centers[start:count] = candidates[new]
+            nearest.distances[leaders] = distances
             nearest.seen[leaders] = count
             bar.update(len(new))
             if not len(new) and not stale:  # more ties than the active set holds
@@ -118,16 +108,15 @@ def k_center_greedy(
     return chosen
 
 
-def _validate(features: torch.Tensor, size: int, first: int, numbers: torch.Tensor) -> None:
+def _validate(features: torch.Tensor, size: int, first: int, rows: torch.Tensor) -> None:
     if size < 1:
         msg = f"size must be at least 1, got {size}."
         raise ValueError(msg)
     if features.dtype not in {torch.float32, torch.float64}:
         msg = f"features must be float32 or float64, got {features.dtype}: half precision cannot rank distances."
         raise ValueError(msg)
-    known, count = distributed.all_reduce(torch.stack([(numbers == first).sum(), torch.ones_like(numbers).sum()]))
-    if not known:
-        msg = f"first={first} is not one of the {count} rows that may be chosen."
+    if not (rows == first).any():
+        msg = f"first={first} is not one of the {len(rows)} rows that may be chosen."
         raise ValueError(msg)
 
 
@@ -154,8 +143,7 @@ class _NearestCenters:
         self.distances = features.new_empty(len(rows))
         for part, out in zip(rows.split(CHUNK), self.distances.split(CHUNK), strict=True):
             torch.linalg.norm(features[part] - centers[0], dim=1, out=out)
-        (broken,) = distributed.largest(not self.distances.isfinite().all(), device=rows.device)
-        if broken:
+        if not self.distances.isfinite().all():
             msg = "features hold NaN, infinite or so large values that distances overflow: check where they come from."
             raise ValueError(msg)
         self.seen = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
@@ -163,7 +151,7 @@ class _NearestCenters:
         self._rounding = torch.finfo(features.dtype).eps * (features.shape[1] + 8)
 
         sample = features[rows[:: max(1, len(rows) // SAMPLE_SIZE)]].double()
-        self._center = sample.mean(dim=0) if len(sample) else centers[0].double()
+        self._center = sample.mean(dim=0)
         sample = sample - self._center
         variances, axes = torch.linalg.eigh(sample.T @ sample)
         variances, self._axes = variances.flip(0), axes.flip(1)  # largest first
@@ -281,18 +269,6 @@ def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
         return torch.arange(len(bounds), device=bounds.device), -torch.inf
     values, indices = torch.topk(bounds, count + 1)
     return indices[:-1], float(values[-1])
-
-
-def _gather_sorted(numbers: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Gather rows of all ranks in the order of their numbers, so that ties go to the lowest.
-
-    Returns:
-        Places of this rank's rows among them, the numbers of all, and the tensors of all.
-    """
-    gathered = distributed.all_gather(numbers, *tensors)
-    order = gathered[0].argsort()
-    gathered = [tensor[order] for tensor in gathered]
-    return [torch.searchsorted(gathered[0], numbers), *gathered]
 
 
 def _choose(rows: torch.Tensor, distances: torch.Tensor, outside: float, limit: int) -> list[int] | None:

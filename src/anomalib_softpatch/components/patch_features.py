@@ -62,13 +62,13 @@ class PatchFeatureExtractor(nn.Module):
             images: Shape ``(batch, 3, height, width)``.
 
         Returns:
-            Shape ``(batch, channels, grid_height, grid_width)``, float32.
+            Shape ``(batch, grid_height, grid_width, channels)``, float32.
         """
         if images.device.type != "cpu" or is_traced():
-            return self._extract(images)
+            return self._extract(images).permute(0, 2, 3, 1).contiguous()
         # CPUs convolve fastest with a position's channels side by side, which is also how patches are stored.
         parts = images.contiguous(memory_format=torch.channels_last).split(CPU_BATCH)
-        return torch.cat([self._extract(part) for part in parts])
+        return torch.cat([self._extract(part).permute(0, 2, 3, 1) for part in parts])
 
     def _extract(self, images: torch.Tensor) -> torch.Tensor:
         features = self.backbone(images.to(self.dtype))

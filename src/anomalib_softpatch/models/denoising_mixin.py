@@ -1,33 +1,33 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the Lightning modules of SoftPatch and SoftPatch+ share: all but their arguments."""
+"""What the Lightning modules of SoftPatch and SoftPatch+ share: all but what they remove, and by which scores."""
 
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from anomalib import LearningType, PrecisionType
 from anomalib.data import Batch
+from anomalib.metrics import Evaluator
 from anomalib.models import Patchcore
 from anomalib.models.components import MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from anomalib_softpatch.components import DenoisingMemoryBank
-from anomalib_softpatch.data.depth import cut_values
+from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.compression import search_in_full_precision
+from anomalib_softpatch.models.callbacks import BitDepthCheck, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
+from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
-from anomalib_softpatch.report.fit_report import report_fit
 
 logger = logging.getLogger(__name__)
 
@@ -40,47 +40,90 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     """Wire a :class:`SoftPatchModel` to Anomalib's engine.
 
     A mixin and no common base class, because Anomalib lists and finds models among the direct subclasses of
-    ``AnomalibModule`` only.
+    ``AnomalibModule`` only. An option of all models is declared here, one of the memory bank in
+    :class:`DenoisingMemoryBank`: the models hand on what they are given.
+
+    Args:
+        discriminators: Of the memory bank; each model has an option of its own for it.
+        thresholds: Of the memory bank; each model has options of its own for it.
+        backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
+        layers: Names of the layers to extract features from, the finest grid first.
+        pre_trained: Use pre-trained backbone weights.
+        num_neighbors: Neighbours that re-weight the image score as in PatchCore; 1, as in the papers, for none.
+        precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
+        patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
+            ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
+        memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
+        noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
+        seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
+            memory banks, whatever the data loaders drew, and on any number of devices.
+        pre_processor: Pre-processor, or whether to use the default one.
+        post_processor: Post-processor, or whether to use the default one.
+        evaluator: Evaluator, or whether to use the default one.
+        visualizer: Visualizer, or whether to use the default one.
+        **bank_options: Further options of :class:`DenoisingMemoryBank`.
+
+    Raises:
+        ValueError: If an argument is out of range or unknown.
+        RuntimeError: If the backbone's weights cannot be had.
     """
 
     model: SoftPatchModel
     default_devices = 1  # see anomalib_softpatch.integration.engine
 
-    def _create_model(
+    def __init__(
         self,
-        memory_bank_builder: DenoisingMemoryBank,
-        backbone: str | nn.Module,
-        layers: Sequence[str],
-        pre_trained: bool,
-        num_neighbors: int,
-        precision: str | PrecisionType,
-        patch_embedding: Literal["average", "unfold"],
-        memory_budget: float | None,
-        noise_report: bool,
+        discriminators: Sequence[str],
+        thresholds: Sequence[float],
+        backbone: str | nn.Module = "wide_resnet50_2",
+        layers: Sequence[str] = ("layer2", "layer3"),
+        pre_trained: bool = True,
+        num_neighbors: int = 1,
+        precision: str | PrecisionType = "float32",
+        patch_embedding: Literal["average", "unfold"] = "average",
+        memory_budget: float | None = None,
+        noise_report: bool = True,
+        seed: int = 0,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+        **bank_options,  # noqa: ANN003  # jsonargparse finds their types where they are declared
     ) -> None:
-        """Create the torch model; to be called at the end of the constructor."""
-        self.noise_report = noise_report
-        self._warned_of_depth = False
-        self._generator_states: dict[str, Any] | None = None
+        memory_bank_builder = DenoisingMemoryBank(
+            discriminators=discriminators, thresholds=thresholds, seed=seed, **bank_options
+        )
         precision = precision.value if isinstance(precision, PrecisionType) else str(precision).lower()
         if precision not in DTYPES:
             msg = f"Unknown precision '{precision}': choose from {', '.join(DTYPES)}."
             raise ValueError(msg)
-        self.hparams["precision"] = precision  # checkpoints hold plain data, which loads without unpickling code
-        self.model = SoftPatchModel(
-            layers=layers,
-            backbone=backbone,
-            pre_trained=pre_trained,
-            num_neighbors=num_neighbors,
-            patch_embedding=patch_embedding,
-            memory_bank_builder=memory_bank_builder,
-            memory_budget=memory_budget,
+        super().__init__(
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
+        self.noise_report = noise_report
+        with seeded(seed):
+            self.model = SoftPatchModel(
+                layers=layers,
+                backbone=backbone,
+                pre_trained=pre_trained,
+                num_neighbors=num_neighbors,
+                patch_embedding=patch_embedding,
+                memory_bank_builder=memory_bank_builder,
+                memory_budget=memory_budget,
+            )
         # The backbone only: distances between half-precision features of a large bank lose their meaning.
         self.model.feature_extractor.to(DTYPES[precision])
-        if isinstance(backbone, nn.Module):
-            # Plain data only in checkpoints. Whoever loads one gives the module again: load_from_checkpoint(backbone=)
-            self.hparams.pop("backbone", None)
+        self._clean_hyper_parameters(precision)
+
+    def _clean_hyper_parameters(self, precision: str) -> None:
+        """Leave the model's own options, as plain data: a checkpoint loads without code and gives them again."""
+        self.hparams.pop("thresholds", None)
+        if "discriminator" in self.hparams:
+            self.hparams.pop("discriminators", None)
+        self.hparams["precision"] = precision
+        if not isinstance(self.hparams.get("backbone", ""), str):
+            # Whoever loads a checkpoint gives the module again: load_from_checkpoint(backbone=)
+            self.hparams.pop("backbone")
 
     @classmethod
     def configure_pre_processor(
@@ -119,93 +162,15 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return LearningType.ONE_CLASS
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Configure callbacks, and remember the random numbers that a fit is to draw.
-
-        The fit draws them last, when the generators stand where the data loaders left them. So it draws them from where
-        they stood before, the same for any loader and number of devices. This hook is the last one before Lightning
-        sets up the processes of a distributed fit, which reseeds them.
+        """Configure callbacks.
 
         Returns:
-            Those of Anomalib.
+            Those of Anomalib, and what happens around a fit.
         """
-        self._generator_states = _generator_states()
-        return super().configure_callbacks()
-
-    def setup(self, stage: str) -> None:
-        """Let a frozen backbone pass for one to train, without which DistributedDataParallel refuses it.
-
-        Args:
-            stage: Stage of the trainer.
-        """
-        super().setup(stage)
-        self._frozen = [] if any(parameter.requires_grad for parameter in self.parameters()) else [*self.parameters()]
-        for parameter in self._frozen[:1]:
-            parameter.requires_grad_()
-
-    def on_fit_start(self) -> None:
-        """Refuse what could only fail after the features are extracted.
-
-        Raises:
-            ValueError: If the device cannot compute in the precision asked for.
-        """
-        super().on_fit_start()
-        for parameter in self._frozen[:1]:
-            parameter.requires_grad_(False)
-        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            # It has given all ranks the weights of rank 0. From here on there are no gradients to wait for, and no
-            # buffers to send around before each batch.
-            self.trainer.strategy.model = self
-        self.model.feature_store.clear()
-        dtype = self.model.feature_extractor.dtype
-        try:
-            probe = torch.zeros(1, 1, 3, 3, dtype=dtype, device=self.device)
-            torch.nn.functional.conv2d(probe, probe)
-        except RuntimeError as error:
-            msg = (
-                f"precision={str(dtype).removeprefix('torch.')} does not work on {self.device}: {error}. Use 'float32'."
-            )
-            raise ValueError(msg) from error
-        self.model.memory_bank_builder.progress = (
-            self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
-        )
-
-    def on_train_start(self) -> None:
-        """Refuse a single training image, which could only fail after its features are extracted.
-
-        Raises:
-            ValueError: If there is one training image only, and noise is to be found.
-        """
-        super().on_train_start()
-        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
-        if self.model.memory_bank_builder.needs_scores and isinstance(dataset, Sized) and len(dataset) == 1:
-            msg = (
-                "There is one training image only. Noise is found by comparing images with each other, which takes "
-                "at least 2 training images: add some, or switch it off with a threshold of 0 and soft_weight=False."
-            )
-            raise ValueError(msg)
-
-    def on_train_batch_start(self, batch: Batch, *args, **kwargs) -> None:  # noqa: ANN002, ANN003
-        """Refuse or mention images that Anomalib has read as white, here and in the other loops.
-
-        Args:
-            batch: Images, after the pre-processor.
-            *args: Not used.
-            **kwargs: Not used.
-
-        Raises:
-            ValueError: If nothing is left of an image.
-        """
-        del args, kwargs
-        for image, path in zip(batch.image, getattr(batch, "image_path", None) or [], strict=False):
-            loss = cut_values(path)
-            if loss and image.flatten(1).std(dim=1).max() < 1e-3:  # noqa: PLR2004  # resizing rounds
-                msg = f"{loss}, so that it is all white. Convert the images to 8 bits per value first."
-                raise ValueError(msg)
-            if loss and not self._warned_of_depth:
-                self._warned_of_depth = True  # in a set of such images there are many
-                logger.warning("%s. Convert such images to 8 bits per value first.", loss)
-
-    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+        callbacks = super().configure_callbacks()
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        callbacks += [DistributedFit(), FitChecks(), BitDepthCheck()]
+        return [*callbacks, NoiseReport()] if self.noise_report else callbacks
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
         """Extract and store the features of a batch.
@@ -236,16 +201,21 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def fit(self) -> None:
         """Build the memory bank from the features of all training images."""
         logger.info("Building the memory bank.")
-        with isolate_rng():
-            if self._generator_states is not None:
-                _restore(self._generator_states)
-            self.model.fit()
+        fit_on_first_rank(self.model, self.model.fit)
 
-    def on_train_epoch_end(self) -> None:
-        """Build the memory bank if validation has not done so, and write the noise report."""
-        super().on_train_epoch_end()
-        if self.noise_report and self.trainer.is_global_zero:
-            report_fit(self, self.model.denoising)
+    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
+        """Score a batch.
+
+        Args:
+            batch: Images.
+            *args: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            The batch with scores and maps.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
 
     def to_onnx(self, *args, **kwargs) -> Path:  # noqa: ANN002, ANN003
         """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.
@@ -269,32 +239,3 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """Compress the backbone of an OpenVINO model, see Anomalib's ``ExportMixin``."""
         with search_in_full_precision(model, self.model.memory_bank):
             return super()._compress_ov_model(model, *args, **kwargs)
-
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
-        """Score a batch.
-
-        Args:
-            batch: Images.
-            *args: Not used.
-            **kwargs: Not used.
-
-        Returns:
-            The batch with scores and maps.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
-
-
-def _generator_states() -> dict[str, Any]:
-    """Return the states of the generators that a fit draws from."""
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": np.random.get_state(),  # noqa: NPY002  # scikit-learn's, which Anomalib's projection draws from
-    }
-
-
-def _restore(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    torch.cuda.set_rng_state_all(states["cuda"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002

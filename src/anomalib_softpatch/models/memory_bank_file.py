@@ -53,13 +53,13 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
         >>> save_memory_bank(model, "bank.safetensors")  # doctest: +SKIP
     """
     torch_model = model.model
-    if not torch_model.banks:
+    if not torch_model.bank_ranges:
         msg = "The memory bank is empty: train the model (fit), or load a trained one with load_from_checkpoint."
         raise ValueError(msg)
     tensors = {
         "memory_bank": torch_model.memory_bank,
         "weights": torch_model.weights,
-        "banks": torch.tensor(torch_model.banks),
+        "banks": torch.tensor(torch_model.bank_ranges),
         **{POST_PROCESSOR + name: value for name, value in _post_processor_state(model).items()},
     }
     metadata = {
@@ -105,7 +105,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     if len(banks) != expected:
         msg = f"{path} has {len(banks)} memory banks ({metadata['model']}), but the model needs {expected}."
         raise ValueError(msg)
-    channels = torch_model.extract(torch.zeros(1, 3, *(model.input_size or (256, 256)), device=model.device)).shape[1]
+    channels = torch_model.extract(torch.zeros(1, 3, *(model.input_size or (256, 256)), device=model.device)).shape[-1]
     if tensors["memory_bank"].shape[1] != channels:
         msg = f"{path} has features of {tensors['memory_bank'].shape[1]} channels, but the model's have {channels}."
         raise ValueError(msg)
@@ -119,10 +119,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
         msg = f"{path} is damaged: the post-processor's values are of another shape. Write it again."
         raise ValueError(msg)
 
-    torch_model.memory_bank = tensors["memory_bank"].to(model.device)
-    torch_model.weights = tensors["weights"].to(model.device)
-    torch_model.banks = banks
-    torch_model.denoising = None
+    torch_model.set_memory_bank(tensors["memory_bank"].to(model.device), tensors["weights"].to(model.device), banks)
     model._is_fitted = torch.tensor([True], device=model.device)  # Anomalib's flag
     for name, tensor in stored.items():
         state[name].copy_(tensor)

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Transform
 
-from anomalib_softpatch.components import Comparison, PatchFeatureExtractor, fuse, keep_mask, noise_scores
-from anomalib_softpatch.components.discriminators import DISCRIMINATORS, projection_matrix
+from anomalib_softpatch.components import DISCRIMINATORS, PatchFeatureExtractor, keep_mask, score_patches
+from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models import SoftPatch
 from anomalib_softpatch.report.findings import Findings
@@ -84,9 +84,8 @@ def report(
             if not good:
                 continue
             grid = extractor(torch.stack([tensor for _, tensor, *_ in good]).to(device))
-            matrix = projection_matrix(grid.shape[1], grid.device)
-            part = grid.flatten(2).mT
-            features.append(part if matrix is None else part @ matrix)
+            matrix = projection_matrix(grid.shape[-1], grid.device)
+            features.append(grid if matrix is None else grid @ matrix)
             read += [path for path, *_ in good]
             sizes += [size for *_, size, _ in good]
             remarks += [(str(path), remark) for path, *_, remark in good if remark]
@@ -96,17 +95,13 @@ def report(
             msg = f"folder={str(folder)!r} has {len(read)} readable images, but at least 2 are compared.{reasons}"
             raise ValueError(msg)
         with console.status(f"Comparing {len(read)} images"):
-            comparison = Comparison(tuple(grid.shape[-2:]), neighborhood)
-            projected = torch.cat(features)
-            scored = [
-                noise_scores(projected, name, comparison, lof_k).view(-1, *grid.shape[-2:]) for name in discriminators
-            ]
-            scores = (scored[0] if len(scored) == 1 else fuse(scored)).float().cpu()
+            scores = score_patches(torch.cat(features), discriminators, lof_k=lof_k, neighborhood=neighborhood)
+            fused = scores.fused.float().cpu()
 
     findings = Findings(
         paths=[str(path) for path in read],
-        scores=scores,
-        kept=keep_mask(scores, threshold),
+        scores=fused,
+        kept=keep_mask(fused, threshold),
         regions=[visible_region(transform, size) for size in sizes],
         settings={
             "Folder": str(folder),

@@ -59,7 +59,7 @@ def test_two_banks_share_rows(features):
     thresholds = (0.15, 0.5)
     bank = build(features, discriminators=("lof", "gaussian"), thresholds=thresholds, coreset_sampling_ratio=0.3)
     assert len(bank.indices) == len(set(bank.indices.tolist()))
-    for (start, stop), kept, threshold in zip(bank.banks, bank.kept, thresholds, strict=True):
+    for (start, stop), kept, threshold in zip(bank.bank_ranges, bank.kept, thresholds, strict=True):
         assert stop - start == 270
         assert torch.equal(kept, keep_mask(bank.scores, threshold))
         assert kept.flatten()[bank.indices[start:stop]].all()
@@ -139,7 +139,7 @@ def test_any_input(
             assert not kept.all() or threshold * images * patches < 1 or bank.scores.unique().numel() < kept.numel()
             assert removed == 0 or bank.scores[~kept].min() > bank.scores[kept].max()
     torch.testing.assert_close(bank.weights, expected[bank.indices])
-    for (start, stop), kept in zip(bank.banks, bank.kept, strict=True):
+    for (start, stop), kept in zip(bank.bank_ranges, bank.kept, strict=True):
         assert kept.any()
         assert kept.flatten()[bank.indices[start:stop]].all()
         distinct = len(features.reshape(-1, channels)[kept.flatten()].unique(dim=0))

@@ -40,7 +40,7 @@ def run(root, folder, devices):
     result = {
         "bank": model.model.memory_bank,
         "weights": model.model.weights,
-        "banks": model.model.banks,
+        "banks": model.model.bank_ranges,
         "scores": model.model.denoising.scores,
         "keys": model.model.denoising.keys,
         "metrics": metrics,

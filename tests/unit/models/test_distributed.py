@@ -113,7 +113,7 @@ def assert_same_bank(actual, expected):
     assert torch.equal(actual.indices, expected.indices)
     assert torch.equal(actual.features, expected.features)
     assert torch.equal(actual.kept, expected.kept)
-    assert actual.banks == expected.banks
+    assert actual.bank_ranges == expected.bank_ranges
     assert actual.keys == expected.keys
     torch.testing.assert_close(actual.weights, expected.weights)
     torch.testing.assert_close(actual.discriminator_scores, expected.discriminator_scores)

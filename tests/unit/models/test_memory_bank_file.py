@@ -53,7 +53,7 @@ def test_loaded_model_scores_as_the_trained_one(model_class: type, images: torch
     assert [each.name for each in path.parent.iterdir()] == ["bank.safetensors"]
     model = new_model(model_class)
     load_memory_bank(model, path)
-    assert model.model.banks == original.model.banks
+    assert model.model.bank_ranges == original.model.bank_ranges
     assert model._is_fitted.all()
     unseen = torch.randn(3, 3, 64, 64)
     expected, actual = original.model(unseen), model.model(unseen)
@@ -67,7 +67,7 @@ def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
     tensors = load_file(file)
     assert torch.equal(tensors["memory_bank"], trained.model.memory_bank)
     assert torch.equal(tensors["weights"], trained.model.weights)
-    assert tensors["banks"].tolist() == [list(bank) for bank in trained.model.banks]
+    assert tensors["banks"].tolist() == [list(bank) for bank in trained.model.bank_ranges]
     with safe_open(file, "pt") as opened:
         metadata = {name: json.loads(text) for name, text in opened.metadata().items()}
     assert metadata.pop("backbone_sha256").isalnum()
@@ -98,14 +98,14 @@ def test_models_that_do_not_fit(file: Path, options: dict, message: str) -> None
     model = new_model(**options)
     with pytest.raises(ValueError, match=message):
         load_memory_bank(model, file)
-    assert not model.model.banks
+    assert not model.model.bank_ranges
 
 
 def test_other_image_size_is_mentioned(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = new_model(size=96)
     load_memory_bank(model, file)
     assert r"images of [64, 64] pixels, but the model gets [96, 96]" in caplog.text
-    assert model.model.banks
+    assert model.model.bank_ranges
 
 
 def rewrite(file: Path, tensors: dict | None = None, **metadata: object) -> None:
@@ -153,7 +153,7 @@ def test_damaged_files(trained: SoftPatch, file: Path, tensors: dict, metadata: 
         load_memory_bank(model, file)
     assert torch.equal(model.model.memory_bank, trained.model.memory_bank)
     assert torch.equal(model.model.weights, trained.model.weights)
-    assert model.model.banks == trained.model.banks
+    assert model.model.bank_ranges == trained.model.bank_ranges
 
 
 def test_no_such_files(trained: SoftPatch, file: Path, tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def test_scores_equal_numpy(images, builder):
         return distances.min(axis=2) * weights[start:stop][distances.argmin(axis=2)]
 
     output = model(unseen)
-    np.testing.assert_allclose(output.pred_score, patch_scores(*model.banks[0]).max(axis=1), rtol=1e-5)
-    grid = torch.tensor(patch_scores(*model.banks[-1])).view(3, 1, *features.shape[2:]).float()
+    np.testing.assert_allclose(output.pred_score, patch_scores(*model.bank_ranges[0]).max(axis=1), rtol=1e-5)
+    grid = torch.tensor(patch_scores(*model.bank_ranges[-1])).view(3, 1, *features.shape[2:]).float()
     resized = nn.functional.interpolate(grid, size=(64, 96), mode="bilinear")
     torch.testing.assert_close(output.anomaly_map, model.anomaly_map_generator.blur(resized), rtol=1e-4, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_state_survives(images, builder):
     trained = fit(softpatch_model(memory_bank_builder=builder), images)
     restored = softpatch_model(memory_bank_builder=builder).eval()
     restored.load_state_dict(trained.state_dict())
-    assert restored.banks == trained.banks
+    assert restored.bank_ranges == trained.bank_ranges
     assert torch.equal(restored(images).pred_score, trained(images).pred_score)
 
 
@@ -202,7 +202,7 @@ def test_module_as_backbone(datamodule, tmp_path):
     runner.fit(lightning_model(SoftPatch, backbone=backbone, layers=["1"]), datamodule=datamodule)
     checkpoint = runner.trainer.checkpoint_callback.best_model_path
     restored = SoftPatch.load_from_checkpoint(checkpoint, backbone=backbone, layers=["1"])
-    assert restored.model.banks
+    assert restored.model.bank_ranges
 
 
 def test_testing_before_fitting(datamodule, tmp_path):
@@ -227,7 +227,7 @@ def test_one_task_one_bank(datamodule, tmp_path):
     for task, threshold in (("classification", 0.15), ("segmentation", 0.5)):
         model = lightning_model(SoftPatchPlus, task=task)
         engine(tmp_path).fit(model, datamodule=datamodule)
-        assert len(model.model.banks) == 1
+        assert len(model.model.bank_ranges) == 1
         assert model.model.denoising.kept.float().mean() == pytest.approx(1 - threshold, abs=0.01)
 
 

@@ -5,35 +5,35 @@
 
 import torch
 
-from anomalib_softpatch.components.comparison import Comparison
+from anomalib_softpatch.components.references import References
 
 REGULARIZATION = 0.01  # added to the diagonal of the covariance: SoftPatch, section 3.2, as in PaDiM
 SMALLEST_SHARE = 1e-12  # of the variance of all dimensions, added too: counts from variances of about 1e9 on
 
 
-def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torch.Tensor:
+def gaussian(features: torch.Tensor, references: References, k: int = 1) -> torch.Tensor:
     """Score patches by the Mahalanobis distance to a multivariate Gaussian of the patches they are compared with.
 
     The patch itself takes part in the fit, as in the paper.
 
     Args:
-        features: Shape ``(images, held positions, dimensions)``.
-        comparison: Which patches are compared.
+        features: Shape ``(images, height, width, dimensions)``.
+        references: Which patches are compared.
         k: Not used: every discriminator takes the same arguments.
 
     Returns:
-        Shape ``(images, patches)``.
+        Shape ``(images, height, width)``.
     """
     del k
-    images, _, dimensions = features.shape
+    images, height, width, dimensions = features.shape
     flat = features.reshape(-1, dimensions)
-    scores = flat.new_zeros(images * comparison.grid_size[0] * comparison.grid_size[1])
+    scores = flat.new_empty(len(flat))
     # With fewer images than dimensions, the regularization is all that keeps the covariance regular: beside large
     # variances float32 would lose it, and float64 beside huge ones.
-    references_per_image = -(-comparison.reference_count(images) // images)
+    references_per_image = -(-references.count(images, (height, width)) // images)
     cost = 2 * dimensions * (2 + references_per_image + -(-dimensions // images))
-    for scored, references in comparison.blocks(images, cost, flat.device):
-        reference = flat[references].double()
+    for scored, compared in references.blocks(features, cost):
+        reference = flat[compared].double()
         mean = reference.mean(dim=1, keepdim=True)
         reference = reference - mean
         covariance = reference.mT @ reference / (reference.shape[1] - 1)
@@ -41,5 +41,5 @@ def gaussian(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torc
         variances += REGULARIZATION + SMALLEST_SHARE * variances.sum(dim=1, keepdim=True)
         factor = torch.linalg.cholesky(covariance)
         whitened = torch.linalg.solve_triangular(factor, (flat[scored] - mean).mT, upper=False)
-        scores[comparison.in_grid(scored)] = torch.linalg.norm(whitened, dim=1).to(scores.dtype)
-    return comparison.merge(scores).view(images, -1)
+        scores[scored] = torch.linalg.norm(whitened, dim=1).to(scores.dtype)
+    return scores.view(images, height, width)

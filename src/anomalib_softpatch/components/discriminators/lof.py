@@ -5,7 +5,7 @@
 
 import torch
 
-from anomalib_softpatch.components.comparison import Comparison, nearest_patches
+from anomalib_softpatch.components.references import References, nearest_patches
 
 # Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
 # images, an image given twice) have finite densities and make no outliers of patches that differ by a grey level.
@@ -33,15 +33,15 @@ def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torc
     return (reachability[:, None] / reachability[indices]).mean(dim=1)
 
 
-def lof(features: torch.Tensor, comparison: Comparison, k: int) -> torch.Tensor:
+def lof(features: torch.Tensor, references: References, k: int) -> torch.Tensor:
     """Score patches by their local outlier factor among the patches they are compared with (SoftPatch, equation 6).
 
     Args:
-        features: Shape ``(images, held positions, dimensions)``.
-        comparison: Which patches are compared.
+        features: Shape ``(images, height, width, dimensions)``.
+        references: Which patches are compared.
         k: Number of neighbours; 6 in the paper.
 
     Returns:
-        Shape ``(images, patches)``.
+        Shape ``(images, height, width)``.
     """
-    return local_outlier_factor(*nearest_patches(features, comparison, k)).view(len(features), -1)
+    return local_outlier_factor(*nearest_patches(features, references, k)).view(features.shape[:3])

@@ -5,19 +5,19 @@
 
 import torch
 
-from anomalib_softpatch.components.comparison import Comparison, nearest_patches
+from anomalib_softpatch.components.references import References, nearest_patches
 
 
-def nearest(features: torch.Tensor, comparison: Comparison, k: int = 1) -> torch.Tensor:
+def nearest(features: torch.Tensor, references: References, k: int = 1) -> torch.Tensor:
     """Score patches by the distance to the nearest patch they are compared with (SoftPatch, section 3.2).
 
     Args:
-        features: Shape ``(images, held positions, dimensions)``.
-        comparison: Which patches are compared.
+        features: Shape ``(images, height, width, dimensions)``.
+        references: Which patches are compared.
         k: Not used: every discriminator takes the same arguments.
 
     Returns:
-        Shape ``(images, patches)``.
+        Shape ``(images, height, width)``.
     """
     del k
-    return nearest_patches(features, comparison, k=1)[0].view(len(features), -1)
+    return nearest_patches(features, references, k=1)[0].view(features.shape[:3])

@@ -22,8 +22,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components import (
     DenoisingMemoryBank,
+    DenoisingResult,
     FeatureStore,
-    MemoryBank,
     NearestNeighborSearch,
     PatchFeatureExtractor,
     nearest_neighbors,
@@ -58,7 +58,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         tiler: Set by Anomalib's tiling callback.
         memory_bank: Patches of all banks, shape ``(m, channels)``.
         weights: Weight of each, shape ``(m,)``.
-        banks: Rows ``(start, stop)`` of each bank.
+        bank_ranges: Rows ``(start, stop)`` of each bank.
         denoising: What the last fit found (scores of all training patches, kept patches); ``None`` after loading.
     """
 
@@ -88,22 +88,21 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.memory_bank_builder = memory_bank_builder or DenoisingMemoryBank()
         self.feature_store = FeatureStore(memory_budget=None if memory_budget is None else memory_budget * 2**30)
         self.search = NearestNeighborSearch()
-        self.grid_size = (0, 0)
-        self.denoising: MemoryBank | None = None
+        self.denoising: DenoisingResult | None = None
 
         self.memory_bank: torch.Tensor
         self.weights: torch.Tensor
         self.register_buffer("memory_bank", torch.empty(0))
         self.register_buffer("weights", torch.empty(0))
-        self.banks: tuple[tuple[int, int], ...] = ()
+        self.bank_ranges: tuple[tuple[int, int], ...] = ()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
-        return {"banks": [list(bank) for bank in self.banks]}
+        return {"banks": [list(rows) for rows in self.bank_ranges]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
-        self.banks = tuple((start, stop) for start, stop in state["banks"])
+        self.bank_ranges = tuple((start, stop) for start, stop in state["banks"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what the last fit found, which is about the training images, out of copies and exported files."""
@@ -117,7 +116,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             keys: In training, what tells the images apart and orders them, see :class:`FeatureStore`.
 
         Returns:
-            In training, features of shape ``(batch, channels, grid_height, grid_width)``. Else scores of shape
+            In training, features of shape ``(batch, grid_height, grid_width, channels)``. Else scores of shape
             ``(batch,)`` and maps of shape ``(batch, 1, height, width)``.
 
         Raises:
@@ -125,23 +124,23 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         """
         features = self.extract(input_tensor)
         if self.training:
-            self.grid_size = (features.shape[2], features.shape[3])
-            self.feature_store.append(features.flatten(2).mT.contiguous(), keys)
+            self.feature_store.append(features, keys)
             return features
         return self.score(features, input_tensor.shape[-2:])
 
     @torch.no_grad()
     def extract(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the features of all patches, shape ``(batch, channels, grid_height, grid_width)``."""
+        """Return the features of all patches, shape ``(batch, grid_height, grid_width, channels)``."""
         if self.tiler is None:
             return self.feature_extractor(images)
-        return self.tiler.untile(self.feature_extractor(self.tiler.tile(images)))
+        tiles = self.feature_extractor(self.tiler.tile(images)).permute(0, 3, 1, 2)  # the tiler's layout
+        return self.tiler.untile(tiles).permute(0, 2, 3, 1).contiguous()
 
     def score(self, features: torch.Tensor, size: tuple[int, int]) -> InferenceBatch:
         """Score images by their features.
 
         Args:
-            features: Shape ``(batch, channels, grid_height, grid_width)``.
+            features: Shape ``(batch, grid_height, grid_width, channels)``.
             size: Height and width of the maps.
 
         Returns:
@@ -150,11 +149,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         Raises:
             RuntimeError: If there is no memory bank to compare with.
         """
-        if not self.banks:
+        if not self.bank_ranges:
             msg = "The memory bank is empty: train the model (fit), or load a trained one with ckpt_path."
             raise RuntimeError(msg)
-        batch_size, channels, height, width = features.shape
-        queries = features.flatten(2).mT.reshape(-1, channels)
+        batch_size, height, width, channels = features.shape
+        queries = features.reshape(-1, channels)
         (scores, nearest), (map_scores, _) = self._score_patches(queries)
         return InferenceBatch(
             pred_score=self._score_images(scores.view(batch_size, -1), nearest.view(batch_size, -1), queries),
@@ -168,13 +167,26 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             ValueError: See :meth:`DenoisingMemoryBank.fit`.
         """
         try:
-            bank = self.memory_bank_builder.fit(self.feature_store, self.grid_size)
+            result = self.memory_bank_builder.fit(self.feature_store)
         finally:
             self.feature_store.clear()
-        self.memory_bank = bank.features
-        self.weights = bank.weights
-        self.banks = bank.banks
-        self.denoising = bank
+        self.set_memory_bank(result.features, result.weights, result.bank_ranges)
+        self.denoising = result
+
+    def set_memory_bank(
+        self, features: torch.Tensor, weights: torch.Tensor, bank_ranges: Sequence[tuple[int, int]]
+    ) -> None:
+        """Replace the memory banks.
+
+        Args:
+            features: Patches of all banks, shape ``(m, channels)``.
+            weights: Weight of each, shape ``(m,)``.
+            bank_ranges: Rows ``(start, stop)`` of each bank.
+        """
+        self.memory_bank = features
+        self.weights = weights
+        self.bank_ranges = tuple((start, stop) for start, stop in bank_ranges)
+        self.denoising = None
 
     def _score_patches(
         self, queries: torch.Tensor
@@ -186,11 +198,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         Returns:
             For each bank: scores of shape ``(n,)`` and indices of the nearest rows, shape ``(n,)``.
         """
-        (_, stop), (start, end) = self.banks[0], self.banks[-1]
+        (_, stop), (start, end) = self.bank_ranges[0], self.bank_ranges[-1]
         ranges = [(0, start), (start, stop), (stop, end)]
         found = [self._search(queries, *rows) if rows[0] < rows[1] else None for rows in ranges]
         first = _nearer(found[0], found[1])
-        last = first if len(self.banks) == 1 else _nearer(found[1], found[2])
+        last = first if len(self.bank_ranges) == 1 else _nearer(found[1], found[2])
         return tuple((distance * self.weights[index], index) for distance, index in (first, last))
 
     def _search(self, queries: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,7 +215,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             return scores.amax(dim=1)
         score, position = scores.max(dim=1, keepdim=True)  # s^* and m^test,*
         feature = queries.view(*scores.shape, -1).gather(1, position[..., None].expand(-1, -1, queries.shape[1]))
-        start, stop = self.banks[0]
+        start, stop = self.bank_ranges[0]
         bank = self.memory_bank[start:stop]
         nearest_patch = self.memory_bank[nearest.gather(1, position).squeeze(1)]  # m^*
         _, support = nearest_neighbors(nearest_patch, bank, k=min(self.num_neighbors, stop - start))  # N_b(m^*)

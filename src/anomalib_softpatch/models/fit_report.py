@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from anomalib_softpatch.components import MemoryBank
+from anomalib_softpatch.components import DenoisingResult
 from anomalib_softpatch.data import NoisyDataModule
 from anomalib_softpatch.report.findings import Findings, image_size
 from anomalib_softpatch.report.geometry import true_patches, visible_region
@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 FOLDER = "noise_report"
 
 
-def report_fit(module: LightningModule, denoising: MemoryBank | None) -> None:
+def report_fit(module: LightningModule) -> None:
     """Write ``noise_report/`` into the results folder and log how well known noise was found.
 
     A trained model is worth more than its report: whatever goes wrong here is a warning that names the cause.
 
     Args:
         module: Module that was fitted, in a hook that allows logging.
-        denoising: What the fit found.
     """
+    denoising = module.model.denoising
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")
         return
@@ -44,7 +44,7 @@ def report_fit(module: LightningModule, denoising: MemoryBank | None) -> None:
         module.log(f"noise_{name}", value, rank_zero_only=True)
 
 
-def find(module: LightningModule, denoising: MemoryBank) -> Findings:
+def find(module: LightningModule, denoising: DenoisingResult) -> Findings:
     """Gather what there is to report about a fit.
 
     Args:
@@ -57,8 +57,9 @@ def find(module: LightningModule, denoising: MemoryBank) -> Findings:
     Raises:
         ValueError: If some of the images came without a path.
     """
-    if len(denoising.keys) != len(denoising.scores):
-        msg = f"Not all of the {len(denoising.scores)} training images that reached the model had a path."
+    scores = denoising.scores.fused.detach().float().cpu()
+    if len(denoising.keys) != len(scores):
+        msg = f"Not all of the {len(scores)} training images that reached the model had a path."
         raise ValueError(msg)
     datamodule = getattr(module.trainer, "datamodule", None)
     paths = list(denoising.keys)
@@ -67,11 +68,11 @@ def find(module: LightningModule, denoising: MemoryBank) -> Findings:
         paths = [path_of[key] for key in denoising.keys]
     transform = getattr(module.pre_processor, "transform", None)
     regions = [visible_region(transform, image_size(path)) for path in paths]
-    labels, patches = _truth(datamodule, paths, regions, tuple(denoising.scores.shape[1:]))
+    labels, patches = _truth(datamodule, paths, regions, tuple(scores.shape[1:]))
     builder = module.model.memory_bank_builder
     return Findings(
         paths=paths,
-        scores=denoising.scores.detach().float().cpu(),
+        scores=scores,
         kept=denoising.kept[0].cpu(),
         regions=regions,
         labels=labels,

@@ -1,0 +1,125 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Patch scores: how likely each training patch is noise, by one discriminator or by several.
+
+Example:
+    >>> import torch
+    >>> from anomalib_softpatch.components import score_patches
+    >>> scores = score_patches(torch.randn(20, 16, 16, 64), ("lof", "gaussian"))
+    >>> scores.fused.shape, sorted(scores.by_discriminator)
+    (torch.Size([20, 16, 16]), ['gaussian', 'lof'])
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from anomalib_softpatch.components.constraints import check_discriminators
+from anomalib_softpatch.components.discriminators import DISCRIMINATORS
+from anomalib_softpatch.components.fusion import fuse
+from anomalib_softpatch.components.references import References
+
+logger = logging.getLogger(__name__)
+
+# Both papers project features to 128 dimensions before they compare them (SoftPatch, section 3.2).
+PROJECTED_DIMENSIONS = 128
+
+
+@dataclass(frozen=True)
+class PatchScores:
+    """Noise scores of all training patches.
+
+    Attributes:
+        fused: What decides which patches are removed: the scores of the one discriminator as they are, or the fused
+            ranks of several, shape ``(images, height, width)``.
+        by_discriminator: Scores of each discriminator by its name, same shape.
+    """
+
+    fused: torch.Tensor
+    by_discriminator: dict[str, torch.Tensor]
+
+
+def projection_matrix(channels: int, device: torch.device, seed: int = 0) -> torch.Tensor | None:
+    """Return a random Gaussian projection to 128 dimensions that keeps distances on average.
+
+    Args:
+        channels: Dimensions of the features.
+        device: Where to put the matrix.
+        seed: Seed. The generator is the matrix's own, so that the global one stands where PatchCore's would.
+
+    Returns:
+        Shape ``(channels, 128)``; ``None`` if there is nothing to reduce.
+    """
+    if channels <= PROJECTED_DIMENSIONS:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(channels, PROJECTED_DIMENSIONS, generator=generator)
+    return (matrix / PROJECTED_DIMENSIONS**0.5).to(device)
+
+
+def score_patches(
+    features: torch.Tensor,
+    discriminators: Sequence[str] = ("lof",),
+    *,
+    lof_k: int = 6,
+    neighborhood: int | Literal["image"] = 0,
+    max_references: int = 4096,
+    seed: int = 0,
+) -> PatchScores:
+    """Score every patch by each discriminator, and fuse the scores (SoftPatch, section 3.2; SoftPatch+).
+
+    Args:
+        features: Shape ``(images, height, width, channels)``, float32. They are projected to 128 dimensions where they
+            have more, see :func:`projection_matrix`; whoever cannot hold all of them projects them beforehand.
+        discriminators: One or more names of ``DISCRIMINATORS``.
+        lof_k: Neighbours of the local outlier factor.
+        neighborhood: See :class:`References`.
+        max_references: See :class:`References`.
+        seed: Seed of the projection and of the choice of references.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: If a name is unknown, there are too few images or references to compare, or scores are not finite.
+    """
+    check_discriminators(discriminators, DISCRIMINATORS)
+    images, *grid_size, channels = features.shape
+    matrix = projection_matrix(channels, features.device, seed)
+    projected = features if matrix is None else features @ matrix
+    references = References(neighborhood, max_references, seed)
+    available = _available(images, (grid_size[0], grid_size[1]), references, discriminators)
+    scores = {}
+    for name in discriminators:
+        logger.info("Scoring %d patches: %s", features[..., 0].numel(), name)
+        k = lof_k
+        if name == "lof" and k > available:
+            warnings.warn(
+                f"lof_k={k} exceeds the {available} patches to compare with: using {available}.", stacklevel=2
+            )
+            k = available
+        scores[name] = DISCRIMINATORS[name].score(projected, references, k)
+        if not scores[name].isfinite().all():
+            msg = f"The discriminator '{name}' gave NaN or infinite scores: check the training images and precision."
+            raise ValueError(msg)
+    return PatchScores(next(iter(scores.values())) if len(scores) == 1 else fuse(list(scores.values())), scores)
+
+
+def _available(images: int, grid_size: tuple[int, int], references: References, discriminators: Sequence[str]) -> int:
+    """Return how many patches each patch is compared with, and refuse too few."""
+    if images < 2:  # noqa: PLR2004
+        msg = (
+            f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
+            f"least 2 training images, got {images}. With threshold=0 and soft_weight=False one image is enough."
+        )
+        raise ValueError(msg)
+    available = references.available(images, grid_size)
+    if available < 1:
+        msg = f"max_references={references.max_references} leaves some patches nothing to be compared with: use more."
+        raise ValueError(msg)
+    return available

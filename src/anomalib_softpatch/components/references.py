@@ -1,0 +1,135 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""References: the patches of other training images that a patch is compared with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class References:
+    """Say which patches of the training set a patch is compared with.
+
+    The paper compares patches at the same grid position (``neighborhood=0``), which suits aligned objects and textures.
+    Objects that lie in any direction have no same position: a neighbourhood or the whole image gives them more
+    patches like themselves to be compared with. Patches of the same image are never compared with each other in
+    distances, since a defect that covers several patches would vouch for itself.
+
+    Patches are numbered ``image * height * width + row * width + column``.
+
+    Args:
+        neighborhood: Compare with the positions up to so many rows and columns away, in a square that is moved inwards
+            at the border; ``"image"``: with all positions. Default: the same position only (SoftPatch, section 3.2).
+        max_references: Compare with so many patches at most, a random choice that is the same at every position.
+            Time grows with images x references.
+        seed: Seed of that choice.
+        block_size: Elements of the largest temporary tensor. Memory grows with it, speed hardly.
+    """
+
+    neighborhood: int | Literal["image"] = 0
+    max_references: int = 4096
+    seed: int = 0
+    block_size: int = 2**24
+
+    def positions(self, grid_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return groups of grid positions that share their references.
+
+        Args:
+            grid_size: Height and width of the grid of patches.
+
+        Returns:
+            Positions whose patches are scored, shape ``(groups, queries)``, and positions they are compared with,
+            shape ``(groups, window)``. Every position is in one group's queries.
+        """
+        height, width = grid_size
+        everything = torch.arange(height * width)
+        if self.neighborhood == "image":
+            return everything[None], everything[None]
+        rows, columns = _windows(height, self.neighborhood), _windows(width, self.neighborhood)
+        window = rows[:, None, :, None] * width + columns[None, :, None, :]
+        return everything[:, None], window.reshape(height * width, -1)
+
+    def count(self, images: int, grid_size: tuple[int, int]) -> int:
+        """Return how many patches each patch is compared with, those of its own image included."""
+        return min(images * self.positions(grid_size)[1].shape[1], self.max_references)
+
+    def available(self, images: int, grid_size: tuple[int, int]) -> int:
+        """Return how many patches of other images every patch is compared with at least."""
+        image, _ = self._choose(images, grid_size)
+        return len(image) - int(image.bincount().max())
+
+    def _choose(self, images: int, grid_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose the patches to compare with, the same ones at every position: images and places in the window."""
+        window = self.positions(grid_size)[1].shape[1]
+        offsets = torch.arange(images * window)
+        if len(offsets) > self.max_references:
+            generator = torch.Generator().manual_seed(self.seed)
+            offsets = torch.randperm(len(offsets), generator=generator)[: self.max_references].sort().values
+        return offsets // window, offsets % window
+
+    def blocks(self, features: torch.Tensor, cost: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield which patches are compared with which, as many at a time as memory allows.
+
+        Args:
+            features: Shape ``(images, height, width, dimensions)``; only its shape and device are read.
+            cost: Elements that the caller needs for each scored patch.
+
+        Yields:
+            Numbers of the patches to score, shape ``(groups, queries)``, and of those to compare them with, shape
+            ``(groups, references)``.
+        """
+        images, height, width, _ = features.shape
+        queries, window = (positions.to(features.device) for positions in self.positions((height, width)))
+        image, place = (each.to(features.device) for each in self._choose(images, (height, width)))
+        first = torch.arange(images, device=features.device)[:, None] * height * width
+        groups = max(1, self.block_size // (cost * images * queries.shape[1]))
+        for query_part, window_part in zip(queries.split(groups), window.split(groups), strict=True):
+            scored = (first + query_part[:, None, :]).reshape(len(query_part), -1)
+            references = image * height * width + window_part[:, place]
+            for part in scored.split(max(1, self.block_size // (cost * len(query_part))), dim=1):
+                yield part, references
+
+
+def _windows(length: int, radius: int) -> torch.Tensor:
+    """Return for each position the window of up to ``2 radius + 1`` positions around it, shape ``(length, window)``."""
+    size = min(2 * radius + 1, length)
+    start = (torch.arange(length) - radius).clamp(0, length - size)
+    return start[:, None] + torch.arange(size)
+
+
+def nearest_patches(features: torch.Tensor, references: References, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the nearest patches of other images for every patch.
+
+    Args:
+        features: Shape ``(images, height, width, dimensions)``, float32.
+        references: Which patches are compared.
+        k: Number of neighbours.
+
+    Returns:
+        Euclidean distances in ascending order and numbers of the neighbours, both of shape
+        ``(images * height * width, k)``.
+    """
+    images, height, width, dimensions = features.shape
+    patches = height * width
+    flat = features.reshape(-1, dimensions)
+    distances = flat.new_empty(len(flat), k)
+    indices = torch.empty(len(flat), k, dtype=torch.long, device=flat.device)
+    cost = max(references.count(images, (height, width)), (k + 1) * dimensions)
+    for scored, compared in references.blocks(features, cost):
+        query, reference = flat[scored], flat[compared]
+        # Expanded squared distances lose digits far from the origin, so each group is centred. They only find the
+        # neighbours: the distances themselves are computed from the differences, exact down to zero for duplicates.
+        center = reference.mean(dim=1, keepdim=True)
+        reference = reference - center
+        squares = torch.baddbmm(reference.square().sum(dim=2)[:, None], query - center, reference.mT, alpha=-2)
+        squares.masked_fill_((scored // patches)[:, :, None] == (compared // patches)[:, None], torch.inf)
+        nearest = squares.topk(k, dim=2, largest=False, sorted=False).indices
+        nearest = compared.gather(1, nearest.flatten(1)).view(nearest.shape)
+        distance = torch.linalg.norm(query[:, :, None] - flat[nearest], dim=3)
+        distances[scored], order = distance.sort(dim=2, stable=True)
+        indices[scored] = nearest.gather(2, order)
+    return distances, indices

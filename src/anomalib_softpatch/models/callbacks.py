@@ -1,0 +1,134 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What happens around a fit and is no part of the model: checks before the features are extracted, and the report."""
+
+import logging
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.data import Batch
+from lightning.pytorch import Callback, Trainer
+
+from anomalib_softpatch.data.depth import cut_values
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+
+logger = logging.getLogger(__name__)
+
+WHITE = 1e-3  # standard deviation of an image that is all white: resizing rounds
+
+
+class FitChecks(Callback):
+    """Refuse what could only fail after all features are extracted, which takes minutes."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Try the precision on the device, forget features of an interrupted fit, and show progress where others do.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+
+        Raises:
+            ValueError: If the device cannot compute in the precision asked for.
+        """
+        pl_module.model.feature_store.clear()
+        dtype = pl_module.model.feature_extractor.dtype
+        try:
+            probe = torch.zeros(1, 1, 3, 3, dtype=dtype, device=pl_module.device)
+            torch.nn.functional.conv2d(probe, probe)
+        except RuntimeError as error:
+            msg = (
+                f"precision={str(dtype).removeprefix('torch.')} does not work on {pl_module.device}: {error}. "
+                "Use 'float32'."
+            )
+            raise ValueError(msg) from error
+        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+        pl_module.model.memory_bank_builder.progress = shown
+
+    def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Refuse a single training image where noise is to be found.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+
+        Raises:
+            ValueError: If there is one training image only.
+        """
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        if pl_module.model.memory_bank_builder.needs_scores and isinstance(dataset, Sized) and len(dataset) == 1:
+            msg = (
+                "There is one training image only. Noise is found by comparing images with each other, which takes "
+                "at least 2 training images: add some, or switch it off with a threshold of 0 and soft_weight=False."
+            )
+            raise ValueError(msg)
+
+
+class BitDepthCheck(Callback):
+    """Refuse or mention images of more than 8 bits per value, which Anomalib reads as white.
+
+    Training and test images come from the same camera: each file is opened once in training, and in the other loops
+    only those of the first batch.
+    """
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: "DenoisingMixin", batch: Batch, batch_idx: int) -> None:
+        """Check the images of a training batch.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            batch: Images, after the pre-processor.
+            batch_idx: Number of the batch.
+
+        Raises:
+            ValueError: If nothing is left of an image.
+        """
+        del trainer, pl_module, batch_idx
+        self._check(batch)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: "DenoisingMixin", batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the images of the first batch; arguments and errors as in training."""
+        del trainer, pl_module, dataloader_idx
+        if batch_idx == 0:
+            self._check(batch)
+
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
+
+    def _check(self, batch: Batch) -> None:
+        paths: Sequence[Any] = getattr(batch, "image_path", None) or []
+        for image, path in zip(batch.image, paths, strict=False):
+            loss = cut_values(path)
+            if loss and image.flatten(1).std(dim=1).max() < WHITE:
+                msg = f"{loss}, so that it is all white. Convert the images to 8 bits per value first."
+                raise ValueError(msg)
+            if loss and not self._warned:
+                self._warned = True  # in a set of such images there are many
+                logger.warning("%s. Convert such images to 8 bits per value first.", loss)
+
+
+class NoiseReport(Callback):
+    """Write ``noise_report/`` into the results folder once the memory bank is built."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Write the report, and log how well known noise was found.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        # Where validation has not done so, this hook of the model builds the memory bank. Lightning calls it after
+        # those of the callbacks; a second call does nothing.
+        pl_module.on_train_epoch_end()
+        if trainer.is_global_zero:
+            from anomalib_softpatch.models.fit_report import report_fit  # noqa: PLC0415  # drawing libraries
+
+            report_fit(pl_module)

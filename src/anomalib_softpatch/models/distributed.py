@@ -1,0 +1,169 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Fits on several devices: every rank extracts the features of its images, rank 0 builds the memory bank of all.
+
+The algorithms know one process only. Rank 0 gathers the features of all ranks, beyond ``memory_budget`` on disk, scores
+and selects as on a single device, and sends the memory bank to all. So the result is that of one device. Extraction,
+the most of a fit, is shared; the rest is not, and meanwhile the other ranks wait.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from anomalib_softpatch.components import FeatureStore
+from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+
+# The default of 10 to 30 minutes is too short for ranks that wait for the coreset of a large set.
+TIMEOUT = timedelta(days=2)
+
+
+class DistributedFit(Callback):
+    """Let Lightning's ``ddp`` strategy run a model that has nothing to train."""
+
+    def __init__(self) -> None:
+        self._unfrozen: list[torch.nn.Parameter] = []
+
+    def setup(self, trainer: Trainer, pl_module: torch.nn.Module, stage: str) -> None:
+        """Let a frozen backbone pass for one to train until ``DistributedDataParallel`` has accepted it.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            stage: Stage of the trainer.
+        """
+        parameters = list(pl_module.parameters())
+        if stage == "fit" and trainer.world_size > 1 and not any(parameter.requires_grad for parameter in parameters):
+            self._unfrozen = parameters[:1]
+            for parameter in self._unfrozen:
+                parameter.requires_grad_()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: torch.nn.Module) -> None:
+        """Do without the wrapper: it has given all ranks the weights of rank 0, and there are no gradients to wait for.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        for parameter in self._unfrozen:
+            parameter.requires_grad_(False)
+        self._unfrozen = []
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model = pl_module
+
+    def on_exception(self, trainer: Trainer, pl_module: torch.nn.Module, exception: BaseException) -> None:
+        """Freeze what an error between the two left unfrozen.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            exception: The error.
+        """
+        del trainer, pl_module, exception
+        for parameter in self._unfrozen:
+            parameter.requires_grad_(False)
+        self._unfrozen = []
+
+
+def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
+    """Build the memory bank on rank 0 from the features of all ranks, and give it to all.
+
+    All ranks have to call this. Where there is one process, it is ``fit`` alone. Only rank 0 keeps what the fit found
+    beside the bank (``model.denoising``).
+
+    Args:
+        model: Model whose feature store holds the features of this rank's images.
+        fit: Builds the memory bank from the model's feature store.
+
+    Raises:
+        RuntimeError: On the other ranks, if it fails on rank 0, which raises the error itself.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        fit()
+        return
+    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)  # sends tensors of the CPU, whatever the device
+    try:
+        error: Exception | None = None
+        try:
+            gather_features(model.feature_store, group)
+            if distributed.get_rank() == 0:
+                fit()
+        except Exception as caught:
+            error = caught
+        finally:
+            model.feature_store.clear()
+        message = [None if error is None else f"{type(error).__name__}: {error}"]
+        distributed.broadcast_object_list(message, src=0, group=group)
+        if error is not None:
+            raise error
+        if message[0] is not None:
+            msg = f"The fit failed on rank 0: {message[0]}"
+            raise RuntimeError(msg)
+        _broadcast_memory_bank(model, group)
+    finally:
+        distributed.destroy_process_group(group)
+
+
+def gather_features(store: FeatureStore, group: distributed.ProcessGroup) -> None:
+    """Append the features of all ranks to the store of rank 0, rank by rank.
+
+    An image that several ranks have, by its key, is one that the sampler repeated to give all of them as many, and
+    counts once. All ranks have to call this.
+
+    Args:
+        store: Features of this rank's images.
+        group: Process group that sends tensors of the CPU.
+
+    Raises:
+        ValueError: On rank 0, if the features of the ranks are of different sizes.
+    """
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    if rank > 0:
+        batches = [(features, keys) for features, keys in store.batches() if len(features)]
+        distributed.send_object_list([[(features.shape, features.dtype, keys) for features, keys in batches]], 0, group)
+        for features, _ in batches:
+            distributed.send(features.cpu().contiguous(), 0, group)
+        return
+    error: Exception | None = None
+    known = set(store.keys)
+    for source in range(1, ranks):
+        received: list = [None]
+        distributed.recv_object_list(received, source, group)
+        new: set[str] = set()
+        for shape, dtype, keys in received[0]:
+            features = torch.empty(shape, dtype=dtype)
+            distributed.recv(features, source, group)
+            if error is not None:  # the others must be able to send all the same
+                continue
+            if keys is not None:
+                wanted = [place for place, key in enumerate(keys) if key not in known]
+                features, keys = features[wanted], [keys[place] for place in wanted]  # noqa: PLW2901
+                new.update(keys)
+            try:
+                if len(features):
+                    store.append(features.to(store.device), keys)
+            except (ValueError, OSError) as caught:
+                error = caught
+        known |= new
+    if error is not None:
+        raise error
+
+
+def _broadcast_memory_bank(model: SoftPatchModel, group: distributed.ProcessGroup) -> None:
+    first = distributed.get_rank() == 0
+    shape = [(model.memory_bank.shape, model.bank_ranges) if first else None]
+    distributed.broadcast_object_list(shape, src=0, group=group)
+    size, bank_ranges = shape[0]
+    device = next(iter(model.feature_extractor.parameters())).device
+    tensors = []
+    for tensor, expected in ((model.memory_bank, size), (model.weights, size[:1])):
+        sent = tensor.cpu() if first else torch.empty(expected)
+        distributed.broadcast(sent, src=0, group=group)
+        tensors.append(sent.to(device))
+    if not first:
+        model.set_memory_bank(*tensors, bank_ranges)
