@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 COMMANDS = {
     "demo": ("anomalib_softpatch.demo", "main"),
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
+    "predict": ("anomalib_softpatch.predictions.command", "predict"),
     "report": ("anomalib_softpatch.report.command", "report"),
 }
 

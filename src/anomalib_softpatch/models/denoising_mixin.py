@@ -13,7 +13,7 @@ from anomalib import LearningType, PrecisionType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models import Patchcore
-from anomalib.models.components import MemoryBankMixin
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
@@ -27,7 +27,10 @@ from anomalib_softpatch.integration.compression import search_in_full_precision
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
+from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+from anomalib_softpatch.predictions.callback import PredictionTable
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +147,13 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:
-        """Configure the default post-processor."""
-        return PostProcessor()
+        """Configure the default post-processor, which decides without labels where there are none."""
+        return LabelFreePostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Configure the default evaluator: Anomalib's metrics, where the labels allow them."""
+        return LabelAwareEvaluator(test_metrics=list(AnomalibModule.configure_evaluator().test_metrics))
 
     @staticmethod
     def configure_optimizers() -> None:
@@ -169,7 +177,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """
         callbacks = super().configure_callbacks()
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
-        callbacks += [DistributedFit(), FitChecks(), BitDepthCheck()]
+        callbacks += [DistributedFit(), FitChecks(), BitDepthCheck(), PredictionTable()]
         return [*callbacks, NoiseReport()] if self.noise_report else callbacks
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
@@ -201,7 +209,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def fit(self) -> None:
         """Build the memory bank from the features of all training images."""
         logger.info("Building the memory bank.")
-        fit_on_first_rank(self.model, self.model.fit)
+        fit_on_first_rank(self.model, lambda: self.model.fit(self.input_size))
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
         """Score a batch.

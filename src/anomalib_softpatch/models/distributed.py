@@ -17,6 +17,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from anomalib_softpatch.components import FeatureStore
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 # The default of 10 to 30 minutes is too short for ranks that wait for the coreset of a large set.
@@ -156,14 +157,18 @@ def gather_features(store: FeatureStore, group: distributed.ProcessGroup) -> Non
 
 def _broadcast_memory_bank(model: SoftPatchModel, group: distributed.ProcessGroup) -> None:
     first = distributed.get_rank() == 0
-    shape = [(model.memory_bank.shape, model.bank_ranges) if first else None]
-    distributed.broadcast_object_list(shape, src=0, group=group)
-    size, bank_ranges = shape[0]
-    device = next(iter(model.feature_extractor.parameters())).device
     tensors = []
-    for tensor, expected in ((model.memory_bank, size), (model.weights, size[:1])):
-        sent = tensor.cpu() if first else torch.empty(expected)
-        distributed.broadcast(sent, src=0, group=group)
-        tensors.append(sent.to(device))
+    if first and model.out_of_bag is not None:
+        tensors = [model.memory_bank, model.weights, model.out_of_bag.image_scores, model.out_of_bag.map_peaks]
+    header = [([tensor.shape for tensor in tensors], model.bank_ranges)]
+    distributed.broadcast_object_list(header, src=0, group=group)
+    shapes, bank_ranges = header[0]
+    tensors = [tensor.cpu().contiguous() for tensor in tensors] if first else [torch.empty(shape) for shape in shapes]
+    for tensor in tensors:
+        if tensor.numel():
+            distributed.broadcast(tensor, src=0, group=group)
     if not first:
-        model.set_memory_bank(*tensors, bank_ranges)
+        device = next(iter(model.feature_extractor.parameters())).device
+        bank, weights, image_scores, map_peaks = (tensor.to(device) for tensor in tensors)
+        model.set_memory_bank(bank, weights, bank_ranges)
+        model.out_of_bag = OutOfBagScores(image_scores, map_peaks)

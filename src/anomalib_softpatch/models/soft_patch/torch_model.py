@@ -28,9 +28,14 @@ from anomalib_softpatch.components import (
     PatchFeatureExtractor,
     nearest_neighbors,
 )
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores, out_of_bag_neighbors
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
+
+
+# Training images that are scored out of bag: enough for a share of false alarms of a few percent
+OUT_OF_BAG_IMAGES = 256
 
 
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
@@ -60,6 +65,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         weights: Weight of each, shape ``(m,)``.
         bank_ranges: Rows ``(start, stop)`` of each bank.
         denoising: What the last fit found (scores of all training patches, kept patches); ``None`` after loading.
+        out_of_bag: Scores of training images as if they had not been in training; ``None`` after loading.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.feature_store = FeatureStore(memory_budget=None if memory_budget is None else memory_budget * 2**30)
         self.search = NearestNeighborSearch()
         self.denoising: DenoisingResult | None = None
+        self.out_of_bag: OutOfBagScores | None = None
 
         self.memory_bank: torch.Tensor
         self.weights: torch.Tensor
@@ -106,7 +113,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what the last fit found, which is about the training images, out of copies and exported files."""
-        return self.__dict__ | {"denoising": None}
+        return self.__dict__ | {"denoising": None, "out_of_bag": None}
 
     def forward(self, input_tensor: torch.Tensor, keys: Sequence[str] | None = None) -> torch.Tensor | InferenceBatch:
         """Store features (training) or score images (evaluation).
@@ -136,12 +143,15 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         tiles = self.feature_extractor(self.tiler.tile(images)).permute(0, 3, 1, 2)  # the tiler's layout
         return self.tiler.untile(tiles).permute(0, 2, 3, 1).contiguous()
 
-    def score(self, features: torch.Tensor, size: tuple[int, int]) -> InferenceBatch:
+    def score(
+        self, features: torch.Tensor, size: tuple[int, int], left_out: torch.Tensor | None = None
+    ) -> InferenceBatch:
         """Score images by their features.
 
         Args:
             features: Shape ``(batch, grid_height, grid_width, channels)``.
             size: Height and width of the maps.
+            left_out: Rows of the memory bank that do not count, boolean of shape ``(m,)``. Default: all count.
 
         Returns:
             Scores of shape ``(batch,)`` and maps of shape ``(batch, 1, height, width)``.
@@ -154,24 +164,48 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
         batch_size, height, width, channels = features.shape
         queries = features.reshape(-1, channels)
-        (scores, nearest), (map_scores, _) = self._score_patches(queries)
+        (scores, nearest), (map_scores, _) = self._score_patches(queries, left_out)
         return InferenceBatch(
             pred_score=self._score_images(scores.view(batch_size, -1), nearest.view(batch_size, -1), queries),
             anomaly_map=self._make_map(map_scores.view(batch_size, 1, height, width), size),
         )
 
-    def fit(self) -> None:
+    def fit(self, map_size: tuple[int, int] | None = None) -> None:
         """Build the memory banks from the stored features, which are forgotten then.
+
+        Args:
+            map_size: Height and width of the anomaly maps, which then are scored out of bag, too.
 
         Raises:
             ValueError: See :meth:`DenoisingMemoryBank.fit`.
         """
         try:
             result = self.memory_bank_builder.fit(self.feature_store)
+            self.set_memory_bank(result.features, result.weights, result.bank_ranges)
+            self.denoising = result
+            self.out_of_bag = self._score_out_of_bag(result.indices, map_size)
         finally:
             self.feature_store.clear()
-        self.set_memory_bank(result.features, result.weights, result.bank_ranges)
-        self.denoising = result
+
+    @torch.no_grad()
+    def _score_out_of_bag(self, indices: torch.Tensor, map_size: tuple[int, int] | None) -> OutOfBagScores:
+        """Score training images without the rows of the banks that are theirs.
+
+        Args:
+            indices: Which training patch each row of the banks is, shape ``(m,)``.
+            map_size: Height and width of the anomaly maps.
+        """
+        images, height, width, _ = self.feature_store.shape
+        patches = height * width
+        chosen = torch.linspace(0, images - 1, min(images, OUT_OF_BAG_IMAGES)).round().long().tolist()
+        image_scores, map_peaks = [], []
+        for image in chosen:
+            own = torch.arange(image * patches, (image + 1) * patches, device=indices.device)
+            features = self.feature_store.rows(own).view(1, height, width, -1)
+            output = self.score(features, map_size or (height, width), left_out=indices // patches == image)
+            image_scores.append(output.pred_score)
+            map_peaks.append(output.anomaly_map.amax(dim=(1, 2, 3)))
+        return OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_size else torch.empty(0))
 
     def set_memory_bank(
         self, features: torch.Tensor, weights: torch.Tensor, bank_ranges: Sequence[tuple[int, int]]
@@ -187,9 +221,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.weights = weights
         self.bank_ranges = tuple((start, stop) for start, stop in bank_ranges)
         self.denoising = None
+        self.out_of_bag = None
 
     def _score_patches(
-        self, queries: torch.Tensor
+        self, queries: torch.Tensor, left_out: torch.Tensor | None = None
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         """Score patches against the first and the last bank.
 
@@ -200,13 +235,19 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         """
         (_, stop), (start, end) = self.bank_ranges[0], self.bank_ranges[-1]
         ranges = [(0, start), (start, stop), (stop, end)]
-        found = [self._search(queries, *rows) if rows[0] < rows[1] else None for rows in ranges]
+        found = [self._search(queries, *rows, left_out) if rows[0] < rows[1] else None for rows in ranges]
         first = _nearer(found[0], found[1])
         last = first if len(self.bank_ranges) == 1 else _nearer(found[1], found[2])
         return tuple((distance * self.weights[index], index) for distance, index in (first, last))
 
-    def _search(self, queries: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        distances, indices = self.search(queries, self.memory_bank[start:stop])
+    def _search(
+        self, queries: torch.Tensor, start: int, stop: int, left_out: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        bank = self.memory_bank[start:stop]
+        if left_out is not None:
+            distances, indices = out_of_bag_neighbors(self.search, queries, bank, left_out[start:stop])
+            return distances, indices + start
+        distances, indices = self.search(queries, bank)
         return distances.squeeze(1), indices.squeeze(1) + start
 
     def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,164 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Post-processor that needs no labels: thresholds from training images, and scores that do not clip."""
+
+import logging
+from typing import Any
+
+import torch
+from anomalib.data import Batch
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
+
+from anomalib_softpatch.components.constraints import Constraint, at_least, check
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores, false_alarm_threshold
+
+logger = logging.getLogger(__name__)
+
+SHARE = Constraint(lambda value: 0 < value < 1, "a share above 0 and below 1, for example 0.05")
+
+
+class LabelFreePostProcessor(PostProcessor):
+    """Decide with the labels of validation images where there are defects among them, else without any.
+
+    Anomalib's thresholds maximize F1 on labelled validation images; without defects among these they are the highest
+    score. Here, the threshold then comes from the out-of-bag scores of the training images, which themselves may hold
+    defects. What is said of the three ways to say how strict to be counts in this order: ``fixed_threshold``,
+    ``expected_defects``, ``false_alarms``.
+
+    A score s becomes s / (s + threshold): 0 for no distance at all, 0.5 at the threshold, and below 1 however large.
+
+    Args:
+        false_alarms: Share of normal images that may be called anomalous, above 0 and below 1.
+        expected_defects: Share of defective images among the training images, if it is known: as many of them are
+            above the threshold.
+        fixed_threshold: Threshold of the image score itself, before normalization.
+        **options: Options of Anomalib's ``PostProcessor``.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        false_alarms: float = 0.05,
+        expected_defects: float | None = None,
+        fixed_threshold: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.false_alarms = false_alarms
+        self.expected_defects = expected_defects
+        self.fixed_threshold = fixed_threshold
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        check(given, {"false_alarms": SHARE, "expected_defects": SHARE, "fixed_threshold": at_least(0)})
+        self._has_labelled_defects = False
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        """Names of the options that a checkpoint holds, see Anomalib."""
+        return (*super()._checkpoint_config_keys, "false_alarms", "expected_defects", "fixed_threshold")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget thresholds of an earlier fit.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        del trainer, pl_module
+        self._image_threshold.fill_(torch.nan)
+        self._pixel_threshold.fill_(torch.nan)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for labelled defects anew.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        del trainer, pl_module
+        self._has_labelled_defects = False
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the scores and labels of a batch.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            outputs: Batch with predictions.
+            *args: See Anomalib.
+            **kwargs: See Anomalib.
+        """
+        super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        if outputs.gt_label is not None and bool(outputs.gt_label.any()):
+            self._has_labelled_defects = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the thresholds.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        super().on_validation_epoch_end(trainer, pl_module)
+        labelled = trainer.strategy.reduce_boolean_decision(self._has_labelled_defects, all=False)
+        if not labelled or self.fixed_threshold is not None:
+            self._decide_without_labels(pl_module.model.out_of_bag)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the thresholds where there was no validation.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        del trainer
+        if bool(self._image_threshold.isnan()):
+            pl_module.on_train_epoch_end()  # builds the memory bank, unless that is done
+            self._decide_without_labels(pl_module.model.out_of_bag)
+
+    def _decide_without_labels(self, scores: OutOfBagScores | None) -> None:
+        if not self.enable_thresholding:
+            return
+        if self.fixed_threshold is not None:
+            self._image_threshold.fill_(self.fixed_threshold)
+            self._pixel_threshold.fill_(torch.nan)  # the image's counts
+        elif scores is not None:  # else a loaded model is validated: its thresholds came with it
+            self._image_threshold.fill_(self._cut(scores.image_scores))
+            self._pixel_threshold.fill_(self._cut(scores.map_peaks))
+        else:
+            return
+        logger.info("Without labelled defects to learn from, the threshold is %.4g.", float(self._image_threshold))
+
+    def _cut(self, scores: torch.Tensor) -> float:
+        """Return the threshold for out-of-bag scores of images, not a number if there are none."""
+        if self.expected_defects is None:
+            return false_alarm_threshold(scores, self.false_alarms)
+        finite = scores[scores.isfinite()].sort().values
+        return float(finite[int((1 - self.expected_defects) * (len(finite) - 1))]) if len(finite) else float("nan")
+
+    @staticmethod
+    def _normalize(
+        preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return s / (s + threshold); Anomalib cuts at 0 and 1, where scores of defects then are all alike.
+
+        Args:
+            preds: Scores or maps, 0 or more.
+            norm_min: Not used.
+            norm_max: Not used.
+            threshold: Threshold. Not a number: the scores stay as they are.
+
+        Returns:
+            Normalized scores.
+        """
+        del norm_min, norm_max
+        if preds is None:
+            return None
+        total = preds + threshold
+        normalized = torch.where(total > 0, preds / total, torch.zeros_like(preds))
+        return torch.where(torch.isnan(threshold), preds, normalized)

@@ -1,0 +1,87 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Callback that leaves ``predictions.csv`` after ``anomalib predict``."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anomalib.data import Batch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+
+from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
+
+logger = logging.getLogger(__name__)
+
+
+class PredictionTable(Callback):
+    """Write ``predictions.csv`` into the results folder, and print how many images are anomalous.
+
+    In a distributed run, each rank but the first writes ``predictions-rank<N>.csv`` of its images.
+    """
+
+    def __init__(self) -> None:
+        self._predictions: list[Prediction] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the predictions of an earlier run.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        del trainer, pl_module
+        self._predictions = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
+    ) -> None:
+        """Note the predictions of a batch.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            outputs: Batch with predictions, post-processed.
+            *args: Not used.
+            **kwargs: Not used.
+        """
+        del trainer, args, kwargs
+        if not outputs.image_path or outputs.pred_score is None or outputs.anomaly_map is None:
+            return
+        from anomalib_softpatch.report.geometry import visible_region  # noqa: PLC0415  # no model needs the report
+
+        post_processor = pl_module.post_processor
+        threshold = float("nan")
+        if post_processor is not None and not bool(post_processor.image_threshold.isnan()):
+            threshold = float(post_processor.normalized_image_threshold)
+        transform = getattr(pl_module.pre_processor, "transform", None)
+        for number, path in enumerate(outputs.image_path):
+            score = float(outputs.pred_score[number])
+            with Image.open(path) as image:
+                size = image.size
+            region = visible_region(transform, size)
+            anomaly_map = np.squeeze(outputs.anomaly_map[number].float().cpu().numpy())
+            x, y = peak(anomaly_map, (round(region.right - region.left), round(region.bottom - region.top)))
+            self._predictions.append(
+                Prediction(
+                    str(path), score, threshold, verdict(score, threshold), int(region.left + x), int(region.top + y)
+                )
+            )
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        del pl_module
+        if not self._predictions:
+            return
+        name = "predictions.csv" if trainer.is_global_zero else f"predictions-rank{trainer.global_rank}.csv"
+        path = write_predictions(self._predictions, Path(trainer.default_root_dir) / name)
+        sys.stdout.write(f"{summary(self._predictions)}: {path}\n")

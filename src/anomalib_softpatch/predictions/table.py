@@ -1,0 +1,97 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Table of predictions: image, score, threshold, verdict, and where in the image the anomaly map is highest."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from anomalib_softpatch.files import atomic_output
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image.
+
+    Attributes:
+        path: Image file.
+        score: Normalized image score, in [0, 1] (as it is where the model has no threshold).
+        threshold: Score above which the image is anomalous; not a number where the model has none.
+        verdict: ``"anomalous"``, ``"normal"``, or ``""`` where the model has no threshold.
+        x: Column of the highest pixel of the anomaly map, in the pixels of the image.
+        y: Its row.
+    """
+
+    path: str
+    score: float
+    threshold: float
+    verdict: str
+    x: int
+    y: int
+
+    def line(self) -> str:
+        """Return the prediction as a line for the terminal."""
+        name = self.path.encode("unicode_escape").decode("ascii") if not self.path.isprintable() else self.path
+        return f"{self.verdict or 'no verdict':10}{self.score:9.4f}  ({self.x}, {self.y})  {name}"
+
+
+def verdict(score: float, threshold: float, label: object = None) -> str:
+    """Return the verdict for a score.
+
+    Args:
+        score: Normalized image score.
+        threshold: Threshold, perhaps not a number.
+        label: The model's own label, which counts where there is one.
+    """
+    if label is not None:
+        return "anomalous" if bool(np.asarray(label).any()) else "normal"
+    if np.isnan(threshold):
+        return ""
+    return "anomalous" if score > threshold else "normal"
+
+
+def peak(anomaly_map: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the column and row of the highest value of a map, scaled to an image.
+
+    Args:
+        anomaly_map: Shape ``(height, width)``.
+        size: Width and height of the part of the image that the map covers, in pixels.
+
+    Returns:
+        ``(x, y)``, in pixels of that part.
+    """
+    row, column = np.unravel_index(int(np.argmax(anomaly_map)), anomaly_map.shape)
+    height, width = anomaly_map.shape
+    return int((column + 0.5) / width * size[0]), int((row + 0.5) / height * size[1])
+
+
+def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
+    """Write ``predictions.csv``; it is complete when it is there.
+
+    Args:
+        predictions: Predictions, a row each.
+        path: File to write or replace.
+
+    Returns:
+        The file.
+    """
+    table = pd.DataFrame([asdict(each) for each in predictions], columns=list(Prediction.__dataclass_fields__))
+    # A spreadsheet would run a file name that begins like a formula.
+    table["path"] = [f"'{name}" if str(name).startswith(FORMULA_STARTS) else name for name in table["path"]]
+    with atomic_output(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return path
+
+
+def summary(predictions: Sequence[Prediction]) -> str:
+    """Return a sentence that counts the verdicts."""
+    anomalous = sum(each.verdict == "anomalous" for each in predictions)
+    if predictions and not any(each.verdict for each in predictions):
+        return f"{len(predictions)} images scored; the model has no threshold to judge them by"
+    return f"{anomalous} of {len(predictions)} images anomalous"
