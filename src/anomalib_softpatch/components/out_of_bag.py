@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.stats import median_abs_deviation, norm
 
 # Neighbours looked at before a query is searched without its own image's rows: these are rarely all of the nearest.
 FIRST_NEIGHBORS = 4
@@ -60,43 +62,23 @@ def out_of_bag_neighbors(
 def false_alarm_threshold(scores: torch.Tensor, false_alarms: float) -> float:
     """Return the score that an allowed share of normal images exceeds, from scores among which are those of defects.
 
-    Defects lie in the upper tail, how many is not known. So nothing above the most frequent score is looked at: below
-    it, normal images are taken to spread as they do above, on a logarithmic scale, as a normal distribution.
+    How many defects there are is not known, only that they are less than half and that most lie in the upper tail. The
+    median and the median absolute deviation are hardly moved by a tail; on a logarithmic scale, where the largest
+    distances of images are about symmetrical, normal images are taken to follow the normal distribution that they give.
 
     Args:
-        scores: Out-of-bag scores, positive or zero, shape ``(n,)``.
+        scores: Out-of-bag scores, 0 or more, shape ``(n,)``; those that are not finite are left out.
         false_alarms: Share of normal images that may exceed the threshold, above 0 and below 1.
 
     Returns:
         The threshold; not a number if there are no finite scores.
     """
-    finite = scores[scores.isfinite()].double()
-    if not len(finite):
+    values = scores[scores.isfinite()].double().cpu().numpy()
+    if not len(values):
         return math.nan
-    smallest = finite[finite > 0].min() if bool((finite > 0).any()) else finite.new_tensor(1.0)
-    logarithms = finite.clamp_min(smallest).log().sort().values
-    mode = half_sample_mode(logarithms)
-    below = mode - logarithms[logarithms <= mode]
-    spread = below.square().mean().sqrt()
-    quantile = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * false_alarms, dtype=torch.float64)))
-    return float((mode + quantile * spread).exp()) if bool((finite > 0).any()) else 0.0
-
-
-def half_sample_mode(values: torch.Tensor) -> torch.Tensor:
-    """Return the most frequent value: the half of the values that is narrowest, and of that again.
-
-    Args:
-        values: Ascending, shape ``(n,)``, n at least 1.
-
-    Returns:
-        A scalar.
-
-    References:
-        Robertson and Cryer, An Iterative Procedure for Estimating the Mode, 1974.
-    """
-    while len(values) > 3:  # noqa: PLR2004
-        half = -(-len(values) // 2)
-        widths = values[half - 1 :] - values[: len(values) - half + 1]
-        start = int(widths.argmin())
-        values = values[start : start + half]
-    return values.mean()
+    positive = values[values > 0]
+    if not len(positive):
+        return 0.0
+    logarithms = np.log(np.maximum(values, positive.min()))
+    spread = median_abs_deviation(logarithms, scale="normal")
+    return float(np.exp(np.median(logarithms) + norm.isf(false_alarms) * spread))

@@ -104,9 +104,13 @@ class LabelFreePostProcessor(PostProcessor):
             trainer: Trainer.
             pl_module: The model.
         """
-        super().on_validation_epoch_end(trainer, pl_module)
         labelled = trainer.strategy.reduce_boolean_decision(self._has_labelled_defects, all=False)
-        if not labelled or self.fixed_threshold is not None:
+        without_labels = not labelled or self.fixed_threshold is not None
+        if without_labels:  # nothing to maximize F1 on, which Anomalib would warn of
+            self._image_threshold_metric.reset()
+            self._pixel_threshold_metric.reset()
+        super().on_validation_epoch_end(trainer, pl_module)
+        if without_labels:
             self._decide_without_labels(pl_module.model.out_of_bag)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

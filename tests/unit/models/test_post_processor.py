@@ -1,0 +1,159 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Thresholds without labels, scores that do not clip, and figures that cannot be computed."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, InferenceBatch, MVTecAD
+from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
+
+from anomalib_softpatch import SoftPatch
+from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+
+SMALL = {
+    "backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02,
+    "visualizer": False, "noise_report": False,
+}  # fmt: skip
+
+
+def engine(folder):
+    return Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
+
+
+def model(**options):
+    return SoftPatch(**SMALL, pre_processor=SoftPatch.configure_pre_processor((64, 64)), **options)
+
+
+@pytest.fixture
+def unlabelled(mvtec_root):
+    return Folder(name="set", root=mvtec_root / "bottle", normal_dir="train/good", num_workers=0)
+
+
+@pytest.fixture
+def labelled(mvtec_root):
+    return MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
+
+
+def test_threshold_of_training_images(unlabelled, tmp_path, caplog):
+    trained, runner = model(), engine(tmp_path)
+    with caplog.at_level(logging.INFO):
+        runner.fit(trained, datamodule=unlabelled)
+    assert "adaptive threshold will take the value of the highest" not in caplog.text
+    processor, scores = trained.post_processor, trained.model.out_of_bag
+    assert float(processor.image_threshold) == pytest.approx(false_alarm_threshold(scores.image_scores, 0.05))
+    assert float(processor.pixel_threshold) == pytest.approx(false_alarm_threshold(scores.map_peaks, 0.05))
+    # In the checkpoint, and in what a model loaded from it says
+    checkpoint = runner.trainer.checkpoint_callback.best_model_path
+    loaded = SoftPatch.load_from_checkpoint(checkpoint)
+    assert float(loaded.post_processor.image_threshold) == pytest.approx(float(processor.image_threshold))
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = loaded.eval()(images)
+        raw = loaded.model(loaded.pre_processor(images)).pred_score
+    threshold = float(processor.image_threshold)
+    np.testing.assert_allclose(output.pred_score, raw / (raw + threshold), rtol=1e-5)
+    assert output.pred_label.tolist() == (raw > threshold).tolist()
+
+
+def test_out_of_bag_scores_equal_numpy(unlabelled, tmp_path):
+    """Each training image against the bank without the patches it brought, by brute force in float64."""
+    trained = model()
+    features = {}
+    fit = trained.model.fit
+
+    def remember(*args):
+        store = trained.model.feature_store
+        features["all"] = store.project().double().numpy()
+        fit(*args)
+
+    trained.model.fit = remember
+    engine(tmp_path).fit(trained, datamodule=unlabelled)
+    everything = features["all"]
+    indices = trained.model.denoising.indices.numpy()
+    bank, weights = trained.model.memory_bank.double().numpy(), trained.model.weights.double().numpy()
+    patches = everything.shape[1] * everything.shape[2]
+    for image, actual in enumerate(trained.model.out_of_bag.image_scores.tolist()):
+        others = indices // patches != image
+        distances = np.linalg.norm(everything[image].reshape(patches, 1, -1) - bank[None, others], axis=2)
+        expected = (distances.min(axis=1) * weights[others][distances.argmin(axis=1)]).max()
+        assert actual == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_count_where_there_are_some(labelled, tmp_path):
+    ours, theirs = model(), model(post_processor=PostProcessor())
+    for each in (ours, theirs):
+        engine(tmp_path).fit(each, datamodule=labelled)
+    assert float(ours.post_processor.image_threshold) == float(theirs.post_processor.image_threshold)
+    assert float(ours.post_processor.pixel_threshold) == float(theirs.post_processor.pixel_threshold)
+
+
+def test_without_validation(unlabelled, tmp_path):
+    trained = model()
+    runner = Engine(
+        default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False, limit_val_batches=0
+    )
+    runner.fit(trained, datamodule=unlabelled)
+    expected = false_alarm_threshold(trained.model.out_of_bag.image_scores, 0.05)
+    assert float(trained.post_processor.image_threshold) == pytest.approx(expected)
+
+
+def test_ways_to_say_how_strict(unlabelled, labelled, tmp_path):
+    share = model(post_processor=LabelFreePostProcessor(expected_defects=0.25))
+    engine(tmp_path).fit(share, datamodule=unlabelled)
+    above = share.model.out_of_bag.image_scores > share.post_processor.image_threshold
+    assert above.float().mean() == pytest.approx(0.25, abs=0.15)
+    fixed = model(post_processor=LabelFreePostProcessor(fixed_threshold=7.5))
+    engine(tmp_path).fit(fixed, datamodule=labelled)
+    assert float(fixed.post_processor.image_threshold) == float(fixed.post_processor.pixel_threshold) == 7.5
+    loaded = LabelFreePostProcessor()
+    loaded.load_checkpoint_config(fixed.post_processor.checkpoint_config())
+    assert loaded.fixed_threshold == 7.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"false_alarms": 0.0}, "false_alarms must be a share above 0 and below 1.*got 0.0"),
+        ({"expected_defects": 1.5}, "expected_defects must be a share"),
+        ({"fixed_threshold": -1.0}, "fixed_threshold must be at least 0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        LabelFreePostProcessor(**options)
+
+
+def test_scores_keep_their_order():
+    """However far above the threshold: Anomalib's clip at what validation has seen."""
+    processor = LabelFreePostProcessor()
+    processor._image_threshold.fill_(2.0)
+    scores = torch.tensor([0.0, 1.0, 2.0, 20.0, 200.0])
+    output = processor(InferenceBatch(pred_score=scores, anomaly_map=scores.view(5, 1, 1, 1)))
+    assert output.pred_score.tolist() == pytest.approx([0, 1 / 3, 0.5, 20 / 22, 200 / 202])
+    assert output.pred_label.tolist() == [False, False, False, True, True]
+    processor._image_threshold.fill_(0.0)  # equal training images
+    output = processor(InferenceBatch(pred_score=scores, anomaly_map=scores.view(5, 1, 1, 1)))
+    assert output.pred_label.tolist() == [False, True, True, True, True]
+
+
+def test_a_run_without_labels_names_what_it_cannot_compute(unlabelled, tmp_path, caplog):
+    trained, runner = model(), engine(tmp_path)
+    runner.fit(trained, datamodule=unlabelled)
+    with caplog.at_level(logging.WARNING):
+        results = runner.test(trained, datamodule=unlabelled, verbose=False)
+    assert not any("AUROC" in name for name in results[0])
+    assert "image_AUROC, image_F1Score cannot be computed: no test images are labelled anomalous" in caplog.text
+
+
+def test_a_run_with_labels_computes_all(labelled, tmp_path, caplog):
+    trained, runner = model(), engine(tmp_path)
+    runner.fit(trained, datamodule=labelled)
+    results = runner.test(trained, datamodule=labelled, verbose=False)
+    assert {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"} <= results[0].keys()
+    assert "cannot be computed" not in caplog.text
