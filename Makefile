@@ -8,12 +8,13 @@ INSTALLED := $(VENV)/.installed
 demo: setup  ## Train and test PatchCore and SoftPatch on a small set with defects among the training images
 	$(VENV)/bin/anomalib-softpatch demo
 
-test: ## Ruff and the whole test suite, as continuous integration runs them
+test: ## Ruff, mypy and the whole test suite, as continuous integration runs them
 	.ci/run
 
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 setup: $(INSTALLED)
 
@@ -25,4 +26,4 @@ $(INSTALLED): pyproject.toml src/anomalib_softpatch.pth
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

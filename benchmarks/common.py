@@ -26,8 +26,10 @@ from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.components.patch_features import pool_channels, unfold
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-DATASETS = "../shared/datasets"
-BACKBONE = "local-dir:../shared/backbones/mobilenetv2_100.coral_in1k"
+# Images and weights that are not part of the project, see CONTRIBUTING.md
+SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or Path(__file__).resolve().parents[2] / "shared").resolve()
+DATASETS = str(SHARED / "datasets")
+BACKBONE = f"local-dir:{SHARED / 'backbones' / 'mobilenetv2_100.coral_in1k'}"
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

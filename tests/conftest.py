@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+# Images and weights that are not part of the project, see CONTRIBUTING.md
+SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or ROOT.parent / "shared").resolve()
 # what pip writes into the script `anomalib`
 ANOMALIB = "import sys; from anomalib.cli.cli import main; sys.argv[0] = 'anomalib'; sys.exit(main())"
 
@@ -26,7 +27,7 @@ def kolektor() -> Path:
     """Dataset root of the shared inspection set, to be used with the category `kolektor`."""
     root = SHARED / "datasets"
     if not (root / "kolektor").is_dir():
-        pytest.skip(f"no shared inspection images at {root / 'kolektor'}")
+        pytest.skip(f"no inspection images at {root / 'kolektor'}: see ANOMALIB_SOFTPATCH_SHARED in CONTRIBUTING.md")
     return root
 
 
@@ -35,7 +36,7 @@ def backbone() -> str:
     """Backbone with real weights, to be used with the layers `blocks.2` and `blocks.4`."""
     folder = SHARED / "backbones" / "mobilenetv2_100.coral_in1k"
     if not folder.is_dir():
-        pytest.skip(f"no shared backbone weights at {folder}")
+        pytest.skip(f"no backbone weights at {folder}: see ANOMALIB_SOFTPATCH_SHARED in CONTRIBUTING.md")
     return f"local-dir:{folder}"
 
 
