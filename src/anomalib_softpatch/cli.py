@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("anomalib_softpatch.demo", "main"),
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
     "report": ("anomalib_softpatch.report.command", "report"),
+    "weights": ("anomalib_softpatch.weights", "weights"),
 }
 
 
