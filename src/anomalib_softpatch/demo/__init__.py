@@ -17,8 +17,8 @@ __all__ = ["main"]
 def main(
     *,
     output: Path = Path("demo"),
-    backbone: str = "resnet18",
-    layers: Sequence[str] = ("layer2", "layer3"),
+    backbone: str | None = None,
+    layers: Sequence[str] | None = None,
     num_train: int = 40,
     num_hidden: int = 6,
     seed: int = 0,
@@ -26,12 +26,15 @@ def main(
     """Compare PatchCore with SoftPatch on a small set that has defects among its training images.
 
     Makes the set, trains and tests both through the ordinary ``anomalib`` command, and shows a table and an image of
-    the heat maps. Nothing is downloaded but the backbone's weights, where they can be reached.
+    the heat maps. Nothing is downloaded but the backbone's weights, where a hub can be reached.
 
     Args:
         output: Folder for the results; every run makes a new folder in it.
-        backbone: Name of a timm model, or local-dir:<folder> for weights in a local folder.
-        layers: Layers of the backbone whose features are used.
+        backbone: Name of a timm model, or local-dir:<folder> for weights in a local folder. By default resnet18 if its
+            weights are cached or a hub can be reached, else efficientnet-lite0 or efficientnet-lite2 if the pip package
+            with its weights is installed (see anomalib-softpatch weights), else resnet18 with untrained weights.
+        layers: Layers of the backbone whose features are used, by default layer2 and layer3 of a backbone that is
+            given by name.
         num_train: Number of normal training images.
         num_hidden: Number of defective images hidden among the training images, at most 24.
         seed: Seed of the set and of an untrained backbone. The choice of the memory bank's first patch stays random.

@@ -21,6 +21,7 @@ ROW_LABEL_INCHES = 2.2
 HEADER_INCHES = 1.25
 HEAT_COLORS = "YlOrRd"
 OUTLINE_COLOR = "black"
+REDDEST = 0.999  # share of the pixels of good images below the score that is drawn in the darkest red
 
 
 class Example(NamedTuple):
@@ -78,7 +79,24 @@ def anomaly_maps(model: AnomalibModule, images: Sequence[Path]) -> np.ndarray:
     return prediction.anomaly_map.reshape(len(images), *prediction.anomaly_map.shape[-2:]).cpu().numpy()
 
 
-def draw_comparison(
+def relative_scores(maps: np.ndarray, good_maps: np.ndarray) -> np.ndarray:
+    """Express the scores of a model by what good images get from it, so that maps of several models can be compared.
+
+    A model's scores have a scale of their own. Stretched between its lowest and highest ones, a map would look fainter
+    the more strongly the model scores the defects of other images.
+
+    Args:
+        maps: Heat maps of shape ``(images, height, width)``.
+        good_maps: Heat maps of images without defects by the same model, of the same shape but for their number.
+
+    Returns:
+        Shape of ``maps``: 0 for the median score of a good pixel, 1 for the score that one in a thousand exceeds.
+    """
+    low, high = np.quantile(good_maps, (0.5, REDDEST))
+    return (maps - low) / (high - low)
+
+
+def draw_figure(
     examples: Sequence[Example],
     maps: Mapping[str, np.ndarray],
     title: str,
@@ -89,8 +107,8 @@ def draw_comparison(
 
     Args:
         examples: The test images, one a column.
-        maps: Heat maps by the label of their row, each of shape ``(len(examples), height, width)``. Every row has a
-            colour scale of its own, from its median (pale) to its 99th percentile (red).
+        maps: Relative scores (see :func:`relative_scores`) by the label of their row, each of shape
+            ``(len(examples), height, width)``, drawn from 0 (pale) to 1 (red).
         title: Title of the figure.
         subtitle: Smaller line below the title.
         path: PNG file to write.
@@ -127,7 +145,7 @@ def draw_comparison(
                 axes.imshow(mask, cmap="gray", vmin=0, vmax=1)
             else:
                 values = list(maps.values())[row - 2]
-                axes.imshow(values[column], cmap=HEAT_COLORS, vmin=np.median(values), vmax=np.percentile(values, 99))
+                axes.imshow(values[column], cmap=HEAT_COLORS, vmin=0, vmax=1)
                 if mask.any():
                     axes.contour(mask, levels=[0.5], colors=OUTLINE_COLOR, linewidths=1)
             if column == 0:

