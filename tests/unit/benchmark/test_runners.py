@@ -97,7 +97,7 @@ def test_parallel_runner(make_runner: Callable, tmp_path: Path) -> None:
     counts = []
     add = runner.table.add
     runner.table.add = lambda row: (add(row), counts.append(len(pd.read_csv(tmp_path / "results.csv"))))
-    rows = runner.run({"seeds": [0, 1, 2, 3, 4, 6, 7, 8]})
+    rows = runner.run({"seeds": [0, 3, 2, 1, 4, 6, 7, 8]})
     assert counts == [1, 2, 3, 4, 5, 6]  # saved as they come
     assert sorted(row["seed"] for row in rows) == [0, 3, 4, 6, 7, 8]
     assert runner.failures == 2
