@@ -24,4 +24,7 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
     with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         temporary = Path(folder) / path.name
         yield temporary
+        plain = Path(folder) / f"{path.name}.mode"
+        plain.touch()
+        temporary.chmod(plain.stat().st_mode)  # of a new file under the user's umask; some libraries make private ones
         temporary.replace(path)

@@ -3,6 +3,7 @@
 
 """`anomalib benchmark` with this package's classes."""
 
+import io
 import json
 import logging
 import os
@@ -12,7 +13,6 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,12 @@ import yaml
 from anomalib.pipelines import Benchmark
 from anomalib.utils.logging import LoggerRedirectError
 from PIL import Image
+from rich.console import Console
 
-from anomalib_softpatch.benchmark.pipeline import (
-    ComparisonBenchmark,
-    ComparisonJobGenerator,
-    ResultTable,
-    SavingParallelRunner,
-    describe,
-    uses_own_class,
-)
+from anomalib_softpatch.benchmark.generator import NoiseBenchmarkJobGenerator
+from anomalib_softpatch.benchmark.pipeline import NoiseBenchmark
+from anomalib_softpatch.benchmark.results import ResultTable
+from anomalib_softpatch.benchmark.runners import ParallelRunner
 from anomalib_softpatch.data import NoisyDataModule
 from conftest import ANOMALIB
 
@@ -105,7 +102,7 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict]
 
     def run(config: dict[str, Any]) -> pd.DataFrame:
         (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
-        ComparisonBenchmark().run(Namespace(config="benchmark.yaml"))
+        NoiseBenchmark().run(Namespace(config="benchmark.yaml"))
         return results(tmp_path)
 
     return run
@@ -134,7 +131,7 @@ def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_i
         assert table[measure].between(0, 1 if measure != "fit_duration" else 60).all(), measure
     for number in range(1, 9):
         assert f"{number}/8 " in output
-    assert "Patchcore, seed=1, noise_ratio=0.2: image AUROC" in output.replace(
+    assert "Patchcore, seed=1, noise_ratio=0.2: Image AUROC" in output.replace(
         "noise_ratio=0.2, seed=1", "seed=1, noise_ratio=0.2"
     )
 
@@ -225,7 +222,7 @@ def test_the_same_seed_gives_the_same_result(config: dict, tmp_path: Path, monke
     config["benchmark"]["seed"] = {"grid": [5, 6, 5]}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
-    ComparisonBenchmark().run(Namespace(config="benchmark.yaml"))
+    NoiseBenchmark().run(Namespace(config="benchmark.yaml"))
     first, other, again = results(tmp_path)["pixel_AUROC"]
     assert first == again != other
 
@@ -250,7 +247,7 @@ def test_nested_objects_and_the_environment(config: dict, tmp_path: Path, monkey
     part["data"]["init_args"]["datamodule"]["init_args"]["root"] = "${oc.env:DATA_ROOT,./datasets}/metal"
     part["seed"] = 3
     part["data"]["init_args"]["noise_ratio"] = 0.2
-    generator = ComparisonJobGenerator("cpu", tmp_path)
+    generator = NoiseBenchmarkJobGenerator("cpu", tmp_path)
     job = generator.make_job(part)
     assert job.model.input_size == (32, 32)
     assert [metric.name for metric in job.model.evaluator.test_metrics].count("pixel_AUPRO") == 1
@@ -265,7 +262,7 @@ def test_nested_objects_and_the_environment(config: dict, tmp_path: Path, monkey
 def test_a_missing_part_is_named(config: dict, tmp_path: Path, part: str) -> None:
     del config["benchmark"][part]
     with pytest.raises(LoggerRedirectError) as error:
-        ComparisonJobGenerator("cpu", tmp_path).make_job(config["benchmark"])
+        NoiseBenchmarkJobGenerator("cpu", tmp_path).make_job(config["benchmark"])
     assert f"has no '{part}'" in str(error.value.__cause__)
 
 
@@ -286,43 +283,29 @@ def test_other_benchmarks_run_anomalibs_own_code(
     with pytest.raises(ValueError, match="not enough values"):  # no results
         run_here(config)
     assert len(ran) == 1
-    assert not uses_own_class(config)
-    assert uses_own_class(
-        {"model": {"grid": [{"class_path": "Padim"}, {"class_path": "anomalib_softpatch.SoftPatch"}]}}
-    )
 
 
-def test_runs_are_named_by_what_differs() -> None:
-    data = {"init_args": {"category": "nut"}}
-    configs = [
-        {"seed": seed, "model": {"class_path": name}, "data": data}
-        for name in ("anomalib.models.Padim", "SoftPatch")
-        for seed in (0, 1)
+def test_two_runs_at_a_time_measure_what_one_does(config: dict, run_here: Callable, tmp_path: Path) -> None:
+    """On two processes of a CPU; what several GPUs do differs in the index that a job is given."""
+    expected = run_here(config).set_index(["model.class_path", "data.init_args.noise_ratio"])
+    table = ResultTable(tmp_path / "parallel" / "results.csv")
+    console = Console(file=io.StringIO(), width=200)
+    generator = NoiseBenchmarkJobGenerator("cpu", manifests=table.path.parent)
+    log_file = tmp_path / "parallel.log"
+    runner = ParallelRunner(generator, table, console, devices=[None, None], log_file=log_file)
+    rows = runner.run(config["benchmark"])
+    found = pd.read_csv(table.path).set_index(["model.class_path", "data.init_args.noise_ratio"])
+    measures = ["image_AUROC", "pixel_AUROC", "pixel_AUPRO"]
+    pd.testing.assert_frame_equal(found.loc[expected.index, measures], expected[measures])
+    assert len(rows) == len(expected) == 4
+    assert runner.failures == 0
+    assert sorted(path.name for path in table.path.parent.iterdir()) == [
+        "manifest-MVTecAD-noise0-overlap-seed0-nut.csv",
+        "manifest-MVTecAD-noise20-overlap-seed0-nut.csv",
+        "results.csv",
     ]
-    assert list(describe(configs)) == ["Padim, seed=0", "Padim, seed=1", "SoftPatch, seed=0", "SoftPatch, seed=1"]
-    assert list(describe(configs[:1])) == ["Padim"]
-    options = {"class_path": "SoftPatch", "init_args": {"threshold": 0.1}}
-    assert list(describe([configs[0], {**configs[0], "model": options}])) == ["Padim", "SoftPatch"]
-
-
-def test_runs_on_several_devices_are_saved_when_they_finish(tmp_path: Path) -> None:
-    table = ResultTable(tmp_path / "results.csv")
-    runner = SavingParallelRunner(ComparisonJobGenerator("cuda", tmp_path), n_jobs=3, table=table)
-    finished, failed, running = Future(), Future(), Future()
-    runner.processes = {0: finished, 1: failed, 2: running}
-    runner._await_cleanup_processes()
-    assert not table.path.exists()
-
-    finished.set_result({"number": 1})
-    failed.set_exception(RuntimeError("no luck"))
-    for _ in range(2):
-        runner._await_cleanup_processes()
-        assert pd.read_csv(table.path).to_dict("list") == {"number": [1]}
-    assert runner.failures
-
-    running.set_result({"number": 2, "option": "x"})
-    runner._await_cleanup_processes(blocking=True)
-    assert pd.read_csv(table.path)["number"].tolist() == [1, 2]
+    assert "4/4 " in console.file.getvalue()
+    assert "Completed with result" in log_file.read_text()  # Anomalib's job, in the other process
 
 
 def test_the_noise_of_a_run_is_in_its_results_folder(run_anomalib: Callable, root: Path, tmp_path: Path) -> None:

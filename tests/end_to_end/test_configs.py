@@ -19,7 +19,7 @@ from anomalib.models import AnomalibModule
 from PIL import Image
 
 from anomalib_softpatch import SoftPatch
-from anomalib_softpatch.benchmark.pipeline import ComparisonBenchmark
+from anomalib_softpatch.benchmark.pipeline import NoiseBenchmark
 from conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -179,7 +179,7 @@ def test_benchmarks(name: str, datasets: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setenv("DATA_ROOT", str(datasets))
     monkeypatch.chdir(tmp_path)
-    ComparisonBenchmark().run(Namespace(config="benchmark.yaml"))
+    NoiseBenchmark().run(Namespace(config="benchmark.yaml"))
     (results,) = tmp_path.glob("runs/benchmark/*/results.csv")
     table = pd.read_csv(results)
     assert table["model.class_path"].tolist() == [model for model in models for _ in range(2)]

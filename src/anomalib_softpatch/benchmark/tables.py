@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables and an image from the results of ``anomalib benchmark``."""
+"""Tables and a figure from the results of ``anomalib benchmark``."""
 
 import sys
 from collections.abc import Sequence
@@ -11,19 +11,17 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from anomalib_softpatch.benchmark.results import (
+    ACCELERATOR,
+    CURVES,
+    DATA_PARTS,
+    MEASURES,
+    MODEL,
+    MODEL_OPTIONS,
+    REQUIRED,
+    SEED,
+)
 from anomalib_softpatch.files import atomic_output
-
-# Column of the results -> heading of the table and factor
-MEASURES = {
-    "image_AUROC": ("Image AUROC [%]", 100),
-    "pixel_AUROC": ("Pixel AUROC [%]", 100),
-    "pixel_AUPRO": ("Pixel AUPRO [%]", 100),
-    "image_F1Score": ("Image F1 [%]", 100),
-    "pixel_F1Score": ("Pixel F1 [%]", 100),
-    "fit_duration": ("Fit [s]", 1),
-    "test_duration": ("Test [s]", 1),
-}
-CURVES = ("image_AUROC", "pixel_AUROC")
 
 
 def compare(results: Path, output: Path | None = None) -> None:
@@ -73,9 +71,9 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
             "model": _model_names(table),
             "noise_ratio": pd.to_numeric(_option(table, "noise_ratio")).fillna(0.0),
             "protocol": _option(table, "overlap").map(_protocol),
-            "dataset": _class_names(_option(table, "class_path", prefix="data")),
+            "dataset": _class_names(_option(table, "class_path")),
             "category": _option(table, "category").fillna(_option(table, "name")).fillna(""),
-            "seed": pd.to_numeric(table["seed"]),
+            "seed": pd.to_numeric(table[SEED]),
         },
     )
     keys = list(runs.columns)
@@ -93,7 +91,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         msg = f"results={str(path)!r} cannot be read as a CSV file: {error}"
         raise ValueError(msg) from error
-    missing = [name for name in ("model.class_path", "data.class_path", "seed", "image_AUROC") if name not in table]
+    missing = [name for name in REQUIRED if name not in table]
     if missing or table.empty:
         reason = f"lacks the columns {missing}" if missing else "has no runs"
         msg = f"results={str(path)!r} {reason}. Give the results.csv that anomalib benchmark wrote."
@@ -101,9 +99,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return table
 
 
-def _option(table: pd.DataFrame, name: str, prefix: str = "data") -> pd.Series:
-    """Values of an option wherever the configuration has it: those of a wrapped datamodule, the innermost, first."""
-    columns = [column for column in table if column.startswith(f"{prefix}.") and column.endswith(f".{name}")]
+def _option(table: pd.DataFrame, name: str) -> pd.Series:
+    """Values of a datamodule's option wherever the configuration has it, of the innermost (wrapped) one first."""
+    columns = [column for column in table if column.startswith(DATA_PARTS) and column.endswith(f".{name}")]
     columns.sort(key=lambda column: -column.count("."))
     values = pd.Series(None, index=table.index, dtype=object)
     for column in columns:
@@ -122,8 +120,8 @@ def _class_names(class_paths: pd.Series) -> pd.Series:
 
 def _model_names(table: pd.DataFrame) -> pd.Series:
     """Class of the model, followed by those options that are not the same in all runs of the class."""
-    names = _class_names(table["model.class_path"])
-    options = [column for column in table if column.startswith("model.init_args.") or column == "accelerator"]
+    names = _class_names(table[MODEL])
+    options = [column for column in table if column.startswith(MODEL_OPTIONS) or column == ACCELERATOR]
     for _, group in table.groupby(names):
         varied = [column for column in options if group[column].nunique(dropna=False) > 1]
         if varied:
@@ -148,7 +146,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """
     measured = [name for name in MEASURES if name in runs]
     keys = ["dataset", "protocol", "noise_ratio", "model"]
-    scaled = runs[measured] * [MEASURES[name][1] for name in measured]
+    scaled = runs[measured] * [MEASURES[name].factor for name in measured]
     means = pd.concat([runs[[*keys, "seed"]], scaled], axis=1).groupby([*keys, "seed"], sort=False).mean()
     summary = means.groupby(keys, sort=False).agg(["mean", "std"])
     order = {model: rank for rank, model in enumerate(runs["model"].unique())}
@@ -180,7 +178,8 @@ def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
             f"{_category_name(group)}; "
             + (f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."),
             "",
-            "| " + " | ".join(["Model", *(MEASURES[name][0] for name in measured)]) + " |",
+            # By hand: DataFrame.to_markdown needs one more package (tabulate) and gives the same table.
+            "| " + " | ".join(["Model", *(MEASURES[name].heading for name in measured)]) + " |",
             "|" + " --- |" + " ---: |" * len(measured),
         ]
         for (*_, model), row in table.iterrows():
@@ -230,7 +229,7 @@ def draw(summary: pd.DataFrame, runs: pd.DataFrame, path: Path) -> None:
                         axis.errorbar(x, line["mean"], yerr=line["std"].fillna(0), capsize=3, label=model, **style)
                 axis.set_title(", ".join(filter(None, (dataset, category, protocol))))
                 axis.set_xlabel("Noise ratio [%]")
-                axis.set_ylabel(MEASURES[name][0])
+                axis.set_ylabel(MEASURES[name].heading)
                 axis.set_xticks(sorted({100 * ratio for ratio in table.index.unique("noise_ratio")}))
                 axis.grid(alpha=0.3)
         handles, labels = axes[0][0].get_legend_handles_labels()

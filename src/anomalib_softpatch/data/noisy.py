@@ -53,9 +53,12 @@ class NoisyDataModule(AnomalibDataModule):
     those of every higher ratio, and are the same under both protocols.
 
     Repeated images are written to a temporary folder, so that every training image has a path of its own. The
-    folder goes when the datamodule does.
+    folder goes when the datamodule does. Its name is another one in every process, so what tells a training image apart
+    in all of them, and in all runs, is not its path but its row number in ``train_data.samples``: first the images that
+    the wrapped datamodule trains with, by path, then the injected ones in the order of injection.
 
-    The splits, batch sizes, workers and augmentations are those of the wrapped datamodule, which is left as it is.
+    The splits and augmentations are those of the wrapped datamodule, and so are batch sizes and workers unless they are
+    given here. Its datasets are left as they are.
 
     Args:
         datamodule: Image datamodule to wrap, or its configuration: a mapping with ``class_path`` and ``init_args``.
@@ -68,6 +71,10 @@ class NoisyDataModule(AnomalibDataModule):
         manifest: CSV file that an earlier run wrote (see :mod:`anomalib_softpatch.data.manifest`). It decides which
             images are injected and which of them stay in the test set; ``noise_ratio``, ``overlap``, ``resample``
             and ``seed`` are then not used, and ``setup`` sets the first two to what the manifest makes them.
+        train_batch_size: Images in a training batch. Default: that of the wrapped datamodule, which gets the value
+            given here; so do the next two.
+        eval_batch_size: Images in a batch of the validation and test sets.
+        num_workers: Processes that read images.
 
     Raises:
         TypeError: If ``datamodule`` is not an image datamodule.
@@ -90,6 +97,9 @@ class NoisyDataModule(AnomalibDataModule):
         resample: bool = True,
         seed: int = 0,
         manifest: str | Path | None = None,
+        train_batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
     ) -> None:
         datamodule = _as_image_datamodule(datamodule)
         if isinstance(noise_ratio, bool) or not isinstance(noise_ratio, int | float) or not 0 <= noise_ratio < math.inf:
@@ -98,6 +108,13 @@ class NoisyDataModule(AnomalibDataModule):
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             msg = f"seed={seed!r} must be a whole number of 0 or more."
             raise ValueError(msg)
+        for name, value in (
+            ("train_batch_size", train_batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("num_workers", num_workers),
+        ):
+            if value is not None:
+                setattr(datamodule, name, value)
         super().__init__(
             train_batch_size=datamodule.train_batch_size,
             eval_batch_size=datamodule.eval_batch_size,

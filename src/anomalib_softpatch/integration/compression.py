@@ -1,44 +1,131 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Compression of exported models to eight bits: of the backbone, and not of the search in the memory bank."""
+"""Compression of exported models to eight bits: of the backbone, and not of the search in the memory bank.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING
-from unittest.mock import patch
+With rows of the bank or distances in eight bits, scores lose their order. NNCF can leave operations out, but Anomalib
+has no option to say which. So models of ours are compressed here, with what Anomalib's options mean for other models.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
+from anomalib.metrics import F1Score
+from torchmetrics import Metric
 
 if TYPE_CHECKING:
     import openvino
 
+logger = logging.getLogger(__name__)
 
-@contextmanager
-def search_in_full_precision(model: "openvino.Model", memory_bank: torch.Tensor) -> Iterator[None]:
-    """Leave the search and all that follows it out of NNCF's compression while a block runs.
+ENOUGH_IMAGES = 300  # to calibrate with, as Anomalib says
+LARGE_DROP = 0.1  # of a metric, likewise
 
-    With rows of the bank or distances in eight bits, scores lose their order. NNCF can leave operations out, but
-    Anomalib has no option to say which, so that its calls get the argument here.
+
+def compress(
+    model: openvino.Model,
+    memory_bank: torch.Tensor,
+    compression_type: CompressionType,
+    datamodule: AnomalibDataModule | None = None,
+    metric: Metric | None = None,
+    max_drop: float = 0.01,
+) -> openvino.Model:
+    """Compress all of a model but the search in its memory bank to eight bits.
 
     Args:
-        model: Exported model, not compressed yet.
+        model: Exported model.
         memory_bank: Its memory bank, shape ``(m, channels)``.
+        compression_type: ``INT8`` (weights only), ``INT8_PTQ`` (activations too) or ``INT8_ACQ`` (activations too, as
+            long as the metric drops by no more than ``max_drop``).
+        datamodule: For the last two: its validation images calibrate, and its test images give the metric.
+        metric: The higher, the better. Default: the F1 score of images.
+        max_drop: Largest drop of the metric, in [0, 1].
 
-    Yields:
-        Nothing.
+    Returns:
+        The compressed model.
+
+    Raises:
+        ImportError: If NNCF is not installed.
+        ValueError: If it is not one of the types, or an argument that it needs is missing or out of range.
     """
-    import nncf  # noqa: PLC0415  # an extra
+    try:
+        import nncf  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        msg = "Compression needs NNCF: pip install 'anomalib-softpatch[openvino]'."
+        raise ImportError(msg) from error
 
     scope = nncf.IgnoredScope(names=search_operations(model, memory_bank), validate=False)
-    functions = ("compress_weights", "quantize", "quantize_with_accuracy_control")
-    with patch.multiple(nncf, **{name: partial(getattr(nncf, name), ignored_scope=scope) for name in functions}):
-        yield
+    if compression_type == CompressionType.INT8:
+        return nncf.compress_weights(model, ignored_scope=scope)
+    if compression_type not in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}:
+        msg = f"compression_type={compression_type!r} is none of INT8, INT8_PTQ and INT8_ACQ."
+        raise ValueError(msg)
+    if datamodule is None:
+        msg = f"{compression_type.name} compression needs images: give a datamodule."
+        raise ValueError(msg)
+    if not 0 <= max_drop <= 1:
+        msg = f"max_drop={max_drop} must be between 0 and 1, for example 0.01 for 1 %."
+        raise ValueError(msg)
+
+    datamodule.setup("fit")
+    if model.input(0).partial_shape[0].is_static:
+        datamodule.eval_batch_size = model.input(0).shape[0]
+    images = datamodule.val_dataloader()
+    if len(images.dataset) < ENOUGH_IMAGES:
+        logger.warning(
+            "%d validation images calibrate the compression; %d are recommended.", len(images.dataset), ENOUGH_IMAGES
+        )
+    calibration = nncf.Dataset(images, lambda batch: batch.image)
+    if compression_type == CompressionType.INT8_PTQ:
+        return nncf.quantize(model, calibration, ignored_scope=scope)
+
+    if max_drop > LARGE_DROP:
+        logger.warning("max_drop=%g allows a large drop of the metric; 0.01 to 0.03 are usual.", max_drop)
+    metric = metric or F1Score(fields=["pred_label", "gt_label"])
+    return nncf.quantize_with_accuracy_control(
+        model,
+        calibration,
+        nncf.Dataset(datamodule.test_dataloader()),
+        lambda compressed, batches: measure(compressed, batches, metric),
+        max_drop=max_drop,
+        ignored_scope=scope,
+    )
 
 
-def search_operations(model: "openvino.Model", memory_bank: torch.Tensor) -> list[str]:
+def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric: Metric) -> float:
+    """Measure an OpenVINO model.
+
+    Args:
+        model: The model.
+        batches: Images with their labels and masks.
+        metric: What is measured; reset afterwards.
+
+    Returns:
+        Value of the metric.
+    """
+    for batch in batches:
+        output: Any = model(batch.image)
+        predicted = {
+            name: torch.from_numpy(output[name]) if name in output else None
+            for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask")
+        }
+        for name in ("pred_score", "pred_label"):
+            predicted[name] = predicted[name].reshape(len(batch.image))
+        masks = None if batch.gt_mask is None else batch.gt_mask[:, None]
+        metric.update(ImageBatch(image=batch.image, gt_label=batch.gt_label, gt_mask=masks, **predicted))
+    value = float(metric.compute())
+    metric.reset()
+    return value
+
+
+def search_operations(model: openvino.Model, memory_bank: torch.Tensor) -> list[str]:
     """Return the names of the operations on the memory bank, on what comes of them, and on the queries.
 
     Args:
@@ -47,6 +134,9 @@ def search_operations(model: "openvino.Model", memory_bank: torch.Tensor) -> lis
 
     Returns:
         Names, in an order of execution.
+
+    Raises:
+        ValueError: If the model does not search in this memory bank.
     """
     rows = memory_bank.detach().cpu().numpy()
     found: set[str] = set()
@@ -57,10 +147,13 @@ def search_operations(model: "openvino.Model", memory_bank: torch.Tensor) -> lis
         found.add(operation.get_friendly_name())
         if operation.get_type_name() == "MatMul":  # its queries were multiplied by -2
             found.update(node.get_friendly_name() for node in inputs if node.get_type_name() == "Multiply")
+    if not found:
+        msg = "The search in the memory bank was not found in the exported model, so it could not be left uncompressed."
+        raise ValueError(msg)
     return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() in found]
 
 
-def _is_bank(node: "openvino.Node", rows: np.ndarray) -> bool:
+def _is_bank(node: openvino.Node, rows: np.ndarray) -> bool:
     """Whether a node is a constant that holds rows of the bank."""
     if node.get_type_name() != "Constant" or len(node.shape) != rows.ndim or node.shape[1] != rows.shape[1]:
         return False

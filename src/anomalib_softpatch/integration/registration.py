@@ -36,9 +36,8 @@ DATAMODULES = ("MVTec", "NoisyDataModule")
 # Anomalib's module -> our module, and the classes that it provides for it; if none, its function register() is called
 _CLASSES = {
     "anomalib.data": ("anomalib_softpatch.data", DATAMODULES),
-    "anomalib.engine": ("anomalib_softpatch.integration.engine", ()),
     "anomalib.models": ("anomalib_softpatch.models", MODELS),
-    "anomalib.cli.pipelines": ("anomalib_softpatch.benchmark.pipeline", ()),
+    "anomalib.cli.pipelines": ("anomalib_softpatch.integration.pipelines", ()),
 }
 
 

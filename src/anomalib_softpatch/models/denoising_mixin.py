@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from anomalib import LearningType, PrecisionType
-from anomalib.data import Batch
+from anomalib import LearningType, PrecisionType, TaskType
+from anomalib.data import AnomalibDataModule, Batch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
@@ -20,10 +21,11 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
+from torchmetrics import Metric
 
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.memory_bank import seeded
-from anomalib_softpatch.integration.compression import search_in_full_precision
+from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
@@ -103,6 +105,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
+        respect_default_devices()
         self.noise_report = noise_report
         with seeded(seed):
             self.model = SoftPatchModel(
@@ -243,7 +246,17 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
         return super().to_onnx(*args, **kwargs)
 
-    def _compress_ov_model(self, model: Any, *args, **kwargs) -> Any:  # noqa: ANN002, ANN003
-        """Compress the backbone of an OpenVINO model, see Anomalib's ``ExportMixin``."""
-        with search_in_full_precision(model, self.model.memory_bank):
-            return super()._compress_ov_model(model, *args, **kwargs)
+    def _compress_ov_model(
+        self,
+        model: Any,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+    ) -> Any:
+        """Compress all of an OpenVINO model but the search, see Anomalib's ``ExportMixin.to_openvino``."""
+        from anomalib_softpatch.integration.compression import compress  # noqa: PLC0415  # optional, so imported late
+
+        del task  # the datamodule's
+        return compress(model, self.model.memory_bank, compression_type, datamodule, metric, max_drop)

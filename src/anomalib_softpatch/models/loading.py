@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from anomalib.models.components import AnomalibModule
 
-from anomalib_softpatch.models.checkpoint import KEY, readable
+from anomalib_softpatch.integration.checkpoint_io import readable
+from anomalib_softpatch.models.checkpoint import KEY
 from anomalib_softpatch.models.soft_patch import SoftPatch
 from anomalib_softpatch.models.soft_patch_plus import SoftPatchPlus
 

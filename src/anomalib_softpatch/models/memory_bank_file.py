@@ -12,7 +12,6 @@ hash of the backbone's weights, which are not in the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -24,6 +23,15 @@ from safetensors.torch import save_file
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.models.compatibility import (
+    BACKBONE_HASH,
+    REQUIREMENTS,
+    Origin,
+    describe,
+    own_name,
+    reason_against,
+    reason_against_format,
+)
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -33,7 +41,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # to be raised whenever an older version could not, or not rightly, read a newer one's files
 POST_PROCESSOR = "post_processor."
 TENSORS = ("memory_bank", "weights", "banks")
-REQUIREMENTS = ("layers", "patch_embedding", "precision", "backbone_sha256")
+ASKED_FOR = ("layers", "patch_embedding", "precision", BACKBONE_HASH)  # of the model, see compatibility
 
 
 def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
@@ -47,7 +55,7 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
         Path of the file.
 
     Raises:
-        ValueError: If the model has not been trained.
+        ValueError: If the model has not been trained, or its post-processor has no threshold.
 
     Example:
         >>> save_memory_bank(model, "bank.safetensors")  # doctest: +SKIP
@@ -55,6 +63,13 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
     torch_model = model.model
     if not torch_model.bank_ranges:
         msg = "The memory bank is empty: train the model (fit), or load a trained one with load_from_checkpoint."
+        raise ValueError(msg)
+    unset = _unset_values(_post_processor_state(model))
+    if unset:
+        msg = (
+            f"The model has no threshold to tell anomalous images by: {', '.join(unset)} of its post-processor are "
+            "not finite. Validate it (engine.validate) first, or make it with post_processor=False."
+        )
         raise ValueError(msg)
     tensors = {
         "memory_bank": torch_model.memory_bank,
@@ -65,10 +80,10 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
     metadata = {
         "format": FORMAT,
         "version": __version__,
-        "model": type(model).__name__,
+        "model": own_name(type(model)),
         "backbone": model.hparams.get("backbone"),
         "input_size": model.input_size and list(model.input_size),
-        **_requirements(model),
+        **{name: REQUIREMENTS[name](model) for name in ASKED_FOR},
     }
     with atomic_output(path) as temporary:
         save_file(
@@ -98,13 +113,17 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     path = Path(path)
     tensors, metadata = _read(path)
     _check_tensors(path, tensors)
-    _check_fit(path, model, metadata)
+    origin = Origin(
+        model=metadata["model"],
+        backbone=metadata.get("backbone"),
+        requirements={name: metadata[name] for name in ASKED_FOR} | {"memory_banks": len(tensors["banks"])},
+    )
+    if reason := reason_against(model, origin):
+        msg = f"{path} {reason}"
+        raise ValueError(msg)
+    stored = _stored_post_processor(path, tensors, model)
     banks = tuple((start, stop) for start, stop in tensors["banks"].tolist())
     torch_model = model.model
-    expected = len(torch_model.memory_bank_builder.thresholds)
-    if len(banks) != expected:
-        msg = f"{path} has {len(banks)} memory banks ({metadata['model']}), but the model needs {expected}."
-        raise ValueError(msg)
     channels = torch_model.extract(torch.zeros(1, 3, *(model.input_size or (256, 256)), device=model.device)).shape[-1]
     if tensors["memory_bank"].shape[1] != channels:
         msg = f"{path} has features of {tensors['memory_bank'].shape[1]} channels, but the model's have {channels}."
@@ -113,14 +132,9 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     if metadata["input_size"] != size:
         logger.warning("%s is of images of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
 
-    state = _post_processor_state(model)
-    stored = {name: tensors[POST_PROCESSOR + name] for name in state if POST_PROCESSOR + name in tensors}
-    if any(tensor.shape != state[name].shape for name, tensor in stored.items()):
-        msg = f"{path} is damaged: the post-processor's values are of another shape. Write it again."
-        raise ValueError(msg)
-
     torch_model.set_memory_bank(tensors["memory_bank"].to(model.device), tensors["weights"].to(model.device), banks)
     model._is_fitted = torch.tensor([True], device=model.device)  # Anomalib's flag
+    state = _post_processor_state(model)
     for name, tensor in stored.items():
         state[name].copy_(tensor)
 
@@ -136,15 +150,13 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except (SafetensorError, json.JSONDecodeError) as error:
         msg = f"{path} is not a memory bank, or not a whole one ({error}): copy it again from where it came from."
         raise ValueError(msg) from error
-    if isinstance(metadata.get("format"), int) and metadata["format"] > FORMAT:
-        msg = (
-            f"{path} was written by anomalib-softpatch {metadata.get('version')} in format {metadata['format']}. "
-            f"This is anomalib-softpatch {__version__}, which knows formats up to {FORMAT}: install the newer version."
-        )
+    number = metadata.get("format") if isinstance(metadata.get("format"), int) else None
+    if number and (reason := reason_against_format(number, FORMAT, metadata.get("version"))):
+        msg = f"{path} {reason}"
         raise ValueError(msg)
     missing = [name for name in TENSORS if name not in tensors]
-    missing += [name for name in ("model", "input_size", *REQUIREMENTS) if name not in metadata]
-    missing += [] if isinstance(metadata.get("format"), int) else ["format"]
+    missing += [name for name in ("model", "input_size", *ASKED_FOR) if name not in metadata]
+    missing += ["format"] if number is None else []
     if missing:
         msg = f"{path} is not a memory bank of SoftPatch or SoftPatchPlus: it lacks {', '.join(missing)}."
         raise ValueError(msg)
@@ -170,47 +182,43 @@ def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     )
     if not sound:
         msg = (
-            f"{path} is damaged: its features ({_describe(features)}), weights ({_describe(weights)}) and banks "
+            f"{path} is damaged: its features ({describe(features)}), weights ({describe(weights)}) and banks "
             f"({banks.tolist()}) do not belong together or are not finite. Write it again with save_memory_bank."
         )
         raise ValueError(msg)
 
 
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _requirements(model: DenoisingMixin) -> dict[str, Any]:
-    """What two models must have in common so that one can use the other's memory bank, by :data:`REQUIREMENTS`."""
-    extractor = model.model.feature_extractor
-    precision = str(extractor.dtype).removeprefix("torch.")
-    values = (extractor.layers, extractor.patch_embedding, precision, _hash(extractor.backbone))
-    return dict(zip(REQUIREMENTS, values, strict=True))
-
-
-def _check_fit(path: Path, model: DenoisingMixin, metadata: dict[str, Any]) -> None:
-    for name, value in _requirements(model).items():
-        if metadata[name] == value:
-            continue
-        if name == "backbone_sha256":
-            msg = (
-                f"{path} was made with the backbone {metadata.get('backbone')}, but the weights of the model's "
-                f"({model.hparams.get('backbone', 'a module')}) are others: give it the same weights."
-            )
-        else:
-            msg = f"{path} was made with {name}={metadata[name]}, but the model has {name}={value}: give it the same."
-        raise ValueError(msg)
-
-
-def _hash(module: torch.nn.Module) -> str:
-    """SHA-256 of the names, types, shapes and values of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {_describe(tensor)}\n".encode())
-        # Reshaped first, because a scalar cannot be viewed as bytes.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _post_processor_state(model: DenoisingMixin) -> dict[str, torch.Tensor]:
     return {} if model.post_processor is None else model.post_processor.state_dict()
+
+
+def _stored_post_processor(
+    path: Path, tensors: dict[str, torch.Tensor], model: DenoisingMixin
+) -> dict[str, torch.Tensor]:
+    """Return the post-processor's values of a file by name, those that the model's has.
+
+    Raises:
+        ValueError: If one is missing, of another shape, or such that no score would ever be anomalous.
+    """
+    stored = {}
+    for name, own in _post_processor_state(model).items():
+        tensor = tensors.get(POST_PROCESSOR + name)
+        if tensor is None or tensor.shape != own.shape:
+            problem = "is not there" if tensor is None else f"is of another shape ({describe(tensor)})"
+            msg = f"{path} is damaged: the post-processor's value {name!r} {problem}. Write it again."
+            raise ValueError(msg)
+        stored[name] = tensor
+    unset = _unset_values(stored)
+    if unset:
+        msg = (
+            f"{path} has no threshold to tell anomalous images by: {', '.join(unset)} of the post-processor are not "
+            "finite. Write it again after a validation, or give the model post_processor=False to get raw scores."
+        )
+        raise ValueError(msg)
+    return stored
+
+
+def _unset_values(state: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the post-processor's thresholds where none of them is finite: one serves images and pixels."""
+    thresholds = {name: value for name, value in state.items() if name.endswith("_threshold")}
+    return [] if any(bool(value.isfinite().all()) for value in thresholds.values()) else list(thresholds)

@@ -1,6 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
+import json
 import logging
 import pickle
 import shutil
@@ -161,10 +162,24 @@ class TestInjection:
         assert (len(small.train_data), len(large.train_data), len(shared.train_data)) == (22, 26, 20)
         assert (len(small.test_data), len(large.test_data), len(shared.test_data)) == (12, 8, 14)
 
-    def test_training_order_does_not_depend_on_where_repeats_are_stored(self, nut: Callable) -> None:
-        samples = noisy(nut(), noise_ratio=0.6, overlap=True).train_data.samples
-        assert (samples["true_label_index"][:NORMAL] == 0).all()
-        assert (samples["true_label_index"][NORMAL:] == 1).all()
+    def test_a_training_image_has_the_same_number_wherever_repeats_are_stored(
+        self, nut: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In another process the temporary folder is another one, which may sort before or after the set's."""
+        orders = []
+        for folder in ("!first", "~last"):
+            (tmp_path / folder).mkdir()
+            monkeypatch.setattr("tempfile.tempdir", str(tmp_path / folder))
+            datamodule = noisy(nut(), noise_ratio=0.6, overlap=True)
+            assert (datamodule.noise["repeat"] > 0).any()
+            assert list(tmp_path.glob(f"{folder}/*"))
+            samples = datamodule.train_data.samples
+            assert (samples["true_label_index"][:NORMAL] == 0).all()
+            assert (samples["true_label_index"][NORMAL:] == 1).all()
+            assert list(samples["image_path"][:NORMAL]) == sorted(samples["image_path"][:NORMAL])
+            assert list(samples["image_path"][NORMAL:]) == list(datamodule.noise["image_path"])
+            orders.append([item.image for item in datamodule.train_data])
+        assert all(torch.equal(one, other) for one, other in zip(*orders, strict=True))
 
 
 class TestRepeats:
@@ -519,7 +534,30 @@ class TestNames:
         assert datamodule.datamodule.category == "bolt"
 
 
+LOADING = {"train_batch_size": 3, "eval_batch_size": 5, "num_workers": 1}
+
+
 class TestConfiguration:
+    def test_batch_sizes_and_workers_reach_the_wrapped_datamodule(self, nut: Callable) -> None:
+        datamodule = noisy(nut(), **LOADING)
+        for each in (datamodule, datamodule.datamodule):
+            assert {name: getattr(each, name) for name in LOADING} == LOADING
+        assert datamodule.train_dataloader().batch_size == 3
+        assert datamodule.train_dataloader().num_workers == 1
+        assert datamodule.val_dataloader().batch_size == datamodule.test_dataloader().batch_size == 5
+
+    def test_those_of_the_wrapped_datamodule_are_the_default(self, nut: Callable) -> None:
+        datamodule = NoisyDataModule(nut(train_batch_size=7, eval_batch_size=9), num_workers=0)
+        assert (datamodule.train_batch_size, datamodule.eval_batch_size, datamodule.num_workers) == (7, 9, 0)
+
+    def test_batch_sizes_through_from_config(self, config: dict[str, Any], tmp_path: Path) -> None:
+        """As Anomalib's own tests of datamodules set them."""
+        data = {"class_path": "NoisyDataModule", "init_args": {"datamodule": config}}
+        (tmp_path / "data.yaml").write_text(json.dumps(data))  # JSON is YAML
+        options = {f"data.{name}": value for name, value in LOADING.items()}
+        datamodule = NoisyDataModule.from_config(tmp_path / "data.yaml", **options)
+        assert {name: getattr(datamodule.datamodule, name) for name in LOADING} == LOADING
+
     @pytest.fixture
     def config(self, root: Path) -> dict[str, Any]:
         resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [8, 8]}}

@@ -5,6 +5,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def train(model: SoftPatch, images: torch.Tensor) -> SoftPatch:
     model.model.memory_bank_builder.progress = False
     model.model.train()(images)
     model.model.fit()
-    model.post_processor.image_max.fill_(7.0)
+    for value in model.post_processor.state_dict().values():  # as a validation with masks sets them
+        value.fill_(7.0)
     return model.eval()
 
 
@@ -89,9 +91,9 @@ def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
         ({"layers": ["layer2"]}, r"layers=\['layer1', 'layer2'\], but the model has layers=\['layer2'\]"),
         ({"patch_embedding": "unfold"}, "patch_embedding=average, but the model has patch_embedding=unfold"),
         ({"precision": "bfloat16"}, "precision=float32, but the model has precision=bfloat16"),
-        ({"backbone": "resnet34"}, r"backbone resnet18, but the weights of the model's \(resnet34\) are others"),
-        ({"seed": 1}, r"weights of the model's \(resnet18\) are others: give it the same weights"),
-        ({"model_class": SoftPatchPlus}, r"has 1 memory banks \(SoftPatch\), but the model needs 2"),
+        ({"backbone": "resnet34"}, r"another backbone \(resnet18\) than the model's \(resnet34\)"),
+        ({"seed": 1}, r"than the model's \(resnet18\), or with other weights: give the model the same"),
+        ({"model_class": SoftPatchPlus}, "was written by SoftPatch, but the model is SoftPatchPlus: use SoftPatch"),
     ],
 )
 def test_models_that_do_not_fit(file: Path, options: dict, message: str) -> None:
@@ -142,7 +144,15 @@ def rewrite(file: Path, tensors: dict | None = None, **metadata: object) -> None
         ({"banks": torch.tensor([[-1, 40]])}, {}, "is damaged"),
         ({"banks": torch.tensor([[0, 10], [20, 40]])}, {}, "is damaged"),
         ({"banks": torch.zeros(0, 2, dtype=torch.long)}, {}, "is damaged"),
-        ({"post_processor.image_max": torch.zeros(2)}, {}, "post-processor's values are of another shape"),
+        (
+            {"memory_bank": torch.zeros(40, 192), "banks": torch.tensor([[0, 40], [0, 40]])},
+            {},
+            "was made with memory_banks=2, but the model has memory_banks=1",
+        ),
+        ({"post_processor.image_max": torch.zeros(2)}, {}, r"value 'image_max' is of another shape \(float32 \[2\]\)"),
+        ({"post_processor._image_threshold": None}, {}, "value '_image_threshold' is not there"),
+        ({"post_processor._image_threshold": torch.tensor(torch.nan)}, {}, "no threshold .*: _image_threshold of"),
+        ({"post_processor.pixel_min": torch.tensor(torch.inf)}, {}, "no threshold .*: pixel_min of"),
     ],
 )
 def test_damaged_files(trained: SoftPatch, file: Path, tensors: dict, metadata: dict, message: str) -> None:
@@ -170,3 +180,44 @@ def test_untrained_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="The memory bank is empty: train the model"):
         save_memory_bank(new_model(), tmp_path / "bank.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_model_without_a_threshold_is_not_saved(images: torch.Tensor, tmp_path: Path) -> None:
+    """Nobody could load it."""
+    model = train(new_model(), images)
+    model.post_processor._image_threshold.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"no threshold .*: _image_threshold of its post-processor.*Validate it"):
+        save_memory_bank(model, tmp_path / "bank.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_without_masks_have_no_pixel_threshold(images: torch.Tensor, tmp_path: Path) -> None:
+    original = train(new_model(), images)
+    for name, value in original.post_processor.state_dict().items():
+        if "pixel" in name:
+            value.fill_(torch.nan)
+    model = new_model()
+    load_memory_bank(model, save_memory_bank(original, tmp_path / "bank.safetensors"))
+    assert model.post_processor.image_max == 7
+    assert model.post_processor.pixel_max.isnan()
+
+
+def test_scores_without_a_post_processor_need_no_threshold(file: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    raw = new_model(post_processor=False)
+    load_memory_bank(raw, file)
+    without = save_memory_bank(raw, tmp_path / "raw.safetensors")
+    load_memory_bank(new_model(post_processor=False), without)
+    with pytest.raises(ValueError, match="is not there"):
+        load_memory_bank(new_model(), without)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_mode_follows_the_umask(trained: SoftPatch, tmp_path: Path, umask: int) -> None:
+    """As that of a file that any program writes, so that a colleague can read it where the user lets colleagues."""
+    before = os.umask(umask)
+    try:
+        path = save_memory_bank(trained, tmp_path / "bank.safetensors")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -1,0 +1,117 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Jobs from the configuration of a benchmark, and short names for them."""
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from anomalib.metrics import AUPRO
+from anomalib.models import AnomalibModule
+from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
+from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
+from anomalib.utils.config import flatten_dict
+from anomalib.utils.logging import hide_output
+from lightning import seed_everything
+from omegaconf import OmegaConf
+
+from anomalib_softpatch.benchmark.job import NoiseBenchmarkJob
+from anomalib_softpatch.benchmark.results import MODEL
+from anomalib_softpatch.instantiate import instantiate
+
+
+class NoiseBenchmarkJobGenerator(BenchmarkJobGenerator):
+    """Make the jobs of a benchmark.
+
+    Args:
+        accelerator: ``"cpu"`` or ``"cuda"``.
+        manifests: Folder for the manifests of the injected images.
+    """
+
+    def __init__(self, accelerator: str, manifests: Path) -> None:
+        super().__init__(accelerator)
+        self.manifests = manifests
+
+    @property
+    def job_class(self) -> type[NoiseBenchmarkJob]:
+        """Class of the jobs."""
+        return NoiseBenchmarkJob
+
+    @staticmethod
+    def configurations(args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return a configuration for every combination of the values of the grids.
+
+        Args:
+            args: The part ``benchmark`` of the configuration.
+        """
+        return list(get_iterator_from_grid_dict(args))
+
+    def generate_jobs(
+        self, args: dict[str, Any], previous_stage_result: Any = None
+    ) -> Generator[NoiseBenchmarkJob, None, None]:
+        """Make the jobs one after another.
+
+        Args:
+            args: The part ``benchmark`` of the configuration.
+            previous_stage_result: Not used.
+
+        Yields:
+            A job for every combination of the values of the grids.
+        """
+        del previous_stage_result
+        for config in self.configurations(args):
+            yield self.make_job(config)
+
+    @hide_output
+    def make_job(self, config: dict[str, Any]) -> NoiseBenchmarkJob:
+        """Make the job of one combination.
+
+        Args:
+            config: Configuration without grids, with ``seed``, ``model`` and ``data``; OmegaConf's interpolations, such
+                as ``${seed}`` and ``${oc.env:NAME,default}``, are resolved.
+
+        Returns:
+            The job, with a model that also measures the pixel AUPRO.
+
+        Raises:
+            LoggerRedirectError: If it cannot be made; the reason is the error's cause.
+        """
+        for part in ("seed", "model", "data"):
+            if part not in config:
+                msg = f"The part 'benchmark' of the configuration has no {part!r}."
+                raise ValueError(msg)
+        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        seed_everything(config["seed"])
+        model = instantiate(AnomalibModule, config["model"], argument="model")
+        if model.evaluator is not None and not any(
+            metric.name == "pixel_AUPRO" for metric in model.evaluator.test_metrics
+        ):
+            aupro = AUPRO(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False)
+            model.evaluator.test_metrics.append(aupro)
+        return NoiseBenchmarkJob(
+            manifests=self.manifests,
+            accelerator=self.accelerator,
+            model=model,
+            datamodule=instantiate(AnomalibDataModule, config["data"], argument="data"),
+            seed=config["seed"],
+            flat_cfg=flatten_dict(config),
+        )
+
+
+def describe(configs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Name each run by its model and by the values that are not the same in all runs of the model.
+
+    Args:
+        configs: Configurations without grids.
+
+    Yields:
+        A short name for each, for example ``Patchcore, noise_ratio=0.1, seed=2``.
+    """
+    runs = [flatten_dict(config) for config in configs]
+    models = [str(run.get(MODEL, "?")).rpartition(".")[2] for run in runs]
+    for run, model in zip(runs, models, strict=True):
+        others = [other for other, other_model in zip(runs, models, strict=True) if other_model == model]
+        varied = [key for key, value in run.items() if any(other.get(key) != value for other in others)]
+        yield ", ".join([model, *(f"{key.rpartition('.')[2]}={run[key]}" for key in varied)])

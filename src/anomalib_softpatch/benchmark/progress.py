@@ -1,0 +1,98 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a benchmark shows while it runs, and where its log messages go."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+LOG_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+
+
+class RunProgress:
+    """Progress bar with the runs that are under way, and a line for each that has ended. A context manager.
+
+    Args:
+        console: Where it is shown.
+        total: Number of runs.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.total = total
+        self.ended = 0
+        self._under_way: list[str] = []
+        names = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), names)
+        self._bar = Progress(*columns, console=console, expand=True, redirect_stdout=False, redirect_stderr=False)
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "RunProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, name: str) -> None:
+        """Show that a run has begun.
+
+        Args:
+            name: Its name.
+        """
+        self._under_way.append(name)
+        self._bar.update(self._task, description=escape("; ".join(self._under_way)))
+
+    def end(self, name: str, outcome: str) -> None:
+        """Show that a run has ended.
+
+        Args:
+            name: Its name.
+            outcome: What it has measured, or why it failed.
+        """
+        self.ended += 1
+        self._under_way.remove(name)
+        line = f"{self.ended}/{self.total} {name}: {outcome}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bar.update(self._task, description=escape("; ".join(self._under_way)), advance=1)
+
+
+@contextmanager
+def log_to_file_only(path: Path) -> Iterator[None]:
+    """Send all log messages and warnings to a file. On the terminal they would tear the progress bar.
+
+    Anomalib's ``redirect_logs`` leaves the handlers of the root logger, writes a message once per parent logger, and
+    cannot be undone.
+
+    Args:
+        path: File to append to; its folder is made if need be.
+
+    Yields:
+        Nothing. Afterwards, logging is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root, *others = loggers = [
+        logging.getLogger(),
+        *(logging.getLogger(name) for name in logging.root.manager.loggerDict),
+    ]
+    before = [(each, each.handlers[:], each.propagate) for each in loggers]
+    with closing(logging.FileHandler(path, encoding="utf-8")) as handler:
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        root.handlers = [handler]
+        for other in others:
+            other.handlers = []
+            other.propagate = True
+        logging.captureWarnings(capture=True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(capture=False)
+            for each, handlers, propagate in before:
+                each.handlers, each.propagate = handlers, propagate

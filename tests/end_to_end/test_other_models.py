@@ -1,0 +1,93 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Installed and not used, the package changes nothing for other models."""
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Prints the scores of Anomalib's models bit by bit, and how often each function of Anomalib and of ours ran meanwhile.
+CODE = """
+    import json, sys
+    from collections import Counter
+
+    import torch
+
+    hook, root, folder = sys.argv[1:]
+    if hook == "on":
+        import anomalib_softpatch
+    from lightning import seed_everything
+    from anomalib.data import MVTecAD
+    from anomalib.engine import Engine
+    from anomalib.models import Padim, Patchcore
+
+    assert ("anomalib_softpatch" in sys.modules) == (hook == "on")
+    calls = Counter()
+
+    def count(frame, event, _):
+        file = frame.f_code.co_filename.replace("\\\\", "/")
+        for package in ("/anomalib/", "/anomalib_softpatch/"):
+            if event == "call" and package in file:
+                calls[package + file.rpartition(package)[2] + ":" + frame.f_code.co_name] += 1
+
+    scores = {}
+    for model_class in (Patchcore, Padim):
+        seed_everything(0)
+        model = model_class(
+            backbone="resnet18", layers=["layer1", "layer2"], pre_trained=False, visualizer=False,
+            pre_processor=model_class.configure_pre_processor((64, 64)),
+        )
+        data = MVTecAD(root=root, category="bottle", num_workers=0, train_batch_size=4)
+        engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+        sys.setprofile(count)
+        engine.fit(model, datamodule=data)
+        results = engine.test(model, datamodule=data)
+        batches = engine.predict(model, datamodule=data)
+        sys.setprofile(None)
+        scores[model_class.__name__] = {
+            "score": torch.cat([batch.pred_score.flatten() for batch in batches]).numpy().tobytes().hex(),
+            "map": torch.cat([batch.anomaly_map.flatten() for batch in batches]).numpy().tobytes().hex(),
+            "results": results,
+            "devices": engine._cache.args.get("devices"),
+        }
+    methods = {name: value.__module__ for name, value in vars(Engine).items() if callable(value)}
+    print(json.dumps({"scores": scores, "calls": calls, "methods": methods}))
+"""
+
+
+@pytest.fixture(scope="module")
+def observed(run_python: Callable, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = {}
+    for hook in ("on", "off"):
+        folder = tmp_path_factory.mktemp(hook)
+        environment = {"ANOMALIB_SOFTPATCH_AUTOLOAD": "0"}  # it is imported in the code, however it is installed
+        output = run_python("-c", textwrap.dedent(CODE), hook, mvtec_root, folder, cwd=folder, env=environment).stdout
+        found[hook] = json.loads(output.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("model", ["Patchcore", "Padim"])
+def test_scores_and_maps_are_the_same_bit_by_bit(observed: dict[str, Any], model: str) -> None:
+    on, off = (observed[hook]["scores"][model] for hook in ("on", "off"))
+    assert len(off["score"]) == 8 * 8  # eight images of four bytes, in hexadecimal
+    assert len({off["map"][index : index + 8] for index in range(0, 800, 8)}) > 10
+    assert on == off
+
+
+def test_the_same_functions_run_as_often_and_none_of_ours(observed: dict[str, Any]) -> None:
+    on, off = (observed[hook]["calls"] for hook in ("on", "off"))
+    ours = {name: count for name, count in on.items() if name.startswith("/anomalib_softpatch/")}
+    # While modules are imported late, the watcher is asked for each.
+    assert set(ours) <= {"/anomalib_softpatch/integration/registration.py:find_spec"}
+    assert "/anomalib/engine/engine.py:_setup_trainer" in off
+    assert {name: count for name, count in on.items() if name not in ours} == off
+
+
+def test_the_engine_is_anomalibs(observed: dict[str, Any]) -> None:
+    assert observed["on"]["methods"] == observed["off"]["methods"]
+    assert set(observed["on"]["methods"].values()) == {"anomalib.engine.engine"}

@@ -1,0 +1,431 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The contract with Anomalib, Lightning, PyTorch and timm: every part that they do not promise and that is used here.
+
+:data:`PARTS` names them. One that is gone, or takes other arguments, fails here and says what breaks; one that is used
+and not named fails too. Before a new minor version of Anomalib is allowed, this file is to be run with it.
+"""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anomalib.models
+import pandas as pd
+import pytest
+import timm
+import torch
+from anomalib.cli import pipelines
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.engine import Engine
+from anomalib.engine.plugins import AnomalibCheckpointIO
+from anomalib.metrics import aupro
+from anomalib.models.components import AnomalibModule, MemoryBankMixin, TimmFeatureExtractor
+from anomalib.models.components.base.export_mixin import ExportMixin
+from anomalib.pipelines import Benchmark
+from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
+from anomalib.pipelines.benchmark.job import BenchmarkJob
+from anomalib.pipelines.components.base import pipeline
+from anomalib.post_processing import PostProcessor
+from anomalib.utils import logging as anomalib_logging
+from lightning.pytorch.strategies import Strategy
+from packaging.requirements import Requirement
+
+import anomalib_softpatch
+
+TESTED = "2.7"  # the newest minor version of Anomalib that this file has been run with
+PACKAGE = Path(anomalib_softpatch.__file__).parent
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of another library that is not promised to stay.
+
+    Attributes:
+        name: What it is called; the last part is the name that is searched for in the sources.
+        get: Returns it.
+        expected: Names of its parameters where it is called or overridden, else a check of its value.
+        breaks: What would not work here without it.
+    """
+
+    name: str
+    get: Callable[[], Any]
+    expected: str | Callable[[Any], object]
+    breaks: str
+
+    @property
+    def searched(self) -> str:
+        """The name that the sources use."""
+        return self.name.rpartition(".")[2]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def in_class(owner: type, name: str) -> Callable[[], Any]:
+    return lambda: inspect.getattr_static(owner, name)
+
+
+def in_module(module: ModuleType, name: str) -> Callable[[], Any]:
+    return lambda: getattr(module, name)
+
+
+def names_in(function: Callable) -> tuple[str, ...]:
+    """Names of the attributes that a function uses."""
+    return inspect.unwrap(function).__code__.co_names
+
+
+def extractor(backbone: str, *layers: str) -> TimmFeatureExtractor:
+    return TimmFeatureExtractor(backbone, list(layers), pre_trained=False)
+
+
+def dataset() -> AnomalibDataset:
+    class Dataset(AnomalibDataset):
+        pass
+
+    own = Dataset()
+    own._samples = pd.DataFrame({"image_path": ["b", "a"]})
+    return own
+
+
+def memory_bank() -> MemoryBankMixin:
+    class Model(MemoryBankMixin):
+        def fit(self) -> None:
+            pytest.fail("fitted again")
+
+    model = Model()
+    assert model._is_fitted.tolist() == [False]
+    model._is_fitted = torch.tensor([True])
+    model.on_validation_start()
+    model.on_train_epoch_end()
+    return model
+
+
+def versions_of_a_tensor() -> tuple[int, int]:
+    tensor = torch.zeros(2)
+    before = tensor._version
+    tensor[0] = 1
+    return before, tensor._version
+
+
+def measured_aupro() -> float:
+    metric = aupro._AUPRO(dist_sync_fn=lambda state, group=None: [state])
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, 2:4, 2:4] = True
+    metric.update(mask.float(), mask)
+    return metric.compute().item()
+
+
+PARTS = [
+    # Anomalib's engine
+    Part(
+        "anomalib.engine.Engine._setup_trainer",
+        in_class(Engine, "_setup_trainer"),
+        "self, model",
+        "Our models train on all GPUs of the machine instead of one unless the user asks for more.",
+    ),
+    Part(
+        "anomalib.engine.Engine._cache",
+        lambda: Engine(devices=3)._cache.args,
+        lambda args: args["devices"] == 3,
+        "The number of devices that the user asked for is not found.",
+    ),
+    Part(
+        "anomalib.engine.plugins.AnomalibCheckpointIO",
+        lambda: AnomalibCheckpointIO.__init__,
+        "self, extra_safe_globals",
+        "Checkpoints are not written whole, and those of a GPU do not load without one.",
+    ),
+    Part(
+        "lightning.pytorch.strategies.Strategy.checkpoint_io",
+        in_class(Strategy, "checkpoint_io"),
+        lambda found: found.fset is not None,
+        "Checkpoints are not written whole, and those of a GPU do not load without one.",
+    ),
+    Part(
+        "lightning.pytorch.strategies.Strategy.model",
+        in_class(Strategy, "model"),
+        lambda found: found.fset is not None,
+        "A distributed fit waits for gradients that never come.",
+    ),
+    # Anomalib's models
+    Part(
+        "anomalib.models.components.MemoryBankMixin._is_fitted",
+        lambda: memory_bank()._is_fitted,
+        lambda found: found.all(),
+        "A model with a loaded memory bank is fitted again, without images, when it is validated.",
+    ),
+    Part(
+        "anomalib.models.components.base.export_mixin.ExportMixin._compress_ov_model",
+        in_class(ExportMixin, "_compress_ov_model"),
+        "self, model, compression_type, datamodule, metric, task, max_drop",
+        "Eight-bit exports compress the search too, and scores lose their order without any error.",
+    ),
+    Part(
+        "anomalib.models.components.base.export_mixin.ExportMixin.to_openvino",
+        lambda: names_in(ExportMixin.to_openvino),
+        lambda names: "_compress_ov_model" in names,
+        "Eight-bit exports compress the search too, and scores lose their order without any error.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor",
+        lambda: PostProcessor().state_dict().keys(),
+        lambda names: names >= {"_image_threshold", "_pixel_threshold", "image_min", "image_max", "pixel_max"},
+        "A memory bank's file has no thresholds, or such that are not noticed to be missing.",
+    ),
+    Part(
+        "TimmFeatureExtractor.idx",
+        lambda: extractor("resnet18", "layer3", "layer1").idx,
+        lambda found: found == [3, 1],
+        "Features of several layers get each other's names where layers are not in the network's order.",
+    ),
+    Part(
+        "TimmFeatureExtractor.layers",
+        lambda: extractor("resnet18", "layer3", "layer1").layers,
+        lambda found: found == ["layer3", "layer1"],
+        "Features of several layers get each other's names where layers are not in the network's order.",
+    ),
+    Part(
+        "TimmFeatureExtractor.feature_extractor.feature_info",
+        lambda: extractor("resnet18", "layer3").feature_extractor.feature_info,
+        lambda found: callable(found.module_name) and [each["module"] for each in found.info][1:] == LAYERS,
+        "A layer that the backbone does not have is not refused, and others that it has are.",
+    ),
+    Part(
+        "timm.create_model(...).blocks",
+        lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False),
+        lambda found: len(found.blocks) == 12,
+        "The layers of a vision transformer cannot be checked.",
+    ),
+    Part(
+        "anomalib.metrics.aupro._AUPRO",
+        measured_aupro,
+        lambda found: found == pytest.approx(1.0),
+        "The noise report does not say the AUPRO of patches.",
+    ),
+    # Anomalib's data
+    Part(
+        "anomalib.data.AnomalibDataModule._setup",
+        in_class(AnomalibDataModule, "_setup"),
+        "self, _stage",
+        "No noise is injected.",
+    ),
+    Part(
+        "anomalib.data.AnomalibDataModule._create_test_split",
+        in_class(AnomalibDataModule, "_create_test_split"),
+        "self",
+        "The test set is split a second time, after the wrapped datamodule has done so.",
+    ),
+    Part(
+        "anomalib.data.AnomalibDataModule._create_val_split",
+        in_class(AnomalibDataModule, "_create_val_split"),
+        "self",
+        "The validation set is split a second time, after the wrapped datamodule has done so.",
+    ),
+    Part(
+        "anomalib.data.AnomalibDataModule.setup",
+        lambda: names_in(AnomalibDataModule.setup),
+        lambda names: {"_setup", "_create_test_split", "_create_val_split"} <= set(names),
+        "No noise is injected, or the sets are split a second time.",
+    ),
+    Part(
+        "anomalib.data.AnomalibDataset._samples",
+        lambda: list(dataset().samples["image_path"]),
+        lambda found: found == ["b", "a"],
+        "Training images have other numbers in every process, because their order depends on a temporary folder.",
+    ),
+    # Anomalib's commands
+    Part(
+        "anomalib.cli.pipelines.PIPELINE_REGISTRY",
+        in_module(pipelines, "PIPELINE_REGISTRY"),
+        lambda found: issubclass(found["benchmark"], Benchmark),
+        "The command `anomalib benchmark` cannot run our models.",
+    ),
+    Part(
+        "anomalib.models.ALLOWED_MODULES",
+        in_module(anomalib.models, "ALLOWED_MODULES"),
+        lambda found: "anomalib.models" in found,
+        "get_model refuses the dotted path of our models.",
+    ),
+    Part(
+        "anomalib.models.components.AnomalibModule",
+        lambda: anomalib.models.list_models("pascal"),
+        lambda found: found == {each.__name__ for each in AnomalibModule.__subclasses__()},
+        "Our models are not found by their bare names.",
+    ),
+    Part(
+        "anomalib.pipelines.Benchmark.run",
+        in_class(Benchmark, "run"),
+        "self, args",
+        "Benchmarks without a class of ours do not run.",
+    ),
+    Part(
+        "anomalib.pipelines.benchmark.job.BenchmarkJob",
+        lambda: BenchmarkJob.__init__,
+        "self, accelerator, model, datamodule, seed, flat_cfg",
+        "The command `anomalib benchmark` cannot run our models.",
+    ),
+    Part(
+        "anomalib.pipelines.benchmark.job.BenchmarkJob.run",
+        in_class(BenchmarkJob, "run"),
+        "self, task_id",
+        "The command `anomalib benchmark` cannot run our models.",
+    ),
+    Part(
+        "anomalib.pipelines.benchmark.generator.BenchmarkJobGenerator",
+        lambda: BenchmarkJobGenerator.__init__,
+        "self, accelerator",
+        "The command `anomalib benchmark` cannot run our models.",
+    ),
+    Part(
+        "anomalib.pipelines.components.base.pipeline.log_file",
+        in_module(pipeline, "log_file"),
+        lambda found: found.endswith(".log"),
+        "A benchmark has nowhere to log to.",
+    ),
+    Part(
+        "anomalib.utils.logging.hide_output",
+        in_module(anomalib_logging, "hide_output"),
+        "func",
+        "Output of models tears a benchmark's progress bar.",
+    ),
+    # PyTorch
+    Part(
+        "torch.Tensor._version",
+        versions_of_a_tensor,
+        lambda found: found[0] < found[1],
+        "After a memory bank is changed in place, the search goes on in the old one.",
+    ),
+]
+LAYERS = ["layer1", "layer2", "layer3", "layer4"]
+
+# Names with an underscore that are public: the documentation of Python's named tuples names them
+PUBLIC = {"_asdict", "_replace", "_fields"}
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_part_is_as_it_was(part: Part) -> None:
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("anomalib", "lightning", "timm", "torch"))
+    broken = f"{part.name} is not as it was ({libraries}). {part.breaks}"
+    try:
+        found = part.get()
+        if isinstance(part.expected, str):
+            as_it_was = ", ".join(inspect.signature(found).parameters) == part.expected
+        else:
+            as_it_was = part.expected(found)
+    except Exception as error:
+        pytest.fail(f"{broken} ({type(error).__name__}: {error})")
+    assert as_it_was, f"{broken} It is: {found}"
+
+
+def test_anomalib_is_capped_below_the_first_version_that_is_not_tested() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    requirements = [Requirement(found) for found in re.findall(r'"(anomalib[^-_"]*)"', text)]
+    assert requirements
+    major, minor = map(int, TESTED.split("."))
+    for requirement in requirements:
+        assert f"{TESTED}.0" in requirement.specifier
+        assert f"{major}.{minor + 1}.0" not in requirement.specifier, requirement
+    assert version("anomalib").startswith(f"{TESTED}."), "run and mend this file, then raise TESTED and the cap"
+
+
+# The search for parts that the table does not name
+
+
+def private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def private_uses(tree: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]:
+    """Lines and names of private parts of something else; ``own`` are those that objects of ours have."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            on_self = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            names = [] if on_self and node.attr in own else [node.attr]
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("anomalib_softpatch"):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [name for alias in node.names for name in alias.name.split(".")]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "setattr", "hasattr", "delattr"}:
+            names = [each.value for each in node.args[1:2] if isinstance(each, ast.Constant)]
+        yield from ((node.lineno, name) for name in names if private(name))
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names that a module defines: functions, classes, variables, and what is set on self or cls."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and ast.unparse(node.value) in {"self", "cls"}
+        ):
+            names.add(node.attr)
+    return names
+
+
+def uses() -> Iterator[tuple[str, str]]:
+    """Places in the sources and the names of private parts that are used, or overridden, there."""
+    own = set().union(*(defined(tree) for _, tree in sources()))
+    for path, tree in sources():
+        yield from ((f"{path}:{line}", name) for line, name in private_uses(tree, own))
+    for module in pkgutil.walk_packages([str(PACKAGE)], "anomalib_softpatch."):
+        for owner in vars(importlib.import_module(module.name)).values():
+            if not inspect.isclass(owner) or not owner.__module__.startswith("anomalib_softpatch."):
+                continue
+            bases = [vars(base) for base in owner.__mro__ if not base.__module__.startswith("anomalib_softpatch.")]
+            theirs = {name for base in bases for name in base if private(name) and not name.startswith("_abc_")}
+            for base in owner.__mro__:
+                if base.__module__.startswith("anomalib_softpatch."):
+                    yield from ((base.__qualname__, name) for name in theirs & vars(base).keys())
+
+
+def test_every_private_part_is_in_the_table() -> None:
+    known = {part.searched for part in PARTS} | PUBLIC
+    unknown = sorted({f"{name} ({place})" for place, name in uses() if name not in known})
+    assert not unknown, f"use a public part, or name in PARTS what breaks without it: {', '.join(unknown)}"
+
+
+def test_every_private_part_of_the_table_is_used() -> None:
+    unused = {part.searched for part in PARTS if private(part.searched)} - {name for _, name in uses()}
+    assert not unused, f"no longer used, so to be taken out of PARTS: {sorted(unused)}"
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("trainer._secret()", ["_secret"]),
+        ("class A:\n  def f(self): return self._theirs", ["_theirs"]),
+        ("class A:\n  def __init__(self): self._own = 1\n  def f(self): return self._own", []),
+        ("class A:\n  def _own(self): ...\n  def f(self): return self._own()", []),
+        ("from anomalib.metrics import _AUPRO", ["_AUPRO"]),
+        ("import lightning._private", ["_private"]),
+        ("from lightning._private.thing import public", ["_private"]),
+        ("from anomalib_softpatch._version import __version__", []),
+        ("getattr(model, '_hidden', None)", ["_hidden"]),
+        ("model.__dict__", []),
+    ],
+)
+def test_the_search_finds_private_parts(source: str, names: list[str]) -> None:
+    tree = ast.parse(source)
+    assert [name for _, name in private_uses(tree, defined(tree))] == names
