@@ -16,6 +16,8 @@ COMMANDS = {
     "demo": ("anomalib_softpatch.demo", "main"),
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
     "report": ("anomalib_softpatch.report.command", "report"),
+    "apply": ("anomalib_softpatch.report.decisions", "apply"),
+    "undo": ("anomalib_softpatch.report.decisions", "undo"),
 }
 
 

@@ -1,81 +1,141 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The noise report of a fit."""
+"""The noise report of a fit, from plain data: no model, no datamodule."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from PIL import Image
+from torchvision.transforms.v2 import Transform
 
-from anomalib_softpatch.components import MemoryBank
-from anomalib_softpatch.data import NoisyDataModule
-from anomalib_softpatch.report.findings import Findings, image_size
-from anomalib_softpatch.report.geometry import true_patches, visible_region
+from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "noise_report"
 
 
-def report_fit(module: LightningModule, denoising: MemoryBank | None) -> None:
-    """Write ``noise_report/`` into the results folder and log how well known noise was found.
+def write_fit_report(
+    folder: str | Path,
+    paths: Sequence[str],
+    scores: torch.Tensor,
+    kept: torch.Tensor,
+    *,
+    transform: Transform | None = None,
+    groups: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    masks: Iterable[torch.Tensor | None] | None = None,
+    settings: dict[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, float]:
+    """Write the noise report of a fit, and say how well known noise was found.
 
     A trained model is worth more than its report: whatever goes wrong here is a warning that names the cause.
 
     Args:
+        folder: Folder to write the report to.
+        paths: Path of every training image.
+        scores: Noise scores of their patches, shape ``(images, height, width)``.
+        kept: Patches that were kept, boolean of the same shape.
+        transform: Transform of the pre-processor, which says what part of an image the patches cover.
+        groups: Number of each image's group of duplicates, shape ``(images,)``.
+        labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if that is not known.
+        masks: Mask of each image in its own size, ``None`` for one without an anomaly, taken one by one. Patches are
+            judged if all anomalous images have a mask.
+        settings: What to say in the report about how it came about.
+        notes: Sentences that a reader should know.
+
+    Returns:
+        See :func:`~anomalib_softpatch.report.quality.detection_quality`; empty if nothing is known or if the report
+        could not be written.
+    """
+    try:
+        from anomalib_softpatch.report.writer import write_report  # noqa: PLC0415  # drawing libraries, when needed
+
+        if len(paths) != len(scores):
+            msg = f"Not all of the {len(scores)} training images that reached the model had a path."
+            raise ValueError(msg)  # noqa: TRY301
+        regions = [visible_region(transform, _size(path)) for path in paths]
+        grid_size = tuple(scores.shape[1:])
+        patches = None if masks is None or labels is None else _patches(labels, masks, regions, grid_size)
+        findings = Findings(
+            paths=list(paths),
+            scores=scores.detach().float().cpu(),
+            kept=kept.cpu(),
+            regions=regions,
+            groups=groups,
+            labels=labels,
+            true_patches=patches,
+            settings=settings or {},
+            notes=list(notes),
+        )
+        page = write_report(findings, folder)
+        quality = findings.quality
+    except Exception as error:
+        logger.warning("The noise report could not be written: %s: %s", type(error).__name__, error, exc_info=True)
+        return {}
+    logger.info("Noise report: %s", page)
+    return quality
+
+
+def _patches(
+    labels: torch.Tensor, masks: Iterable[torch.Tensor | None], regions: Sequence[Region], grid_size: tuple[int, int]
+) -> torch.Tensor | None:
+    """Tell which patches are anomalous; ``None`` if an anomalous image has no mask."""
+    patches = []
+    for label, mask, region in zip(labels.tolist(), masks, regions, strict=True):
+        if label and mask is None:
+            return None
+        patches.append(true_patches(mask, region, grid_size))
+    return torch.stack(patches)
+
+
+def _size(path: str | Path) -> tuple[int, int]:
+    """Read width and height of an image without decoding it."""
+    with Image.open(path) as image:
+        return image.size
+
+
+# To be replaced by a callback of the models, which knows the datamodule and calls write_fit_report.
+def report_fit(module: Any, denoising: Any) -> None:
+    """Gather what a fit found, write its report and log how well known noise was found.
+
+    Args:
         module: Module that was fitted, in a hook that allows logging.
-        denoising: What the fit found.
+        denoising: What the fit found; ``None`` if nothing was scored.
     """
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")
         return
-    try:
-        from anomalib_softpatch.report.writer import write_report  # noqa: PLC0415  # drawing libraries, when needed
-
-        findings = find(module, denoising)
-        report = write_report(findings, Path(module.trainer.default_root_dir) / FOLDER)
-    except Exception as error:
-        logger.warning("The noise report could not be written: %s: %s", type(error).__name__, error, exc_info=True)
-        return
-    logger.info("Noise report: %s", report)
-    for name, value in findings.quality.items():
-        module.log(f"noise_{name}", value, rank_zero_only=True)
-
-
-def find(module: LightningModule, denoising: MemoryBank) -> Findings:
-    """Gather what there is to report about a fit.
-
-    Args:
-        module: Module that was fitted.
-        denoising: What the fit found.
-
-    Returns:
-        Findings, with the truth where the datamodule knows it.
-
-    Raises:
-        ValueError: If some of the images came without a path.
-    """
-    if len(denoising.keys) != len(denoising.scores):
-        msg = f"Not all of the {len(denoising.scores)} training images that reached the model had a path."
-        raise ValueError(msg)
     datamodule = getattr(module.trainer, "datamodule", None)
-    paths = list(denoising.keys)
-    if isinstance(datamodule, NoisyDataModule):
-        path_of = {datamodule.image_key(path): path for path in datamodule.truth.index}
-        paths = [path_of[key] for key in denoising.keys]
-    transform = getattr(module.pre_processor, "transform", None)
-    regions = [visible_region(transform, image_size(path)) for path in paths]
-    labels, patches = _truth(datamodule, paths, regions, tuple(denoising.scores.shape[1:]))
+    truth = getattr(datamodule, "truth", None)
+    paths, labels, masks, notes = list(denoising.keys), None, None, []
+    if truth is not None and len(paths) == len(denoising.scores):
+        path_of = {datamodule.image_key(path): path for path in truth.index}
+        paths = [path_of[key] for key in paths]
+        labels = torch.tensor(truth.loc[paths, "true_label_index"].to_numpy(dtype=bool))
+        masks = (
+            datamodule.true_mask(path) if label else None for path, label in zip(paths, labels.tolist(), strict=True)
+        )
+    if getattr(datamodule, "train_augmentations", None) is not None:
+        notes.append(
+            "The training images were augmented. What is shown are the files, so a heat map may be displaced "
+            "against its image, or mirrored."
+        )
     builder = module.model.memory_bank_builder
-    return Findings(
-        paths=paths,
-        scores=denoising.scores.detach().float().cpu(),
-        kept=denoising.kept[0].cpu(),
-        regions=regions,
+    quality = write_fit_report(
+        Path(module.trainer.default_root_dir) / FOLDER,
+        paths,
+        denoising.scores,
+        denoising.kept[0],
+        transform=getattr(module.pre_processor, "transform", None),
         labels=labels,
-        true_patches=patches,
+        masks=masks,
         settings={
             "Model": type(module).__name__,
             "Data": " ".join(str(getattr(datamodule, name, "")) for name in ("name", "category")),
@@ -83,30 +143,7 @@ def find(module: LightningModule, denoising: MemoryBank) -> Findings:
             "Discriminators": ", ".join(builder.discriminators),
             "Patches removed": ", ".join(f"{100 * threshold:g} %" for threshold in builder.thresholds),
         },
-        notes=_notes(datamodule),
+        notes=notes,
     )
-
-
-def _truth(
-    datamodule: LightningDataModule | None, paths: list[str], regions: list, grid_size: tuple[int, int]
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Look up which images and patches are anomalous, where the datamodule has injected them."""
-    if not isinstance(datamodule, NoisyDataModule):
-        return None, None
-    labels = torch.tensor(datamodule.truth.loc[paths, "true_label_index"].to_numpy(dtype=bool))
-    masks = [datamodule.true_mask(path) if label else None for path, label in zip(paths, labels.tolist(), strict=True)]
-    if any(mask is None for mask, label in zip(masks, labels.tolist(), strict=True) if label):
-        return labels, None  # a set without masks
-    return labels, torch.stack(
-        [true_patches(mask, region, grid_size) for mask, region in zip(masks, regions, strict=True)]
-    )
-
-
-def _notes(datamodule: LightningDataModule | None) -> list[str]:
-    notes = []
-    if getattr(datamodule, "train_augmentations", None) is not None:
-        notes.append(
-            "The training images were augmented. What is shown are the files, so a heat map may be displaced "
-            "against its image, or mirrored."
-        )
-    return notes
+    for name, value in quality.items():
+        module.log(f"noise_{name}", value, rank_zero_only=True)
