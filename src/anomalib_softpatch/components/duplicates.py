@@ -136,8 +136,10 @@ def _bound(distances: torch.Tensor) -> float:
     """Return the ratio to the last distance below which a distance is too small to be chance."""
     tiny = torch.finfo(distances.dtype).tiny
     ratios = distances[:, POSSIBLE_COPIES:-1] / distances[:, -1:].clamp_min(tiny)
-    # Levina and Bickel's estimate of 1 / m, averaged over the images as MacKay and Ghahramani advise
-    inverse_dimension = -ratios.clamp_min(1e-6).log().mean()
+    # Levina and Bickel's estimate of 1 / m, averaged over the images as MacKay and Ghahramani advise. The expected
+    # logarithm of the ratio of the k-th to the j-th distance is the sum of 1 / i over i = j ... k - 1, divided by m.
+    expected = [sum(1 / i for i in range(j, NEIGHBORS)) for j in range(POSSIBLE_COPIES + 1, NEIGHBORS)]
+    inverse_dimension = -ratios.clamp_min(1e-6).log().mean() / (sum(expected) / len(expected))
     smallest = torch.tensor(FALSE_PAIRS / (len(distances) * (NEIGHBORS - 1)))
     return min(LARGEST_RATIO, (inverse_dimension * smallest.log()).exp().item())
 
