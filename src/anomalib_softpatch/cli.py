@@ -18,6 +18,8 @@ COMMANDS = {
     "predict": ("anomalib_softpatch.predictions.command", "predict"),
     "report": ("anomalib_softpatch.report.command", "report"),
     "weights": ("anomalib_softpatch.weights", "weights"),
+    "apply": ("anomalib_softpatch.report.decisions", "apply"),
+    "undo": ("anomalib_softpatch.report.decisions", "undo"),
 }
 
 

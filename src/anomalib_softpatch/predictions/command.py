@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
-from anomalib_softpatch.report.folder import find_images, read_image
+from anomalib_softpatch.report.folder import find_images
+from anomalib_softpatch.report.reading import read_image
 
 # Image of shape (1, 3, height, width) in [0, 1] -> score, label or None, map of shape (height, width)
 Predictor = Callable[[np.ndarray], tuple[float, object, np.ndarray]]

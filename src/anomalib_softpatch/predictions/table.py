@@ -12,8 +12,6 @@ import pandas as pd
 
 from anomalib_softpatch.files import atomic_output
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -37,7 +35,7 @@ class Prediction:
 
     def line(self) -> str:
         """Return the prediction as a line for the terminal."""
-        name = self.path.encode("unicode_escape").decode("ascii") if not self.path.isprintable() else self.path
+        name = self.path if self.path.isprintable() else repr(self.path)
         return f"{self.verdict or 'no verdict':10}{self.score:9.4f}  ({self.x}, {self.y})  {name}"
 
 
@@ -81,9 +79,11 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     Returns:
         The file.
     """
-    table = pd.DataFrame([asdict(each) for each in predictions], columns=list(Prediction.__dataclass_fields__))
-    # A spreadsheet would run a file name that begins like a formula.
-    table["path"] = [f"'{name}" if str(name).startswith(FORMULA_STARTS) else name for name in table["path"]]
+    from anomalib_softpatch.report.paths import to_text  # noqa: PLC0415  # no model needs the report
+
+    # Absolute paths, which no spreadsheet takes for a formula, in one line whatever the name
+    rows = [asdict(each) | {"path": to_text(each.path)} for each in predictions]
+    table = pd.DataFrame(rows, columns=list(Prediction.__dataclass_fields__))
     with atomic_output(path) as temporary:
         table.to_csv(temporary, index=False)
     return path

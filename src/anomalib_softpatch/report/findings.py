@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from PIL import Image
 
 from anomalib_softpatch.components import ranks
+from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
 from anomalib_softpatch.report.quality import detection_quality
-
-# Of the heat maps' range of colours: the noisiest 1 / 10 ** COLOUR_DECADES of all patches have the last colour.
-COLOUR_DECADES = 3
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,18 @@ class Findings:
 
     Args:
         paths: Path of every image.
-        scores: Noise scores of all patches, shape ``(images, height, width)``.
+        scores: Noise scores of all patches on whatever scale, shape ``(images, height, width)``.
         kept: Patches that were kept, boolean of the same shape.
         regions: Part of every image that the grid of patches covers.
+        groups: Number of each image's group of duplicates, shape ``(images,)``, see
+            :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`; ``None`` if they were not looked for.
+        oddities: Names of what is odd about each image, see :mod:`~anomalib_softpatch.report.oddities`; ``None`` if
+            that was not looked for.
         labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if that is not known.
         true_patches: Which patches are anomalous, boolean of the shape of the scores; ``None`` if that is not known.
         settings: What to say in the report about how it came about.
         notes: Sentences that a reader should know.
-        remarks: Images that are odd, and how.
+        remarks: Images that were read with a loss, and how.
         skipped: Files that were not looked at, and why.
     """
 
@@ -45,6 +46,8 @@ class Findings:
     scores: torch.Tensor
     kept: torch.Tensor
     regions: list[Region]
+    groups: torch.Tensor | None = None
+    oddities: list[list[str]] | None = None
     labels: torch.Tensor | None = None
     true_patches: torch.Tensor | None = None
     settings: dict[str, str] = field(default_factory=dict)
@@ -53,29 +56,28 @@ class Findings:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     @cached_property
+    def rarity(self) -> torch.Tensor:
+        """Negative decimal logarithm of the share of all patches that score as high or higher, shape of the scores.
+
+        Discriminators score on scales of their own, some with a long tail. The share of patches that score as high is
+        comparable, and its logarithm tells a patch in a thousand (3) from one in ten (1). Each group of duplicates
+        counts once.
+        """
+        groups = torch.arange(len(self.paths)) if self.groups is None else self.groups
+        counted = self.scores[representatives(groups)]
+        higher = 1 - ranks(counted)
+        rarity = -higher.clamp_min(1 / counted.numel()).log10()
+        return rarity[groups] if len(counted) < len(self.scores) else rarity
+
+    @cached_property
     def image_scores(self) -> torch.Tensor:
-        """Score of every image, shape ``(images,)``."""
-        return image_scores(self.scores)
+        """Score of every image, the mean rarity of its rarest patches, shape ``(images,)``."""
+        return image_scores(self.rarity)
 
     @cached_property
     def order(self) -> list[int]:
         """Indices of the images, the most suspicious first; ties in the order of their paths."""
         return sorted(range(len(self.paths)), key=lambda index: (-self.image_scores[index].item(), self.paths[index]))
-
-    @cached_property
-    def rarity(self) -> torch.Tensor:
-        """Negative decimal logarithm of the share of all patches that score higher, shape of the scores.
-
-        Discriminators score on scales of their own, some with a long tail. The share of patches that score higher is
-        comparable, and its logarithm tells a patch in a thousand from one in ten.
-        """
-        higher = 1 - ranks(self.scores)
-        return -higher.clamp_min(1 / self.scores.numel()).log10()
-
-    @cached_property
-    def heat(self) -> torch.Tensor:
-        """Colour of every patch by its rarity, shape of the scores, in [0, 1]."""
-        return (self.rarity / COLOUR_DECADES).clamp(0, 1)
 
     @cached_property
     def quality(self) -> dict[str, float]:
@@ -87,7 +89,7 @@ class Findings:
     @cached_property
     def noise_level(self) -> NoiseLevel:
         """Share of the images that stand out."""
-        return noise_level(image_scores(self.rarity))
+        return noise_level(self.image_scores)
 
     @cached_property
     def names(self) -> list[str]:
@@ -96,11 +98,26 @@ class Findings:
         return [os.path.relpath(path, root) for path in self.paths]
 
     @cached_property
+    def duplicate_groups(self) -> list[int | None]:
+        """Number of each image's group of duplicates, 1 for the most suspicious group; ``None`` for a single image."""
+        if self.groups is None:
+            return [None] * len(self.paths)
+        sizes = self.groups.bincount().tolist()
+        groups = self.groups.tolist()
+        numbers: dict[int, int] = {}
+        for index in self.order:
+            if sizes[groups[index]] > 1:
+                numbers.setdefault(groups[index], len(numbers) + 1)
+        return [numbers.get(group) for group in groups]
+
+    @cached_property
     def table(self) -> pd.DataFrame:
         """One row per image, the most suspicious first.
 
-        Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score``, ``highest_patch_x``,
-        ``highest_patch_y`` (pixel at that patch's centre) and, where the truth is known, ``label``.
+        Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score`` (on the scale of
+        :attr:`scores`), ``highest_patch_x``, ``highest_patch_y`` (pixel at that patch's centre), ``duplicate_group``
+        (missing for an image without copies), ``findings`` (what else is odd, separated by semicolons) and, where the
+        truth is known, ``label``.
         """
         values, rows, columns = peaks(self.scores)
         grid_size = tuple(self.scores.shape[1:])
@@ -116,6 +133,8 @@ class Findings:
                 "highest_patch_score": values.tolist(),
                 "highest_patch_x": [x for x, _ in centres],
                 "highest_patch_y": [y for _, y in centres],
+                "duplicate_group": pd.array(self.duplicate_groups, dtype="Int64"),
+                "findings": ["; ".join(names) for names in self.oddities or [[]] * len(self.paths)],
             }
         )
         if self.labels is not None:
@@ -123,16 +142,3 @@ class Findings:
         table = table.iloc[self.order]
         table.insert(0, "rank", range(1, len(table) + 1))
         return table
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Read width and height of an image without decoding it.
-
-    Args:
-        path: Image file.
-
-    Returns:
-        Width and height in pixels.
-    """
-    with Image.open(path) as image:
-        return image.size

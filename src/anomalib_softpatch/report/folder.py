@@ -1,20 +1,13 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images of a folder, as they are found in practice: some unreadable, some odd."""
+"""The image files of a folder and of all folders in it."""
 
 import os
-import warnings
 from pathlib import Path
 
-import torch
-from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2.functional import to_dtype, to_image
-
-from anomalib_softpatch.data.depth import is_deep
-
-SMALLEST_SIDE = 8
+# Those of torchvision and Anomalib, without the seconds that importing them takes: a wrong folder is refused at once.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -27,72 +20,27 @@ def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         Image files, by their extension, and the other files and unreadable folders with the reason; both sorted.
 
     Raises:
-        ValueError: If there are no images.
+        ValueError: If it is not a folder, or if there are no images.
     """
+    if not folder.is_dir():
+        msg = f"folder={str(folder)!r} is not a folder. Give one that has images in it."
+        raise ValueError(msg)
     skipped = []
 
     def unreadable(error: OSError) -> None:
         skipped.append((str(error.filename), f"folder cannot be read: {error.strerror}"))
 
     files = [Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names]
-    images = sorted(file for file in files if file.suffix.lower() in IMG_EXTENSIONS)
+    images = sorted(file for file in files if file.suffix.lower() in IMAGE_EXTENSIONS)
     skipped += [
         (str(file), f"not an image file: '{file.suffix}'")
         for file in files
-        if file.suffix.lower() not in IMG_EXTENSIONS
+        if file.suffix.lower() not in IMAGE_EXTENSIONS
     ]
     if not images:
         msg = (
-            f"folder={str(folder)!r} has no images ({', '.join(IMG_EXTENSIONS)}) in it or in its subfolders, "
+            f"folder={str(folder)!r} has no images ({', '.join(IMAGE_EXTENSIONS)}) in it or in its subfolders, "
             f"among {len(files)} files."
         )
         raise ValueError(msg)
     return images, sorted(skipped)
-
-
-def read_image(path: Path) -> tuple[torch.Tensor, str]:
-    """Read an image as Anomalib reads it, and say what is odd about it.
-
-    Args:
-        path: Image file.
-
-    Returns:
-        Shape ``(3, height, width)``, in [0, 1], and a remark, which is empty for ordinary images.
-
-    Raises:
-        ValueError: If it cannot be read; the message is the reason.
-    """
-    reason = _reason_against(path)
-    if reason:
-        raise ValueError(reason)
-    remarks = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks of decoders about what they could read nevertheless
-            with Image.open(path) as image:
-                if getattr(image, "n_frames", 1) > 1:
-                    remarks.append(f"has {image.n_frames} frames, the first was looked at")
-                if is_deep(image):
-                    remarks.append(f"more than 8 bits per value ({image.mode}); Anomalib cuts values at 255")
-                tensor = to_dtype(to_image(image.convert("RGB")), torch.float32, scale=True)
-    except UnidentifiedImageError as error:
-        msg = "not an image, or of an unknown format"
-        raise ValueError(msg) from error
-    except Exception as error:  # decoders raise whatever they like for broken files
-        msg = f"cannot be read: {error}"
-        raise ValueError(msg) from error
-    height, width = tensor.shape[1:]
-    if min(height, width) < SMALLEST_SIDE:
-        msg = f"too small: {width} x {height} pixels"
-        raise ValueError(msg)
-    return tensor, "; ".join(remarks)
-
-
-def _reason_against(path: Path) -> str:
-    """Say why a file need not be opened; empty if it should be."""
-    try:
-        if not path.is_file():
-            return "not a file, or a link that leads nowhere"
-        return "" if path.stat().st_size else "empty file"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"

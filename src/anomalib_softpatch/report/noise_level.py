@@ -24,8 +24,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import bootstrap, median_abs_deviation
 
 DEVIATIONS = 3.0
+CONFIDENCE = 0.9
 RESAMPLES = 1000
 
 
@@ -37,11 +39,13 @@ class NoiseLevel:
         share: Share of the images.
         low: Lower end of the interval.
         high: Upper end of the interval.
+        score: Score above which an image stands out.
     """
 
     share: float
     low: float
     high: float
+    score: float
 
 
 def noise_level(image_scores: torch.Tensor, seed: int = 0) -> NoiseLevel:
@@ -55,13 +59,26 @@ def noise_level(image_scores: torch.Tensor, seed: int = 0) -> NoiseLevel:
         Share and interval.
     """
     scores = image_scores.double().cpu().numpy()
-    generator = np.random.default_rng(seed)
-    shares = [_outlying(generator.choice(scores, len(scores))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(shares, (0.05, 0.95))
-    return NoiseLevel(_outlying(scores), float(low), float(high))
+    share, score = float(_outlying(scores)), float(_limit(scores)[0])
+    if len(scores) < 2:  # noqa: PLR2004  # nothing to draw from
+        return NoiseLevel(share, share, share, score)
+    # The percentile method: the share is that of a few images, for which the corrections of BCa are not defined.
+    interval = bootstrap(
+        (scores,),
+        _outlying,
+        n_resamples=RESAMPLES,
+        batch=100,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return NoiseLevel(share, float(interval.low), float(interval.high), score)
 
 
-def _outlying(scores: np.ndarray) -> float:
-    median = np.median(scores)
-    deviation = 1.4826 * np.median(np.abs(scores - median))  # equals the standard deviation for a normal distribution
-    return float((scores > median + DEVIATIONS * deviation).mean())
+def _limit(scores: np.ndarray, axis: int = -1) -> np.ndarray:
+    deviation = median_abs_deviation(scores, axis=axis, scale="normal")
+    return np.expand_dims(np.median(scores, axis=axis) + DEVIATIONS * deviation, axis)
+
+
+def _outlying(scores: np.ndarray, axis: int = -1) -> np.ndarray:
+    return (scores > _limit(scores, axis)).mean(axis=axis)

@@ -3,9 +3,12 @@
 
 """How well the noise scores find noise that is known."""
 
+import numpy as np
 import torch
-from anomalib.metrics.aupro import _AUPRO as AUPROMetric  # noqa: N811  # the metric without Anomalib's batch wrapper
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+# Shares of the noise that the inspection curve is read at
+FOUND_SHARES = (0.5, 0.9, 1.0)
 
 
 def detection_quality(
@@ -23,28 +26,53 @@ def detection_quality(
         patches: Which patches are anomalous, boolean of the same shape; ``None`` if that is not known.
 
     Returns:
-        In [0, 1], by name: ``image_AUROC`` and ``image_precision`` (share of anomalous ones among as many of the
-        highest-scored images as there are anomalous ones); where patches are known ``patch_AUROC``, ``patch_AUPRO``
-        (up to a false positive rate of 0.3) and ``patch_precision``. Empty if not both kinds of images are there.
+        In [0, 1], by name: ``image_AUROC``, ``image_AP`` (average precision) and ``image_precision`` (share of
+        anomalous ones among as many of the highest-scored images as there are anomalous ones); where patches are known
+        ``patch_AUROC``, ``patch_AUPRO`` (up to a false positive rate of 0.3) and ``patch_precision``. Empty if not
+        both kinds of images are there.
     """
     if labels.all() or not labels.any():
         return {}
+    ordered = _dense_ranks(image_scores)
     quality = {
-        "image_AUROC": binary_auroc(image_scores, labels.long()).item(),
+        "image_AUROC": binary_auroc(ordered, labels.long()).item(),
+        "image_AP": binary_average_precision(ordered, labels.long()).item(),
         "image_precision": precision_at_count(image_scores, labels),
     }
     if patches is not None and patches.any():
-        # torchmetrics squashes scores outside [0, 1] by a sigmoid, in which the high ones become equal.
-        scaled = (patch_scores - patch_scores.min()) / (patch_scores.max() - patch_scores.min()).clamp_min(1e-12)
-        # Nothing is asked of other ranks: in a distributed fit, one alone writes the report, with all scores.
-        aupro = AUPROMetric(dist_sync_fn=lambda state, group=None: [state])
-        aupro.update(scaled, patches)
+        ordered = _dense_ranks(patch_scores)
         quality |= {
-            "patch_AUROC": binary_auroc(scaled.flatten(), patches.flatten().long()).item(),
-            "patch_AUPRO": aupro.compute().item(),
+            "patch_AUROC": binary_auroc(ordered.flatten(), patches.flatten().long()).item(),
+            "patch_AUPRO": aupro(ordered, patches),
             "patch_precision": precision_at_count(patch_scores.flatten(), patches.flatten()),
         }
     return quality
+
+
+def _dense_ranks(scores: torch.Tensor) -> torch.Tensor:
+    """Number the different scores upwards, in [0, 1]: torchmetrics squashes others, so that high ones become equal."""
+    values, inverse = scores.unique(return_inverse=True)
+    return inverse.float() / max(1, len(values) - 1)
+
+
+def aupro(scores: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return Anomalib's area under the per-region overlap curve, up to a false positive rate of 0.3.
+
+    Args:
+        scores: Score of every patch in [0, 1], shape ``(images, height, width)``.
+        truth: Which patches are anomalous, boolean of the same shape.
+
+    Returns:
+        Area in [0, 1].
+    """
+    from anomalib.data import ImageBatch  # noqa: PLC0415  # needed where the truth is known only
+    from anomalib.metrics import AUPRO  # noqa: PLC0415
+
+    # Nothing is asked of other ranks: in a distributed fit, one alone writes the report, with all scores.
+    metric = AUPRO(fields=("anomaly_map", "gt_mask"), dist_sync_fn=lambda state, group=None: [state])
+    images = torch.zeros(len(scores), 3, *scores.shape[1:])  # a batch has some
+    metric.update(ImageBatch(image=images, anomaly_map=scores, gt_mask=truth))
+    return metric.compute().item()
 
 
 def precision_at_count(scores: torch.Tensor, truth: torch.Tensor) -> float:
@@ -58,3 +86,31 @@ def precision_at_count(scores: torch.Tensor, truth: torch.Tensor) -> float:
         Share in [0, 1].
     """
     return truth[scores.topk(int(truth.sum())).indices].float().mean().item()
+
+
+def inspection_curve(ordered_labels: torch.Tensor) -> torch.Tensor:
+    """Return what is found by looking at the images in order.
+
+    Args:
+        ordered_labels: Which images are anomalous, the most suspicious first, boolean of shape ``(images,)``, true at
+            least once.
+
+    Returns:
+        Share of the anomalous images among the first 1, 2, ... images, shape ``(images,)``.
+    """
+    return ordered_labels.double().cumsum(dim=0) / ordered_labels.sum()
+
+
+def images_to_inspect(ordered_labels: torch.Tensor, share: float) -> int:
+    """Return how many images must be looked at, in order, to find a share of the anomalous ones.
+
+    Args:
+        ordered_labels: See :func:`inspection_curve`.
+        share: Share to be found, above 0 and at most 1.
+
+    Returns:
+        Number of images.
+    """
+    # Counted in whole images, which sums of floating-point shares are not.
+    wanted = int(np.ceil(share * int(ordered_labels.sum()) - 1e-9))
+    return int(ordered_labels.long().cumsum(dim=0).searchsorted(wanted)) + 1

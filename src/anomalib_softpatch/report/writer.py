@@ -4,24 +4,28 @@
 """Writing a noise report."""
 
 import logging
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-from PIL import Image
 
-from anomalib_softpatch.report.contact_sheet import contact_sheet, image_pair
+from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
-from anomalib_softpatch.report.html import render
+from anomalib_softpatch.report.page import render
+from anomalib_softpatch.report.paths import in_spreadsheet
 
 logger = logging.getLogger(__name__)
 
-MOST_SHOWN = 20
-LEAST_SHOWN = 12
+PAGE = "report.html"
+IMAGES = "images.csv"
+SKIPPED = "skipped.csv"
+THUMBNAILS = "thumbnails"
+JPEG_QUALITY = 82
 
 
 def write_report(findings: Findings, folder: str | Path) -> Path:
-    """Write ``report.html``, ``images.csv``, ``skipped.csv``, ``most_suspicious.png`` and ``least_suspicious.png``.
+    """Write ``report.html``, ``images.csv``, ``skipped.csv`` and ``thumbnails/``.
 
     All are made in a temporary folder first. A report that is there already is replaced, file by file, when all are
     ready, so that an error leaves it as it was; other files in the folder stay. ``report.html`` goes first and comes
@@ -33,45 +37,98 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
 
     Returns:
         Path of ``report.html``.
+
+    Raises:
+        ValueError: If a file of one of these names is there that is not a report's.
     """
     folder = Path(folder)
+    check_output(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".") as temporary:
-        _write_files(findings, Path(temporary))
-        page = folder / "report.html"
+        _write_files(findings, Path(temporary), folder)
+        page = folder / PAGE
         page.unlink(missing_ok=True)
         for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == page.name):
-            file.replace(folder / file.name)
+            target = folder / file.name
+            if target.is_dir():
+                target.replace(Path(temporary) / "earlier")  # folders do not replace each other
+            file.replace(target)
     return page
 
 
-def _write_files(findings: Findings, folder: Path) -> None:
+def check_output(folder: str | Path) -> None:
+    """Refuse a folder in which no report can be written, before one is computed. Nothing is left behind.
+
+    Args:
+        folder: Folder, which need not exist.
+
+    Raises:
+        ValueError: If it holds files of a report's names that are none.
+        OSError: If nothing can be written there.
+    """
+    folder = Path(folder)
+    foreign = [name for name in (PAGE, IMAGES, SKIPPED, THUMBNAILS) if not _is_replaceable(folder / name)]
+    if foreign:
+        msg = f"{str(folder / foreign[0])!r} is there and is not a noise report's. Give another folder for the report."
+        raise ValueError(msg)
+    check_writable(folder)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder that nothing can be written to. Nothing is left behind.
+
+    Args:
+        folder: Folder, which need not exist.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    folder = Path(folder).absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with TemporaryDirectory(dir=existing, prefix="."):
+            pass
+    except OSError as error:
+        msg = f"{str(folder)!r} cannot be written to: {error.strerror}. Give another folder."
+        raise OSError(msg) from error
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether nothing is there, or what an earlier report has left."""
+    if not path.exists():
+        return True
+    if path.name == THUMBNAILS:
+        return path.is_dir() and all(re.fullmatch(r"\d+\.jpg", file.name) for file in path.iterdir())
+    beginnings = {PAGE: b"<!doctype html>", IMAGES: b"rank,path,image_score,", SKIPPED: b"path,reason"}
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        beginning = file.read(1000)
+    return beginning.startswith(beginnings[path.name]) and (path.name != PAGE or b"<title>Noise report" in beginning)
+
+
+def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
     # Names that are no Unicode keep their bytes, so that a path in the table can be opened.
     csv = {"index": False, "encoding": "utf-8", "errors": "surrogateescape"}
-    findings.table.to_csv(folder / "images.csv", **csv)
-    pd.DataFrame(findings.skipped, columns=["path", "reason"]).to_csv(folder / "skipped.csv", **csv)
-    most_count = min(MOST_SHOWN, (len(findings.order) + 1) // 2)
-    least_count = min(LEAST_SHOWN, len(findings.order) - most_count)
-    most = _pairs(findings, findings.order[:most_count])
-    least = _pairs(findings, findings.order[len(findings.order) - least_count :][::-1])
-    for name, pairs in (("most", most), ("least", least)):
-        if pairs:
-            contact_sheet(findings, pairs, f"{name.capitalize()} suspicious images").save(
-                folder / f"{name}_suspicious.png",
-                compress_level=3,  # texture hardly gets smaller beyond, only slower
-            )
-    (folder / "report.html").write_text(render(findings, most, least), encoding="utf-8")
+    table = findings.table.assign(path=findings.table["path"].map(in_spreadsheet))
+    table.to_csv(folder / IMAGES, **csv)
+    skipped = [(in_spreadsheet(path), reason) for path, reason in findings.skipped]
+    pd.DataFrame(skipped, columns=["path", "reason"]).to_csv(folder / SKIPPED, **csv)
+    (folder / THUMBNAILS).mkdir()
+    thumbnails = {}
+    for rank, index in enumerate(findings.order, start=1):
+        name = f"{rank:05}.jpg"
+        if _draw(findings, index, folder / THUMBNAILS / name):
+            thumbnails[index] = f"{THUMBNAILS}/{name}"
+    (folder / PAGE).write_text(render(findings, thumbnails, final_folder), encoding="utf-8")
 
 
-def _pairs(findings: Findings, indices: list[int]) -> dict[int, Image.Image]:
-    """Draw images; one that has gone or changed since it was scored is left out."""
-    pairs = {index: _pair(findings, index) for index in indices}
-    return {index: pair for index, pair in pairs.items() if pair is not None}
-
-
-def _pair(findings: Findings, index: int) -> Image.Image | None:
+def _draw(findings: Findings, index: int, file: Path) -> bool:
+    """Draw an image; one that has gone or changed since it was scored is left out."""
     try:
-        return image_pair(findings, index)
+        pair = image_pair(findings, index)
     except (OSError, ValueError) as error:
         logger.warning("%s is not shown in the noise report: %s", findings.paths[index], error)
-        return None
+        return False
+    pair.save(file, "JPEG", quality=JPEG_QUALITY)
+    return True

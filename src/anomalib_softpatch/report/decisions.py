@@ -1,0 +1,229 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Decisions about the images of a folder, as the report's page saves them: to look at, to apply and to undo."""
+
+import csv
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomalib_softpatch.report.paths import from_text, to_text
+
+COLUMNS = ["path", "decision"]
+KEEP, SET_ASIDE, UNDECIDED = "keep", "set_aside", ""
+MOVED = "moved.csv"  # in the folder that images were moved to
+MOVED_COLUMNS = ["path", "moved_to"]
+MOST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Where an image goes.
+
+    Args:
+        source: Where it is.
+        target: Where it goes.
+    """
+
+    source: Path
+    target: Path
+
+
+def read_decisions(file: Path) -> dict[Path, str]:
+    """Read what the page of a report saved.
+
+    Args:
+        file: CSV file with the columns ``path`` and ``decision``: ``keep``, ``set_aside``, or empty.
+
+    Returns:
+        Decision about each image.
+
+    Raises:
+        ValueError: If it is not such a file.
+    """
+    decisions: dict[Path, str] = {}
+    for number, (path, decision) in enumerate(_read_table(file, COLUMNS), start=2):
+        if decision not in {KEEP, SET_ASIDE, UNDECIDED}:
+            msg = f"{str(file)!r}, row {number}: the decision {decision!r} must be {KEEP}, {SET_ASIDE}, or empty."
+            raise ValueError(msg)
+        decisions[from_text(path)] = decision
+    if not decisions:
+        msg = f"{str(file)!r} has no images in it."
+        raise ValueError(msg)
+    return decisions
+
+
+def plan(images: Sequence[Path], everything: Sequence[Path], target: Path) -> list[Transfer]:
+    """Say where images go, in the same subfolders.
+
+    Args:
+        images: Images that are to be copied or moved.
+        everything: All images of the set: subfolders count from the folder that they have in common.
+        target: Folder.
+
+    Returns:
+        The transfers, of the images that are there.
+
+    Raises:
+        ValueError: If the target lies in the folder of the images, or if a file is in the way.
+    """
+    root = Path(os.path.commonpath([path.parent for path in everything]))
+    if is_inside(target, root):
+        msg = f"{str(target)!r} lies in {str(root)!r}, where the images are. Choose another place."
+        raise ValueError(msg)
+    transfers = [Transfer(path, target / path.relative_to(root)) for path in images if path.is_file()]
+    _refuse_existing(transfers)
+    return transfers
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, links followed.
+
+    Args:
+        path: Path, which need not exist.
+        folder: Folder.
+    """
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def copy(transfers: Sequence[Transfer]) -> None:
+    """Copy files; none is overwritten.
+
+    Args:
+        transfers: From :func:`plan`.
+    """
+    _refuse_existing(transfers)
+    for transfer in transfers:
+        transfer.target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(transfer.source, transfer.target)
+
+
+def move(transfers: Sequence[Transfer], record: Path) -> None:
+    """Move files and write down where they were; none is overwritten.
+
+    Each move is written down before it is made, so that all can be undone if the process is stopped.
+
+    Args:
+        transfers: From :func:`plan`.
+        record: File to write to, or to append to.
+    """
+    _refuse_existing(transfers)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not record.exists()
+    with record.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(MOVED_COLUMNS)
+        for transfer in transfers:
+            writer.writerow([to_text(transfer.source), to_text(transfer.target)])
+            file.flush()
+            transfer.target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(transfer.source, transfer.target)
+
+
+def read_moves(record: Path) -> list[Transfer]:
+    """Read the way back from what :func:`move` wrote down.
+
+    Args:
+        record: That file.
+
+    Returns:
+        Transfers back, of the files that are where they were moved to.
+
+    Raises:
+        ValueError: If it is not such a file, or a file is in the way.
+    """
+    # An image may be listed more than once: moved, brought back, and moved again.
+    rows = dict.fromkeys(
+        (from_text(source), from_text(target)) for source, target in _read_table(record, MOVED_COLUMNS)
+    )
+    transfers = [Transfer(target, source) for source, target in rows if target.is_file()]
+    _refuse_existing(transfers)
+    return transfers
+
+
+def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None = None, yes: bool = False) -> None:
+    """Say what decisions about images would do, and do it with --yes.
+
+    Nothing is ever deleted or overwritten. Without --yes nothing is changed at all.
+
+    Args:
+        decisions: The file decisions.csv that the page of a report saved.
+        copy_rest: Copy all images that were not set aside to this folder, in the same subfolders.
+        move_to: Move the images that were set aside to this folder, in the same subfolders, and list them in moved.csv
+            there, from which anomalib-softpatch undo brings them back.
+        yes: Do it.
+    """
+    if (copy_rest is None) == (move_to is None):
+        msg = "Give one of --copy_rest and --move_to: a folder for the images to keep, or for those set aside."
+        raise ValueError(msg)
+    table = read_decisions(decisions)
+    counts = {decision: list(table.values()).count(decision) for decision in (SET_ASIDE, KEEP, UNDECIDED)}
+    sys.stdout.write(
+        f"{len(table)} images: {counts[SET_ASIDE]} set aside, {counts[KEEP]} kept, {counts[UNDECIDED]} undecided.\n"
+    )
+    chosen = [path for path, decision in table.items() if (decision == SET_ASIDE) == (copy_rest is None)]
+    target = move_to if copy_rest is None else copy_rest
+    transfers = plan(chosen, list(table), target)
+    gone = len(chosen) - len(transfers)
+    if gone:
+        sys.stdout.write(f"{gone} of them are not there any more and are left out.\n")
+    _show("moved" if copy_rest is None else "copied", transfers, yes)
+    if not yes:
+        return
+    if copy_rest is not None:
+        copy(transfers)
+        return
+    move(transfers, move_to / MOVED)
+    sys.stdout.write(f"To bring them back: anomalib-softpatch undo {to_text(move_to / MOVED)} --yes\n")
+
+
+def undo(moved: Path, yes: bool = False) -> None:
+    """Say which images moved by apply would be brought back, and do it with --yes.
+
+    Args:
+        moved: The file moved.csv in the folder that they were moved to.
+        yes: Do it.
+    """
+    transfers = read_moves(moved)
+    _show("moved", transfers, yes)
+    if yes:
+        for transfer in transfers:
+            transfer.target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(transfer.source, transfer.target)
+
+
+def _show(what: str, transfers: Sequence[Transfer], yes: bool) -> None:
+    for transfer in transfers[:MOST_SHOWN]:
+        sys.stdout.write(f"  {to_text(transfer.source)} -> {to_text(transfer.target)}\n")
+    if len(transfers) > MOST_SHOWN:
+        sys.stdout.write(f"  ... and {len(transfers) - MOST_SHOWN} more\n")
+    end = "." if yes else " with --yes. Nothing has been changed."
+    sys.stdout.write(f"{len(transfers)} images are {what}{end}\n")
+
+
+def _refuse_existing(transfers: Sequence[Transfer]) -> None:
+    in_the_way = [transfer.target for transfer in transfers if os.path.lexists(transfer.target)]
+    if in_the_way:
+        msg = (
+            f"{len(in_the_way)} files are there already, {str(in_the_way[0])!r} for one, and nothing is overwritten. "
+            "Give another folder."
+        )
+        raise ValueError(msg)
+
+
+def _read_table(file: Path, columns: list[str]) -> list[list[str]]:
+    """Read the rows of a CSV file with these columns."""
+    msg = f"{str(file)!r} is not a table with the columns {', '.join(columns)}."
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(msg) from error
+    if not rows or rows[0] != columns or any(len(row) != len(columns) for row in rows):
+        raise ValueError(msg)
+    return rows[1:]

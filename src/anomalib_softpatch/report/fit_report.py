@@ -1,0 +1,98 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The noise report of a fit, from plain data: no model, no datamodule."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import Transform
+
+from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
+
+logger = logging.getLogger(__name__)
+
+
+def write_fit_report(
+    folder: str | Path,
+    paths: Sequence[str],
+    scores: torch.Tensor,
+    kept: torch.Tensor,
+    *,
+    transform: Transform | None = None,
+    groups: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    masks: Iterable[torch.Tensor | None] | None = None,
+    settings: dict[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, float]:
+    """Write the noise report of a fit, and say how well known noise was found.
+
+    A trained model is worth more than its report: whatever goes wrong here is a warning that names the cause.
+
+    Args:
+        folder: Folder to write the report to.
+        paths: Path of every training image.
+        scores: Noise scores of their patches, shape ``(images, height, width)``.
+        kept: Patches that were kept, boolean of the same shape.
+        transform: Transform of the pre-processor, which says what part of an image the patches cover.
+        groups: Number of each image's group of duplicates, shape ``(images,)``.
+        labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if that is not known.
+        masks: Mask of each image in its own size, ``None`` for one without an anomaly, taken one by one. Patches are
+            judged if all anomalous images have a mask.
+        settings: What to say in the report about how it came about.
+        notes: Sentences that a reader should know.
+
+    Returns:
+        See :func:`~anomalib_softpatch.report.quality.detection_quality`; empty if nothing is known or if the report
+        could not be written.
+    """
+    try:
+        from anomalib_softpatch.report.writer import write_report  # noqa: PLC0415  # drawing libraries, when needed
+
+        if len(paths) != len(scores):
+            msg = f"Not all of the {len(scores)} training images that reached the model had a path."
+            raise ValueError(msg)  # noqa: TRY301
+        regions = [visible_region(transform, _size(path)) for path in paths]
+        grid_size = tuple(scores.shape[1:])
+        patches = None if masks is None or labels is None else _patches(labels, masks, regions, grid_size)
+        findings = Findings(
+            paths=list(paths),
+            scores=scores.detach().float().cpu(),
+            kept=kept.cpu(),
+            regions=regions,
+            groups=groups,
+            labels=labels,
+            true_patches=patches,
+            settings=settings or {},
+            notes=list(notes),
+        )
+        page = write_report(findings, folder)
+        quality = findings.quality
+    except Exception as error:
+        logger.warning("The noise report could not be written: %s: %s", type(error).__name__, error, exc_info=True)
+        return {}
+    logger.info("Noise report: %s", page)
+    return quality
+
+
+def _patches(
+    labels: torch.Tensor, masks: Iterable[torch.Tensor | None], regions: Sequence[Region], grid_size: tuple[int, int]
+) -> torch.Tensor | None:
+    """Tell which patches are anomalous; ``None`` if an anomalous image has no mask."""
+    patches = []
+    for label, mask, region in zip(labels.tolist(), masks, regions, strict=True):
+        if label and mask is None:
+            return None
+        patches.append(true_patches(mask, region, grid_size))
+    return torch.stack(patches)
+
+
+def _size(path: str | Path) -> tuple[int, int]:
+    """Read width and height of an image without decoding it."""
+    with Image.open(path) as image:
+        return image.size

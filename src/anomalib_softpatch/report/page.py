@@ -1,0 +1,131 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The page of a report: HTML that needs no server and no network, and shows the images without JavaScript, too."""
+
+import io
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from anomalib_softpatch._version import __version__
+from anomalib_softpatch.report.drawing import GAP, TILE, colour_bar
+from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.paths import link, to_text
+from anomalib_softpatch.report.quality import FOUND_SHARES, images_to_inspect, inspection_curve
+
+BINS = 60
+MOST_FILES_LISTED = 500
+CURVE_POINTS = 200
+
+QUALITY = {
+    "image_AUROC": ("Images", "AUROC"),
+    "image_AP": ("Images", "Average precision"),
+    "image_precision": ("Images", "Precision at the known count"),
+    "patch_AUROC": ("Patches", "AUROC"),
+    "patch_AUPRO": ("Patches", "AUPRO"),
+    "patch_precision": ("Patches", "Precision at the known count"),
+}
+
+
+def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -> str:
+    """Write the page.
+
+    Args:
+        findings: Findings of the set.
+        thumbnails: Link to the drawing of each image, by its index; images that could not be drawn are left out.
+        folder: Folder that the page will lie in.
+
+    Returns:
+        HTML text.
+    """
+    environment = Environment(
+        loader=PackageLoader("anomalib_softpatch.report", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows = findings.table.astype(object).where(findings.table.notna(), None).to_dict("records")
+    for index, row in zip(findings.order, rows, strict=True):
+        row["name"] = findings.names[index]
+        row["location"] = to_text(row["path"])
+        row["link"] = link(row["path"], folder)
+        row["thumbnail"] = thumbnails.get(index)
+        row["findings"] = findings.oddities[index] if findings.oddities else []
+    level = findings.noise_level
+    text = environment.get_template("report.html.jinja").render(
+        findings=findings,
+        rows=rows,
+        key=f"{to_text(folder)} {datetime.now().astimezone().isoformat()}",
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        version=__version__,
+        colour_bar=_data_uri(colour_bar(360, 14)),
+        aspect=f"{2 * TILE + GAP} / {TILE}",
+        bars=histogram(findings),
+        bins=BINS,
+        lowest=findings.image_scores.min().item(),
+        highest=findings.image_scores.max().item(),
+        level=level,
+        quality=[(*QUALITY[name], value) for name, value in findings.quality.items()],
+        inspection=_inspection(findings),
+        curve=_curve(findings),
+        groups=max((row["duplicate_group"] or 0 for row in rows), default=0),
+        finding_counts=Counter(name for names in findings.oddities or [] for name in names),
+        file_lists=[
+            ("Files not looked at", findings.skipped[:MOST_FILES_LISTED], len(findings.skipped)),
+            ("Images read with a loss", findings.remarks[:MOST_FILES_LISTED], len(findings.remarks)),
+        ],
+    )
+    return text.encode(errors="replace").decode()  # names that are no Unicode, which file systems allow
+
+
+def histogram(findings: Findings) -> list[dict[str, float]]:
+    """Count the images by score, for bars in a drawing of ``BINS`` by 100 units.
+
+    Args:
+        findings: Findings of the set.
+
+    Returns:
+        Place, height of the bar, and height of its part for images known to be anomalous.
+    """
+    scores = findings.image_scores.numpy()
+    edges = np.histogram_bin_edges(scores, BINS)
+    counts, _ = np.histogram(scores, edges)
+    known = np.zeros(BINS, dtype=int)
+    if findings.labels is not None:
+        known, _ = np.histogram(scores[findings.labels.numpy()], edges)
+    scale = 100 / counts.max()
+    return [
+        {"x": place, "height": float(scale * count), "known": float(scale * part), "count": int(count)}
+        for place, (count, part) in enumerate(zip(counts, known, strict=True))
+        if count
+    ]
+
+
+def _inspection(findings: Findings) -> list[tuple[str, int]]:
+    """Say how many images must be looked at to find a share of the known noise."""
+    if not findings.quality:
+        return []
+    ordered = findings.labels[findings.order]
+    return [(f"{100 * share:.0f} %", images_to_inspect(ordered, share)) for share in FOUND_SHARES]
+
+
+def _curve(findings: Findings) -> str:
+    """Return the inspection curve as points of a polyline in a square of 100 units."""
+    if not findings.quality:
+        return ""
+    found = inspection_curve(findings.labels[findings.order])
+    count = len(found)
+    places: Sequence[int] = sorted({round(place) for place in np.linspace(0, count - 1, CURVE_POINTS)})
+    return "0,100 " + " ".join(f"{100 * (place + 1) / count:.2f},{100 - 100 * found[place]:.2f}" for place in places)
+
+
+def _data_uri(image: object) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

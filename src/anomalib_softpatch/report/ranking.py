@@ -1,0 +1,286 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Rank the images of a folder by how suspicious they are, without training a detector."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
+
+from anomalib_softpatch.components import DISCRIMINATORS, PatchFeatureExtractor, keep_mask, score_patches
+from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
+from anomalib_softpatch.components.patch_scores import projection_matrix
+from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.folder import find_images
+from anomalib_softpatch.report.geometry import visible_region
+from anomalib_softpatch.report.oddities import ImageStatistics, find_oddities, image_statistics
+from anomalib_softpatch.report.reading import read_image
+
+FEWEST_IMAGES = 2
+# Of ImageNet, which timm's backbones were trained on
+MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def rank_images(
+    images: str | Path | Sequence[str | Path],
+    *,
+    backbone: str = "wide_resnet50_2",
+    layers: Sequence[str] = ("layer2", "layer3"),
+    discriminators: Sequence[str] = ("lof", "gaussian"),
+    threshold: float = 0.15,
+    lof_k: int = 6,
+    neighborhood: int | Literal["image"] = 0,
+    image_size: int = 256,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+) -> Findings:
+    """Compare images with each other, and find those that do not look like the rest.
+
+    Copies of an image have one vote: one of each group of duplicates is compared with the others, and all of the group
+    get its scores.
+
+    Args:
+        images: Folder, which is searched with all folders in it, or the image files. Most of them should be normal and
+            show one kind of thing.
+        backbone: Name of a timm model, or ``local-dir:<folder>`` for weights on disk.
+        layers: Names of the layers to extract features from, the finest grid first.
+        discriminators: How noise is scored: ``lof``, ``gaussian`` or ``nearest``; the ranks of several are averaged.
+        threshold: Share of all patches that counts as removed.
+        lof_k: Neighbours of the local outlier factor.
+        neighborhood: Compare patches with those of other images at the same grid position (0), up to so many
+            positions away, or of the whole image (``"image"``), for objects that lie in any direction.
+        image_size: Side in pixels of the square that images are resized to.
+        batch_size: Number of images to send through the backbone at a time.
+        num_workers: Processes that read images, 0 for none beside this one.
+        device: Device for the computation, for example ``cpu`` or ``cuda``; ``auto`` for a GPU if there is one.
+        progress: Show progress on standard error.
+
+    Returns:
+        Findings; their ``table`` is a data frame with one row per image, the most suspicious first.
+
+    Raises:
+        ValueError: If an argument is out of range or does not fit the others, or fewer than two different images can be
+            read.
+        OSError: If the weights of the backbone cannot be had.
+
+    Example:
+        >>> from anomalib_softpatch import rank_images
+        >>> findings = rank_images("my_images")  # doctest: +SKIP
+        >>> findings.table[["path", "image_score", "duplicate_group"]].head()  # doctest: +SKIP
+    """
+    if isinstance(images, str | Path):
+        paths, skipped = find_images(Path(images))
+        source = f"folder={str(images)!r}"
+    else:
+        paths, skipped = [Path(path) for path in images], []
+        source = "images"
+    torch_device = _check_options(backbone, layers, discriminators, threshold, lof_k, neighborhood, image_size,
+                                  batch_size, num_workers, device)  # fmt: skip
+    console = Console(stderr=True, quiet=not progress)
+    try:
+        extractor = PatchFeatureExtractor(backbone, list(layers)).eval().to(torch_device)
+    except RuntimeError as error:  # its message says how to go on
+        raise OSError(str(error)) from error
+    transform = Compose([Resize((image_size, image_size), antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
+    loader = DataLoader(FileDataset(paths, transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+
+    read: list[ReadImage] = []
+    features = []
+    with torch.inference_mode():
+        for batch in _with_progress(loader, len(paths), console):
+            good = [item for item in batch if isinstance(item, ReadImage)]
+            skipped += [(str(item.path), item.reason) for item in batch if isinstance(item, UnreadableImage)]
+            if good:
+                features.append(_extract(extractor, torch.stack([item.tensor for item in good]).to(torch_device)))
+                read += [item.without_tensor() for item in good]
+    skipped.sort()
+    different = len({item.content for item in read})
+    if different < FEWEST_IMAGES:
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:5])
+        msg = (
+            f"{source} has {len(read)} readable images, {different} without their copies, but at least "
+            f"{FEWEST_IMAGES} are compared.{reasons}"
+        )
+        raise ValueError(msg)
+    with console.status(f"Comparing {len(read)} images") if progress else nullcontext(), torch.inference_mode():
+        compared = torch.cat(features)
+        features.clear()
+        groups = duplicate_groups([item.content for item in read], compared)
+        compared = compared[representatives(groups).to(torch_device)]
+        scores = score_patches(compared, discriminators, lof_k=lof_k, neighborhood=neighborhood).fused.float().cpu()
+        kept = keep_mask(scores, threshold)
+    return Findings(
+        paths=[str(item.path) for item in read],
+        scores=scores[groups],
+        kept=kept[groups],
+        regions=[visible_region(transform, (item.statistics.width, item.statistics.height)) for item in read],
+        groups=groups,
+        oddities=find_oddities([item.statistics for item in read]),
+        settings={
+            "Images": str(images) if isinstance(images, str | Path) else f"{len(paths)} files",
+            "Backbone": f"{backbone}, layers {', '.join(layers)}",
+            "Image size": f"{image_size} x {image_size} pixels",
+            "Discriminators": ", ".join(discriminators),
+            "Neighbourhood": str(neighborhood),
+            "Patches removed": f"{100 * threshold:g} %",
+        },
+        remarks=[(str(item.path), item.remark) for item in read if item.remark],
+        skipped=skipped,
+    )
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image that was read.
+
+    Args:
+        path: Its file.
+        tensor: Transformed to the size of all; ``None`` when it has been used.
+        content: Hash of its pixels.
+        statistics: What oddities are told by.
+        remark: What was lost in reading it; empty for ordinary images.
+    """
+
+    path: Path
+    tensor: torch.Tensor | None
+    content: str
+    statistics: ImageStatistics
+    remark: str
+
+    def without_tensor(self) -> "ReadImage":
+        """Return the same without its pixels, of which there is no room for thousands."""
+        return ReadImage(self.path, None, self.content, self.statistics, self.remark)
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """An image that could not be read.
+
+    Args:
+        path: Its file.
+        reason: Why.
+    """
+
+    path: Path
+    reason: str
+
+
+class FileDataset(Dataset):
+    """Read, measure and transform images.
+
+    Args:
+        paths: Image files.
+        transform: Transform to a tensor of one size.
+    """
+
+    def __init__(self, paths: list[Path], transform: Transform) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> ReadImage | UnreadableImage:
+        """Return an image, or why it cannot be read."""
+        path = self.paths[index]
+        try:
+            tensor, remark = read_image(path)
+        except ValueError as error:
+            return UnreadableImage(path, str(error))
+        content = hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes()).hexdigest()
+        return ReadImage(path, self.transform(tensor), content, image_statistics(tensor), remark)
+
+
+def _extract(extractor: PatchFeatureExtractor, images: torch.Tensor) -> torch.Tensor:
+    """Return projected features of shape ``(images, height, width, dimensions)``."""
+    features = extractor(images)
+    matrix = projection_matrix(features.shape[3], features.device)
+    return features if matrix is None else features @ matrix
+
+
+def _check_options(
+    backbone: str,
+    layers: Sequence[str],
+    discriminators: Sequence[str],
+    threshold: float,
+    lof_k: int,
+    neighborhood: int | Literal["image"],
+    image_size: int,
+    batch_size: int,
+    num_workers: int,
+    device: str,
+) -> torch.device:
+    """Refuse bad options before images are read, and return the device."""
+    for name, value, smallest in (
+        ("lof_k", lof_k, 1),
+        ("image_size", image_size, 32),  # the least that backbones of five stages make a grid of
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 0),
+        ("neighborhood", 0 if neighborhood == "image" else neighborhood, 0),
+    ):
+        if value < smallest:
+            msg = f"{name}={value} must be a whole number of {smallest} or more."
+            raise ValueError(msg)
+    if math.isnan(threshold) or not 0 <= threshold < 1:
+        msg = f"threshold={threshold} must be a share of at least 0 and below 1, for example 0.1."
+        raise ValueError(msg)
+    unknown = [name for name in discriminators if name not in DISCRIMINATORS]
+    if unknown or not discriminators:
+        msg = f"discriminators={list(discriminators)} must be one or more of {', '.join(DISCRIMINATORS)}."
+        raise ValueError(msg)
+    _check_backbone(backbone)
+    if not layers:
+        msg = "layers must name at least one layer of the backbone."
+        raise ValueError(msg)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
+        reason = str(error).split("\n", maxsplit=1)[0]
+        msg = f"device={device!r} cannot be used here ({reason}). Choose 'cpu', or 'auto'."
+        raise ValueError(msg) from error
+    return torch.device(device)
+
+
+def _check_backbone(backbone: str) -> None:
+    """Refuse names that timm does not know and folders that are not there, which needs no network."""
+    if backbone.startswith("local-dir:"):
+        folder = Path(backbone.removeprefix("local-dir:"))
+        if not (folder / "config.json").is_file():
+            msg = f"backbone={backbone!r}: there is no config.json in that folder, beside which timm saves weights."
+            raise ValueError(msg)
+    elif ":" not in backbone and not timm.is_model(backbone):
+        similar = timm.list_models(f"*{backbone.split('.', maxsplit=1)[0][:8]}*")[:3]
+        hint = f" There are {', '.join(similar)}, for example." if similar else ""
+        msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
+        raise ValueError(msg)
+
+
+def _with_progress(loader: DataLoader, total: int, console: Console) -> Iterator[list]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("Looking at images", total=total)
+        for batch in loader:
+            yield batch
+            bar.advance(task, len(batch))

@@ -1,0 +1,97 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Groups of duplicates, of features made so that it is known which are copies."""
+
+import pytest
+import torch
+
+from anomalib_softpatch.components.duplicates import duplicate_groups, near_pairs, representatives
+
+
+def features(images: int = 60, spread: float = 1.0, seed: int = 0) -> torch.Tensor:
+    """Images that share what is common to all, as aligned ones do, and differ by noise in every patch."""
+    generator = torch.Generator().manual_seed(seed)
+    common = 5 * torch.randn(1, 12, 12, 8, generator=generator)
+    return common + spread * torch.randn(images, 12, 12, 8, generator=generator)
+
+
+def partition(groups: torch.Tensor) -> set[frozenset[int]]:
+    """Groups of more than one image, as sets of their indices."""
+    sets = [frozenset((groups == group).nonzero().flatten().tolist()) for group in groups.unique()]
+    return {group for group in sets if len(group) > 1}
+
+
+def test_exact_copies_are_told_by_their_hash() -> None:
+    groups = duplicate_groups(["a", "b", "a", "c", "b", "a"])
+    assert groups.tolist() == [0, 1, 0, 2, 1, 0]
+    assert representatives(groups).tolist() == [0, 1, 3]
+
+
+def test_near_copies_are_grouped_and_aligned_images_are_not() -> None:
+    originals = features()
+    assert partition(duplicate_groups(features=originals)) == set()
+    generator = torch.Generator().manual_seed(1)
+    copies = originals[[3, 17, 17]] + 0.3 * torch.randn(3, 12, 12, 8, generator=generator)
+    groups = duplicate_groups(features=torch.cat((originals, copies)))
+    assert partition(groups) == {frozenset({3, 60}), frozenset({17, 61, 62})}
+
+
+def test_all_images_copied_once() -> None:
+    originals = features(40)
+    copies = originals + 0.3 * torch.randn(originals.shape, generator=torch.Generator().manual_seed(1))
+    groups = duplicate_groups(features=torch.cat((originals, copies)))
+    assert partition(groups) == {frozenset({index, index + 40}) for index in range(40)}
+
+
+def test_images_unlike_the_rest_are_no_copies_of_each_other() -> None:
+    """They are each other's nearest by far, but farther apart than the others are."""
+    originals = features(40)
+    generator = torch.Generator().manual_seed(2)
+    odd = 20 + 3 * torch.randn(2, 12, 12, 8, generator=generator)
+    assert partition(duplicate_groups(features=torch.cat((originals, odd)))) == set()
+
+
+def test_few_kinds_of_images_are_no_copies() -> None:
+    """Images that differ in two ways only are near each other by chance, and the bound knows."""
+    generator = torch.Generator().manual_seed(3)
+    ways = torch.randn(2, 12, 12, 8, generator=generator)
+    images = torch.einsum("nw,whij->nhij", torch.randn(100, 2, generator=generator), ways)
+    assert len(near_pairs(images)) == 0
+
+
+def test_what_comes_in_at_the_edge_does_not_make_images_alike() -> None:
+    originals = features(40).repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)  # 36 x 36 patches
+    originals[:10, :2] = originals[:10, -2:] = -50
+    assert partition(duplicate_groups(features=originals)) == set()
+
+
+def test_hashes_and_features_together() -> None:
+    originals = features(40)
+    near = originals[7:8] + 0.2
+    images = torch.cat((originals[:1].repeat(15, 1, 1, 1), originals, near))
+    hashes = [*["same"] * 15, "same", *range(1, 40), "near"]
+    groups = duplicate_groups(hashes, images)
+    assert partition(groups) == {frozenset(range(16)), frozenset({15 + 7, 55})}
+    assert groups.unique().tolist() == list(range(39 + 1))
+
+
+def test_blocks_make_no_difference() -> None:
+    images = torch.cat((features(50), features(50)[:5] + 0.1))
+    assert torch.equal(duplicate_groups(features=images), duplicate_groups(features=images, block_size=7))
+
+
+def test_few_images_have_exact_copies_only() -> None:
+    images = features(5).repeat(2, 1, 1, 1)
+    assert partition(duplicate_groups(features=images)) == set()
+    assert duplicate_groups([0, 1, 2, 3, 4] * 2, images).tolist() == [0, 1, 2, 3, 4] * 2
+    assert duplicate_groups(["one"], images[:1]).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((), "hashes, features, or both"), ((["a"], torch.zeros(2, 3, 3, 1)), "1 hashes, but features of 2")],
+)
+def test_bad_input(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        duplicate_groups(*arguments)
