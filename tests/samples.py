@@ -1,9 +1,13 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rows to choose from, for the tests of the coreset on one and on several devices."""
+"""Small inputs that several tests use."""
 
 import torch
+from hypothesis import strategies as st
+
+# Noise scores, some of which tie
+SCORES = st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=50)
 
 
 def mixture(rows, columns, seed=0):

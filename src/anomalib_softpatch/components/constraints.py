@@ -7,6 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+FEATURE_DIMENSIONS = 4
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -79,4 +83,15 @@ def check_discriminators(names: Sequence[str], known: Collection[str]) -> None:
             raise ValueError(msg)
     if not names or len(set(names)) < len(names):
         msg = f"discriminators must be different names and at least one, got {tuple(names)}."
+        raise ValueError(msg)
+
+
+def check_features(features: torch.Tensor) -> None:
+    """Refuse features that do not come as a grid for each image.
+
+    Raises:
+        ValueError: If the shape is not ``(images, height, width, channels)``.
+    """
+    if features.ndim != FEATURE_DIMENSIONS:
+        msg = f"Features must have the shape (images, height, width, channels), got {tuple(features.shape)}."
         raise ValueError(msg)

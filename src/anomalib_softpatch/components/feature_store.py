@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from anomalib_softpatch.components.constraints import check_features
+
 
 class FeatureStore:
     """Keep the features of all training images until the memory bank is built from them.
@@ -95,9 +97,10 @@ class FeatureStore:
             keys: What tells the images apart and orders them, their paths for example, one for each.
 
         Raises:
-            ValueError: If grid or channels differ from those of the images before, or keys are missing.
+            ValueError: If they are of another shape than that or than those before, or keys are missing.
             OSError: If the features do not fit on the disk.
         """
+        check_features(features)
         if self._batches and features.shape[1:] != self._batches[0].shape[1:]:
             (_, *new), (_, *known) = features.shape, self._batches[0].shape
             msg = (

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from anomalib_softpatch.components.constraints import check_discriminators
+from anomalib_softpatch.components.constraints import check_discriminators, check_features
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.fusion import fuse
 from anomalib_softpatch.components.references import References
@@ -86,8 +86,10 @@ def score_patches(
         The scores.
 
     Raises:
-        ValueError: If a name is unknown, there are too few images or references to compare, or scores are not finite.
+        ValueError: If features have another shape, a name is unknown, there are too few images or references to
+            compare, or scores are not finite.
     """
+    check_features(features)
     check_discriminators(discriminators, DISCRIMINATORS)
     images, *grid_size, channels = features.shape
     matrix = projection_matrix(channels, features.device, seed)

@@ -158,3 +158,18 @@ def test_products_of_shorter_numbers(how, monkeypatch):
     finally:
         torch.set_float32_matmul_precision(precision)
     assert chosen.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("disabled", "shown"), [("", True), ("1", False)])
+def test_progress_bar(disabled, shown, tmp_path, run_python):
+    """What asks for it shows it, unless the environment says that there are to be no bars."""
+    code = (
+        "import torch\n"
+        "from anomalib_softpatch.components import k_center_greedy\n"
+        "k_center_greedy(torch.rand(50, 3), 5, 0)\n"
+        "print('silent', flush=True)\n"
+        "k_center_greedy(torch.rand(50, 3), 5, 0, progress=True)"
+    )
+    result = run_python("-c", code, cwd=tmp_path, env={"TQDM_DISABLE": disabled})
+    assert result.stdout == "silent\n"
+    assert result.stderr.count("Selecting coreset: 100%") == shown

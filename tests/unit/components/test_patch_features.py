@@ -20,8 +20,8 @@ def test_average_equals_anomalib():
     theirs.feature_extractor.load_state_dict(ours.backbone.state_dict())
     images = torch.randn(6, 3, 64, 96)  # more than pass through the backbone together
     features = ours(images)
-    assert features.shape == (6, 64 + 128 + 256, 16, 24)
-    torch.testing.assert_close(features.permute(0, 2, 3, 1).reshape(-1, 448), theirs(images))
+    assert features.shape == (6, 16, 24, 64 + 128 + 256)
+    torch.testing.assert_close(features.reshape(-1, 448), theirs(images))
 
 
 def test_unfold_equals_pytorch():
@@ -47,18 +47,18 @@ def test_unfold_equals_the_papers_order_of_steps():
         patches = F.interpolate(unfold(layers[name]), size=(16, 16), mode="bilinear")
         pooled.append(F.adaptive_avg_pool1d(patches.flatten(2).mT.reshape(256, 1, -1), 1024))
     expected = F.adaptive_avg_pool1d(torch.cat(pooled, dim=1).reshape(256, 1, -1), 1024).reshape(256, 1024)
-    torch.testing.assert_close(extractor(images).flatten(2).mT[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(extractor(images).flatten(0, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_vision_transformer():
     extractor = PatchFeatureExtractor("vit_small_patch14_dinov2", ["blocks.2", "blocks.5"], pre_trained=False)
-    assert extractor(torch.randn(1, 3, 56, 84)).shape == (1, 768, 4, 6)
+    assert extractor(torch.randn(1, 3, 56, 84)).shape == (1, 4, 6, 768)
 
 
 def test_module_as_backbone():
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2))
     extractor = PatchFeatureExtractor(backbone, ["0", "2"])
-    assert extractor(torch.randn(1, 3, 33, 33)).shape == (1, 24, 16, 16)
+    assert extractor(torch.randn(1, 3, 33, 33)).shape == (1, 16, 16, 24)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_layers_in_any_order(backbone, layers):
     assert features == {layer: feature.shape for layer, feature in reverse.backbone(images).items()}
     for layer, feature in reverse.backbone(images).items():
         torch.testing.assert_close(extractor.backbone(images)[layer], feature)
-    assert extractor(images).shape[2:] == features[layers[0]][2:]
+    assert extractor(images).shape[1:3] == features[layers[0]][2:]
 
 
 def test_local_weights(backbone):
     extractor = PatchFeatureExtractor(backbone, ["blocks.2", "blocks.4"])
-    assert extractor(torch.randn(1, 3, 64, 64)).shape == (1, 128, 8, 8)
+    assert extractor(torch.randn(1, 3, 64, 64)).shape == (1, 8, 8, 128)
 
 
 @pytest.mark.parametrize(

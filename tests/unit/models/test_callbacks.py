@@ -1,0 +1,186 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What happens around a fit: checks, the noise report, and a frozen backbone."""
+
+import logging
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.data import depth
+from anomalib_softpatch.models import callbacks
+from anomalib_softpatch.models.callbacks import BitDepthCheck, FitChecks, NoiseReport
+from anomalib_softpatch.models.distributed import DistributedFit
+
+
+def make_model(model_class=SoftPatch, **options):
+    small = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "visualizer": False}
+    pre_processor = model_class.configure_pre_processor((64, 64))
+    return model_class(**small, coreset_sampling_ratio=0.01, pre_processor=pre_processor, **options)
+
+
+def make_engine(folder, **options):
+    return Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False, **options)
+
+
+@pytest.fixture
+def datamodule(mvtec_root):
+    return MVTecAD(root=mvtec_root, category="bottle", train_batch_size=3, eval_batch_size=3, num_workers=0)
+
+
+# Images of more than 8 bits
+
+
+def test_files_are_opened_once(datamodule, tmp_path, monkeypatch):
+    """In training all of them, in the other loops those of the first batch."""
+    opened = Counter()
+
+    def count(path):
+        opened[str(path).split("bottle/")[1]] += 1
+        return Image.open(path)
+
+    monkeypatch.setattr(depth, "Image", SimpleNamespace(open=count))
+    model, runner = make_model(noise_report=False), make_engine(tmp_path)
+    runner.fit(model, datamodule=datamodule)
+    training = {path for path in opened if path.startswith("train/")}
+    assert len(training) == 8
+    assert set(opened.values()) == {1}
+    assert len(opened) - len(training) == 3
+    for loop in (runner.test, runner.validate, runner.predict):
+        opened.clear()
+        loop(model, datamodule=datamodule)
+        assert len(opened) == opened.total() == 3
+
+
+def test_one_warning_for_all_deep_images(datamodule, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(callbacks, "cut_values", lambda path: f"{path} has large values")
+    with caplog.at_level(logging.WARNING):
+        make_engine(tmp_path).fit(make_model(noise_report=False), datamodule=datamodule)
+    assert len([record for record in caplog.records if "has large values" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start", "on_predict_batch_start"])
+def test_white_images_are_refused(hook, monkeypatch):
+    """If they are white because their values were cut."""
+    monkeypatch.setattr(callbacks, "cut_values", lambda path: path if "deep" in path else "")
+    image = torch.rand(3, 8, 8)
+    white = torch.stack((torch.full_like(image, 2.0), image))
+
+    def check(*paths):
+        getattr(BitDepthCheck(), hook)(None, None, SimpleNamespace(image=white, image_path=list(paths)), 0)
+
+    check("a.png", "deep.png")  # a white image of 8 bits, and one of which enough is left
+    with pytest.raises(ValueError, match=r"deep\.png, so that it is all white\. Convert"):
+        check("deep.png", "b.png")
+
+
+# Checks before the features are extracted
+
+
+def test_precision_that_the_device_does_not_have(monkeypatch):
+    def refuse(*_args):
+        msg = "not implemented for 'Half'"
+        raise RuntimeError(msg)
+
+    model = make_model(precision="float16")
+    monkeypatch.setattr(torch.nn.functional, "conv2d", refuse)
+    trainer = SimpleNamespace(progress_bar_callback=None, is_global_zero=True)
+    with pytest.raises(ValueError, match=r"precision=float16 does not work on cpu: .*'Half'\. Use 'float32'"):
+        FitChecks().on_fit_start(trainer, model)
+
+
+def test_features_of_an_interrupted_fit_are_forgotten(datamodule, tmp_path):
+    model = make_model(noise_report=False)
+    model.model.feature_store.append(torch.randn(3, 16, 16, 192), ["a", "b", "c"])
+    make_engine(tmp_path).fit(model, datamodule=datamodule)
+    assert len(model.model.denoising.keys) == 8
+
+
+@pytest.mark.parametrize(
+    ("progress_bar", "first", "shown"), [(None, True, False), (object(), True, True), (object(), False, False)]
+)
+def test_progress_is_shown_where_others_show_it(progress_bar, first, shown):
+    model = make_model()
+    FitChecks().on_fit_start(SimpleNamespace(progress_bar_callback=progress_bar, is_global_zero=first), model)
+    assert model.model.memory_bank_builder.progress is shown
+
+
+# The noise report
+
+
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+@pytest.mark.parametrize("limit", [1.0, 0])
+def test_report_with_and_without_validation(model_class, limit, datamodule, tmp_path):
+    model = make_model(model_class)
+    make_engine(tmp_path, limit_val_batches=limit).fit(model, datamodule=datamodule)
+    assert model.model.bank_ranges
+    assert len(list(tmp_path.rglob("noise_report/report.html"))) == 1
+    assert len(list(tmp_path.rglob("noise_report/images.csv"))) == 1
+
+
+def test_no_report_unless_asked_for(datamodule, tmp_path):
+    kinds = [
+        [type(callback) for callback in make_model(noise_report=wanted).configure_callbacks()]
+        for wanted in (True, False)
+    ]
+    assert kinds[0] == [*kinds[1], NoiseReport]
+    assert NoiseReport not in kinds[1]
+    make_engine(tmp_path).fit(make_model(noise_report=False), datamodule=datamodule)
+    assert not list(tmp_path.rglob("noise_report"))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_only_the_first_rank_reports(first, monkeypatch):
+    reported = []
+    monkeypatch.setattr("anomalib_softpatch.models.fit_report.report_fit", reported.append)
+    module = SimpleNamespace(on_train_epoch_end=lambda: None)
+    NoiseReport().on_train_epoch_end(SimpleNamespace(is_global_zero=first), module)
+    assert reported == ([module] if first else [])
+
+
+# A frozen backbone
+
+
+def trainable(model):
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def test_frozen_backbone_stays_frozen(datamodule, tmp_path):
+    model, runner = make_model(noise_report=False), make_engine(tmp_path)
+    model.requires_grad_(False)
+    for run in (runner.fit, runner.test, runner.validate, runner.predict, runner.fit):
+        run(model, datamodule=datamodule)
+        assert not trainable(model)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_frozen_backbone_on_several_devices(stage):
+    """One parameter passes for trainable while the wrapper for several devices looks at them, in a fit only."""
+    model, callback = make_model(), DistributedFit()
+    model.requires_grad_(False)
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(model=model))
+    for end in (
+        lambda: callback.on_fit_start(trainer, model),
+        lambda: callback.on_exception(trainer, model, RuntimeError()),
+    ):
+        callback.setup(trainer, model, stage)
+        assert len(trainable(model)) == (stage == "fit")
+        end()
+        assert not trainable(model)
+
+
+def test_trainable_parameters_stay_as_they_are():
+    model, callback = make_model(), DistributedFit()
+    before = trainable(model)
+    assert before
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(model=model))
+    callback.setup(trainer, model, "fit")
+    callback.on_fit_start(trainer, model)
+    assert trainable(model) == before
