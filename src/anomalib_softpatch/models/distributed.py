@@ -14,10 +14,10 @@ from datetime import timedelta
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from anomalib_softpatch.components import FeatureStore
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
+from anomalib_softpatch.integration.distributed import leave_out_gradients
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 # The default of 10 to 30 minutes is too short for ranks that wait for the coreset of a large set.
@@ -27,48 +27,16 @@ TIMEOUT = timedelta(days=2)
 class DistributedFit(Callback):
     """Let Lightning's ``ddp`` strategy run a model that has nothing to train."""
 
-    def __init__(self) -> None:
-        self._unfrozen: list[torch.nn.Parameter] = []
-
     def setup(self, trainer: Trainer, pl_module: torch.nn.Module, stage: str) -> None:
-        """Let a frozen backbone pass for one to train until ``DistributedDataParallel`` has accepted it.
+        """Have the strategy share the weights of rank 0, and no gradients.
 
         Args:
             trainer: Trainer.
             pl_module: The model.
             stage: Stage of the trainer.
         """
-        parameters = list(pl_module.parameters())
-        if stage == "fit" and trainer.world_size > 1 and not any(parameter.requires_grad for parameter in parameters):
-            self._unfrozen = parameters[:1]
-            for parameter in self._unfrozen:
-                parameter.requires_grad_()
-
-    def on_fit_start(self, trainer: Trainer, pl_module: torch.nn.Module) -> None:
-        """Do without the wrapper: it has given all ranks the weights of rank 0, and there are no gradients to wait for.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        for parameter in self._unfrozen:
-            parameter.requires_grad_(False)
-        self._unfrozen = []
-        if isinstance(trainer.strategy.model, DistributedDataParallel):
-            trainer.strategy.model = pl_module
-
-    def on_exception(self, trainer: Trainer, pl_module: torch.nn.Module, exception: BaseException) -> None:
-        """Freeze what an error between the two left unfrozen.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            exception: The error.
-        """
-        del trainer, pl_module, exception
-        for parameter in self._unfrozen:
-            parameter.requires_grad_(False)
-        self._unfrozen = []
+        del pl_module, stage
+        leave_out_gradients(trainer.strategy)
 
 
 def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
