@@ -41,9 +41,9 @@ DIFFERENCE_BLOCK = 2**20
 # Share of the bank that a query may be compared with one by one: beyond it a matrix product is faster
 LARGEST_REMAINDER = 1 / 64
 
-# In exported graphs, where all shapes but the number of queries are fixed: bank rows in one product of reduced rows, the
-# rows of each that are remembered by their bounds, how many of all remembered ones a query is compared with, and how
-# many of these at once (bounds memory).
+# In exported graphs, where all shapes but the number of queries are fixed: bank rows in one product of reduced rows,
+# the rows of each that are remembered by their bounds, how many of all remembered ones a query is compared with, and
+# how many of these at once (bounds memory).
 GRAPH_BLOCK = 2048
 SHORTLIST = 8
 LARGEST_SHORTLIST = 32
@@ -300,8 +300,8 @@ class PrunedIndex:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Find the nearest row in each of some ranges of the bank, in operations that exported graphs run well.
 
-        The lowest bounds of each block of the bank make a shortlist, whose rows are compared in full, the most promising
-        first, while a bound is lower than the least distance found. Where that holds for a row that is on no shortlist,
+        The lowest bounds of each block of the bank make a shortlist, whose rows are compared in full, the most
+        promising first, while a bound is lower than the least distance found. Where that holds for a row that is on no shortlist,
         too, the query goes to the plain search, in a branch that runs only if there is such a query.
 
         Args:

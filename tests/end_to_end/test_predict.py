@@ -1,0 +1,113 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From a folder of unlabelled images to verdicts: the stock command, ours, and the files that it exports."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+MODEL = (
+    "--model", "SoftPatch", "--model.backbone", "resnet18", "--model.layers", "[layer1, layer2]",
+    "--model.pre_trained", "false", "--model.coreset_sampling_ratio", "0.02", "--model.noise_report", "false",
+)  # fmt: skip
+QUIET = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
+
+
+@pytest.fixture(scope="module")
+def trained(mvtec_root, run_anomalib, tmp_path_factory):
+    """Folder where a model was trained without any label, with its checkpoint and exported files."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = run_anomalib(
+        "train", *MODEL, *QUIET, "--data", "Folder", "--data.name", "set", "--data.root", mvtec_root / "bottle",
+        "--data.normal_dir", "train/good", "--data.num_workers", 0, cwd=folder,
+    )  # fmt: skip
+    assert "image_AUROC, image_F1Score cannot be computed" in result.stdout + result.stderr
+    checkpoint = next(folder.rglob("model.ckpt"))
+    for kind in ("onnx", "openvino"):
+        run_anomalib(
+            "export", *MODEL, "--ckpt_path", checkpoint, "--export_type", kind, "--export_root", folder, cwd=folder
+        )
+    return folder, checkpoint, next(folder.rglob("*.onnx")), next(folder.rglob("*.xml"))
+
+
+@pytest.fixture(scope="module")
+def images(mvtec_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for kind in ("good", "broken_small"):
+        for path in (mvtec_root / "bottle" / "test" / kind).iterdir():
+            shutil.copy(path, folder / f"{kind}-{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(trained, images, run_python):
+    folder, checkpoint, *_ = trained
+    output = folder / "ours.csv"
+    result = run_python("-c", COMMAND, "predict", images, "--ckpt_path", checkpoint, "--output", output, cwd=folder)
+    return result.stdout, pd.read_csv(output)
+
+
+def test_verdicts_without_labels(predicted, images):
+    """Neither the model nor its options are named again; black squares in grey noise are found."""
+    text, table = predicted
+    assert list(table) == ["path", "score", "threshold", "verdict", "x", "y"]
+    assert [Path(path) for path in table["path"]] == sorted(images.iterdir())
+    defective = table["path"].str.contains("broken")
+    assert (table["verdict"][defective] == "anomalous").all()
+    assert (table["verdict"] == "anomalous").equals(table["score"] > table["threshold"])
+    assert table["score"][defective].min() > table["score"][~defective].max()
+    assert table[defective][["x", "y"]].apply(lambda row: 24 <= row["x"] < 48 and 16 <= row["y"] < 40, axis=1).all()
+    lines = text.strip().splitlines()
+    assert len(lines) == len(table) + 1
+    assert lines[-1].startswith(f"{(table['verdict'] == 'anomalous').sum()} of 8 images anomalous, 0 files skipped")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "xml"])
+def test_exported_files_agree(kind, trained, images, predicted, run_python):
+    folder, _, onnx, xml = trained
+    file, output = {"onnx": onnx, "xml": xml}[kind], folder / f"{kind}.csv"
+    run_python("-c", COMMAND, "predict", images, "--model", file, "--output", output, cwd=folder)
+    table, expected = pd.read_csv(output), predicted[1]
+    np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-3)
+    assert table["verdict"].equals(expected["verdict"])
+    # Maps are smooth, so that the highest of neighbouring pixels differ by rounding only
+    assert (table[["x", "y"]] - expected[["x", "y"]]).abs().max().max() <= 8
+
+
+def test_stock_command_leaves_the_same(trained, images, predicted, run_anomalib):
+    folder, checkpoint, *_ = trained
+    result = run_anomalib(
+        "predict", *MODEL, *QUIET, "--data", images, "--ckpt_path", checkpoint, cwd=folder
+    )  # fmt: skip
+    table = pd.read_csv(next(folder.rglob("predictions.csv"))).sort_values("path", ignore_index=True)
+    expected = predicted[1]
+    assert table["path"].tolist() == expected["path"].tolist()
+    np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-4)
+    assert table["verdict"].equals(expected["verdict"])
+    assert "of 8 images anomalous" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ckpt_path", "absent.ckpt"), "absent.ckpt is not a file"),
+        ((), "Give either ckpt_path"),
+        (("--model", __file__), "must be an exported .onnx or .xml file"),
+    ],
+)
+def test_bad_input(arguments, message, images, tmp_path):
+    import subprocess
+    import sys
+
+    result = subprocess.run(
+        [sys.executable, "-c", COMMAND, "predict", str(images), *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
