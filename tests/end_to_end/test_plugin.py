@@ -49,7 +49,8 @@ class Environment:
 
     def run(self, code: str, *arguments: object, options: tuple[str, ...] = (), **kwargs: object) -> Result:
         kwargs.setdefault("cwd", self.path)
-        return self._run_python(*options, "-c", textwrap.dedent(code), *arguments, python=self.python, **kwargs)
+        # -E: a PYTHONPATH of the user must not come before what is installed in the environment
+        return self._run_python("-E", *options, "-c", textwrap.dedent(code), *arguments, python=self.python, **kwargs)
 
     def pip(self, *arguments: object, env: dict[str, str] | None = None) -> None:
         pip = ("-m", "pip", "--quiet", "--disable-pip-version-check", "--python", self.path)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
-from anomalib.metrics import F1Score
+from anomalib.metrics import AUROC, F1Score
 from torchmetrics import Metric
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_IMAGES = 300  # to calibrate with, as Anomalib says
 LARGE_DROP = 0.1  # of a metric, likewise
+OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")  # of an exported model; the labels need a threshold
 
 
 def compress(
@@ -45,7 +46,7 @@ def compress(
         compression_type: ``INT8`` (weights only), ``INT8_PTQ`` (activations too) or ``INT8_ACQ`` (activations too, as
             long as the metric drops by no more than ``max_drop``).
         datamodule: For the last two: its validation images calibrate, and its test images give the metric.
-        metric: The higher, the better. Default: the F1 score of images.
+        metric: The higher, the better. Default: the F1 score of images; their AUROC where the model has no threshold.
         max_drop: Largest drop of the metric, in [0, 1].
 
     Returns:
@@ -88,7 +89,9 @@ def compress(
 
     if max_drop > LARGE_DROP:
         logger.warning("max_drop=%g allows a large drop of the metric; 0.01 to 0.03 are usual.", max_drop)
-    metric = metric or F1Score(fields=["pred_label", "gt_label"])
+    if metric is None:
+        has_labels = any("pred_label" in output.names for output in model.outputs)
+        metric = F1Score(fields=["pred_label", "gt_label"]) if has_labels else AUROC(fields=["pred_score", "gt_label"])
     return nncf.quantize_with_accuracy_control(
         model,
         calibration,
@@ -112,11 +115,8 @@ def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric
     """
     for batch in batches:
         output: Any = model(batch.image)
-        predicted = {
-            name: torch.from_numpy(output[name]) if name in output else None
-            for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask")
-        }
-        for name in ("pred_score", "pred_label"):
+        predicted = {name: torch.from_numpy(output[name]) for name in OUTPUTS if name in output}
+        for name in predicted.keys() & {"pred_score", "pred_label"}:
             predicted[name] = predicted[name].reshape(len(batch.image))
         masks = None if batch.gt_mask is None else batch.gt_mask[:, None]
         metric.update(ImageBatch(image=batch.image, gt_label=batch.gt_label, gt_mask=masks, **predicted))

@@ -89,11 +89,12 @@ def test_unprotected_compression_quantizes_the_bank(exported, model):
     )
 
 
-@pytest.mark.parametrize("compression", ALL_TYPES)
+@pytest.mark.parametrize("compression", ALL_TYPES[:2])
 def test_anomalib_compresses_alike_where_nothing_is_left_out(
     model, exported, compression, mvtec_root, monkeypatch
 ) -> None:
     """Its options mean for our models what they mean for others."""
+    # The third type needs labels in the output, which Anomalib takes for granted.
     # Anomalib has no option for the scope: without one, its calls and ours must give the same file.
     monkeypatch.setattr("anomalib_softpatch.integration.compression.search_operations", lambda *_: [])
     data = MVTecAD(root=mvtec_root, category="bottle", num_workers=0)

@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 from anomalib.engine import Engine, engine
-from anomalib.models import Patchcore
+from anomalib.models import Padim
 
 from anomalib_softpatch import SoftPatch
 from anomalib_softpatch.integration.engine import respect_default_devices
 
-SMALL = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
+SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False}
+
+
+class Other(Padim):
+    """A model that leaves the devices to the user, which Padim itself does not."""
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        return {"max_epochs": 1}
 
 
 @pytest.fixture
@@ -45,12 +53,12 @@ def test_as_many_as_the_user_asks_for(asked: Callable, devices: Any) -> None:
 def test_other_models_are_left_to_lightning(asked: Callable) -> None:
     """Also where a model of ours has been made."""
     original = Engine._setup_trainer
-    assert "devices" not in asked(Patchcore)
+    assert "devices" not in asked(Other)
     assert Engine._setup_trainer is original
     SoftPatch(**SMALL)
     assert Engine._setup_trainer is not original
-    assert "devices" not in asked(Patchcore)
-    assert asked(Patchcore, devices="auto")["devices"] == "auto"
+    assert "devices" not in asked(Other)
+    assert asked(Other, devices="auto")["devices"] == "auto"
 
 
 def test_wrapped_once(asked: Callable) -> None:
