@@ -159,7 +159,7 @@ def _broadcast_memory_bank(model: SoftPatchModel, group: distributed.ProcessGrou
     shape = [(model.memory_bank.shape, model.bank_ranges) if first else None]
     distributed.broadcast_object_list(shape, src=0, group=group)
     size, bank_ranges = shape[0]
-    device = next(iter(model.feature_extractor.parameters())).device
+    device = model.memory_bank.device
     tensors = []
     for tensor, expected in ((model.memory_bank, size), (model.weights, size[:1])):
         sent = tensor.cpu() if first else torch.empty(expected)
