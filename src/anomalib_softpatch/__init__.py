@@ -19,12 +19,14 @@ TYPE_CHECKING = False  # like typing.TYPE_CHECKING, without the cost of importin
 if TYPE_CHECKING:
     from anomalib_softpatch._version import __version__
     from anomalib_softpatch.data import MVTec, NoisyDataModule
-    from anomalib_softpatch.models import SoftPatch, SoftPatchPlus, load_memory_bank, save_memory_bank
+    from anomalib_softpatch.models import SoftPatch, SoftPatchPlus, load_memory_bank, load_model, save_memory_bank
+    from anomalib_softpatch.report.ranking import rank_images
 
-_FUNCTIONS = ("load_memory_bank", "save_memory_bank")
+_FUNCTIONS = ("load_memory_bank", "load_model", "save_memory_bank")
 _SOURCES = {
     "__version__": "anomalib_softpatch._version",
     **dict.fromkeys((*MODELS, *_FUNCTIONS), "anomalib_softpatch.models"),
+    "rank_images": "anomalib_softpatch.report.ranking",
     **dict.fromkeys(DATAMODULES, "anomalib_softpatch.data"),
 }
 
@@ -35,6 +37,8 @@ __all__ = [
     "SoftPatchPlus",
     "__version__",
     "load_memory_bank",
+    "load_model",
+    "rank_images",
     "save_memory_bank",
 ]
 

@@ -22,7 +22,11 @@ WHITE = 1e-3  # standard deviation of an image that is all white: resizing round
 
 
 class FitChecks(Callback):
-    """Refuse what could only fail after all features are extracted, which takes minutes."""
+    """Refuse what could only fail after all features are extracted, which takes minutes.
+
+    And see to it that each fit builds a memory bank: Anomalib builds one for a model that has none only, so that a
+    model that is fitted again would keep what it learned from other images.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Try the precision on the device, forget features of an interrupted fit, and show progress where others do.
@@ -49,7 +53,7 @@ class FitChecks(Callback):
         pl_module.model.memory_bank_builder.progress = shown
 
     def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Refuse a single training image where noise is to be found.
+        """Refuse a single training image where noise is to be found, and ask for a new memory bank.
 
         Args:
             trainer: Trainer.
@@ -65,6 +69,19 @@ class FitChecks(Callback):
                 "at least 2 training images: add some, or switch it off with a threshold of 0 and soft_weight=False."
             )
             raise ValueError(msg)
+        pl_module._is_fitted = torch.tensor([False], device=pl_module.device)  # Anomalib's flag
+
+    def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
+        """Keep an earlier memory bank, and nothing of the fit that did not end.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            exception: The error.
+        """
+        del trainer, exception
+        pl_module.model.feature_store.clear()
+        pl_module._is_fitted = torch.tensor([bool(pl_module.model.bank_ranges)], device=pl_module.device)
 
 
 class BitDepthCheck(Callback):

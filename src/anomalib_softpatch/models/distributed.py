@@ -136,7 +136,7 @@ def _broadcast_memory_bank(model: SoftPatchModel, group: distributed.ProcessGrou
         if tensor.numel():
             distributed.broadcast(tensor, src=0, group=group)
     if not first:
-        device = next(iter(model.feature_extractor.parameters())).device
+        device = model.memory_bank.device
         bank, weights, image_scores, map_peaks = (tensor.to(device) for tensor in tensors)
         model.set_memory_bank(bank, weights, bank_ranges)
         model.out_of_bag = OutOfBagScores(image_scores, map_peaks)

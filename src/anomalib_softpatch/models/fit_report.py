@@ -23,8 +23,11 @@ def report_fit(module: "DenoisingMixin") -> None:
     Args:
         module: Module that was fitted, in a hook that allows logging.
     """
-    from anomalib_softpatch.report.fit_report import write_fit_report  # noqa: PLC0415  # no model needs the report
-
+    try:
+        from anomalib_softpatch.report.fit_report import write_fit_report  # noqa: PLC0415  # no model needs the report
+    except ImportError as error:
+        logger.warning("No noise report: %s", error)
+        return
     denoising = module.model.denoising
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")

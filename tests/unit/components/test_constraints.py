@@ -5,49 +5,41 @@
 
 import pytest
 
-from anomalib_softpatch.components.constraints import (
-    NEIGHBORHOOD,
-    SHARE_TO_KEEP,
-    SHARE_TO_REMOVE,
-    at_least,
-    check,
-    check_discriminators,
-    one_of,
-)
+from anomalib_softpatch.components import constraints
 
 
 @pytest.mark.parametrize(
     ("constraint", "allowed", "refused"),
     [
-        (at_least(1), [1, 2.5, 10**9], [0, 0.99, -1, True, "1", None, float("nan")]),
-        (SHARE_TO_REMOVE, [0, 0.0, 0.15, 0.999], [1, 1.0, -0.1, True, False, "0.1", None, float("nan")]),
-        (SHARE_TO_KEEP, [1, 1.0, 1e-9], [0, 0.0, 1.01, -1, True, "1", None, float("nan")]),
-        (NEIGHBORHOOD, [0, 1, 99, "image"], [-1, 0.5, True, "window", None]),
-        (one_of({False, "rank"}), [False, "rank"], [True, "lof", None]),
+        (constraints.at_least(1), [1, 2.5, 10**9], [0, 0.99, -1, True, "1", None, float("nan")]),
+        (constraints.SHARE_TO_REMOVE, [0, 0.0, 0.15, 0.999], [1, 1.0, -0.1, True, False, "0.1", None, float("nan")]),
+        (constraints.SHARE_TO_KEEP, [1, 1.0, 1e-9], [0, 0.0, 1.01, -1, True, "1", None, float("nan")]),
+        (constraints.NEIGHBORHOOD, [0, 1, 99, "image"], [-1, 0.5, True, "window", None]),
+        (constraints.one_of({False, "rank"}), [False, "rank"], [True, "lof", None]),
     ],
 )
 def test_constraints(constraint, allowed, refused):
     for value in allowed:
-        check({"option": value}, {"option": constraint})
+        constraints.check({"option": value}, {"option": constraint})
     for value in refused:
         with pytest.raises(ValueError, match="option must be ") as caught:
-            check({"option": value}, {"option": constraint})
+            constraints.check({"option": value}, {"option": constraint})
         assert str(caught.value) == f"option must be {constraint.text}, got {value!r}."
 
 
 def test_one_constraint_for_several_values():
-    check({"shares": (0.1, 0.2)}, {"shares": SHARE_TO_REMOVE})
+    constraints.check({"shares": (0.1, 0.2)}, {"shares": constraints.SHARE_TO_REMOVE})
     with pytest.raises(ValueError, match=r"shares must be .* got 2\."):
-        check({"shares": (0.1, 2)}, {"shares": SHARE_TO_REMOVE})
+        constraints.check({"shares": (0.1, 2)}, {"shares": constraints.SHARE_TO_REMOVE})
 
 
 def test_options_without_constraint_and_constraints_without_option():
-    check({"free": object()}, {"other": at_least(0)})
+    constraints.check({"free": object()}, {"other": constraints.at_least(0)})
 
 
 def test_the_unit_is_named():
     with pytest.raises(ValueError, match=r"budget must be at least 0 GiB, got -1\."):
-        check({"budget": -1}, {"budget": at_least(0, " GiB")})
+        constraints.check({"budget": -1}, {"budget": constraints.at_least(0, " GiB")})
 
 
 @pytest.mark.parametrize(
@@ -59,6 +51,6 @@ def test_the_unit_is_named():
     ],
 )
 def test_discriminators(names, message):
-    check_discriminators(("gaussian", "lof"), ("lof", "gaussian"))
+    constraints.check_discriminators(("gaussian", "lof"), ("lof", "gaussian"))
     with pytest.raises(ValueError, match=message):
-        check_discriminators(names, ("lof", "gaussian"))
+        constraints.check_discriminators(names, ("lof", "gaussian"))

@@ -18,7 +18,7 @@ from anomalib_softpatch import NoisyDataModule, SoftPatchPlus
 
 
 def run(root, folder, devices):
-    seed_everything(3, verbose=False)
+    seed_everything(devices, verbose=False)  # random numbers of others make no difference
     model = SoftPatchPlus(
         backbone="resnet18",
         layers=["layer1", "layer2"],
@@ -34,15 +34,29 @@ def run(root, folder, devices):
         default_root_dir=folder, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
         enable_progress_bar=False, logger=False,
     )  # fmt: skip
+    trainable = {}
+
+    def note(stage):
+        trainable[stage] = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
     engine.fit(model, datamodule=datamodule)
+    note("fit")
+    first_bank = model.model.memory_bank
     metrics = engine.test(model, datamodule=datamodule, verbose=False)[0]
+    note("test")
     batches = engine.predict(model, datamodule=datamodule)
+    note("predict")
+    engine.fit(model, datamodule=datamodule)
+    note("fit again")
+    denoising = model.model.denoising
     result = {
+        "trainable": trainable,
+        "first bank": first_bank,
         "bank": model.model.memory_bank,
         "weights": model.model.weights,
         "banks": model.model.bank_ranges,
-        "scores": model.model.denoising.scores,
-        "keys": model.model.denoising.keys,
+        "scores": None if denoising is None else denoising.scores.fused,
+        "keys": None if denoising is None else denoising.keys,
         "metrics": metrics,
         "predictions": {
             path: (score, anomaly_map)

@@ -4,6 +4,7 @@
 """What happens around a fit: checks, the noise report, and a frozen backbone."""
 
 import logging
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -110,6 +111,55 @@ def test_progress_is_shown_where_others_show_it(progress_bar, first, shown):
     model = make_model()
     FitChecks().on_fit_start(SimpleNamespace(progress_bar_callback=progress_bar, is_global_zero=first), model)
     assert model.model.memory_bank_builder.progress is shown
+
+
+# Fitted again
+
+
+@pytest.fixture
+def darker(mvtec_root, tmp_path):
+    """Other training images than those of `datamodule`."""
+    for index, path in enumerate(sorted((mvtec_root / "bottle" / "train" / "good").iterdir())):
+        target = tmp_path / "darker" / "bottle" / "train" / "good" / f"{index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).point(lambda value: value // 2).save(target)
+    shutil.copytree(mvtec_root / "bottle" / "test", tmp_path / "darker" / "bottle" / "test")
+    shutil.copytree(mvtec_root / "bottle" / "ground_truth", tmp_path / "darker" / "bottle" / "ground_truth")
+    return MVTecAD(root=tmp_path / "darker", category="bottle", num_workers=0)
+
+
+@pytest.mark.parametrize("limit", [1.0, 0])
+def test_fitted_again(limit, datamodule, darker, tmp_path):
+    """The second memory bank is that of a new model, and no features are left."""
+    model, new = make_model(noise_report=False), make_model(noise_report=False)
+    make_engine(tmp_path, limit_val_batches=limit).fit(model, datamodule=datamodule)
+    first = model.model.memory_bank
+    make_engine(tmp_path, limit_val_batches=limit).fit(model, datamodule=darker)
+    make_engine(tmp_path, limit_val_batches=limit).fit(new, datamodule=darker)
+    assert torch.equal(model.model.memory_bank, new.model.memory_bank)
+    assert not torch.equal(model.model.memory_bank, first)
+    assert model.model.feature_store.shape == (0, 0, 0, 0)
+    assert model._is_fitted.all()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_fit_leaves_the_model_as_it_was(error, datamodule, darker, tmp_path, monkeypatch):
+    model = make_model(noise_report=False)
+    make_engine(tmp_path).fit(model, datamodule=datamodule)
+    bank, weights = model.model.memory_bank, model.model.weights
+
+    def interrupt(*_args):
+        assert model.model.feature_store.shape[0] == 8
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.model.memory_bank_builder, "fit", interrupt)
+        with pytest.raises((error, SystemExit)):
+            make_engine(tmp_path).fit(model, datamodule=darker)
+    assert model.model.feature_store.shape == (0, 0, 0, 0)
+    make_engine(tmp_path).validate(model, datamodule=datamodule)
+    assert torch.equal(model.model.memory_bank, bank)
+    assert torch.equal(model.model.weights, weights)
 
 
 # The noise report

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two processes against one: the same memory bank on every rank, whatever share of the images each has."""
+"""Several processes: the memory bank is that of one process, on every rank, and no error leaves a rank waiting."""
 
 import shutil
 from itertools import chain
@@ -12,14 +12,13 @@ import pytest
 import torch
 from anomalib.engine import Engine
 from lightning import seed_everything
-from torch import distributed, multiprocessing
+from torch import distributed, multiprocessing, nn
 
 from anomalib_softpatch import SoftPatch
-from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, coreset
-from anomalib_softpatch.components.coreset import k_center_greedy
-from samples import mixture
+from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.models import SoftPatchModel
+from anomalib_softpatch.models.distributed import fit_on_first_rank
 
-GRID = (5, 4)
 IMAGES = 7
 
 # Options of the memory bank, and the images of each rank in the order in which they come
@@ -30,73 +29,68 @@ FITS = {
     "neighbourhood": (TWO_BANKS | {"neighborhood": 1}, SAMPLED),
     "whole image": (TWO_BANKS | {"neighborhood": "image"}, SAMPLED),
     "few references": (TWO_BANKS | {"neighborhood": 1, "max_references": 20}, SAMPLED),
+    "another seed": (TWO_BANKS | {"seed": 5}, SAMPLED),
     "one discriminator": ({"lof_k": 3}, SAMPLED),
     "PatchCore": ({"thresholds": (0.0,), "soft_weight": False}, SAMPLED),
     "uneven": (TWO_BANKS, ([3, 2, 1, 0, 6, 5], [4])),
-    "a rank without images": (TWO_BANKS, ([], [3, 2, 1, 0, 6, 5, 4])),
+    "rank 0 without images": (TWO_BANKS, ([], [3, 2, 1, 0, 6, 5, 4])),
+    "rank 1 without images": (TWO_BANKS, ([3, 2, 1, 0, 6, 5, 4], [])),
+}
+# Those that fail: options, images of each rank, width of each rank's grid
+FAILURES = {
+    "other sizes": (TWO_BANKS, SAMPLED, (4, 3)),
+    "no images": (TWO_BANKS, ([], []), (4, 4)),
+    "an empty bank": ({"coreset_sampling_ratio": 1e-6}, SAMPLED, (4, 4)),
+    "one image, which came twice": (TWO_BANKS, ([4], [4]), (4, 4)),
 }
 
 
-ROWS = {
-    "mixture": mixture(2000, 16),
-    "low rank": mixture(1000, 8) @ mixture(8, 40),
-    "ties": torch.randint(0, 4, (1000, 5), generator=torch.Generator().manual_seed(2)).float(),
-    "duplicates": mixture(200, 16).repeat(4, 1),
-    "fewer distinct rows than centres": torch.randint(
-        0, 3, (99, 2), generator=torch.Generator().manual_seed(3)
-    ).float(),
-    "constant": torch.ones(80, 8),
-}
+def features(width=4):
+    return torch.randn(IMAGES, 5, width, 140, generator=torch.Generator().manual_seed(0))
 
 
-def features():
-    return torch.randn(IMAGES, GRID[0] * GRID[1], 140, generator=torch.Generator().manual_seed(0))
-
-
-def store_of(images, keyed=True, **arguments):
-    store = FeatureStore(**arguments)
+def make_model(options, images, keyed=True, width=4, memory_budget=None):
+    """Make a model that has seen some images."""
+    builder = DenoisingMemoryBank(**options)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3))
+    model = SoftPatchModel(["0"], backbone, memory_bank_builder=builder, memory_budget=memory_budget)
     for batch in torch.tensor(images, dtype=torch.long).split(3):
         keys = [f"{image:03}.png" for image in batch.tolist()] if keyed else None
         if len(batch):
-            store.append(features()[batch], keys)
-    return store
+            model.feature_store.append(features(width)[batch], keys)
+    return model
 
 
-def fit(store, options, seed=1):
-    seed_everything(seed, verbose=False)
-    return DenoisingMemoryBank(**options, progress=False).fit(store, GRID if store.shape[0] else (0, 0))
-
-
-def select(rows, numbers, **options):
-    size = min(200, len(rows) // 4)
-    eligible = torch.rand(len(rows), generator=torch.Generator().manual_seed(4)) < 0.8
-    eligible[3] = True
-    return (
-        k_center_greedy(rows[numbers], size, first=7, numbers=numbers, **options),
-        k_center_greedy(rows[numbers], size, first=3, eligible=eligible, numbers=numbers, **options),
-    )
+def fit(*arguments, **options):
+    """Return the bank of a model, and what the fit found beside it."""
+    model = make_model(*arguments, **options)
+    on_disk = model.feature_store.on_disk
+    fit_on_first_rank(model, model.fit)
+    assert model.feature_store.shape == (0, 0, 0, 0)
+    return {
+        "bank": model.memory_bank,
+        "weights": model.weights,
+        "ranges": model.bank_ranges,
+        "denoising": model.denoising,
+        "on disk": on_disk,
+    }
 
 
 def work(rank, folder):
     """Run all cases as one of two ranks, and save what comes out."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    seed_everything(rank, verbose=False)
     results = {}
+    for name, (options, shares, widths) in FAILURES.items():  # first, so that the others show that all goes on
+        model = make_model(options, shares[rank], width=widths[rank])
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            fit_on_first_rank(model, model.fit)
+        results[name] = (caught.type, str(caught.value), model.feature_store.shape, model.bank_ranges)
     for name, (options, shares) in FITS.items():
-        results[name] = fit(store_of(shares[rank]), options, seed=1 + rank)  # rank 0's random numbers count
-    results["without keys"] = fit(store_of(SAMPLED[rank], keyed=False), TWO_BANKS)
-    results["on disk"] = fit(store_of(SAMPLED[rank], memory_budget=0), TWO_BANKS)
-    other_size = FeatureStore()
-    other_size.append(torch.randn(2, 20 + rank, 140))
-    try:
-        fit(other_size, TWO_BANKS)
-    except ValueError as error:
-        results["other sizes"] = str(error)
-    for name, rows in ROWS.items():
-        for active_size in (16, 4096):
-            coreset.ACTIVE_SIZE = active_size
-            mine = torch.rand(len(rows), generator=torch.Generator().manual_seed(5)) < 0.3
-            results[name, active_size] = select(rows, (mine == bool(rank)).nonzero().squeeze(1))
+        results[name] = fit(options, shares[rank])
+    results["without keys"] = fit(TWO_BANKS, SAMPLED[rank], keyed=False)
+    results["on disk"] = fit(TWO_BANKS, SAMPLED[rank], memory_budget=0)
     torch.save(results, Path(folder, f"rank{rank}.pt"))
     distributed.destroy_process_group()
 
@@ -109,62 +103,59 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def assert_same_bank(actual, expected):
-    assert torch.equal(actual.indices, expected.indices)
-    assert torch.equal(actual.features, expected.features)
-    assert torch.equal(actual.kept, expected.kept)
-    assert actual.bank_ranges == expected.bank_ranges
-    assert actual.keys == expected.keys
-    torch.testing.assert_close(actual.weights, expected.weights)
-    torch.testing.assert_close(actual.discriminator_scores, expected.discriminator_scores)
+def assert_same(results, expected):
+    """Bit by bit; what was found beside the bank is on rank 0 only."""
+    for actual in results:
+        assert torch.equal(actual["bank"], expected["bank"])
+        assert torch.equal(actual["weights"], expected["weights"])
+        assert actual["ranges"] == expected["ranges"]
+    found, wanted = results[0]["denoising"], expected["denoising"]
+    assert torch.equal(found.indices, wanted.indices)
+    assert torch.equal(found.kept, wanted.kept)
+    assert found.keys == wanted.keys
+    torch.testing.assert_close(
+        found.scores and found.scores.by_discriminator, wanted.scores and wanted.scores.by_discriminator
+    )
+    assert results[1]["denoising"] is None
 
 
 @pytest.mark.parametrize("name", FITS)
 def test_bank_of_one_process(ranks, name):
+    """An image that the sampler gave to both ranks counts once."""
     options, _ = FITS[name]
-    expected = fit(store_of([5, 2, 0, 1, 6, 3, 4]), options)
-    assert expected.keys == tuple(f"{image:03}.png" for image in range(IMAGES))
-    for results in ranks:
-        assert_same_bank(results[name], expected)
+    expected = fit(options, [5, 2, 0, 1, 6, 3, 4])
+    assert expected["denoising"].keys == tuple(f"{image:03}.png" for image in range(IMAGES))
+    assert_same([results[name] for results in ranks], expected)
 
 
 def test_images_without_keys_come_rank_by_rank(ranks):
-    expected = fit(store_of([*chain(*SAMPLED)], keyed=False), TWO_BANKS)
-    assert expected.kept.shape[1] == 8
-    for results in ranks:
-        assert_same_bank(results["without keys"], expected)
+    expected = fit(TWO_BANKS, [*chain(*SAMPLED)], keyed=False)
+    assert expected["denoising"].kept.shape[1] == 8
+    assert_same([results["without keys"] for results in ranks], expected)
 
 
-def test_shares_on_disk(ranks):
-    for results in ranks:
-        assert_same_bank(results["on disk"], results["same position"])
+def test_features_on_disk(ranks):
+    assert all(results["on disk"]["on disk"] for results in ranks)
+    assert_same([results["on disk"] for results in ranks], ranks[0]["same position"])
 
 
-def test_every_rank_refuses_other_sizes(ranks):
-    for results in ranks:
-        assert "[(20, 140), (21, 140)]: all training images must reach the model at one size" in results["other sizes"]
-
-
-@pytest.mark.parametrize("active_size", [16, 4096])
-@pytest.mark.parametrize("name", ROWS)
-def test_coreset_of_one_process(ranks, name, active_size):
-    expected = select(ROWS[name], torch.arange(len(ROWS[name])))
-    for results in ranks:
-        for actual, wanted in zip(results[name, active_size], expected, strict=True):
-            assert actual.tolist() == wanted.tolist()
-
-
-def test_numbering():
-    """By key, whatever the order of arrival; an image that comes twice to one process counts twice."""
-    store = FeatureStore()
-    values = torch.arange(4.0).view(4, 1, 1)
-    store.append(values[:3], ["b", "c", "a"])
-    store.append(values[3:], ["b"])
-    assert store.numbering().keys == ("a", "b", "b", "c")
-    assert store.project().flatten().tolist() == [2, 0, 3, 1]
-    assert store.rows(torch.tensor([3, 0])).flatten().tolist() == [1, 2]
-    with pytest.raises(ValueError, match="1 keys came with the features of 4 images"):
-        store.append(values, ["d"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("other sizes", "Features of 5 x 3 patches x 140 channels follow features of 5 x 4 x 140: all training images"),
+        ("no images", "no training image reached the model"),
+        ("an empty bank", "coreset_sampling_ratio=1e-06 of 140 patches leaves an empty memory bank"),
+        ("one image, which came twice", "at least 2 training images, got 1"),
+    ],
+)
+def test_errors_reach_all_ranks(ranks, name, message):
+    """That of rank 0; features and an earlier bank are left on none."""
+    (error, text, *state), (other_error, other_text, *other_state) = (results[name] for results in ranks)
+    assert error is ValueError
+    assert message in text
+    assert other_error is RuntimeError
+    assert other_text == f"The fit failed on rank 0: ValueError: {text}"
+    assert state == other_state == [(0, 0, 0, 0), ()]
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [({}, 1), ({"devices": "auto"}, 1), ({"devices": 2}, 2)])
@@ -187,12 +178,16 @@ def test_engine_on_two_devices(mvtec_root, tmp_path, run_python):
         torch.load(tmp_path / f"rank{name}.pt", weights_only=False) for name in ("0-of-1", "0-of-2", "1-of-2")
     )
     assert len(expected["keys"]) == 13
+    assert ranks[0]["keys"] == expected["keys"]
+    torch.testing.assert_close(ranks[0]["scores"], expected["scores"])
+    assert ranks[1]["keys"] is None  # what the fit found is on rank 0 only
+    for actual in (expected, *ranks):
+        assert actual["trainable"] == {stage: [] for stage in ("fit", "test", "predict", "fit again")}
+        torch.testing.assert_close(actual["first bank"], actual["bank"])
     for actual in ranks:
-        assert actual["keys"] == expected["keys"]
         assert actual["banks"] == expected["banks"]
         torch.testing.assert_close(actual["bank"], expected["bank"])
         torch.testing.assert_close(actual["weights"], expected["weights"])
-        torch.testing.assert_close(actual["scores"], expected["scores"])
         assert actual["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
     first, second = (actual["predictions"] for actual in ranks)
     assert not first.keys() & second.keys()

@@ -1,9 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The models against Anomalib's PatchCore and NumPy in float64, their state, and their errors."""
+"""The models against Anomalib's PatchCore and NumPy in float64, their options, their state, and their errors."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from anomalib.data.utils.tiler import Tiler
 from anomalib.engine import Engine
 from anomalib.models import Patchcore
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning import seed_everything
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,20 +32,21 @@ def softpatch_model(**arguments):
     return SoftPatchModel(LAYERS, "resnet18", pre_trained=False, **arguments)
 
 
-def softpatch_bank():
-    return DenoisingMemoryBank(coreset_sampling_ratio=0.02, progress=False)
+def softpatch_bank(**arguments):
+    return DenoisingMemoryBank(coreset_sampling_ratio=0.02, **arguments)
 
 
 def two_banks(**arguments):
-    return DenoisingMemoryBank(("lof", "gaussian"), (0.15, 0.5), 0.02, progress=False, **arguments)
+    return DenoisingMemoryBank(("lof", "gaussian"), (0.15, 0.5), 0.02, **arguments)
 
 
 def fit(model, images, seed=0):
-    seed_everything(seed, verbose=False)
+    """Fit; the seed is PatchCore's, ours have their own."""
     model.train()
     for batch in images.split(4):
         model(batch)
     if isinstance(model, PatchcoreModel):
+        seed_everything(seed, verbose=False)
         model.subsample_embedding(0.1)
     else:
         model.fit()
@@ -55,15 +58,15 @@ def images():
     return torch.randn(12, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("num_neighbors", [1, 4, 9])
-def test_is_patchcore_without_denoising(images, num_neighbors):
+@pytest.mark.parametrize(("num_neighbors", "seed"), [(1, 0), (4, 0), (9, 3)])
+def test_is_patchcore_without_denoising(images, num_neighbors, seed):
     """Same coreset given the same seed; same scores, and maps given the same upsampling."""
-    builder = DenoisingMemoryBank(thresholds=(0.0,), soft_weight=False, progress=False)
+    builder = DenoisingMemoryBank(thresholds=(0.0,), soft_weight=False, seed=seed)
     ours = softpatch_model(memory_bank_builder=builder, num_neighbors=num_neighbors, upsampling="nearest")
     theirs = PatchcoreModel(LAYERS, "resnet18", pre_trained=False, num_neighbors=num_neighbors)
     theirs.feature_extractor.load_state_dict(ours.feature_extractor.backbone.state_dict())
     fit(ours, images)
-    fit(theirs, images)
+    fit(theirs, images, seed)
     assert torch.equal(ours.memory_bank, theirs.memory_bank)
     unseen = torch.randn(5, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     actual, expected = ours(unseen), theirs(unseen)
@@ -77,7 +80,7 @@ def test_scores_equal_numpy(images, builder):
     model = fit(softpatch_model(memory_bank_builder=builder), images)
     unseen = torch.randn(3, 3, 64, 96)
     features = model.extract(unseen)
-    queries = features.flatten(2).mT.double().numpy()
+    queries = features.flatten(1, 2).double().numpy()
     bank, weights = model.memory_bank.double().numpy(), model.weights.double().numpy()
 
     def patch_scores(start, stop):
@@ -86,15 +89,16 @@ def test_scores_equal_numpy(images, builder):
 
     output = model(unseen)
     np.testing.assert_allclose(output.pred_score, patch_scores(*model.bank_ranges[0]).max(axis=1), rtol=1e-5)
-    grid = torch.tensor(patch_scores(*model.bank_ranges[-1])).view(3, 1, *features.shape[2:]).float()
+    grid = torch.tensor(patch_scores(*model.bank_ranges[-1])).view(3, 1, *features.shape[1:3]).float()
     resized = nn.functional.interpolate(grid, size=(64, 96), mode="bilinear")
     torch.testing.assert_close(output.anomaly_map, model.anomaly_map_generator.blur(resized), rtol=1e-4, atol=1e-5)
 
 
 def test_deterministic(images):
-    first, second = (fit(softpatch_model(), images, seed=3) for _ in range(2))
+    first, second, other = (fit(softpatch_model(memory_bank_builder=softpatch_bank(seed=n)), images) for n in (3, 3, 4))
     assert torch.equal(first.memory_bank, second.memory_bank)
     assert torch.equal(first.weights, second.weights)
+    assert not torch.equal(first.memory_bank, other.memory_bank)
 
 
 @pytest.mark.parametrize("builder", [softpatch_bank(), two_banks()])
@@ -125,7 +129,7 @@ def test_tiles(images):
     fit(model, images)
     assert model(images).anomaly_map.shape == (12, 1, 64, 96)
     tiles = images[:1, :, :32, 32:64]
-    torch.testing.assert_close(model.extract(images)[:1, :, :8, 8:16], model.feature_extractor(tiles))
+    torch.testing.assert_close(model.extract(images)[:1, :8, 8:16], model.feature_extractor(tiles))
 
 
 @pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
@@ -139,6 +143,7 @@ def test_tiles(images):
         ({"layers": ["layer7"]}, "layer7"),
         ({"memory_budget": -1.0}, "memory_budget"),
         ({"patch_embedding": "flat"}, "patch_embedding"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_bad_arguments(model_class, arguments, message):
@@ -149,9 +154,9 @@ def test_bad_arguments(model_class, arguments, message):
 @pytest.mark.parametrize(
     ("model_class", "arguments", "message"),
     [
-        (SoftPatch, {"threshold": 1.0}, r"threshold .*got 1\.0"),
+        (SoftPatch, {"threshold": 1.0}, r"thresholds .*got 1\.0"),
         (SoftPatch, {"discriminator": "svm"}, "Unknown discriminator 'svm'"),
-        (SoftPatchPlus, {"segmentation_threshold": -0.5}, r"threshold .*got -0\.5"),
+        (SoftPatchPlus, {"segmentation_threshold": -0.5}, r"thresholds .*got -0\.5"),
         (SoftPatchPlus, {"discriminators": ["lof"]}, "two or more"),
         (SoftPatchPlus, {"discriminators": "lof"}, "two or more"),
         (SoftPatchPlus, {"task": "detection"}, "Unknown task 'detection'"),
@@ -160,6 +165,36 @@ def test_bad_arguments(model_class, arguments, message):
 def test_bad_arguments_of_one_model(model_class, arguments, message):
     with pytest.raises(ValueError, match=message):
         model_class(backbone="resnet18", pre_trained=False, **arguments)
+
+
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+def test_unknown_option(model_class):
+    with pytest.raises(TypeError, match="lof_n"):
+        model_class(backbone="resnet18", pre_trained=False, lof_n=5)
+
+
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+def test_the_command_line_knows_all_options(model_class):
+    """Those of the memory bank and of the fit too, with their help, types and defaults."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(model_class, "model")
+    text = " ".join(parser.format_help().split())
+    for option, explanation, default in (
+        ("lof_k LOF_K", "Neighbours of the local outlier factor", "6"),
+        ("coreset_sampling_ratio", "Size of each bank as a share of ALL training patches", "0.1"),
+        ("memory_budget", "GiB of features to hold in memory while training", "null"),
+        ("seed SEED", "Seed of every random number of a fit", "0"),
+    ):
+        found = re.search(rf"--model\.{option}.*?{explanation}.*?\(type: [^)]*, default: ([^)]*)\)", text)
+        assert found, option
+        assert found.group(1) == default
+    defaults = parser.get_defaults().model
+    assert (defaults.backbone, defaults.neighborhood, defaults.soft_weight) == ("wide_resnet50_2", 0, True)
+    assert "thresholds" not in defaults
+    assert ("discriminators" in defaults) == (model_class is SoftPatchPlus)
+    with pytest.raises(ArgumentError, match="lof_k"):
+        parser.parse_args(["--model.lof_k=many"])
+    assert parser.parse_args(["--model.lof_k=9", "--model.neighborhood=image"]).model.lof_k == 9
 
 
 def engine(folder):
@@ -194,6 +229,51 @@ def test_engine_and_checkpoint(model_class, datamodule, tmp_path):
         torch.testing.assert_close(first.pred_score, second.pred_score)
         torch.testing.assert_close(first.anomaly_map, second.anomaly_map)
     assert torch.equal(model.model.memory_bank, trained.model.memory_bank)
+
+
+NON_DEFAULTS = {
+    "lof_k": 3,
+    "coreset_sampling_ratio": 0.02,
+    "neighborhood": 1,
+    "max_references": 20,
+    "soft_weight": False,
+    "num_neighbors": 2,
+    "patch_embedding": "unfold",
+    "precision": "bfloat16",
+    "memory_budget": 0.5,
+    "noise_report": False,
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "own"),
+    [
+        (SoftPatch, {"discriminator": "gaussian", "threshold": 0.3}),
+        (SoftPatchPlus, {"discriminators": ["nearest", "lof"], "classification_threshold": 0.1, "task": "both"}),
+    ],
+)
+def test_options_come_back_from_a_checkpoint(model_class, own, datamodule, tmp_path):
+    """They are plain data, the model's own options and no others."""
+    trained, runner = lightning_model(model_class, **NON_DEFAULTS, **own), engine(tmp_path)
+    runner.fit(trained, datamodule=datamodule)
+    checkpoint = runner.trainer.checkpoint_callback.best_model_path
+    saved = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    assert (NON_DEFAULTS | own).items() <= dict(saved).items()
+    parser = ArgumentParser()
+    parser.add_class_arguments(model_class, "model")
+    assert saved.keys() <= vars(parser.get_defaults().model).keys()
+    restored = model_class.load_from_checkpoint(checkpoint)
+    assert vars(restored.model.memory_bank_builder) == vars(trained.model.memory_bank_builder)
+    assert dict(restored.hparams) == dict(trained.hparams)
+    assert restored.noise_report is trained.noise_report
+    assert restored.model.feature_extractor.dtype == torch.bfloat16
+    for name in ("num_neighbors", "bank_ranges"):
+        assert getattr(restored.model, name) == getattr(trained.model, name)
+    assert restored.model.feature_store.memory_budget == 2**29
+    for name, tensor in trained.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.equal(tensor, restored.state_dict()[name]), name
 
 
 def test_module_as_backbone(datamodule, tmp_path):
@@ -232,7 +312,7 @@ def test_one_task_one_bank(datamodule, tmp_path):
 
 
 def test_learns_as_patchcore_does(mvtec_root, tmp_path):
-    """Through the engine, too, where PatchCore sees the images by path and draws what ours drew before they came."""
+    """Through the engine, too, where PatchCore sees the images by path and is seeded right before its selection."""
 
     class InOrder(MVTecAD):
         def train_dataloader(self):
@@ -243,26 +323,65 @@ def test_learns_as_patchcore_does(mvtec_root, tmp_path):
             seed_everything(5, verbose=False)
             super().fit()
 
-    ours = lightning_model(SoftPatch, threshold=0, soft_weight=False)
+    ours = lightning_model(SoftPatch, threshold=0, soft_weight=False, seed=5)
     theirs = lightning_model(ReseededPatchcore)
     theirs.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
     for model in (ours, theirs):
-        seed_everything(5, verbose=False)
         engine(tmp_path).fit(model, datamodule=InOrder(root=mvtec_root, category="bottle", num_workers=0))
     assert torch.equal(ours.model.memory_bank, theirs.model.memory_bank)
+
+
+def fitted(folder, datamodule, global_seed, **options):
+    seed_everything(global_seed, verbose=False)
+    model = lightning_model(SoftPatch, **options)
+    engine(folder).fit(model, datamodule=datamodule)
+    return model.model
+
+
+def test_equal_options_give_equal_banks(mvtec_root, tmp_path):
+    """Whatever the global generators and the loader, which shuffles with them: bit by bit, untrained backbone too."""
+    orders = []
+
+    class Watched(MVTecAD):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            orders[-1].extend(batch.image_path)
+            return batch
+
+    def fit_with(global_seed, **options):
+        orders.append([])
+        return fitted(tmp_path, Watched(root=mvtec_root, category="bottle", num_workers=0), global_seed, **options)
+
+    first, second, other = fit_with(1), fit_with(2), fit_with(1, seed=1)
+    assert orders[0][:8] != orders[1][:8]
+    assert sorted(orders[0]) == sorted(orders[1])
+    for name, tensor in first.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.equal(tensor, second.state_dict()[name]), name
+    assert first.bank_ranges == second.bank_ranges
+    weight, other_weight = (next(model.feature_extractor.parameters()) for model in (first, other))
+    assert not torch.equal(weight, other_weight)
+    assert not torch.equal(first.memory_bank, other.memory_bank)
+
+
+def test_global_generators_are_left_alone(images):
+    """By the untrained weights of a backbone and by a fit."""
+
+    def state():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before = state()
+    model = lightning_model(SoftPatch)
+    model.model.train()(images)
+    model.model.fit()
+    assert state() == before
 
 
 def test_order_of_the_images_does_not_matter(mvtec_root, tmp_path):
     """Other batches in another order, and random numbers that the loader drew: the same bank for the same seed."""
     banks = []
     for batch_size in (2, 5):
-        model = lightning_model(SoftPatch)
-        if banks:
-            model.model.feature_extractor.load_state_dict(banks[0].feature_extractor.state_dict())
-        seed_everything(5, verbose=False)
         datamodule = MVTecAD(root=mvtec_root, category="bottle", train_batch_size=batch_size, num_workers=0)
-        engine(tmp_path).fit(model, datamodule=datamodule)
-        banks.append(model.model)
+        banks.append(fitted(tmp_path, datamodule, global_seed=batch_size))
     assert len(banks[0].denoising.keys) == 8
     assert banks[0].denoising.keys == tuple(sorted(banks[1].denoising.keys))
     torch.testing.assert_close(banks[0].memory_bank, banks[1].memory_bank)
