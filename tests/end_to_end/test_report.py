@@ -3,6 +3,9 @@
 
 """The noise report after a fit, and in a real browser."""
 
+import html
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,9 +24,13 @@ import anomalib_softpatch.report.fit_report as fit_report_module
 from anomalib_softpatch.data import NoisyDataModule
 from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.report.command import report
+from anomalib_softpatch.report.decisions import apply
+from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.geometry import Region
+from anomalib_softpatch.report.writer import write_report
 
 REPORT = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
-FILES = {"images.csv", "skipped.csv", "report.html", "most_suspicious.png", "least_suspicious.png"}
+FILES = {"images.csv", "skipped.csv", "report.html", "thumbnails"}
 SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.05}
 
 
@@ -59,7 +66,7 @@ def test_fit_leaves_a_report_that_finds_the_injected_images(
     logged = {name: value.item() for name, value in engine.trainer.callback_metrics.items()}
     assert logged["noise_image_AUROC"] == logged["noise_image_precision"] == 1
     assert logged["noise_patch_AUROC"] > 0.9
-    assert {"noise_patch_AUPRO", "noise_patch_precision"} <= logged.keys()
+    assert {"noise_image_AP", "noise_patch_AUPRO", "noise_patch_precision"} <= logged.keys()
 
 
 def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Path, tmp_path: Path) -> None:
@@ -105,7 +112,7 @@ def test_failed_report_does_not_lose_the_model(
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fit_report_module, "find", fail)
+    monkeypatch.setattr(fit_report_module, "visible_region", fail)
     model = SoftPatch(**SMALL)
     engine = fit(mvtec_root, tmp_path, model)
     assert len(model.model.memory_bank)
@@ -118,47 +125,232 @@ def test_no_report_where_nothing_is_scored(mvtec_root: Path, tmp_path: Path) -> 
     assert not folder_of(engine).exists()
 
 
-def test_command_in_a_process_of_its_own_and_the_page_in_a_browser(
-    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+@pytest.fixture(scope="session")
+def run_browser(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Function that opens a file in a headless browser without a network and returns what it prints."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium in the PATH to open the report with")
+
+    def run(page: Path, *arguments: str, width: int = 1280, height: int = 2000) -> str:
+        options = (
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+            "--disable-component-update", "--no-first-run", "--hide-scrollbars",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={tmp_path_factory.mktemp('profile')}", f"--window-size={width},{height}",
+            "--virtual-time-budget=5000",
+        )  # fmt: skip
+        command = [browser, *options, *arguments, page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reported(
+    tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> tuple[Path, Path]:
+    """Thirty images, of which 017 lacks a square and is there twice, and the report that the command wrote of them."""
     import timm
     from timm.models import save_for_hf
 
+    folder = tmp_path_factory.mktemp("reported")
     rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
+    (folder / "images").mkdir()
     for index in range(30):
         pixels = rng.integers(100, 156, (64, 64, 3), dtype=np.uint8)
         pixels[16:40, 24:48] *= index != 17
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{index:03}.png")
+        Image.fromarray(pixels).save(folder / "images" / f"{index:03}.png")
+    (folder / "images" / 'copy, "17" #1.png').write_bytes((folder / "images" / "017.png").read_bytes())
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("resnet18", pretrained=False), tmp_path / "weights")
+    save_for_hf(timm.create_model("resnet18", pretrained=False), folder / "weights")
     run_python(
-        "-c", REPORT, "report", tmp_path / "images", "--backbone", f"local-dir:{tmp_path / 'weights'}",
-        "--layers=[layer2]", "--output", tmp_path / "out", cwd=tmp_path,
+        "-c", REPORT, "report", folder / "images", "--backbone", f"local-dir:{folder / 'weights'}",
+        "--layers=[layer2]", "--output", folder / "out", cwd=folder,
     )  # fmt: skip
-    page = (tmp_path / "out" / "report.html").as_uri()
+    return folder / "images", folder / "out" / "report.html"
 
-    def run_browser(*arguments: str) -> str:
-        options = (
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-            "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1280,2000", "--virtual-time-budget=5000",
-        )  # fmt: skip
-        command = [browser, *options, *arguments, page]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
-    document = run_browser("--dump-dom")
-    # the table has been made by its script, with its headings to sort by, its search field and its rows
-    assert 'class="dt-search"' in document
-    assert document.count("dt-orderable-asc") >= 7
-    assert "Showing 1 to 25 of 30 entries" in document
-    first_row = re.search(r"<tbody><tr.*?</tr>", document, flags=re.DOTALL).group()
-    assert str(tmp_path / "images" / "017.png") in first_row
-    run_browser(f"--screenshot={tmp_path / 'page.png'}")
+def drive(page: Path, script: str, run_browser: Callable[..., str], **kwargs: int) -> object:
+    """Run a script in a copy of a page, and return what it gives to `result`."""
+    copy = page.with_name("driven.html")
+    copy.write_text(
+        page.read_text(encoding="utf-8")
+        + "<pre id='result'></pre><script>{const result = (value) => {"
+        + "document.getElementById('result').textContent = JSON.stringify(value)};"
+        + "const press = (key) => (document.activeElement ?? document.body).dispatchEvent("
+        + "new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));"
+        + "const click = (selector) => document.querySelector(selector).click();"
+        + "const name = (one) => one.dataset.name;"
+        + "const aside = () => [...document.querySelectorAll('figure.set_aside')].map(name);"
+        + "const kept = () => [...document.querySelectorAll('figure.keep')].map(name);"
+        + "const visible = () => [...document.querySelectorAll('figure')].filter((one) => one.offsetParent).map(name);"
+        + script
+        + "}</script>",
+        encoding="utf-8",
+    )
+    document = run_browser(copy, "--dump-dom", **kwargs)
+    copy.unlink()
+    return json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', document, flags=re.DOTALL).group(1)))
+
+
+TWINS = ["017.png", 'copy, "17" #1.png']
+
+
+def test_keys_and_buttons_decide_and_undo(reported: tuple[Path, Path], run_browser: Callable[..., str]) -> None:
+    states = drive(
+        reported[1],
+        """
+        const states = [];
+        press("ArrowRight"); press("d"); states.push([aside(), kept()]);
+        press("ArrowRight"); press("ArrowRight"); press("k"); states.push([aside(), kept()]);
+        click("#image-2 button.set_aside"); click("#image-1 button.keep"); states.push([aside(), kept().length]);
+        press("u"); press("u"); states.push([aside(), kept()]);
+        click("#undo"); press("u"); states.push([aside(), kept(), document.getElementById("undo").disabled]);
+        result(states);
+        """,
+        run_browser,
+    )
+    third = pd.read_csv(reported[1].with_name("images.csv"))["path"].map(lambda path: Path(path).name)[2]
+    assert states == [
+        [TWINS[:1], []],
+        [TWINS[:1], [third]],
+        [TWINS[1:], 2],
+        [TWINS[:1], [third]],
+        [[], [], True],
+    ]
+
+
+def test_slider_marks_by_score_and_filters_show_what_they_say(
+    reported: tuple[Path, Path], run_browser: Callable[..., str]
+) -> None:
+    marked, undone, group, decided, named, ordered = drive(
+        reported[1],
+        """
+        const slider = document.getElementById("slider");
+        const choose = (id, value, event = "change") => {
+          document.getElementById(id).value = value;
+          document.getElementById(id).dispatchEvent(new Event(event));
+        };
+        choose("slider", (Number(document.getElementById("image-2").dataset.score)
+                          + Number(document.getElementById("image-3").dataset.score)) / 2, "input");
+        const text = document.getElementById("mark").textContent;
+        click("#mark");
+        const marked = [aside(), text, document.querySelectorAll("figure.above").length];
+        press("u");
+        const undone = aside();
+        choose("group", "any");
+        const group = visible();
+        choose("group", ""); press("d"); choose("decision", "set_aside");
+        const decided = visible();
+        choose("decision", ""); choose("search", "02", "input");
+        const named = visible();
+        choose("search", "", "input"); choose("order", "name");
+        result([marked, undone, group, decided, named, visible()]);
+        """,
+        run_browser,
+    )
+    assert marked[0] == TWINS
+    assert marked[1].startswith("Set aside the 2 images with a score of")
+    assert marked[2] == 2
+    assert undone == []
+    assert group == TWINS
+    assert decided == TWINS[:1]
+    assert sorted(named) == ["002.png", *(f"02{digit}.png" for digit in range(10))]
+    assert ordered == [*(f"{index:03}.png" for index in range(30)), TWINS[1]]
+
+
+def test_decisions_of_the_page_are_applied(
+    reported: tuple[Path, Path], run_browser: Callable[..., str], tmp_path: Path
+) -> None:
+    saved = drive(
+        reported[1],
+        """
+        press("ArrowRight"); press("d"); press("ArrowRight"); press("d"); press("ArrowRight"); press("k");
+        URL.createObjectURL = (blob) => { blob.text().then(result); return "#"; };
+        click("#download");
+        """,
+        run_browser,
+    )
+    (tmp_path / "decisions.csv").write_text(saved, encoding="utf-8")
+    apply(tmp_path / "decisions.csv", copy_rest=tmp_path / "rest", dry_run=False)
+    images = {path.name for path in reported[0].iterdir()}
+    assert {path.name for path in (tmp_path / "rest").iterdir()} == images - set(TWINS)
+
+
+def test_image_is_shown_larger_from_its_own_file(reported: tuple[Path, Path], run_browser: Callable[..., str]) -> None:
+    opened, size, title, moved, closed = drive(
+        reported[1],
+        """
+        const viewer = document.getElementById("viewer");
+        click("#image-2 a.larger");
+        const image = viewer.querySelector(".original");
+        image.decode().then(() => {
+          const title = () => viewer.querySelector(".title").textContent;
+          const first = [viewer.open, [image.naturalWidth, image.naturalHeight], title()];
+          press("ArrowRight");
+          const moved = title();
+          press("d");
+          click("#viewer .close");
+          result([...first, moved, [viewer.open, ...aside()]]);
+        });
+        """,
+        run_browser,
+    )
+    assert (opened, size, title) == (True, [64, 64], TWINS[1])
+    assert moved not in TWINS
+    assert closed == [False, moved]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_page_fits_its_window(reported: tuple[Path, Path], run_browser: Callable[..., str], width: int) -> None:
+    script = """
+        const page = document.documentElement;
+        result([innerWidth, page.scrollWidth <= page.clientWidth, visible().length,
+                [...document.images].every((image) => !image.complete || image.naturalWidth || !image.src)]);
+    """
+    assert drive(reported[1], script, run_browser, width=width) == [width, True, 31, True]
+
+
+def test_without_scripts_the_page_shows_the_images(
+    reported: tuple[Path, Path], run_browser: Callable[..., str], tmp_path: Path
+) -> None:
+    page = reported[1].with_name("without.html")
+    text = reported[1].read_text(encoding="utf-8")
+    page.write_text(
+        text.replace("<head>", '<head><meta http-equiv="Content-Security-Policy" content="script-src \'none\'">')
+    )
+    run_browser(page, f"--screenshot={tmp_path / 'page.png'}", height=2400)
+    page.unlink()
     with Image.open(tmp_path / "page.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     assert (pixels.min(axis=2) > 250).mean() > 0.3  # a light page
-    assert ((pixels[..., 2] - pixels[..., 0]) > 80).mean() > 0.01  # with the blue of the heat maps and the histogram
+    assert ((pixels[1000:, :, 2] - pixels[1000:, :, 0]) > 80).mean() > 0.01  # with the blue of the heat maps
+
+
+def test_thousands_of_images_in_the_browser(run_browser: Callable[..., str], tmp_path: Path) -> None:
+    count = 5000
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 32), "grey").save(tmp_path / "images" / "0.png")
+    paths = [str(tmp_path / "images" / f"{index}.png") for index in range(count)]
+    for path in paths[1:]:
+        os.link(paths[0], path)
+    findings = Findings(
+        paths=paths,
+        scores=torch.rand(count, 4, 4, generator=torch.Generator().manual_seed(0)),
+        kept=torch.ones(count, 4, 4, dtype=torch.bool),
+        regions=[Region(0, 0, 32, 32)] * count,
+    )
+    page = write_report(findings, tmp_path / "report")
+    script = """
+        press("ArrowRight"); press("d");
+        const slider = document.getElementById("slider");
+        slider.value = 0; slider.dispatchEvent(new Event("input")); click("#mark");
+        const all = aside().length;
+        press("u");
+        const loaded = [...document.images].filter((image) => image.complete && image.naturalWidth).length;
+        result([all, aside().length, loaded]);
+    """
+    everything, left, loaded = drive(page, script, run_browser)
+    assert (everything, left) == (count, 1)
+    assert loaded < count / 2  # those in sight, and as many around them as the browser likes

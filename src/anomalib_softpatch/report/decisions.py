@@ -5,6 +5,7 @@
 
 import csv
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -146,17 +147,17 @@ def read_moves(record: Path) -> list[Transfer]:
     return transfers
 
 
-def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None = None, yes: bool = False) -> None:
-    """Say what decisions about images would do, and do it with --yes.
+def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None = None, dry_run: bool = True) -> None:
+    """Say what decisions about images would do; with --dry_run false, do it.
 
-    Nothing is ever deleted or overwritten. Without --yes nothing is changed at all.
+    Nothing is ever deleted or overwritten.
 
     Args:
         decisions: The file decisions.csv that the page of a report saved.
         copy_rest: Copy all images that were not set aside to this folder, in the same subfolders.
         move_to: Move the images that were set aside to this folder, in the same subfolders, and list them in moved.csv
             there, from which anomalib-softpatch undo brings them back.
-        yes: Do it.
+        dry_run: Only say what would be done.
     """
     if (copy_rest is None) == (move_to is None):
         msg = "Give one of --copy_rest and --move_to: a folder for the images to keep, or for those set aside."
@@ -172,37 +173,39 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
     gone = len(chosen) - len(transfers)
     if gone:
         sys.stdout.write(f"{gone} of them are not there any more and are left out.\n")
-    _show("moved" if copy_rest is None else "copied", transfers, yes)
-    if not yes:
+    _show("moved" if copy_rest is None else "copied", transfers, dry_run)
+    if dry_run:
         return
     if copy_rest is not None:
         copy(transfers)
         return
     move(transfers, move_to / MOVED)
-    sys.stdout.write(f"To bring them back: anomalib-softpatch undo {to_text(move_to / MOVED)} --yes\n")
+    sys.stdout.write(
+        f"To bring them back: anomalib-softpatch undo {shlex.quote(to_text(move_to / MOVED))} --dry_run false\n"
+    )
 
 
-def undo(moved: Path, yes: bool = False) -> None:
-    """Say which images moved by apply would be brought back, and do it with --yes.
+def undo(moved: Path, dry_run: bool = True) -> None:
+    """Say which images moved by apply would be brought back; with --dry_run false, do it.
 
     Args:
         moved: The file moved.csv in the folder that they were moved to.
-        yes: Do it.
+        dry_run: Only say what would be done.
     """
     transfers = read_moves(moved)
-    _show("moved", transfers, yes)
-    if yes:
+    _show("moved", transfers, dry_run)
+    if not dry_run:
         for transfer in transfers:
             transfer.target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(transfer.source, transfer.target)
 
 
-def _show(what: str, transfers: Sequence[Transfer], yes: bool) -> None:
+def _show(what: str, transfers: Sequence[Transfer], dry_run: bool) -> None:
     for transfer in transfers[:MOST_SHOWN]:
         sys.stdout.write(f"  {to_text(transfer.source)} -> {to_text(transfer.target)}\n")
     if len(transfers) > MOST_SHOWN:
         sys.stdout.write(f"  ... and {len(transfers) - MOST_SHOWN} more\n")
-    end = "." if yes else " with --yes. Nothing has been changed."
+    end = " with --dry_run false. Nothing has been changed." if dry_run else "."
     sys.stdout.write(f"{len(transfers)} images are {what}{end}\n")
 
 

@@ -113,4 +113,4 @@ def images_to_inspect(ordered_labels: torch.Tensor, share: float) -> int:
     """
     # Counted in whole images, which sums of floating-point shares are not.
     wanted = int(np.ceil(share * int(ordered_labels.sum()) - 1e-9))
-    return int(ordered_labels.long().cumsum(dim=0).searchsorted(wanted)) + 1
+    return int(torch.searchsorted(ordered_labels.long().cumsum(dim=0), wanted)) + 1

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -265,8 +266,8 @@ def _check_backbone(backbone: str) -> None:
             msg = f"backbone={backbone!r}: there is no config.json in that folder, beside which timm saves weights."
             raise ValueError(msg)
     elif ":" not in backbone and not timm.is_model(backbone):
-        similar = timm.list_models(f"*{backbone.split('.', maxsplit=1)[0][:8]}*")[:3]
-        hint = f" There are {', '.join(similar)}, for example." if similar else ""
+        similar = get_close_matches(backbone, timm.list_models(), n=3)
+        hint = f" Similar names: {', '.join(similar)}." if similar else ""
         msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
         raise ValueError(msg)
 

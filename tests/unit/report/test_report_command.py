@@ -4,8 +4,11 @@
 """The command `anomalib-softpatch report` on folders as they are found in practice."""
 
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -13,11 +16,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
+from anomalib_softpatch.report import ranking
 from anomalib_softpatch.report.command import report
-from anomalib_softpatch.report.folder import find_images, read_image
+from anomalib_softpatch.report.folder import IMAGE_EXTENSIONS, find_images
+from anomalib_softpatch.report.paths import from_text
+from anomalib_softpatch.report.ranking import rank_images
+from anomalib_softpatch.report.reading import read_image
 
 LAYERS = ["layer2"]
 
@@ -159,6 +167,16 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
         ({"output": "images/out"}, "in which nothing is changed"),
         ({"copy_rest": "images"}, "in which nothing is changed"),
         ({"copy_rest": "one"}, "is not empty"),
+        ({"write_list": "images/list.txt"}, "in which nothing is changed"),
+        ({"lof_k": 0}, "lof_k=0 must be a whole number of 1 or more"),
+        ({"image_size": 0}, "image_size=0 must be a whole number of 32 or more"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"neighborhood": -1}, "neighborhood=-1"),
+        ({"layers": []}, "layers must name"),
+        ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
+        ({"device": "abacus"}, "device='abacus' cannot be used here"),
+        ({"backbone": "resnet1o"}, r"backbone='resnet1o' is not a model of timm .* Similar names: .*resnet1"),
+        ({"backbone": "local-dir:/nowhere"}, "there is no config.json in that folder"),
     ],
 )
 def test_bad_input(
@@ -168,12 +186,132 @@ def test_bad_input(
     (tmp_path / "one").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "one" / "image.png")
     paths = {
-        name: tmp_path / str(value) for name, value in arguments.items() if name in {"folder", "output", "copy_rest"}
+        name: tmp_path / str(value)
+        for name, value in arguments.items()
+        if name in {"folder", "output", "copy_rest", "write_list"}
     }
-    options = {"folder": folder, "output": tmp_path / "out"} | arguments | paths
-    with pytest.raises(ValueError, match=message):
-        report(backbone=small_backbone, layers=LAYERS, image_size=64, **options)
+    defaults = {"folder": folder, "output": tmp_path / "out", "backbone": small_backbone, "layers": LAYERS}
+    with pytest.raises(ValueError, match=message) as error:
+        report(**(defaults | {"image_size": 64} | arguments | paths))
+    assert str(error.value).count("\n") <= 5  # the first reasons why images cannot be read, if there are any
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_options_are_refused_before_an_image_is_read(
+    folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "read_image", lambda path: pytest.fail(f"{path} was read"))
+    for options in ({"lof_k": 0}, {"image_size": 0}, {"device": "cuda:99"}, {"backbone": "resnet1o"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            report(folder, tmp_path / "out", **({"backbone": small_backbone, "layers": LAYERS} | options))
+    for output in (tmp_path / "list.txt" / "out", Path("/proc/out")):
+        (tmp_path / "list.txt").touch()
+        with pytest.raises(OSError, match="cannot be written to"):
+            report(folder, output, small_backbone, LAYERS)
+
+
+@pytest.mark.parametrize("name", ["report.html", "images.csv", "skipped.csv", "thumbnails"])
+def test_files_of_others_are_not_overwritten(
+    folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(ranking, "read_image", lambda path: pytest.fail(f"{path} was read"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("<!doctype html><title>Mine</title>\nrank,name\n")
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"{name}' is there and is not a noise report's"):
+        report(folder, tmp_path / "out", small_backbone, LAYERS)
+    assert contents(tmp_path / "out") == before
+
+
+def test_own_report_is_replaced(folder: Path, small_backbone: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64)
+        (folder / "a" / "0.png").unlink(missing_ok=True)
+    assert len(pd.read_csv(tmp_path / "out" / "images.csv")) == 11
+    assert len(list((tmp_path / "out" / "thumbnails").iterdir())) == 11
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_with_line_breaks_and_formulas(
+    folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["b/line\nbreak.png", "=HYPERLINK(1).png", "+cmd.png", "b/100%#?.png"]
+    for name in names:
+        (folder / name).write_bytes((folder / "a" / "1.png").read_bytes())
+    (folder / "b" / "odd.png").rename(folder / names[0])
+    (folder / "@text.txt").touch()
+    monkeypatch.chdir(folder)
+    report(Path(), tmp_path / "out", small_backbone, LAYERS, image_size=64, suspicious=0.07,
+           write_list=tmp_path / "list")  # fmt: skip
+    table = pd.read_csv(tmp_path / "out" / "images.csv")
+    assert {f"./{name}" for name in names[1:3]} | {names[0], names[3]} <= set(table["path"])
+    assert all(Path(path).is_file() for path in table["path"])
+    assert not any(path.startswith(tuple("=+-@")) for path in table["path"])
+    assert pd.read_csv(tmp_path / "out" / "skipped.csv")["path"].tolist() == ["./@text.txt"]
+    line = (tmp_path / "list").read_text().splitlines()
+    assert line == [(folder / names[0]).as_uri()]
+    assert from_text(line[0]) == folder / names[0]
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    links = [unquote(link) for link in re.findall(r'data-link="([^"]*)"', html)]
+    assert {Path(os.path.realpath(tmp_path / "out" / link)) for link in links} == {
+        Path(os.path.realpath(path)) for path in table["path"]
+    }
+
+
+def test_extensions_are_those_of_anomalib() -> None:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(IMAGE_EXTENSIONS) == set(IMG_EXTENSIONS)
+
+
+def test_rank_images_takes_paths_and_returns_a_table(folder: Path, small_backbone: str) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    findings = rank_images([str(path) for path in paths], backbone=small_backbone, layers=LAYERS, image_size=64)
+    assert findings.table["path"].iloc[0] == str(folder / "b" / "odd.png")
+    assert findings.table.equals(rank_images(folder, backbone=small_backbone, layers=LAYERS, image_size=64).table)
+
+
+def test_a_copied_defect_stays_where_it_was(folder: Path, small_backbone: str, tmp_path: Path) -> None:
+    options = {"backbone": small_backbone, "layers": LAYERS, "image_size": 64}
+    before = rank_images(folder, **options)
+    for number in range(3):
+        (folder / "a" / f"copy{number}.png").write_bytes((folder / "b" / "odd.png").read_bytes())
+    after = rank_images(folder, **options)
+    names = [Path(path).name for path in after.table["path"]]
+    assert sorted(names[:4]) == ["copy0.png", "copy1.png", "copy2.png", "odd.png"]
+    assert after.table["duplicate_group"].tolist()[:4] == [1] * 4
+    assert after.table["duplicate_group"].isna().sum() == 11
+    # and nobody's score has changed: copies have one vote
+    scores = before.table.set_index("path")["image_score"]
+    for path, score in after.table.set_index("path")["image_score"].items():
+        if path in scores:
+            assert score == pytest.approx(scores[path], abs=1e-4)
+
+
+def test_copying_all_defects_does_not_change_what_is_found(kolektor: Path, backbone: str, tmp_path: Path) -> None:
+    normal = sorted((kolektor / "kolektor" / "train" / "good").glob("*.png"))[:60]
+    defects = sorted((kolektor / "kolektor" / "test" / "defect").glob("*.png"))[:12]
+    options = {"backbone": backbone, "layers": ["blocks.2", "blocks.4"]}
+
+    def auroc(paths: list[Path]) -> float:
+        table = rank_images(paths, **options).table
+        return roc_auc_score(table["path"].str.contains("defect"), table["image_score"])
+
+    (tmp_path / "defect").mkdir()
+    copies = []
+    for number, path in enumerate(defects):
+        copies.append(tmp_path / "defect" / f"{path.stem}.{('png', 'jpg')[number % 2]}")
+        Image.open(path).save(copies[-1], **({"quality": 85} if number % 2 else {}))
+    assert auroc([*normal, *defects, *copies]) == pytest.approx(auroc([*normal, *defects]), abs=0.03)
+
+
+def test_odd_images_are_named(folder: Path, small_backbone: str) -> None:
+    Image.new("RGB", (64, 48), "black").save(folder / "black.png")
+    Image.new("RGB", (64, 96)).save(folder / "tall.png")
+    table = rank_images(folder, backbone=small_backbone, layers=LAYERS, image_size=64).table
+    odd = {Path(path).name: names.split("; ") for path, names in zip(table["path"], table["findings"], strict=True)}
+    assert {"dark", "low information"} <= set(odd["black.png"])
+    assert {"odd size", "odd aspect"} <= set(odd["tall.png"])
 
 
 def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,3 +319,21 @@ def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pyt
         main(["report", str(tmp_path)])
     assert error.value.code == 2
     assert capsys.readouterr().err.startswith("anomalib-softpatch report: folder=")
+
+
+REFUSAL = """
+import sys
+from anomalib_softpatch.cli import main
+try:
+    main(["report", *sys.argv[1:]])
+except SystemExit as error:
+    print(error.code, sorted({"torch", "anomalib", "timm", "pandas", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def test_wrong_folder_is_refused_before_anything_slow_is_imported(tmp_path: Path, run_python: Callable) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, message in (("nowhere", "is not a folder"), ("empty", "has no images")):
+        result = run_python("-c", REFUSAL, tmp_path / folder, cwd=tmp_path)
+        assert message in result.stderr
+        assert result.stdout.split(maxsplit=1) == ["2", "[]\n"]

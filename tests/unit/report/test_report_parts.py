@@ -6,6 +6,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -13,20 +14,25 @@ import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resize
 
 from anomalib_softpatch.components import keep_mask
 from anomalib_softpatch.report import writer
-from anomalib_softpatch.report.contact_sheet import fit_text, image_pair
+from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
 from anomalib_softpatch.report.noise_level import noise_level
-from anomalib_softpatch.report.quality import detection_quality
+from anomalib_softpatch.report.quality import detection_quality, images_to_inspect, inspection_curve
 from anomalib_softpatch.report.writer import write_report
 
 BAD = 3
+FILES = {"images.csv", "skipped.csv", "report.html", "thumbnails"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def make_findings(folder: Path, count: int = 12, size: tuple[int, int] = (96, 64), **kwargs: object) -> Findings:
@@ -133,6 +139,7 @@ def test_quality_agrees_with_scikit_learn() -> None:
     image = image_scores(scores)
     quality = detection_quality(image, labels, scores, patches)
     assert quality["image_AUROC"] == pytest.approx(roc_auc_score(labels, image))
+    assert quality["image_AP"] == pytest.approx(average_precision_score(labels, image))
     assert quality["patch_AUROC"] == pytest.approx(roc_auc_score(patches.flatten(), scores.flatten()), abs=1e-5)
     highest = image.argsort(descending=True)[: int(labels.sum())]
     assert quality["image_precision"] == pytest.approx(labels[highest].float().mean().item())
@@ -146,7 +153,16 @@ def test_no_quality_without_both_kinds_of_images_or_without_masks() -> None:
     for labels in (torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)):
         assert detection_quality(image_scores(scores), labels, scores, None) == {}
     labels = torch.tensor([True, False, False, False])
-    assert set(detection_quality(image_scores(scores), labels, scores, None)) == {"image_AUROC", "image_precision"}
+    assert set(detection_quality(image_scores(scores), labels, scores, None)) == {
+        "image_AUROC", "image_AP", "image_precision"
+    }  # fmt: skip
+
+
+def test_inspection_curve_counts_the_images_to_look_at() -> None:
+    ordered = torch.tensor([True, False, True, False, False, True, False, True, False, False])
+    assert inspection_curve(ordered).tolist() == [0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75, 1, 1, 1]
+    assert [images_to_inspect(ordered, share) for share in (0.1, 0.5, 0.9, 1.0)] == [1, 3, 8, 8]
+    assert images_to_inspect(torch.tensor([False, True]), 1.0) == 2
 
 
 def test_noise_level_counts_the_images_that_stand_out() -> None:
@@ -157,6 +173,10 @@ def test_noise_level_counts_the_images_that_stand_out() -> None:
     assert 0.05 < level.low < level.share < level.high < 0.16
     assert noise_level(scores) == level  # its random numbers are its own
     assert noise_level(torch.zeros(10)).share == 0
+    median = scores.median()
+    deviation = 1.4826 * (scores - median).abs().median()
+    assert level.score == pytest.approx((median + 3 * deviation).item(), abs=0.05)
+    assert noise_level(torch.ones(1)).share == 0
 
 
 # Findings
@@ -181,14 +201,28 @@ def test_ties_are_in_the_order_of_the_paths() -> None:
     assert findings.order == [2, 0, 1]
 
 
-def test_heat_is_the_rank_in_decades(tmp_path: Path) -> None:
+def test_rarity_is_the_rank_in_decades(tmp_path: Path) -> None:
     scores = torch.arange(10_000.0).view(1, 100, 100)
     findings = Findings([str(tmp_path / "a.png")], scores, scores >= 0, [Region(0, 0, 1, 1)])
-    heat = findings.heat.flatten()
-    assert heat[0] == 0
-    assert heat[8999].item() == pytest.approx(1 / 3, abs=1e-3)
-    assert heat[9899].item() == pytest.approx(2 / 3, abs=2e-3)
-    assert heat[-1] == 1
+    rarity = findings.rarity.flatten()
+    assert rarity[0] == 0
+    assert rarity[8999].item() == pytest.approx(1, abs=1e-3)
+    assert rarity[9899].item() == pytest.approx(2, abs=6e-3)
+    assert rarity[-1].item() == pytest.approx(4)
+
+
+def test_each_group_counts_once() -> None:
+    scores = torch.rand(6, 5, 5, generator=torch.Generator().manual_seed(0))
+    single = Findings([*"abcdef"], scores, scores < 1, [Region(0, 0, 1, 1)] * 6)
+    order = [0, 1, 2, 2, 2, 3, 4, 0, 5]
+    groups = torch.tensor(order)
+    copied = Findings([*"abcdefghi"], scores[order], scores[order] < 1, [Region(0, 0, 1, 1)] * 9, groups=groups)
+    assert torch.equal(copied.rarity, single.rarity[order])
+    numbers = copied.duplicate_groups
+    assert sorted(number or 0 for number in numbers) == [0, 0, 0, 0, 1, 1, 2, 2, 2] or sorted(
+        number or 0 for number in numbers
+    ) == [0, 0, 0, 0, 1, 1, 1, 2, 2]
+    assert numbers[2] == numbers[3] == numbers[4] != numbers[0] == numbers[7]
 
 
 # Images
@@ -213,13 +247,6 @@ def test_heat_map_is_drawn_where_the_model_looked(tmp_path: Path) -> None:
     assert not untouched[18:46, 26:70].any()
 
 
-def test_long_paths_keep_their_end() -> None:
-    text = fit_text("folder/" * 30 + "image.png", width=150)
-    assert text.startswith("…")
-    assert text.endswith("image.png")
-    assert fit_text("a.png", width=150) == "a.png"
-
-
 # Files
 
 
@@ -230,8 +257,7 @@ def test_report_has_all_files_and_needs_nothing_else(tmp_path: Path) -> None:
         tmp_path / "<b>&amp", labels=labels, skipped=[("x<i>.png", "empty file")], notes=["A note."]
     )
     page = write_report(findings, tmp_path / "report")
-    names = {file.name for file in page.parent.iterdir()}
-    assert names == {"images.csv", "skipped.csv", "report.html", "most_suspicious.png", "least_suspicious.png"}
+    assert {file.name for file in page.parent.iterdir()} == FILES
     assert len(pd.read_csv(page.parent / "images.csv")) == 12
     assert pd.read_csv(page.parent / "skipped.csv").to_numpy().tolist() == [["x<i>.png", "empty file"]]
     html = page.read_text(encoding="utf-8")
@@ -239,18 +265,21 @@ def test_report_has_all_files_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "x&lt;i&gt;.png" in html
     assert "A note." in html
     assert "truth: anomalous" in html
+    assert "to find 100 % of the known" in html
+    images = re.findall(r'<img src="(thumbnails/[^"]*)" loading="lazy"', html)
+    assert len(images) == 12
+    assert all((page.parent / image).is_file() for image in images)
+    links = re.findall(r'data-link="([^"]*)"', html)
+    assert {(page.parent / unquote(link)).resolve() for link in links} == {Path(path) for path in findings.paths}
     loaded = re.findall(r"""(?:src|href)=["']?(\w+:[^"'>\s]{0,20}|//[^"'>\s]{0,20})""", html)
-    assert not [source for source in loaded if not source.startswith(("data:", "https://itables"))]
-    assert html.count("data:image/jpeg") == 12 + 1  # every image and the legend
-    with Image.open(page.parent / "most_suspicious.png") as sheet:
-        assert sheet.width > 900
+    assert all(source.startswith("data:image/png") for source in loaded)
 
 
 def test_failure_keeps_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = make_findings(tmp_path / "images")
     page = write_report(findings, tmp_path / "report")
     (page.parent / "mine.txt").write_text("the user's")
-    before = {file.name: file.read_bytes() for file in page.parent.iterdir()}
+    before = contents(page.parent)
 
     def fail(*args: object) -> str:
         raise RuntimeError("out of ink")
@@ -258,10 +287,10 @@ def test_failure_keeps_the_earlier_report(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(writer, "render", fail)
     with pytest.raises(RuntimeError, match="out of ink"):
         write_report(findings, tmp_path / "report")
-    assert {file.name: file.read_bytes() for file in page.parent.iterdir()} == before
+    assert contents(page.parent) == before
     monkeypatch.undo()
     write_report(findings, tmp_path / "report")
-    assert {file.name for file in page.parent.iterdir()} == set(before)
+    assert contents(page.parent).keys() == before.keys()
 
 
 def test_there_is_no_page_while_files_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,19 +307,25 @@ def test_there_is_no_page_while_files_are_replaced(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "replace", replace)
     write_report(findings, tmp_path / "report")
     assert moved[-1] == "report.html"
-    assert set(moved) == {file.name for file in page.parent.iterdir()}
+    assert set(moved) - {"earlier"} == FILES
 
 
 def test_image_that_has_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     findings = make_findings(tmp_path / "images")
     Path(findings.paths[BAD]).unlink()
     page = write_report(findings, tmp_path / "report")
-    assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 11 + 1
+    html = page.read_text(encoding="utf-8")
+    assert html.count('<img src="thumbnails/') == 11
+    assert html.count("The file could not be drawn.") == 1
     assert "003.png is not shown" in caplog.text
 
 
-def test_report_of_thousands_of_images_shows_few_and_lists_all(tmp_path: Path) -> None:
+def test_report_of_thousands_of_images_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = make_findings(tmp_path / "images", count=20)
+    drawn = {}  # drawing an image anew is not what is tested here
+    monkeypatch.setattr(
+        writer, "image_pair", lambda findings, index: drawn.setdefault(index % 20, image_pair(few, index % 20))
+    )
     count = 5000
     findings = Findings(
         paths=[few.paths[index % 20] for index in range(count)],
@@ -299,6 +334,6 @@ def test_report_of_thousands_of_images_shows_few_and_lists_all(tmp_path: Path) -
         regions=[few.regions[0]] * count,
     )
     page = write_report(findings, tmp_path / "report")
-    assert page.stat().st_size < 5e6
-    assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 32 + 1
+    assert page.stat().st_size < 8e6
+    assert page.read_text(encoding="utf-8").count('<img src="thumbnails/') == count
     assert len(pd.read_csv(page.parent / "images.csv")) == count
