@@ -114,22 +114,40 @@ def nearest_patches(features: torch.Tensor, references: References, k: int) -> t
         ``(images * height * width, k)``.
     """
     images, height, width, dimensions = features.shape
-    patches = height * width
     flat = features.reshape(-1, dimensions)
     distances = flat.new_empty(len(flat), k)
     indices = torch.empty(len(flat), k, dtype=torch.long, device=flat.device)
     cost = max(references.count(images, (height, width)), (k + 1) * dimensions)
     for scored, compared in references.blocks(features, cost):
-        query, reference = flat[scored], flat[compared]
-        # Expanded squared distances lose digits far from the origin, so each group is centred. They only find the
-        # neighbours: the distances themselves are computed from the differences, exact down to zero for duplicates.
-        center = reference.mean(dim=1, keepdim=True)
-        reference = reference - center
-        squares = torch.baddbmm(reference.square().sum(dim=2)[:, None], query - center, reference.mT, alpha=-2)
-        squares.masked_fill_((scored // patches)[:, :, None] == (compared // patches)[:, None], torch.inf)
+        # Expanded squared distances only find the neighbours: the distances themselves are computed from the
+        # differences, exact down to zero for duplicates.
+        squares = squares_to_others(features, scored, compared)
         nearest = squares.topk(k, dim=2, largest=False, sorted=False).indices
         nearest = compared.gather(1, nearest.flatten(1)).view(nearest.shape)
-        distance = torch.linalg.norm(query[:, :, None] - flat[nearest], dim=3)
+        distance = torch.linalg.norm(flat[scored][:, :, None] - flat[nearest], dim=3)
         distances[scored], order = distance.sort(dim=2, stable=True)
         indices[scored] = nearest.gather(2, order)
     return distances, indices
+
+
+def squares_to_others(features: torch.Tensor, scored: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
+    """Return squared distances between patches, up to a term that is the same for all references of a patch.
+
+    Args:
+        features: Shape ``(images, height, width, dimensions)``, float32.
+        scored: Numbers of patches, shape ``(groups, queries)``.
+        compared: Numbers of the patches that they are compared with, shape ``(groups, references)``.
+
+    Returns:
+        Shape ``(groups, queries, references)``; infinite between patches of one image. The term left out is the
+        negative squared distance of the patch from the mean of its references.
+    """
+    _, height, width, dimensions = features.shape
+    flat = features.reshape(-1, dimensions)
+    query, reference = flat[scored], flat[compared]
+    # Expanded squares lose digits far from the origin, so each group is centred.
+    center = reference.mean(dim=1, keepdim=True)
+    reference = reference - center
+    squares = torch.baddbmm(reference.square().sum(dim=2)[:, None], query - center, reference.mT, alpha=-2)
+    patches = height * width
+    return squares.masked_fill_((scored // patches)[:, :, None] == (compared // patches)[:, None], torch.inf)

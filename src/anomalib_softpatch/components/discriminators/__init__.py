@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from anomalib_softpatch.components.discriminators.ensemble import ensemble
 from anomalib_softpatch.components.discriminators.gaussian import gaussian
 from anomalib_softpatch.components.discriminators.lof import local_outlier_factor, lof
 from anomalib_softpatch.components.discriminators.nearest import nearest
 from anomalib_softpatch.components.references import References
 
-__all__ = ["DISCRIMINATORS", "Discriminator", "gaussian", "local_outlier_factor", "lof", "nearest"]
+__all__ = ["DISCRIMINATORS", "Discriminator", "ensemble", "gaussian", "local_outlier_factor", "lof", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,5 @@ DISCRIMINATORS = {
     "lof": Discriminator(lof, weight_offset=0.0),
     "nearest": Discriminator(nearest, weight_offset=1.0),
     "gaussian": Discriminator(gaussian, weight_offset=1.0),
+    "ensemble": Discriminator(ensemble, weight_offset=1.0),
 }

@@ -1,0 +1,102 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Distance of every training patch to an ensemble of small memory banks, which repeated defects cannot outvote."""
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_softpatch.components.references import References, squares_to_others
+
+# Images in a bank of the ensemble, and banks at least. A patch is supported by the median bank if one image in about 23
+# (0.7 of 16) shows the like: copies in fewer than half of the banks do not vouch for it.
+IMAGES_PER_BANK = 16
+FEWEST_BANKS = 8
+SIGMA = 1.0  # patches; a defect covers the receptive fields of neighbouring patches, chance does not
+
+
+def ensemble(features: torch.Tensor, references: References, k: int = 1) -> torch.Tensor:
+    """Score patches by the median, over small disjoint banks of the training images, of the distance to each bank.
+
+    A local outlier factor asks whether a patch has k others like itself, so that a defect is normal once it was seen
+    more than k times. Here each bank holds the patches of some images only: of a defect that is in less than half of
+    the banks, the median says how far it is from what all the others show. The scores are smoothed over the grid.
+
+    Out-of-bag ensembles are how MeDS (ICML 2026) and CleanCon (2026) select images; here they score patches.
+
+    Args:
+        features: Shape ``(images, height, width, dimensions)``.
+        references: Which patches are compared.
+        k: Not used: every discriminator takes the same arguments.
+
+    Returns:
+        Shape ``(images, height, width)``.
+    """
+    del k
+    images, height, width, dimensions = features.shape
+    patches = height * width
+    bank_of = bank_numbers(images, references.seed).to(features.device)
+    flat = features.reshape(-1, dimensions)
+    scores = flat.new_empty(len(flat))
+    cost = max(2 * references.count(images, (height, width)), 2 * dimensions)
+    for scored, compared in references.blocks(features, cost):
+        # The images of the references are the same for all groups, so that one order brings the banks together.
+        banks, order = bank_of[compared[0] // patches].sort(stable=True)
+        ordered = compared[:, order]
+        squares = squares_to_others(features, scored, ordered)
+        sizes = [size for size in banks.bincount().tolist() if size]
+        nearest, places = zip(*(part.min(dim=2) for part in squares.split(sizes, dim=2)), strict=True)
+        starts = torch.tensor([0, *sizes[:-1]], device=features.device).cumsum(dim=0)
+        place = (torch.stack(places, dim=2) + starts).gather(2, _median_place(torch.stack(nearest, dim=2)))
+        # The expanded squares have only found the neighbour: its distance keeps its digits, down to zero for copies.
+        neighbor = ordered.gather(1, place.squeeze(2))
+        scores[scored] = torch.linalg.norm(flat[scored] - flat[neighbor], dim=2)
+    return smooth(scores.view(images, height, width))
+
+
+def bank_numbers(images: int, seed: int) -> torch.Tensor:
+    """Deal the images out to the banks of the ensemble.
+
+    Args:
+        images: Number of images.
+        seed: Seed of the choice.
+
+    Returns:
+        Number of each image's bank, shape ``(images,)``; banks differ by one image at most.
+    """
+    banks = min(images, max(-(-images // IMAGES_PER_BANK), FEWEST_BANKS))
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    numbers = torch.empty(images, dtype=torch.long)
+    numbers[order] = torch.arange(images) % banks
+    return numbers
+
+
+def _median_place(values: torch.Tensor) -> torch.Tensor:
+    """Return where along the last dimension the lower median of the finite values is, keeping that dimension.
+
+    A bank that holds nothing but the patch's own image has no distance to offer.
+    """
+    order = values.argsort(dim=-1, stable=True)
+    count = values.isfinite().sum(dim=-1, keepdim=True)
+    return order.gather(-1, ((count - 1) // 2).clamp_min(0))
+
+
+def smooth(scores: torch.Tensor, sigma: float = SIGMA) -> torch.Tensor:
+    """Smooth scores over the grid with a Gaussian.
+
+    Args:
+        scores: Shape ``(images, height, width)``.
+        sigma: Standard deviation in patches.
+
+    Returns:
+        Same shape; the grid is mirrored at its edges.
+    """
+    smoothed = scores[:, None]
+    for dimension, length in ((2, scores.shape[1]), (3, scores.shape[2])):
+        radius = min(int(3 * sigma + 0.5), length - 1)
+        offsets = torch.arange(-radius, radius + 1, device=scores.device, dtype=scores.dtype)
+        kernel = torch.exp(-offsets.square() / (2 * sigma**2))
+        kernel = (kernel / kernel.sum()).view(1, 1, *((-1, 1) if dimension == 2 else (1, -1)))  # noqa: PLR2004
+        padding = (0, 0, radius, radius) if dimension == 2 else (radius, radius, 0, 0)  # noqa: PLR2004
+        smoothed = F.conv2d(F.pad(smoothed, padding, mode="reflect"), kernel)
+    return smoothed[:, 0]
