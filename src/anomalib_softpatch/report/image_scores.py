@@ -24,6 +24,9 @@ def image_scores(scores: torch.Tensor, share: float = TOP_SHARE) -> torch.Tensor
     share removed         69.5 / 67.7 / 63.1  66.1 / 62.3 / 52.3  67.3 / 63.8 / 57.0
     ====================  ==================  ==================  ==================
 
+    The report takes it of the rarity of the patches instead of their scores, which changes no figure of that line by
+    more than 0.3 points.
+
     It is the best at 10 % with each discriminator, and close to the best at 20 %. The top 10 % and the share removed
     are better at 40 %, but dilute small defects.
 

@@ -4,7 +4,8 @@
   const figures = Array.from(gallery.children);
   if (!figures.length) return;
   const find = (id) => document.getElementById(id);
-  const score = (figure) => Number(figure.dataset.score);
+  // The slider rounds what it is set to.
+  const reaches = (figure, limit) => Number(figure.dataset.score) >= limit - 1e-6;
   const decisions = new Map(); // figure -> "keep" or "set_aside"
   const history = []; // of lists of [figure, what it was before]
   let shown = figures;
@@ -177,7 +178,7 @@
     const limit = Number(slider.value);
     let above = 0;
     for (const figure of figures) {
-      const is = score(figure) >= limit;
+      const is = reaches(figure, limit);
       figure.classList.toggle("above", is && Boolean(event)); // only once the slider has been moved
       above += is;
     }
@@ -189,7 +190,7 @@
   slider.addEventListener("input", mark);
   find("mark").addEventListener("click", () => {
     const limit = Number(slider.value);
-    decide(figures.filter((figure) => score(figure) >= limit && decisions.get(figure) !== "keep"), "set_aside");
+    decide(figures.filter((figure) => reaches(figure, limit) && decisions.get(figure) !== "keep"), "set_aside");
   });
 
   // The decision as a file
