@@ -14,6 +14,7 @@ Example:
     (torch.Size([512, 64]), torch.Size([512]))
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from anomalib.models.components.dimensionality_reduction import SparseRandomProj
 from anomalib_softpatch.components.constraints import (
     NEIGHBORHOOD,
     SHARE_TO_KEEP,
-    SHARE_TO_REMOVE,
+    SHARE_TO_REMOVE_OR_AUTO,
     at_least,
     check,
     check_discriminators,
@@ -36,16 +37,22 @@ from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
+from anomalib_softpatch.components.support import bearable_share, support_curve, support_distances
 from anomalib_softpatch.components.threshold import keep_mask
 
+logger = logging.getLogger(__name__)
+
 CONSTRAINTS = {
-    "thresholds": SHARE_TO_REMOVE,
+    "thresholds": SHARE_TO_REMOVE_OR_AUTO,
     "coreset_sampling_ratio": SHARE_TO_KEEP,
     "lof_k": at_least(1),
     "neighborhood": NEIGHBORHOOD,
     "max_references": at_least(1),
     "seed": at_least(0),
 }
+# Share that "auto" removes at most, from a bank for the image score and from one for the map: an image score wants to
+# keep rare normal patches, a map wants a clean bank (SoftPatch+).
+LARGEST_SHARES = (0.35, 0.5)
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,14 @@ class DenoisingResult:
     """What a fit gives. Patches are numbered ``image * height * width + row * width + column``.
 
     Attributes:
-        features: Patches of all banks, each stored once, shape ``(m, channels)``.
+        features: Patches of all banks, each stored once, shape ``(m, channels)``, or ``(m, channels + 1)`` with the
+            further coordinate of :func:`support_distances`.
         weights: Weight of each of them, shape ``(m,)``; ones without soft weights.
         indices: Which training patch each of them is, shape ``(m,)``.
         bank_ranges: Rows that belong to each bank as ``(start, stop)``, one per threshold.
         scores: Noise scores of all training patches; ``None`` if nothing asked for scores.
         kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
+        shares: Share of all patches that was to be removed from each bank.
         keys: Keys of the images in their order; empty if some came without.
     """
 
@@ -68,6 +77,7 @@ class DenoisingResult:
     bank_ranges: tuple[tuple[int, int], ...]
     scores: PatchScores | None
     kept: torch.Tensor
+    shares: tuple[float, ...]
     keys: tuple[str, ...] = ()
 
 
@@ -77,7 +87,10 @@ class DenoisingMemoryBank:
     Args:
         discriminators: Names of the noise discriminators. One: its scores are used as they are (SoftPatch). Several:
             the mean of their ranks (SoftPatch+).
-        thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks.
+        thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks. ``"auto"``: as
+            many as normal images can bear, see :mod:`anomalib_softpatch.components.support`; where that is little, as
+            with objects that lie in any direction, none, and each patch vouches for others as far as other images
+            vouch for it.
         coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
             the papers.
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
@@ -99,7 +112,7 @@ class DenoisingMemoryBank:
     def __init__(
         self,
         discriminators: Sequence[str] = ("lof",),
-        thresholds: Sequence[float] = (0.15,),
+        thresholds: Sequence[float | Literal["auto"]] = (0.15,),
         coreset_sampling_ratio: float = 0.1,
         soft_weight: bool | Literal["rank", "lof"] = True,
         lof_k: int = 6,
@@ -160,29 +173,59 @@ class DenoisingMemoryBank:
                 f"bank: use at least {1 / patches:.1e}."
             )
             raise ValueError(msg)
-        scores = self._score(store) if self.needs_scores else None
-        kept = torch.stack([self._keep(scores, threshold, store) for threshold in self.thresholds])
+        scores, shares, projected = None, tuple(0.0 for _ in self.thresholds), None
+        if self.needs_scores:
+            projected = store.project(projection_matrix(store.shape[-1], store.device, self.seed))
+            scores = self._score(projected)
+            shares = self._shares(projected, scores)
+        kept = torch.stack([self._keep(scores, share, store) for share in shares])
+        aligned = "auto" not in self.thresholds or any(shares)
+        if aligned:
+            projected = None  # a copy of all features, which the selection has better uses for
         with seeded(self.seed):
             indices, bank_ranges = self._select(store, kept, size)
+        features = store.rows(indices)
+        if projected is not None:
+            features = torch.cat((features, support_distances(projected, indices)[:, None]), dim=1)
         return DenoisingResult(
-            features=store.rows(indices),
+            features=features,
             weights=self.weigh(scores, indices),
             indices=indices,
             bank_ranges=bank_ranges,
             scores=scores,
             kept=kept.cpu(),
+            shares=shares,
             keys=store.keys,
         )
 
-    def _score(self, store: FeatureStore) -> PatchScores:
+    def _score(self, projected: torch.Tensor) -> PatchScores:
         return score_patches(
-            store.project(projection_matrix(store.shape[-1], store.device, self.seed)),
+            projected,
             self.discriminators,
             lof_k=self.lof_k,
             neighborhood=self.neighborhood,
             max_references=self.max_references,
             seed=self.seed,
         )
+
+    def _shares(self, projected: torch.Tensor, scores: PatchScores) -> tuple[float, ...]:
+        """Decide how much to remove from each bank."""
+        if "auto" not in self.thresholds:
+            return tuple(float(threshold) for threshold in self.thresholds)
+        curve = support_curve(projected, scores.fused)
+        largest = LARGEST_SHARES[-len(self.thresholds) :]
+        shares = [
+            bearable_share(curve, most) if threshold == "auto" else float(threshold)
+            for threshold, most in zip(self.thresholds, largest, strict=True)
+        ]
+        unaligned = any(
+            threshold == "auto" and share < most / 2
+            for threshold, share, most in zip(self.thresholds, shares, largest, strict=True)
+        )
+        if unaligned:
+            shares = [0.0 if threshold == "auto" else float(threshold) for threshold in self.thresholds]
+        logger.info("Shares of patches to remove: %s.", ", ".join(f"{100 * share:.0f} %" for share in shares))
+        return tuple(shares)
 
     @staticmethod
     def _keep(scores: PatchScores | None, threshold: float, store: FeatureStore) -> torch.Tensor:

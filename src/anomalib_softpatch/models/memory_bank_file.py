@@ -125,7 +125,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     banks = tuple((start, stop) for start, stop in tensors["banks"].tolist())
     torch_model = model.model
     channels = torch_model.extract(torch.zeros(1, 3, *(model.input_size or (256, 256)), device=model.device)).shape[-1]
-    if tensors["memory_bank"].shape[1] != channels:
+    if tensors["memory_bank"].shape[1] not in {channels, channels + 1}:  # perhaps with a further coordinate
         msg = f"{path} has features of {tensors['memory_bank'].shape[1]} channels, but the model's have {channels}."
         raise ValueError(msg)
     size = model.input_size and list(model.input_size)

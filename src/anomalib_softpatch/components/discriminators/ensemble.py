@@ -12,6 +12,9 @@ from anomalib_softpatch.components.references import References, squares_to_othe
 # (0.7 of 16) shows the like: copies in fewer than half of the banks do not vouch for it.
 IMAGES_PER_BANK = 16
 FEWEST_BANKS = 8
+# Typical distances are at least this share of their mean: where all images are equal at a position, as in black corners,
+# a grey level makes no outlier.
+SMALLEST_DISTANCE = 1e-3
 SIGMA = 1.0  # patches; a defect covers the receptive fields of neighbouring patches, chance does not
 
 
@@ -20,7 +23,9 @@ def ensemble(features: torch.Tensor, references: References, k: int = 1) -> torc
 
     A local outlier factor asks whether a patch has k others like itself, so that a defect is normal once it was seen
     more than k times. Here each bank holds the patches of some images only: of a defect that is in less than half of
-    the banks, the median says how far it is from what all the others show. The scores are smoothed over the grid.
+    the banks, the median says how far it is from what all the others show. Smoothed over the grid, it is divided by the
+    median over the images at that position: else the patches removed would be those of the positions that vary most,
+    all of them.
 
     Out-of-bag ensembles are how MeDS (ICML 2026) and CleanCon (2026) select images; here they score patches.
 
@@ -51,7 +56,10 @@ def ensemble(features: torch.Tensor, references: References, k: int = 1) -> torc
         # The expanded squares have only found the neighbour: its distance keeps its digits, down to zero for copies.
         neighbor = ordered.gather(1, place.squeeze(2))
         scores[scored] = torch.linalg.norm(flat[scored] - flat[neighbor], dim=2)
-    return smooth(scores.view(images, height, width))
+    distances = smooth(scores.view(images, height, width))
+    typical = distances.median(dim=0).values
+    smallest = SMALLEST_DISTANCE * typical.mean() + torch.finfo(typical.dtype).tiny
+    return distances / typical.clamp_min(smallest)
 
 
 def bank_numbers(images: int, seed: int) -> torch.Tensor:

@@ -12,6 +12,8 @@ See Also:
     :class:`anomalib_softpatch.models.soft_patch.torch_model.SoftPatchModel`: the PyTorch model
 """
 
+from typing import Any
+
 from anomalib.models.components import AnomalibModule
 
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -41,5 +43,5 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
         >>> Engine().fit(model, datamodule=MVTecAD(category="screw"))  # doctest: +SKIP
     """
 
-    def __init__(self, discriminator: str = "lof", threshold: float = 0.15, **options) -> None:  # noqa: ANN003
+    def __init__(self, discriminator: str = "lof", threshold: float = 0.15, **options: Any) -> None:
         super().__init__(discriminators=(discriminator,), thresholds=(threshold,), **options)

@@ -164,6 +164,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
         batch_size, height, width, channels = features.shape
         queries = features.reshape(-1, channels)
+        # Of a bank with a further coordinate, see support_distances, which is 0 in queries
+        queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels))
         (scores, nearest), (map_scores, _) = self._score_patches(queries, left_out)
         return InferenceBatch(
             pred_score=self._score_images(scores.view(batch_size, -1), nearest.view(batch_size, -1), queries),

@@ -13,23 +13,31 @@ See Also:
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from anomalib.models.components import AnomalibModule
 
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
-MINIMUM_DISCRIMINATORS = 2
-
 
 class SoftPatchPlus(DenoisingMixin, AnomalibModule):
-    """SoftPatch+ Lightning module (Wang et al., Pattern Recognition 2025).
+    """SoftPatch+ Lightning module (Wang et al., Pattern Recognition 2025), made to hold up to 40 % of noise.
+
+    A memory bank for the image score and one for the map, as in the paper. By default patches are scored by their
+    distance to an ensemble of small memory banks, and as many are removed as normal images can bear. The paper's own
+    choices are ``discriminators=("lof", "gaussian")``, ``classification_threshold=0.15``,
+    ``segmentation_threshold=0.5`` and ``soft_weight=True``; ``configs/model/soft_patch_plus_paper.yaml`` has them.
 
     Args:
-        discriminators: Two or more of ``"lof"``, ``"gaussian"`` and ``"nearest"``; lof and gaussian in the paper.
+        discriminators: One or more of ``"ensemble"``, ``"lof"``, ``"gaussian"`` and ``"nearest"``; the ranks of several
+            are averaged. lof and gaussian in the paper.
         classification_threshold: Share of all patches removed from the bank for the image score; 0.15 in the paper.
-        segmentation_threshold: Share of all patches removed from the bank for the map; 0.5 in the paper.
+            ``"auto"``: up to 0.35, as much as normal images can bear.
+        segmentation_threshold: Share of all patches removed from the bank for the map; 0.5 in the paper. ``"auto"``: up
+            to 0.5, as much as normal images can bear.
         task: ``"both"``, or one task only: then one bank is built, which gives both the image score and the map.
+        soft_weight: Weigh the patches of the memory banks. The paper's public texts do not say how. ``False``: not at
+            all. ``True`` or ``"rank"``: 1 + r of the fused rank r. ``"lof"``: the local outlier factor.
         **options: Options that all models have: of the backbone and the fit, see :class:`DenoisingMixin`; of the
             memory bank, see :class:`DenoisingMemoryBank`.
 
@@ -39,21 +47,22 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
 
     Example:
         >>> from anomalib_softpatch import SoftPatchPlus
-        >>> model = SoftPatchPlus(discriminators=("lof", "gaussian"), segmentation_threshold=0.5)
+        >>> model = SoftPatchPlus(segmentation_threshold=0.5)  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        discriminators: Sequence[str] = ("lof", "gaussian"),
-        classification_threshold: float = 0.15,
-        segmentation_threshold: float = 0.5,
+        discriminators: Sequence[str] = ("ensemble",),
+        classification_threshold: float | Literal["auto"] = "auto",
+        segmentation_threshold: float | Literal["auto"] = "auto",
         task: Literal["both", "classification", "segmentation"] = "both",
-        **options,  # noqa: ANN003
+        soft_weight: bool | Literal["rank", "lof"] = False,
+        **options: Any,
     ) -> None:
-        if len(discriminators) < MINIMUM_DISCRIMINATORS or isinstance(discriminators, str):
-            msg = f"discriminators must name two or more, got {discriminators!r}. SoftPatch takes a single one."
-            raise ValueError(msg)
-        thresholds = {
+        if isinstance(discriminators, str):
+            msg = f"discriminators must be a list of names, got {discriminators!r}."
+            raise ValueError(msg)  # noqa: TRY004  # bad values of options are all of one kind
+        thresholds: dict[str, tuple[float | Literal["auto"], ...]] = {
             "classification": (classification_threshold,),
             "segmentation": (segmentation_threshold,),
             "both": (classification_threshold, segmentation_threshold),
@@ -61,4 +70,4 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
         if task not in thresholds:
             msg = f"Unknown task '{task}': choose from {', '.join(thresholds)}."
             raise ValueError(msg)
-        super().__init__(discriminators=discriminators, thresholds=thresholds[task], **options)
+        super().__init__(discriminators=discriminators, thresholds=thresholds[task], soft_weight=soft_weight, **options)
