@@ -343,8 +343,9 @@ def test_deep_images(
     )
     with pytest.raises(ValueError, match=message):
         engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(images))
+    save(deep, images / "of the same camera" / "deep.png")
     with pytest.raises(ValueError, match=message):
-        predict(SoftPatch(**SMALL), trained[1], tmp_path, images / "good")
+        predict(SoftPatch(**SMALL), trained[1], tmp_path, images / "of the same camera")
     deep[:32] = 0
     save(deep, bright)
     with caplog.at_level(logging.WARNING):
