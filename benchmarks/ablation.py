@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from anomalib.data import MVTecAD
-from lightning import seed_everything
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2.functional import rotate
 
@@ -105,10 +104,9 @@ def extract(
     torch.manual_seed(seed)
     train, noisy = [], []
     for features, _, _, paths in batches(datamodule.train_dataloader()):
-        model.grid_size = tuple(features.shape[-2:])
-        train.append(features.flatten(2).mT)
+        train.append(features)
         # What was injected is known for the images as they are on disk
-        noisy.extend(true_patches(datamodule, path, model.grid_size) & (not rotated) for path in paths)
+        noisy.extend(true_patches(datamodule, path, tuple(features.shape[1:3])) & (not rotated) for path in paths)
     test = list(batches(datamodule.test_dataloader()))
     return Features(
         torch.cat(train),
@@ -134,16 +132,15 @@ def evaluate(
     """Fit one setting and return its figures."""
     setting = dict(setting)
     model.upsampling = setting.pop("model.upsampling", "bilinear")
-    builder = DenoisingMemoryBank(**setting, coreset_sampling_ratio=coreset, progress=False)
+    builder = DenoisingMemoryBank(**setting, coreset_sampling_ratio=coreset, seed=seed)
     started = time.perf_counter()
     previous = vars(model.memory_bank_builder) | {"soft_weight": builder.soft_weight}
     if model.denoising is not None and model.denoising.scores is not None and previous == vars(builder):
         # Only the weights differ: the coreset would be the same
         bank = model.denoising
-        model.weights = builder.weigh(bank.scores, bank.discriminator_scores, bank.indices)
+        model.weights = builder.weigh(bank.scores, bank.indices)
     else:
         model.memory_bank_builder = builder
-        seed_everything(seed, verbose=False)
         model.feature_store.append(features.train)
         model.fit()
     fit_time = time.perf_counter() - started
@@ -154,7 +151,7 @@ def evaluate(
     pixel = roc_auc_score(features.masks.flatten(), torch.cat([part.anomaly_map for part in parts]).flatten())
     scores = model.denoising.scores
     known = scores is not None and features.noisy.any()
-    patch = roc_auc_score(features.noisy.flatten(), scores.flatten()) if known else float("nan")
+    patch = roc_auc_score(features.noisy.flatten(), scores.fused.flatten()) if known else float("nan")
     ranges = model.bank_ranges
     rows = sum(stop - start for start, stop in ranges)
     return {

@@ -190,11 +190,11 @@ def kolektor_features(datasets: str, backbone: str, count: int) -> torch.Tensor:
     """Return real patch features of PatchCore's kind: 128 channels of MobileNetV2 (blocks.2, blocks.4).
 
     Returns:
-        Shape ``(count, 1024, 128)``.
+        Shape ``(count, 32, 32, 128)``.
     """
     extractor = PatchFeatureExtractor(backbone, ["blocks.2", "blocks.4"]).eval()
     images = kolektor_images(datasets, count)
-    return torch.cat([extractor(part).flatten(2).mT.contiguous() for part in images.split(16)])
+    return torch.cat([extractor(part) for part in images.split(16)])
 
 
 @torch.no_grad()

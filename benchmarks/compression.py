@@ -44,7 +44,6 @@ from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.post_processing import PostProcessor
-from lightning import seed_everything
 from sklearn.metrics import roc_auc_score
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
@@ -121,7 +120,6 @@ class Benchmark:
 
     def fit(self, model: AnomalibModule) -> AnomalibModule:
         """Train a model."""
-        seed_everything(0, verbose=False)
         _, seconds = measure(lambda: self.engine().fit(model, datamodule=self.data))
         print(f"# {type(model).__name__}: fit {seconds:.0f} s", flush=True)
         return model.eval()

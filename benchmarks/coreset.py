@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
 
-    features = kolektor_features(options.datasets, options.backbone, options.images).flatten(0, 1)
+    features = kolektor_features(options.datasets, options.backbone, options.images).flatten(0, 2)
     torch.manual_seed(0)
     features = SparseRandomProjection(eps=0.9).fit(features).transform(features)
     print(f"{features.shape[0]} patches x {features.shape[1]} dimensions, float32", flush=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.neighbors import LocalOutlierFactor
 
-from anomalib_softpatch.components import DISCRIMINATORS, Comparison, noise_scores
+from anomalib_softpatch.components import DISCRIMINATORS, References
 from common import PeakMemory, describe_machine, kolektor_features, measure, parser
 
 
@@ -31,25 +31,25 @@ def main() -> None:
     print(describe_machine(), flush=True)
 
     features = kolektor_features(options.datasets, options.backbone, options.images)
-    comparison = Comparison((32, 32))
-    print(f"{features.shape[1]} positions x {features.shape[0]} images x {features.shape[2]} dimensions, k = 6")
-    for name in DISCRIMINATORS:
+    grid = features.shape[1] * features.shape[2]
+    print(f"{grid} positions x {features.shape[0]} images x {features.shape[3]} dimensions, k = 6")
+    for name, discriminator in DISCRIMINATORS.items():
         with PeakMemory() as memory:
-            scores, seconds = measure(lambda: noise_scores(features, name, comparison), options.repeats)  # noqa: B023
+            scores, seconds = measure(lambda: discriminator.score(features, References(), 6), options.repeats)  # noqa: B023
         print(f"{name}, all positions at once: {seconds:.2f} s, {memory.peak / 2**20:.0f} MiB", flush=True)
         if name == "lof":
             factors, lof_seconds = scores, seconds
 
-    positions = np.linspace(0, features.shape[1] - 1, options.positions).astype(int)
-    groups = features.transpose(0, 1).contiguous().numpy()[positions]
+    positions = np.linspace(0, grid - 1, options.positions).astype(int)
+    groups = features.flatten(1, 2).transpose(0, 1).contiguous().numpy()[positions]
 
     def fit_each() -> np.ndarray:
         return np.stack([-LocalOutlierFactor(n_neighbors=6).fit(group).negative_outlier_factor_ for group in groups])
 
     expected, seconds = measure(fit_each)
-    total = seconds * features.shape[1] / len(positions)
-    origin = "measured" if len(positions) == features.shape[1] else f"extrapolated from {len(positions)} positions"
-    difference = np.abs(factors.numpy().T[positions] - expected) / expected
+    total = seconds * grid / len(positions)
+    origin = "measured" if len(positions) == grid else f"extrapolated from {len(positions)} positions"
+    difference = np.abs(factors.flatten(1).numpy().T[positions] - expected) / expected
     print(f"scikit-learn lof, one fit a position: {total:.2f} s ({origin}), ratio {total / lof_seconds:.1f}")
     print(f"relative difference of the factors: largest {difference.max():.1e}, median {np.median(difference):.1e}")
 

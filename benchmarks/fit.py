@@ -45,10 +45,8 @@ class TimedMemoryBank(DenoisingMemoryBank):
 
 
 @torch.no_grad()
-def fit_ours(
-    images: torch.Tensor, options: argparse.Namespace
-) -> tuple[dict[str, float], PeakMemory, tuple[int, int, int]]:
-    """Fit SoftPatch; return seconds by stage, peak memory and the shape of the features."""
+def fit_ours(images: torch.Tensor, options: argparse.Namespace) -> tuple[dict[str, float], PeakMemory, tuple[int, int]]:
+    """Fit SoftPatch; return seconds by stage, peak memory, and patches and channels of the features."""
     builder = TimedMemoryBank(coreset_sampling_ratio=options.ratio)
     builder.stages = {}
     pre_trained = options.weights is not None
@@ -66,18 +64,18 @@ def fit_ours(
     _, fastest = measure(lambda: [backbone(batch) and None for batch in small])
     with PeakMemory() as memory:
         _, forward = measure(lambda: [model(batch).shape for batch in images.split(options.batch)])
-        shape = model.feature_store.shape
+        _, height, width, channels = model.feature_store.shape
         _, rest = measure(model.fit)
     stages = {"backbone alone": alone, "in ours' layout": fastest, "features": forward, **builder.stages}
     stages["rest"] = rest - sum(builder.stages.values())
     stages["whole fit"] = forward + rest
-    return stages, memory, shape
+    return stages, memory, (height * width, channels)
 
 
 @torch.no_grad()
 def fit_anomalib(
     images: torch.Tensor, options: argparse.Namespace
-) -> tuple[dict[str, float], PeakMemory, tuple[int, int, int]]:
+) -> tuple[dict[str, float], PeakMemory, tuple[int, int]]:
     """Fit Anomalib's Patchcore, with the steps of its ``subsample_embedding``."""
     model = PatchcoreModel(LAYERS, options.weights or "wide_resnet50_2", options.weights is not None).train()
     model.feature_extractor.eval()
@@ -88,7 +86,7 @@ def fit_anomalib(
         start = time.perf_counter()
         model.memory_bank = torch.vstack(model.embedding_store)
         model.embedding_store.clear()
-        shape = (len(images), len(model.memory_bank) // len(images), model.memory_bank.shape[1])
+        shape = (len(model.memory_bank) // len(images), model.memory_bank.shape[1])
         sampler = KCenterGreedy(model.memory_bank, options.ratio)
         wanted = sampler.coreset_size
         sampler.coreset_size = min(wanted, options.anomalib_centers or wanted)
@@ -118,8 +116,10 @@ def run(name: str, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     images = kolektor_images(options.datasets, options.images)
     stages, memory, shape = {"ours": fit_ours, "anomalib": fit_anomalib}[name](images, options)
-    size = shape[0] * shape[1] * shape[2] * 4
-    print(f"\n{name}: {shape[0]} images, features of {shape[1]} patches x {shape[2]} channels, {size / 2**20:.0f} MiB")
+    size = len(images) * shape[0] * shape[1] * 4
+    print(
+        f"\n{name}: {len(images)} images, features of {shape[0]} patches x {shape[1]} channels, {size / 2**20:.0f} MiB"
+    )
     for stage, seconds in stages.items():
         print(f"  {stage:24}{seconds:9.1f} s  {seconds / stages['backbone alone']:6.2f} x the backbone alone")
     for label, peak in (("peak memory", memory.peak), ("with mapped files", memory.peak_with_files)):

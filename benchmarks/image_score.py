@@ -22,8 +22,8 @@ import torch
 from anomalib.data import MVTecAD
 from sklearn.metrics import roc_auc_score
 
-from anomalib_softpatch.components import Comparison, PatchFeatureExtractor, fuse, keep_mask, noise_scores
-from anomalib_softpatch.components.discriminators import projection_matrix
+from anomalib_softpatch.components import PatchFeatureExtractor, keep_mask, score_patches
+from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.data import NoisyDataModule
 from anomalib_softpatch.models import SoftPatch
 from common import print_table
@@ -69,7 +69,7 @@ IMAGE_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def score_patches(
+def score_training_set(
     extractor: PatchFeatureExtractor, ratio: float, seed: int, arguments: argparse.Namespace
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Score the patches of a noisy training set, and tell which images were injected."""
@@ -79,21 +79,14 @@ def score_patches(
     datamodule.setup()
     transform = SoftPatch.configure_pre_processor((arguments.image_size, arguments.image_size)).transform
     features, labels = [], []
-    matrix = None
     with torch.inference_mode():
         for batch in datamodule.train_dataloader():
-            grid = extractor(transform(batch.image))
-            matrix = projection_matrix(grid.shape[1], grid.device)
-            part = grid.flatten(2).mT
+            part = extractor(transform(batch.image))
+            matrix = projection_matrix(part.shape[-1], part.device)
             features.append(part if matrix is None else part @ matrix)
             labels.extend(datamodule.truth.loc[batch.image_path, "true_label_index"])
-        projected = torch.cat(features)
-        comparison = Comparison(tuple(grid.shape[-2:]))
-        scores = {
-            name: noise_scores(projected, name, comparison).view(-1, *grid.shape[-2:]) for name in ("lof", "gaussian")
-        }
-    scores["lof + gaussian"] = fuse(list(scores.values()))
-    return scores, np.array(labels)
+        scores = score_patches(torch.cat(features), ("lof", "gaussian"))
+    return scores.by_discriminator | {"lof + gaussian": scores.fused}, np.array(labels)
 
 
 def main() -> None:
@@ -113,7 +106,7 @@ def main() -> None:
     figures: dict[tuple[str, str, float], list[dict[str, float]]] = {}
     for ratio in arguments.ratios:
         for seed in arguments.seeds:
-            scores, labels = score_patches(extractor, ratio, seed, arguments)
+            scores, labels = score_training_set(extractor, ratio, seed, arguments)
             if arguments.save:
                 arguments.save.mkdir(parents=True, exist_ok=True)
                 torch.save((scores, labels.tolist()), arguments.save / f"{ratio:g}-{seed}.pt")

@@ -46,7 +46,7 @@ def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool
     images = kolektor_images(options.datasets, options.images, options.size)
     features = []
     for image in images[:-1]:
-        features.append(ours.model.extract(image[None])[0].flatten(1).T)
+        features.append(ours.model.extract(image[None])[0].flatten(0, 1))
         if sum(map(len, features)) >= rows:
             break
     bank = torch.cat(features)[:rows].contiguous()

@@ -37,7 +37,7 @@ SIZES = [128, 192, 256, 384, 512]
 def fit(options: argparse.Namespace, count: int, size: int) -> dict[str, float]:
     """Fit real images; return seconds and MiB."""
     images = kolektor_images(options.datasets, count, size)
-    builder = DenoisingMemoryBank(coreset_sampling_ratio=options.ratio, progress=False)
+    builder = DenoisingMemoryBank(coreset_sampling_ratio=options.ratio)
     model = SoftPatchModel(["blocks.2", "blocks.4"], options.backbone, memory_bank_builder=builder).train()
     model.feature_extractor.eval()
     model.feature_extractor(images[:8])
@@ -45,14 +45,14 @@ def fit(options: argparse.Namespace, count: int, size: int) -> dict[str, float]:
         _, extraction = measure(lambda: [model(batch).shape for batch in images.split(8)])
         shape = model.feature_store.shape
         _, rest = measure(model.fit)
-    own = shape[0] * shape[1] * shape[2] * 4
+    patches = shape[0] * shape[1] * shape[2]
     return {
         "images": count,
         "size": size,
-        "patches": shape[0] * shape[1],
+        "patches": patches,
         "features_s": extraction,
         "bank_s": rest,
-        "features_mib": own / 2**20,
+        "features_mib": patches * shape[3] * 4 / 2**20,
         "peak_mib": memory.peak / 2**20,
     }
 
@@ -69,17 +69,18 @@ def fit_huge(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(msg)
     store = FeatureStore(dtype, options.memory_budget * 2**30, folder)
     builder = DenoisingMemoryBank(coreset_sampling_ratio=options.huge_ratio)
+    builder.progress = True
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(64, channels, generator=generator)
     with PeakMemory(interval=0.1) as memory:
         start = time.perf_counter()
         for first in tqdm(range(0, options.huge_images, 16), desc="Making features", unit="batch"):
             count = min(16, options.huge_images - first)
-            batch = torch.randn(count, patches, 64, generator=generator) @ mixing
+            batch = torch.randn(count, options.grid, options.grid, 64, generator=generator) @ mixing
             store.append(batch.add_(torch.empty_like(batch).normal_(generator=generator)))
         making = time.perf_counter() - start
         temporary = Path(store._spill.name) if store.on_disk else None
-        bank, seconds = measure(lambda: builder.fit(store, (options.grid, options.grid)))
+        bank, seconds = measure(lambda: builder.fit(store))
     store.clear()
     return {
         "images": options.huge_images,

@@ -107,7 +107,7 @@ def main() -> int:
     print(describe_machine(), flush=True)
 
     images = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    builder = DenoisingMemoryBank(**PLUS, coreset_sampling_ratio=0.5, progress=False)
+    builder = DenoisingMemoryBank(**PLUS, coreset_sampling_ratio=0.5)
     kept = SoftPatchModel(**BACKBONE, memory_bank_builder=builder)
     predictions, warm, after_warm_up = 0, options.fits // 4, 0.0
     started = time.perf_counter()
@@ -124,7 +124,7 @@ def main() -> int:
                 model = kept  # again, with another bank
                 fit(model, images)
             else:
-                builder = DenoisingMemoryBank(coreset_sampling_ratio=0.5, progress=False)
+                builder = DenoisingMemoryBank(coreset_sampling_ratio=0.5)
                 model = SoftPatchModel(**BACKBONE, memory_bank_builder=builder, memory_budget=0)
                 fit(model, images)
             with torch.inference_mode():

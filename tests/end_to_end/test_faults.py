@@ -343,8 +343,9 @@ def test_deep_images(
     )
     with pytest.raises(ValueError, match=message):
         engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(images))
+    save(deep, images / "of the same camera" / "deep.png")
     with pytest.raises(ValueError, match=message):
-        predict(SoftPatch(**SMALL), trained[1], tmp_path, images / "good")
+        predict(SoftPatch(**SMALL), trained[1], tmp_path, images / "of the same camera")
     deep[:32] = 0
     save(deep, bright)
     with caplog.at_level(logging.WARNING):
@@ -370,9 +371,11 @@ def test_one_training_image(images: Path, tmp_path: Path) -> None:
     for index in range(1, 5):
         (images / "good" / f"{index}.png").unlink()
     model = SoftPatch(**SMALL)
+    extracted = []
+    model.model.feature_extractor.register_forward_hook(lambda *_: extracted.append(True))
     with pytest.raises(ValueError, match="at least 2 training images: add some, or switch it off with"):
         engine(tmp_path).fit(model, datamodule=folder_of(images))
-    assert model.model.grid_size == (0, 0)  # before any features were extracted
+    assert not extracted
     model = SoftPatch(**(SMALL | {"coreset_sampling_ratio": 1.0}), threshold=0, soft_weight=False)
     engine(tmp_path).fit(model, datamodule=folder_of(images))
     assert len(model.model.memory_bank) == 16 * 16
