@@ -78,6 +78,7 @@ class Features:
     test: torch.Tensor
     labels: torch.Tensor
     masks: torch.Tensor
+    injected: np.ndarray  # which training images were injected
 
 
 def extract(
@@ -102,8 +103,9 @@ def extract(
             yield model.extract(images), batch.gt_label, masks, batch.image_path
 
     torch.manual_seed(seed)
-    train, noisy = [], []
+    train, noisy, injected = [], [], []
     for features, _, _, paths in batches(datamodule.train_dataloader()):
+        injected.extend(datamodule.truth.loc[paths, "true_label_index"])
         train.append(features)
         # What was injected is known for the images as they are on disk
         noisy.extend(true_patches(datamodule, path, tuple(features.shape[1:3])) & (not rotated) for path in paths)
@@ -114,6 +116,7 @@ def extract(
         torch.cat([features for features, *_ in test]),
         torch.cat([labels for _, labels, *_ in test]),
         torch.cat([masks for _, _, masks, _ in test]).bool(),
+        np.array(injected, dtype=bool),
     )
 
 

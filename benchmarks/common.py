@@ -74,6 +74,8 @@ def print_table(
             " / ".join(
                 f"{np.mean([run[key] for run in runs]):.1f} ± {np.std([run[key] for run in runs]):.1f}" for key in keys
             )
+            if runs
+            else "n/a"
             for runs in columns
         ]
         print(f"| {name} | {' | '.join(cells)} |")

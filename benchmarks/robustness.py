@@ -1,0 +1,147 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""How far the memory banks hold: AUROC from clean training images to many noisy ones, with stages switched on and off.
+
+Every setting is fitted to the same features, under the protocol "overlap". The first row is what all others are held
+against: PatchCore trained on the clean images, which is also what an oracle would reach that leaves all injected images
+out. "Oracle, patches" is one that removes exactly the patches under the masks.
+
+Printed for each setting and noise ratio: image AUROC / pixel AUROC, means over seeds with their standard deviations;
+after it how well the scores find the noise (patch AUROC, image AUROC of the mean of the highest 3 % of an image's
+patches) and how much of it stays in the banks (share of the patches under the masks).
+
+Example::
+
+    python benchmarks/robustness.py --seeds 0 1 2 --ratios 0 0.1 0.2 0.4
+    python benchmarks/robustness.py --settings default published --ratios 0 0.1 0.2 0.3 0.4 0.5  # a curve
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from ablation import PATCHCORE, PLUS, Features, extract
+from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore
+from anomalib_softpatch.components.patch_scores import PatchScores
+from anomalib_softpatch.models import SoftPatchModel
+from anomalib_softpatch.report.image_scores import image_scores
+from common import BACKBONE, DATASETS, describe_machine, print_table
+
+AUTO = ("auto", "auto")
+DEFAULT: dict[str, Any] = {"discriminators": ("ensemble",), "thresholds": AUTO, "soft_weight": False}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "patchcore": PATCHCORE,
+    "softpatch": {},
+    "published": PLUS,
+    "default": DEFAULT,
+    "ensemble-published-shares": DEFAULT | {"thresholds": (0.15, 0.5)},
+    "ensemble-weighted": DEFAULT | {"soft_weight": True},
+    "lof30-auto": DEFAULT | {"discriminators": ("lof",), "lof_k": 30},
+    "lof-gaussian-auto": DEFAULT | {"discriminators": ("lof", "gaussian")},
+    "ensemble-lof-auto": DEFAULT | {"discriminators": ("ensemble", "lof"), "lof_k": 30},
+    "oracle": PATCHCORE,
+}
+
+
+class Oracle(DenoisingMemoryBank):
+    """Knows the noise: removes exactly the patches under the masks."""
+
+    def __init__(self, noisy: np.ndarray, **options: Any) -> None:
+        super().__init__(**options)
+        self.noisy = torch.from_numpy(noisy)
+
+    def _keep(self, scores: PatchScores | None, threshold: float, store: FeatureStore) -> torch.Tensor:
+        del scores, threshold, store
+        return ~self.noisy
+
+
+def evaluate(model: SoftPatchModel, features: Features, name: str, coreset: float, seed: int) -> dict[str, float]:
+    """Fit one setting and return its figures."""
+    options = SETTINGS[name] | {"coreset_sampling_ratio": coreset, "seed": seed}
+    model.memory_bank_builder = (
+        Oracle(features.noisy, **options) if name == "oracle" else DenoisingMemoryBank(**options)
+    )
+    model.feature_store.append(features.train)
+    started = time.perf_counter()
+    model.fit()
+    fit_time = time.perf_counter() - started
+    size = features.masks.shape[-2:]
+    with torch.no_grad():
+        parts = [model.score(part, size) for part in features.test.split(8)]
+    figures = {
+        "image": 100 * roc_auc_score(features.labels, torch.cat([part.pred_score for part in parts])),
+        "pixel": 100
+        * roc_auc_score(features.masks.flatten(), torch.cat([part.anomaly_map for part in parts]).flatten()),
+        "fit": fit_time,
+    }
+    denoising = model.denoising
+    figures |= {f"removed{number}": 100 * share for number, share in enumerate(denoising.shares)}
+    if denoising.scores is not None and features.noisy.any():
+        fused = denoising.scores.fused
+        figures["patch"] = 100 * roc_auc_score(features.noisy.flatten(), fused.flatten())
+        figures["ranking"] = 100 * roc_auc_score(features.injected, image_scores(fused))
+        noisy = torch.from_numpy(features.noisy)
+        for number, kept in enumerate(denoising.kept):
+            figures[f"left{number}"] = 100 * float(kept[noisy].float().mean())
+    return figures
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default=DATASETS, help="folder that holds the category in MVTec AD's layout")
+    parser.add_argument("--category", default="kolektor")
+    parser.add_argument("--backbone", default=BACKBONE)
+    parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--coreset", type=float, default=0.01)
+    parser.add_argument("--rotated", action="store_true", help="turn every image by a random multiple of 90 degrees")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--save", type=Path, help="JSON file to write all figures to")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(describe_machine(), flush=True)
+
+    model = SoftPatchModel(arguments.layers, arguments.backbone).eval()
+    results: dict[str, dict[float, list[dict[str, float]]]] = {"PatchCore, trained clean": {}}
+    for ratio in arguments.ratios:
+        for seed in arguments.seeds:
+            features = extract(model, ratio, seed, overlap=True, rotated=arguments.rotated, arguments=arguments)
+            for name in arguments.settings:
+                if name == "oracle" and not features.noisy.any():
+                    continue
+                figures = evaluate(model, features, name, arguments.coreset, seed)
+                results.setdefault(name, {}).setdefault(ratio, []).append(figures)
+                print(f"# {ratio:.0%} seed {seed} {name}: {figures}", flush=True)
+                if arguments.save:
+                    arguments.save.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    clean = results.get("patchcore", {}).get(0)
+    if clean:
+        results["PatchCore, trained clean"] = dict.fromkeys(arguments.ratios, clean)
+    headings = [f"{ratio:.0%}" for ratio in arguments.ratios]
+    tables = {
+        "image / pixel AUROC": ["image", "pixel"],
+        "patch AUROC / image ranking / left": ["patch", "ranking", "left0"],
+    }
+    for title, keys in tables.items():
+        rows = {}
+        for name, columns in results.items():
+            runs = [[run for run in columns.get(ratio, []) if keys[0] in run] for ratio in arguments.ratios]
+            if any(runs):
+                rows[name] = runs
+        print()
+        print_table([title, *headings], rows, keys)
+
+
+if __name__ == "__main__":
+    main()
