@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
-from anomalib_softpatch.components.tracing import is_traced
+from anomalib_softpatch.components.tracing import is_traced, without_autocast
 
 # Bank rows and queries in one matrix product: bounds memory. Exported graphs, which take any number of queries at once,
 # need (queries x BANK_BLOCK) elements, a few times.
@@ -68,7 +68,8 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
             part = bank[torch.arange(start, stop, device=bank.device) + nearest.amin(dim=(0, 1)).clamp(max=0)]
         else:
             part = bank[start:stop]
-        squares = torch.addmm(norms[start:stop], scaled, part.T)
+        with without_autocast(queries.device):
+            squares = torch.addmm(norms[start:stop], scaled, part.T)
         if k == 1:  # much faster than topk
             value, index = squares.min(dim=1, keepdim=True)
         else:
@@ -145,7 +146,8 @@ class PrunedIndex:
         sample = bank[:: max(1, len(bank) // SAMPLE_SIZE)]
         center = sample.mean(dim=0)
         sample = sample - center
-        covariance = (sample.T @ sample).double()
+        with without_autocast(bank.device):
+            covariance = (sample.T @ sample).double()
         size = bank.shape[1] // REDUCTION
         # Subspace iteration. Any axes give bounds, so that a few steps will do; an eigendecomposition takes far longer
         # where several processes share the cores.
@@ -176,7 +178,8 @@ class PrunedIndex:
         points = self.axes.reduce(queries)
         norms = points.square().sum(dim=1)
         # Squared bounds without |q|^2
-        bounds = GroupedBounds(torch.addmm(self.norms, points, self.points.T, alpha=-2))
+        with without_autocast(queries.device):
+            bounds = GroupedBounds(torch.addmm(self.norms, points, self.points.T, alpha=-2))
 
         # The k-th neighbour is no farther than k promising rows
         promising = self.bank[bounds.most_promising(k)]
