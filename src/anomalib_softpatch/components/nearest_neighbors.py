@@ -13,6 +13,8 @@ Example:
     (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F  # noqa: N812
 
@@ -55,8 +57,7 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
     traced = is_traced()
     if not traced and len(queries) > QUERY_BLOCK:
         parts = [nearest_neighbors(part, bank, k) for part in queries.split(QUERY_BLOCK)]
-        distances, nearest = zip(*parts, strict=True)
-        return torch.cat(distances), torch.cat(nearest)
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, bank.square().sum(dim=1)
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
@@ -95,7 +96,7 @@ class NearestNeighborSearch:
     """
 
     def __init__(self) -> None:
-        self._indexes: dict[tuple, PrunedIndex] = {}
+        self._indexes: dict[tuple[Any, ...], PrunedIndex] = {}
 
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
@@ -120,7 +121,7 @@ class NearestNeighborSearch:
             self._indexes[key] = PrunedIndex(bank)
         return self._indexes[key]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
 
 
@@ -175,6 +176,7 @@ class PrunedIndex:
         return torch.cat(distances), torch.cat(indices)
 
     def _search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.points is not None
         points = self.axes.reduce(queries)
         norms = points.square().sum(dim=1)
         # Squared bounds without |q|^2
@@ -193,11 +195,12 @@ class PrunedIndex:
         keep = easy[row]
         row, column = row[keep], column[keep]
         size = max(1, DIFFERENCE_BLOCK // queries.shape[1])
-        squares = [
-            (queries[some] - self.bank[others]).square_().sum(dim=1)
-            for some, others in zip(row.split(size), column.split(size), strict=True)
-        ]
-        squares = torch.cat(squares)
+        squares = torch.cat(
+            [
+                (queries[some] - self.bank[others]).square_().sum(dim=1)
+                for some, others in zip(row.split(size), column.split(size), strict=True)
+            ]
+        )
 
         # Sorted by row, then distance, then column: the first k of each row
         order = squares.argsort(stable=True)

@@ -11,7 +11,7 @@ import torch
 
 def is_traced() -> bool:
     """Return whether the operations that run now are recorded."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]  # public in torch's documentation
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

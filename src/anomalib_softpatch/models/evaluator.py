@@ -46,7 +46,7 @@ class LabelAwareEvaluator(Evaluator):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: Batch[torch.Tensor],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
