@@ -99,7 +99,7 @@ def make_dataset(
         image = _relight(_crop(photographs["gravel"], rng, CROP_SIZE, TEST_COLUMNS), rng)
         _save(image, category / "test" / "good" / f"{index:03d}.png")
 
-    hidden: list[dict[str, str]] = []
+    hidden: list[tuple[np.ndarray, str, str]] = []
     for index in range(num_test_per_defect):
         for number, defect in enumerate(DEFECTS):
             rng = np.random.default_rng((seed, 2 + number, index))

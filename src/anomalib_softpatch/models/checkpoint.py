@@ -74,7 +74,9 @@ class CheckpointMixin(_Module):
         super().on_load_checkpoint(checkpoint)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def load_from_checkpoint(  # type: ignore[override]  # neither is Anomalib's Lightning's
+        cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """Make a model from a checkpoint, see Anomalib's ``AnomalibModule.load_from_checkpoint``.
 
         Args:

@@ -228,7 +228,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
         """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.
 
         Args:

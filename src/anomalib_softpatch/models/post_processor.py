@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import Batch
+from anomalib.data import ImageBatch
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Trainer
 
@@ -85,7 +85,7 @@ class LabelFreePostProcessor(PostProcessor):
         self._has_labelled_defects = False
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: Batch[torch.Tensor], *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
         """Take the scores and labels of a batch.
 
