@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from anomalib import LearningType, PrecisionType, TaskType
-from anomalib.data import AnomalibDataModule, Batch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models import Patchcore
@@ -81,7 +81,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def __init__(
         self,
         discriminators: Sequence[str],
-        thresholds: Sequence[float],
+        thresholds: Sequence[float | Literal["auto"]],
         backbone: str | nn.Module = "wide_resnet50_2",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
@@ -96,7 +96,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
-        **bank_options,  # noqa: ANN003  # jsonargparse finds their types where they are declared
+        **bank_options: Any,
     ) -> None:
         memory_bank_builder = DenoisingMemoryBank(
             discriminators=discriminators, thresholds=thresholds, seed=seed, **bank_options
@@ -187,7 +187,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         callbacks += [DistributedFit(), FitChecks(), BitDepthCheck(), PredictionTable()]
         return [*callbacks, NoiseReport()] if self.noise_report else callbacks
 
-    def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Extract and store the features of a batch.
 
         Args:
@@ -218,7 +218,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         logger.info("Building the memory bank.")
         fit_on_first_rank(self.model, lambda: self.model.fit(self.input_size))
 
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
+    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Score a batch.
 
         Args:
@@ -232,7 +232,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
 
-    def to_onnx(self, *args, **kwargs) -> Path:  # noqa: ANN002, ANN003
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
         """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.
 
         Args:

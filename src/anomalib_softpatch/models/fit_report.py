@@ -5,7 +5,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,7 @@ def report_fit(module: "DenoisingMixin") -> None:
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")
         return
-    datamodule = getattr(module.trainer, "datamodule", None)
+    datamodule: Any = getattr(module.trainer, "datamodule", None)
     truth = getattr(datamodule, "truth", None)
     paths, labels, masks, notes = list(denoising.keys), None, None, []
     if truth is not None and len(paths) == len(denoising.kept[0]):

@@ -152,7 +152,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return self.tiler.untile(tiles).permute(0, 2, 3, 1).contiguous()
 
     def score(
-        self, features: torch.Tensor, size: tuple[int, int], left_out: torch.Tensor | None = None
+        self, features: torch.Tensor, size: torch.Size | tuple[int, int], left_out: torch.Tensor | None = None
     ) -> InferenceBatch:
         """Score images by their features.
 
@@ -218,6 +218,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             own = torch.arange(image * patches, (image + 1) * patches, device=indices.device)
             features = self.feature_store.rows(own).view(1, height, width, -1)
             output = self.score(features, map_size or (height, width), left_out=group_of_row == groups[image])
+            assert output.pred_score is not None
+            assert output.anomaly_map is not None
             image_scores.append(output.pred_score)
             map_peaks.append(output.anomaly_map.amax(dim=(1, 2, 3)))
         return OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_size else torch.empty(0))
@@ -240,7 +242,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     def _score_patches(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """Score patches against the first and the last bank.
 
         Two banks share rows. Each of the up to three ranges (first only, shared, last only) is searched once.
@@ -281,7 +283,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def _smooth(self, scores: torch.Tensor) -> torch.Tensor:
         return smooth(scores, self.score_smoothing) if self.score_smoothing else scores
 
-    def _make_map(self, scores: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    def _make_map(self, scores: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:
         """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them.
 
         Anomalib's generator would upsample with nearest neighbour, so it gets to smooth only.
@@ -295,6 +297,8 @@ def _nearer(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Merge distances and indices found in two parts of a bank, one of which may be empty."""
     if first is None or second is None:
-        return first or second
+        found = first or second
+        assert found is not None
+        return found
     closer = first[0] <= second[0]
     return torch.where(closer, first[0], second[0]), torch.where(closer, first[1], second[1])
