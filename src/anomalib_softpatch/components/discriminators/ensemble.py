@@ -12,8 +12,8 @@ from anomalib_softpatch.components.references import References, squares_to_othe
 # (0.7 of 16) shows the like: copies in fewer than half of the banks do not vouch for it.
 IMAGES_PER_BANK = 16
 FEWEST_BANKS = 8
-# Typical distances are at least this share of the mean distance: where all images are equal at a position, as in black corners,
-# a grey level makes no outlier.
+# Typical distances are at least this share of the mean distance: where all images are equal at a position, as in black
+# corners, a grey level makes no outlier.
 SMALLEST_DISTANCE = 1e-3
 SIGMA = 1.0  # patches; a defect covers the receptive fields of neighbouring patches, chance does not
 
