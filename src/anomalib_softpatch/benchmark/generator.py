@@ -5,11 +5,11 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule
-from anomalib.metrics import AUPRO
-from anomalib.models import AnomalibModule
+from anomalib.metrics import AUPRO, Evaluator
+from anomalib.models.components import AnomalibModule
 from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from anomalib.utils.config import flatten_dict
@@ -49,19 +49,19 @@ class NoiseBenchmarkJobGenerator(BenchmarkJobGenerator):
         return list(get_iterator_from_grid_dict(args))
 
     def generate_jobs(
-        self, args: dict[str, Any], previous_stage_result: Any = None
+        self, args: dict[str, Any] | None = None, prev_stage_result: Any = None
     ) -> Generator[NoiseBenchmarkJob, None, None]:
         """Make the jobs one after another.
 
         Args:
             args: The part ``benchmark`` of the configuration.
-            previous_stage_result: Not used.
+            prev_stage_result: Not used.
 
         Yields:
             A job for every combination of the values of the grids.
         """
-        del previous_stage_result
-        for config in self.configurations(args):
+        del prev_stage_result
+        for config in self.configurations(args or {}):
             yield self.make_job(config)
 
     @hide_output
@@ -82,10 +82,10 @@ class NoiseBenchmarkJobGenerator(BenchmarkJobGenerator):
             if part not in config:
                 msg = f"The part 'benchmark' of the configuration has no {part!r}."
                 raise ValueError(msg)
-        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        config = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(config), resolve=True))
         seed_everything(config["seed"])
         model = instantiate(AnomalibModule, config["model"], argument="model")
-        if model.evaluator is not None and not any(
+        if isinstance(model.evaluator, Evaluator) and not any(
             metric.name == "pixel_AUPRO" for metric in model.evaluator.test_metrics
         ):
             aupro = AUPRO(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False)

@@ -71,6 +71,8 @@ class NoiseBenchmarkRunner(Runner):
         console: Where progress is shown.
     """
 
+    generator: NoiseBenchmarkJobGenerator
+
     def __init__(self, generator: NoiseBenchmarkJobGenerator, table: ResultTable, console: Console) -> None:
         super().__init__(generator)
         self.table = table

@@ -111,7 +111,8 @@ def _option(table: pd.DataFrame, name: str) -> pd.Series:
 
 def _protocol(overlap: object) -> str:
     """Name of the noise protocol that an option's text stands for."""
-    return {"True": "overlap", "False": "no overlap"}.get(overlap, "")
+    names: dict[object, str] = {"True": "overlap", "False": "no overlap"}
+    return names.get(overlap, "")
 
 
 def _class_names(class_paths: pd.Series) -> pd.Series:

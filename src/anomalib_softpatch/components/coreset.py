@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
+from anomalib_softpatch.components.tracing import without_autocast
 
 # Rows brought up to date in one go. Larger sets mean fewer passes over all rows, but more rows that never lead.
 ACTIVE_SIZE = 8192
@@ -64,7 +65,8 @@ def k_center_greedy(
         Indices of the chosen rows in the order of choice, shape ``(size,)``, int64, on the device of ``features``.
 
     Raises:
-        ValueError: If ``size`` is not positive, ``first`` is not an eligible row, or distances are not finite.
+        ValueError: If ``size`` is not positive, ``first`` is not an eligible row, or distances are not finite or their
+            squares near the end of the type's range.
 
     References:
         Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018,
@@ -143,7 +145,8 @@ class _NearestCenters:
         self.distances = features.new_empty(len(rows))
         for part, out in zip(rows.split(CHUNK), self.distances.split(CHUNK), strict=True):
             torch.linalg.norm(features[part] - centers[0], dim=1, out=out)
-        if not self.distances.isfinite().all():
+        # Rows lie within twice the largest one of any mean of theirs, so that no square below exceeds 64 of its own.
+        if not self.distances.max() <= torch.finfo(features.dtype).max ** 0.5 / 8:
             msg = "features hold NaN, infinite or so large values that distances overflow: check where they come from."
             raise ValueError(msg)
         self.seen = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
@@ -156,9 +159,7 @@ class _NearestCenters:
         variances, axes = torch.linalg.eigh(sample.T @ sample)
         variances, self._axes = variances.flip(0), axes.flip(1)  # largest first
         leading = int((variances.cumsum(dim=0) < EXPLAINED_VARIANCE * variances.sum()).sum()) + 1
-        # Elsewhere float32 products may be those of shorter numbers (TF32, bfloat16), whose errors are larger.
-        exact = torch.get_float32_matmul_precision() == "highest"
-        self._reduce_to(max(leading, SMALLEST_AXES), features.dtype if exact else torch.float64)
+        self._reduce_to(max(leading, SMALLEST_AXES), features.dtype if _has_exact_products() else torch.float64)
 
     def _reduce_to(self, axes: int, dtype: torch.dtype) -> None:
         """Compute bounds from some of the axes from here on."""
@@ -223,7 +224,7 @@ class _NearestCenters:
         for start in range(first, count, size):
             block = slice(start, min(start + size, -(-count // GROUP_SIZE) * GROUP_SIZE))
             # Squares without the rows' own norms, which are the same for all centres
-            with torch.autocast(points.device.type, enabled=False):
+            with without_autocast(points.device):
                 squares = torch.addmm(self._center_norms[block], points, self._center_points[block].T, alpha=-2)
             bounds = GroupedBounds(squares)
             # The most promising centre first: it rules out nearly all of the others.
@@ -250,6 +251,14 @@ class _NearestCenters:
         They grow with the square of the sum of both lengths, and such a centre is no longer than the row and that.
         """
         return self._bound_rounding * (2 * norms.sqrt() + distances).square()
+
+
+def _has_exact_products() -> bool:
+    """Return whether float32 products are those of all digits, and not of shorter numbers (TF32, bfloat16)."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the backends were told each for itself, and not the same
+        return False
 
 
 def _distances(

@@ -54,13 +54,16 @@ def duplicate_groups(
     Raises:
         ValueError: If there are neither hashes nor features, or different numbers of both.
     """
-    if hashes is None and features is None:
-        msg = "duplicate_groups needs hashes, features, or both."
-        raise ValueError(msg)
     if hashes is not None and features is not None and len(hashes) != len(features):
         msg = f"There are {len(hashes)} hashes, but features of {len(features)} images."
         raise ValueError(msg)
-    exact = torch.arange(len(features)) if hashes is None else _number(hashes)
+    if hashes is not None:
+        exact = _number(hashes)
+    elif features is not None:
+        exact = torch.arange(len(features))
+    else:
+        msg = "duplicate_groups needs hashes, features, or both."
+        raise ValueError(msg)
     if features is None:
         return exact
     first = representatives(exact)
@@ -112,18 +115,19 @@ def near_pairs(features: torch.Tensor, block_size: int = 512) -> torch.Tensor:
 
 def _nearest_images(features: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return distances to and indices of each image's nearest ones, shape ``(images, NEIGHBORS)``, ascending."""
-    pooled = [
-        F.adaptive_avg_pool2d(part.permute(0, 3, 1, 2).float(), DESCRIPTOR_SIZE).flatten(1)
-        for part in features.split(block_size)
-    ]
-    pooled = torch.cat(pooled)
+    pooled = torch.cat(
+        [
+            F.adaptive_avg_pool2d(part.permute(0, 3, 1, 2).float(), DESCRIPTOR_SIZE).flatten(1)
+            for part in features.split(block_size)
+        ]
+    )
     pooled -= pooled.mean(dim=0)  # squared distances by products lose digits far from the origin
-    neighbors = []
+    blocks = []
     for start in range(0, len(pooled), block_size):
         rough = torch.cdist(pooled[start : start + block_size], pooled)
         rough[torch.arange(len(rough)), torch.arange(start, start + len(rough))] = torch.inf
-        neighbors.append(rough.topk(NEIGHBORS, dim=1, largest=False).indices)
-    neighbors = torch.cat(neighbors)
+        blocks.append(rough.topk(NEIGHBORS, dim=1, largest=False).indices)
+    neighbors = torch.cat(blocks)
     distances = torch.stack(
         [
             torch.linalg.vector_norm((features[candidates] - features[image]).float(), dim=(1, 2, 3))

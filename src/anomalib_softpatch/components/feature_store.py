@@ -55,7 +55,7 @@ class FeatureStore:
         self._keys: list[str | None] = []
         self._held = 0
         self._device = torch.device("cpu")
-        self._spill: tempfile.TemporaryDirectory | None = None
+        self._spill: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -146,11 +146,11 @@ class FeatureStore:
 
     def _numbers(self) -> torch.Tensor:
         """Number of each image in the order in which they came, shape ``(images,)``."""
-        order = range(len(self._keys))
+        order = list(range(len(self._keys)))
         if self.keys:
             order = sorted(order, key=lambda place: str(self._keys[place]))
         numbers = torch.empty(len(self._keys), dtype=torch.long)
-        numbers[torch.tensor(list(order), dtype=torch.long)] = torch.arange(len(self._keys))
+        numbers[torch.tensor(order, dtype=torch.long)] = torch.arange(len(self._keys))
         return numbers
 
     def project(self, matrix: torch.Tensor | None = None) -> torch.Tensor:

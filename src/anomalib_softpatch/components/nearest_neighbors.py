@@ -13,11 +13,13 @@ Example:
     (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
-from anomalib_softpatch.components.tracing import is_traced
+from anomalib_softpatch.components.tracing import is_traced, without_autocast
 
 # Bank rows and queries in one matrix product: bounds memory. Exported graphs, which take any number of queries at once,
 # need (queries x BANK_BLOCK) elements, a few times.
@@ -55,8 +57,7 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
     traced = is_traced()
     if not traced and len(queries) > QUERY_BLOCK:
         parts = [nearest_neighbors(part, bank, k) for part in queries.split(QUERY_BLOCK)]
-        distances, nearest = zip(*parts, strict=True)
-        return torch.cat(distances), torch.cat(nearest)
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, bank.square().sum(dim=1)
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
@@ -68,7 +69,8 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
             part = bank[torch.arange(start, stop, device=bank.device) + nearest.amin(dim=(0, 1)).clamp(max=0)]
         else:
             part = bank[start:stop]
-        squares = torch.addmm(norms[start:stop], scaled, part.T)
+        with without_autocast(queries.device):
+            squares = torch.addmm(norms[start:stop], scaled, part.T)
         if k == 1:  # much faster than topk
             value, index = squares.min(dim=1, keepdim=True)
         else:
@@ -94,7 +96,7 @@ class NearestNeighborSearch:
     """
 
     def __init__(self) -> None:
-        self._indexes: dict[tuple, PrunedIndex] = {}
+        self._indexes: dict[tuple[Any, ...], PrunedIndex] = {}
 
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
@@ -119,7 +121,7 @@ class NearestNeighborSearch:
             self._indexes[key] = PrunedIndex(bank)
         return self._indexes[key]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
 
 
@@ -145,7 +147,8 @@ class PrunedIndex:
         sample = bank[:: max(1, len(bank) // SAMPLE_SIZE)]
         center = sample.mean(dim=0)
         sample = sample - center
-        covariance = (sample.T @ sample).double()
+        with without_autocast(bank.device):
+            covariance = (sample.T @ sample).double()
         size = bank.shape[1] // REDUCTION
         # Subspace iteration. Any axes give bounds, so that a few steps will do; an eigendecomposition takes far longer
         # where several processes share the cores.
@@ -173,10 +176,12 @@ class PrunedIndex:
         return torch.cat(distances), torch.cat(indices)
 
     def _search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.points is not None
         points = self.axes.reduce(queries)
         norms = points.square().sum(dim=1)
         # Squared bounds without |q|^2
-        bounds = GroupedBounds(torch.addmm(self.norms, points, self.points.T, alpha=-2))
+        with without_autocast(queries.device):
+            bounds = GroupedBounds(torch.addmm(self.norms, points, self.points.T, alpha=-2))
 
         # The k-th neighbour is no farther than k promising rows
         promising = self.bank[bounds.most_promising(k)]
@@ -190,11 +195,12 @@ class PrunedIndex:
         keep = easy[row]
         row, column = row[keep], column[keep]
         size = max(1, DIFFERENCE_BLOCK // queries.shape[1])
-        squares = [
-            (queries[some] - self.bank[others]).square_().sum(dim=1)
-            for some, others in zip(row.split(size), column.split(size), strict=True)
-        ]
-        squares = torch.cat(squares)
+        squares = torch.cat(
+            [
+                (queries[some] - self.bank[others]).square_().sum(dim=1)
+                for some, others in zip(row.split(size), column.split(size), strict=True)
+            ]
+        )
 
         # Sorted by row, then distance, then column: the first k of each row
         order = squares.argsort(stable=True)

@@ -164,7 +164,7 @@ def _available_layers(extractor: TimmFeatureExtractor) -> list[str]:
         return [info["module"] for info in backbone.feature_info.info]
     if hasattr(backbone, "blocks"):
         return [f"blocks.{index}" for index in range(len(backbone.blocks))]
-    return list(extractor.layers)  # a module: torchvision refuses names that it does not have
+    return [str(layer) for layer in extractor.layers]  # a module: torchvision refuses names that it does not have
 
 
 def _name(backbone: str | nn.Module) -> str:

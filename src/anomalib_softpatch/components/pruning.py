@@ -9,6 +9,8 @@ of the rest are short, and never farther apart than the rows themselves.
 
 import torch
 
+from anomalib_softpatch.components.tracing import without_autocast
+
 # Rows of the set that are ruled out together where the smallest of their bounds is too large
 GROUP_SIZE = 64
 
@@ -38,8 +40,9 @@ class LeadingAxes:
             Shape ``(n, a + 1)``, of the type of the axes.
         """
         rows = rows.to(self.axes.dtype) - self.center
-        leading = rows @ self.axes
-        rest = torch.linalg.norm(torch.addmm(rows, leading, self.axes.T, alpha=-1), dim=1, keepdim=True)
+        with without_autocast(rows.device):
+            leading = rows @ self.axes
+            rest = torch.linalg.norm(torch.addmm(rows, leading, self.axes.T, alpha=-1), dim=1, keepdim=True)
         return torch.cat((leading, rest), dim=1)
 
 

@@ -3,9 +3,21 @@
 
 """Tracing: what runs is being recorded for an export, where some operations and all shortcuts are out of place."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 
 def is_traced() -> bool:
     """Return whether the operations that run now are recorded."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]  # public in torch's documentation
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which products keep their type, whatever ``torch.autocast`` says; in a graph, none.
+
+    Args:
+        device: Device of the products.
+    """
+    return nullcontext() if is_traced() else torch.autocast(device.type, enabled=False)

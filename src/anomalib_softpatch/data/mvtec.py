@@ -20,6 +20,6 @@ class MVTec(MVTecAD):
     """
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # a property in Anomalib, too
         """Name that Anomalib's engine gives to the results folder: the one of ``MVTecAD``."""
         return MVTecAD.__name__

@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -89,6 +89,8 @@ class NoisyDataModule(AnomalibDataModule):
         'MVTecAD-noise10-overlap-seed0'
     """
 
+    seed: int
+
     def __init__(
         self,
         datamodule: AnomalibDataModule,
@@ -137,10 +139,10 @@ class NoisyDataModule(AnomalibDataModule):
         self._listed_noise = None if self.manifest is None else read_manifest(self.manifest)
         self._manifest_rows: pd.DataFrame | None = None
         self._noise: pd.DataFrame | None = None
-        self._repeats: TemporaryDirectory | None = None
+        self._repeats: TemporaryDirectory[str] | None = None
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # a property in Anomalib, too
         """Name of the results folder, for example ``MVTecAD-noise10-no_overlap-seed0``.
 
         With a manifest it ends with the manifest's file name.
@@ -245,7 +247,7 @@ class NoisyDataModule(AnomalibDataModule):
             msg = _not_images_message(self.datamodule)
             raise TypeError(msg)
         pool = self._anomalous_images()
-        rows = self._select(pool) if self._listed_noise is None else self._find_listed(pool)
+        rows = self._select(pool) if self._listed_noise is None else self._find_listed(pool, self._listed_noise)
         self._manifest_rows = rows.assign(mask_path=pool.loc[rows["image_path"], "relative_mask_path"].to_numpy())
         self._noise = self._join_training_set(rows, pool)
         removed = set(pool.loc[rows.loc[~rows["in_test"], "image_path"].unique(), "image_path"])
@@ -310,9 +312,9 @@ class NoisyDataModule(AnomalibDataModule):
             raise ValueError(msg)
         return select_noise(list(pool.index), count, self.seed).assign(in_test=self.overlap)
 
-    def _find_listed(self, pool: pd.DataFrame) -> pd.DataFrame:
+    def _find_listed(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
         """Take the images that the manifest lists."""
-        unknown = sorted(set(self._listed_noise["image_path"]) - set(pool.index))
+        unknown = sorted(set(listed["image_path"]) - set(pool.index))
         if unknown:
             msg = (
                 f"manifest={str(self.manifest)!r} lists {len(unknown)} images that are not anomalous test images "
@@ -321,9 +323,9 @@ class NoisyDataModule(AnomalibDataModule):
             )
             raise ValueError(msg)
         logger.info("Noise is taken from %s; noise_ratio, overlap, resample and seed are not used.", self.manifest)
-        self.noise_ratio = len(self._listed_noise) / max(self._normal_count(), 1)
-        self.overlap = bool(self._listed_noise["in_test"].all())
-        return self._listed_noise.drop(columns="mask_path")
+        self.noise_ratio = len(listed) / max(self._normal_count(), 1)
+        self.overlap = bool(listed["in_test"].all())
+        return listed.drop(columns="mask_path")
 
     def _normal_count(self) -> int:
         return int((self.train_data.samples["label_index"] == LabelName.NORMAL).sum())
@@ -379,7 +381,7 @@ class NoisyDataModule(AnomalibDataModule):
         return str(image_file), str(mask_file)
 
 
-def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping | str) -> AnomalibDataModule:
+def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping[str, Any] | str) -> AnomalibDataModule:
     """Instantiate a datamodule given as a configuration, and refuse what is not one of images."""
     if isinstance(datamodule, Mapping | str):
         datamodule = instantiate(AnomalibDataModule, datamodule, argument="datamodule")
@@ -390,8 +392,9 @@ def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping | str) -> Anom
             f"datamodule={datamodule!r} must be an Anomalib image datamodule, without noise yet, or its configuration."
         )
         raise TypeError(msg)
-    if getattr(datamodule, "test_type", "public") != "public":  # MVTecAD2
-        msg = f"test_type={datamodule.test_type!r} has no labels, so no noise can be taken from it. Use 'public'."
+    test_type = getattr(datamodule, "test_type", "public")
+    if test_type != "public":  # MVTecAD2
+        msg = f"test_type={test_type!r} has no labels, so no noise can be taken from it. Use 'public'."
         raise ValueError(msg)
     return datamodule
 
@@ -431,4 +434,4 @@ def _without(dataset: AnomalibDataset, paths: set[str]) -> AnomalibDataset:
 def _read_masks(mask_path: str | list[str]) -> torch.Tensor:
     """Read a mask of shape ``(H, W)``; several become one that is set wherever one of them is."""
     paths = [mask_path] if isinstance(mask_path, str) else mask_path
-    return torch.stack([read_mask(path, as_tensor=True) for path in paths]).amax(dim=0)
+    return torch.stack([cast("torch.Tensor", read_mask(path, as_tensor=True)) for path in paths]).amax(dim=0)

@@ -99,7 +99,7 @@ def make_dataset(
         image = _relight(_crop(photographs["gravel"], rng, CROP_SIZE, TEST_COLUMNS), rng)
         _save(image, category / "test" / "good" / f"{index:03d}.png")
 
-    hidden = []
+    hidden: list[tuple[np.ndarray, str, str]] = []
     for index in range(num_test_per_defect):
         for number, defect in enumerate(DEFECTS):
             rng = np.random.default_rng((seed, 2 + number, index))
@@ -156,7 +156,7 @@ def load_photographs() -> dict[str, np.ndarray]:
     """
     photographs = {}
     for name in ("gravel", "grass", "brick"):
-        path = files("skimage").joinpath("data", f"{name}.png")
+        path = files("skimage") / "data" / f"{name}.png"
         if not path.is_file():
             msg = f"The installed scikit-image lacks the photograph {path}. Reinstall scikit-image from its wheel."
             raise FileNotFoundError(msg)
@@ -213,7 +213,7 @@ def _crop(
     side = round(size * rng.uniform(0.95, 1.05))
     top = rng.integers(photograph.shape[0] - side + 1)
     left = rng.integers(first, last - side + 1)
-    crop = np.rot90(photograph[top : top + side, left : left + side], rng.integers(4))
+    crop = np.rot90(photograph[top : top + side, left : left + side], int(rng.integers(4)))
     if rng.integers(2):
         crop = crop[:, ::-1]
     resized = Image.fromarray(np.ascontiguousarray(crop)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)

@@ -5,12 +5,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from anomalib.data.utils import read_image
-from anomalib.models import AnomalibModule
+from anomalib.models.components import AnomalibModule
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -74,7 +74,8 @@ def anomaly_maps(model: AnomalibModule, images: Sequence[Path]) -> np.ndarray:
         Maps of shape ``(len(images), height, width)``.
     """
     model.eval()
-    batch = torch.stack([read_image(path, as_tensor=True) for path in images])
+    batch = torch.stack([cast("torch.Tensor", read_image(path, as_tensor=True)) for path in images])
+    assert model.pre_processor is not None
     prediction = model.model(model.pre_processor(batch.to(model.device)))
     return prediction.anomaly_map.reshape(len(images), *prediction.anomaly_map.shape[-2:]).cpu().numpy()
 

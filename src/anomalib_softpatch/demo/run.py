@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from anomalib.models import AnomalibModule, Patchcore
+from anomalib.models import Patchcore
+from anomalib.models.components import AnomalibModule
 from rich.console import Console
 from rich.table import Table
 

@@ -61,8 +61,8 @@ def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed
         Pre-trained weights where they can be had, else untrained ones.
     """
     if backbone is not None and backbone.startswith(LOCAL_DIR):
-        source = Path(backbone.removeprefix(LOCAL_DIR))
-        return Weights(backbone, tuple(layers), source.name, False, f"weights from the folder {source}")
+        local = Path(backbone.removeprefix(LOCAL_DIR))
+        return Weights(backbone, tuple(layers), local.name, False, f"weights from the folder {local}")
 
     name = backbone or DEFAULT_BACKBONE
     try:

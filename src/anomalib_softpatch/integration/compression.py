@@ -33,7 +33,7 @@ OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")  # of an expo
 def compress(
     model: openvino.Model,
     memory_bank: torch.Tensor,
-    compression_type: CompressionType,
+    compression_type: CompressionType | None,
     datamodule: AnomalibDataModule | None = None,
     metric: Metric | None = None,
     max_drop: float = 0.01,
@@ -114,8 +114,9 @@ def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric
         Value of the metric.
     """
     for batch in batches:
+        assert batch.image is not None
         output: Any = model(batch.image)
-        predicted = {name: torch.from_numpy(output[name]) for name in OUTPUTS if name in output}
+        predicted: dict[str, Any] = {name: torch.from_numpy(output[name]) for name in OUTPUTS if name in output}
         for name in predicted.keys() & {"pred_score", "pred_label"}:
             predicted[name] = predicted[name].reshape(len(batch.image))
         masks = None if batch.gt_mask is None else batch.gt_mask[:, None]

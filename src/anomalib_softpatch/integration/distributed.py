@@ -19,11 +19,12 @@ def leave_out_gradients(strategy: Strategy) -> None:
         strategy: Strategy of the trainer.
     """
     if isinstance(strategy, DDPStrategy):
-        strategy.configure_ddp = partial(_share_weights, strategy)
+        strategy.configure_ddp = partial(_share_weights, strategy)  # type: ignore[method-assign]
 
 
 def _share_weights(strategy: DDPStrategy) -> None:
     """Give all ranks the parameters and buffers of rank 0."""
+    assert strategy.model is not None
     for tensor in strategy.model.state_dict().values():
         if isinstance(tensor, torch.Tensor) and tensor.numel():
             shared = tensor.detach().contiguous()

@@ -32,5 +32,5 @@ def respect_default_devices() -> None:
             engine._cache.args["devices"] = devices
         setup_trainer(engine, model)
 
-    setup_trainer_with_default_devices.respects_default_devices = True
-    Engine._setup_trainer = setup_trainer_with_default_devices
+    setup_trainer_with_default_devices.respects_default_devices = True  # type: ignore[attr-defined]
+    Engine._setup_trainer = setup_trainer_with_default_devices  # type: ignore[method-assign, assignment]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
 MODELS = ("SoftPatch", "SoftPatchPlus")
 DATAMODULES = ("MVTec", "NoisyDataModule")
@@ -96,7 +97,7 @@ class ImportWatcher:
                 return spec
         return None
 
-    def _watch(self, loader: object) -> None:
+    def _watch(self, loader: "Any") -> None:
         """Have the module that the loader executes next followed by the registration."""
         if loader is None:  # a folder without __init__.py: there is nothing to execute
             return
@@ -119,7 +120,7 @@ class ImportWatcher:
     def register_imported(self) -> None:
         """Register the classes that wait for a module that is imported by now."""
         for anomalib_name, (own_name, names) in _CLASSES.items():
-            if anomalib_name in sys.modules and self._pending.pop(anomalib_name, None):
+            if anomalib_name in sys.modules and self._pending.pop(anomalib_name, False):
                 try:
                     _register(anomalib_name, own_name, names)
                 except Exception as error:  # whatever it is, Anomalib must go on working

@@ -8,7 +8,7 @@ from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import Batch
+from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, Trainer
 
 from anomalib_softpatch.data.depth import cut_values
@@ -94,7 +94,9 @@ class BitDepthCheck(Callback):
     def __init__(self) -> None:
         self._warned = False
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: "DenoisingMixin", batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: "DenoisingMixin", batch: ImageBatch, batch_idx: int
+    ) -> None:
         """Check the images of a training batch.
 
         Args:
@@ -110,18 +112,19 @@ class BitDepthCheck(Callback):
         self._check(batch)
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: "DenoisingMixin", batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: "DenoisingMixin", batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check the images of the first batch; arguments and errors as in training."""
         del trainer, pl_module, dataloader_idx
         if batch_idx == 0:
             self._check(batch)
 
-    on_test_batch_start = on_validation_batch_start
-    on_predict_batch_start = on_validation_batch_start
+    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]  # of a model of ours, as above
+    on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: ImageBatch) -> None:
         paths: Sequence[Any] = getattr(batch, "image_path", None) or []
+        assert batch.image is not None
         for image, path in zip(batch.image, paths, strict=False):
             loss = cut_values(path)
             if loss and image.flatten(1).std(dim=1).max() < WHITE:

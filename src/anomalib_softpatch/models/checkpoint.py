@@ -5,7 +5,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.integration.checkpoint_io import readable, use_own_checkpoint_io
@@ -18,6 +18,13 @@ from anomalib_softpatch.models.compatibility import (
     shapes,
 )
 
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule as _Module
+
+    from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+else:  # a mixin at run time: Anomalib finds models among the direct subclasses of AnomalibModule only
+    _Module = object
+
 # Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
 KEY = "anomalib_softpatch"
 FORMAT = 1  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
@@ -25,8 +32,10 @@ OWN_STATE = {"model.memory_bank", "model.weights"}  # no model of Anomalib has b
 EXTRACTOR = "model.feature_extractor."
 
 
-class CheckpointMixin:
+class CheckpointMixin(_Module):
     """Mark checkpoints as ours, and refuse those that do not fit the model."""
+
+    model: "SoftPatchModel"
 
     def setup(self, stage: str) -> None:
         """Have checkpoints written whole, and read on any device.
@@ -65,7 +74,9 @@ class CheckpointMixin:
         super().on_load_checkpoint(checkpoint)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def load_from_checkpoint(  # type: ignore[override]  # neither is Anomalib's Lightning's
+        cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """Make a model from a checkpoint, see Anomalib's ``AnomalibModule.load_from_checkpoint``.
 
         Args:

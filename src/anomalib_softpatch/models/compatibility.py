@@ -16,13 +16,13 @@ from anomalib_softpatch._version import __version__
 from anomalib_softpatch.integration.registration import MODELS
 
 if TYPE_CHECKING:
-    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+    from anomalib_softpatch.models.checkpoint import CheckpointMixin
 
 BACKBONE_SHAPES = "backbone_shapes"  # of a file that brings the backbone's weights
 BACKBONE_HASH = "backbone_sha256"  # of a file that does not
 
 # What a file may ask of the model that uses it -> how the model answers
-REQUIREMENTS: dict[str, Callable[[DenoisingMixin], Any]] = {
+REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
     "layers": lambda model: list(model.model.feature_extractor.layers),
     "patch_embedding": lambda model: model.model.feature_extractor.patch_embedding,
     "precision": lambda model: str(model.model.feature_extractor.dtype).removeprefix("torch."),
@@ -66,7 +66,7 @@ def reason_against_format(number: int, known: int, version: str | None) -> str:
     )
 
 
-def reason_against(model: DenoisingMixin, origin: Origin) -> str:
+def reason_against(model: CheckpointMixin, origin: Origin) -> str:
     """Say why a model cannot use a file.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from anomalib import LearningType, PrecisionType, TaskType
-from anomalib.data import AnomalibDataModule, Batch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models import Patchcore
@@ -55,6 +55,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         layers: Names of the layers to extract features from, the finest grid first.
         pre_trained: Use pre-trained backbone weights.
         num_neighbors: Neighbours that re-weight the image score as in PatchCore; 1, as in the papers, for none.
+        score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
+            becomes the image score; 0, as in the papers, for none.
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
         patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
@@ -79,11 +81,12 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def __init__(
         self,
         discriminators: Sequence[str],
-        thresholds: Sequence[float],
+        thresholds: Sequence[float | Literal["auto"]],
         backbone: str | nn.Module = "wide_resnet50_2",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         num_neighbors: int = 1,
+        score_smoothing: float = 0.0,
         precision: str | PrecisionType = "float32",
         patch_embedding: Literal["average", "unfold"] = "average",
         memory_budget: float | None = None,
@@ -93,7 +96,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
-        **bank_options,  # noqa: ANN003  # jsonargparse finds their types where they are declared
+        **bank_options: Any,
     ) -> None:
         memory_bank_builder = DenoisingMemoryBank(
             discriminators=discriminators, thresholds=thresholds, seed=seed, **bank_options
@@ -113,6 +116,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
                 backbone=backbone,
                 pre_trained=pre_trained,
                 num_neighbors=num_neighbors,
+                score_smoothing=score_smoothing,
                 patch_embedding=patch_embedding,
                 memory_bank_builder=memory_bank_builder,
                 memory_budget=memory_budget,
@@ -183,7 +187,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         callbacks += [DistributedFit(), FitChecks(), BitDepthCheck(), PredictionTable()]
         return [*callbacks, NoiseReport()] if self.noise_report else callbacks
 
-    def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Extract and store the features of a batch.
 
         Args:
@@ -214,7 +218,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         logger.info("Building the memory bank.")
         fit_on_first_rank(self.model, lambda: self.model.fit(self.input_size))
 
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:  # noqa: ANN002, ANN003
+    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Score a batch.
 
         Args:
@@ -228,7 +232,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
 
-    def to_onnx(self, *args, **kwargs) -> Path:  # noqa: ANN002, ANN003
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
         """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.
 
         Args:

@@ -10,6 +10,7 @@ the most of a fit, is shared; the rest is not, and meanwhile the other ranks wai
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -56,6 +57,7 @@ def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
         fit()
         return
     group = distributed.new_group(backend="gloo", timeout=TIMEOUT)  # sends tensors of the CPU, whatever the device
+    assert isinstance(group, distributed.ProcessGroup)  # of which all ranks are members
     try:
         error: Exception | None = None
         try:
@@ -101,7 +103,7 @@ def gather_features(store: FeatureStore, group: distributed.ProcessGroup) -> Non
     error: Exception | None = None
     known = set(store.keys)
     for source in range(1, ranks):
-        received: list = [None]
+        received: list[Any] = [None]
         distributed.recv_object_list(received, source, group)
         new: set[str] = set()
         for shape, dtype, keys in received[0]:

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import torch
-from anomalib.data import Batch
+from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -46,7 +46,7 @@ class LabelAwareEvaluator(Evaluator):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: ImageBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -79,7 +79,7 @@ class LabelAwareEvaluator(Evaluator):
             for kind, value in (("normal", False), ("anomalous", True))
             if not trainer.strategy.reduce_boolean_decision(value in self._seen[name], all=False)
         }
-        all_metrics = self.test_metrics
+        all_metrics: Any = self.test_metrics  # torch's type of modules in a list knows no metrics
         kept, reasons = [], {}
         for metric in all_metrics:
             without = [name for name in getattr(metric, "fields", ()) if name in missing]

@@ -5,7 +5,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,7 @@ def report_fit(module: "DenoisingMixin") -> None:
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")
         return
-    datamodule = getattr(module.trainer, "datamodule", None)
+    datamodule: Any = getattr(module.trainer, "datamodule", None)
     truth = getattr(datamodule, "truth", None)
     paths, labels, masks, notes = list(denoising.keys), None, None, []
     if truth is not None and len(paths) == len(denoising.kept[0]):
@@ -47,12 +47,12 @@ def report_fit(module: "DenoisingMixin") -> None:
             "The training images were augmented. What is shown are the files, so a heat map may be displaced "
             "against its image, or mirrored."
         )
-    builder = module.model.memory_bank_builder
     quality = write_fit_report(
         Path(module.trainer.default_root_dir) / FOLDER,
         paths,
         denoising.scores.fused,
         denoising.kept[0],
+        groups=denoising.groups,
         transform=getattr(module.pre_processor, "transform", None),
         labels=labels,
         masks=masks,
@@ -60,8 +60,8 @@ def report_fit(module: "DenoisingMixin") -> None:
             "Model": type(module).__name__,
             "Data": " ".join(str(getattr(datamodule, name, "")) for name in ("name", "category")),
             "Layers": ", ".join(module.model.feature_extractor.layers),
-            "Discriminators": ", ".join(builder.discriminators),
-            "Patches removed": ", ".join(f"{100 * threshold:g} %" for threshold in builder.thresholds),
+            "Discriminators": ", ".join(denoising.scores.by_discriminator),
+            "Patches removed": ", ".join(f"{100 * share:.3g} %" for share in denoising.shares),
         },
         notes=notes,
     )

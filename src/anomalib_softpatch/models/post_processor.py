@@ -4,15 +4,18 @@
 """Post-processor that needs no labels: thresholds from training images, and scores that do not clip."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import Batch
+from anomalib.data import ImageBatch
 from anomalib.post_processing import PostProcessor
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from anomalib_softpatch.components.constraints import Constraint, at_least, check
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, false_alarm_threshold
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class LabelFreePostProcessor(PostProcessor):
         """Names of the options that a checkpoint holds, see Anomalib."""
         return (*super()._checkpoint_config_keys, "false_alarms", "expected_defects", "fixed_threshold")
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Forget thresholds of an earlier fit.
 
         Args:
@@ -71,7 +74,7 @@ class LabelFreePostProcessor(PostProcessor):
         self._image_threshold.fill_(torch.nan)
         self._pixel_threshold.fill_(torch.nan)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Look for labelled defects anew.
 
         Args:
@@ -82,7 +85,7 @@ class LabelFreePostProcessor(PostProcessor):
         self._has_labelled_defects = False
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
         """Take the scores and labels of a batch.
 
@@ -97,7 +100,7 @@ class LabelFreePostProcessor(PostProcessor):
         if outputs.gt_label is not None and bool(outputs.gt_label.any()):
             self._has_labelled_defects = True
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Set the thresholds.
 
         Args:
@@ -113,7 +116,7 @@ class LabelFreePostProcessor(PostProcessor):
         if without_labels:
             self._decide_without_labels(pl_module.model.out_of_bag)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Set the thresholds where there was no validation.
 
         Args:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from anomalib.data import Batch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from anomalib.data import ImageBatch
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
 from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
@@ -27,7 +29,7 @@ class PredictionTable(Callback):
     def __init__(self) -> None:
         self._predictions: list[Prediction] = []
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Forget the predictions of an earlier run.
 
         Args:
@@ -38,7 +40,7 @@ class PredictionTable(Callback):
         self._predictions = []
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: AnomalibModule, outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
         """Note the predictions of a batch.
 
@@ -56,7 +58,7 @@ class PredictionTable(Callback):
 
         post_processor = pl_module.post_processor
         threshold = float("nan")
-        if post_processor is not None and not bool(post_processor.image_threshold.isnan()):
+        if isinstance(post_processor, PostProcessor) and not bool(post_processor.image_threshold.isnan()):
             threshold = float(post_processor.normalized_image_threshold)
         transform = getattr(pl_module.pre_processor, "transform", None)
         for number, path in enumerate(outputs.image_path):
@@ -72,7 +74,7 @@ class PredictionTable(Callback):
                 )
             )
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Write the table.
 
         Args:

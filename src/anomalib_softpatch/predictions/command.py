@@ -60,18 +60,21 @@ def predict(
         sys.stdout.write(f"{predictions[-1].line()}\n")
         sys.stdout.flush()
     write_predictions(predictions, output)
-    for path, reason in skipped:
-        sys.stderr.write(f"skipped {path}: {reason}\n")
+    for name, reason in skipped:
+        sys.stderr.write(f"skipped {name}: {reason}\n")
     sys.stdout.write(f"{summary(predictions)}, {len(skipped)} files skipped: {output}\n")
 
 
 def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
-    from anomalib_softpatch.models import load_model  # noqa: PLC0415  # not needed for exported files
+    from anomalib.post_processing import PostProcessor  # noqa: PLC0415  # not needed for exported files
+
+    from anomalib_softpatch.models import load_model  # noqa: PLC0415  # likewise
 
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     threshold = float("nan")
-    if model.post_processor is not None and not bool(model.post_processor.image_threshold.isnan()):
-        threshold = float(model.post_processor.normalized_image_threshold)
+    post_processor = model.post_processor
+    if isinstance(post_processor, PostProcessor) and not bool(post_processor.image_threshold.isnan()):
+        threshold = float(post_processor.normalized_image_threshold)
 
     def run(image: np.ndarray) -> tuple[float, object, np.ndarray]:
         with torch.inference_mode():

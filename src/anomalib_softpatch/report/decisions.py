@@ -169,6 +169,7 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
     )
     chosen = [path for path, decision in table.items() if (decision == SET_ASIDE) == (copy_rest is None)]
     target = move_to if copy_rest is None else copy_rest
+    assert target is not None
     transfers = plan(chosen, list(table), target)
     gone = len(chosen) - len(transfers)
     if gone:
@@ -179,9 +180,9 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
     if copy_rest is not None:
         copy(transfers)
         return
-    move(transfers, move_to / MOVED)
+    move(transfers, target / MOVED)
     sys.stdout.write(
-        f"To bring them back: anomalib-softpatch undo {shlex.quote(to_text(move_to / MOVED))} --dry_run false\n"
+        f"To bring them back: anomalib-softpatch undo {shlex.quote(to_text(target / MOVED))} --dry_run false\n"
     )
 
 

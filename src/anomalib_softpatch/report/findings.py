@@ -120,7 +120,7 @@ class Findings:
         truth is known, ``label``.
         """
         values, rows, columns = peaks(self.scores)
-        grid_size = tuple(self.scores.shape[1:])
+        grid_size = (self.scores.shape[1], self.scores.shape[2])
         centres = [
             region.patch_centre(row, column, grid_size)
             for region, row, column in zip(self.regions, rows.tolist(), columns.tolist(), strict=True)

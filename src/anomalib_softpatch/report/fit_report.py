@@ -58,7 +58,7 @@ def write_fit_report(
             msg = f"Not all of the {len(scores)} training images that reached the model had a path."
             raise ValueError(msg)  # noqa: TRY301
         regions = [visible_region(transform, _size(path)) for path in paths]
-        grid_size = tuple(scores.shape[1:])
+        grid_size = (scores.shape[1], scores.shape[2])
         patches = None if masks is None or labels is None else _patches(labels, masks, regions, grid_size)
         findings = Findings(
             paths=list(paths),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.report.drawing import GAP, TILE, colour_bar
@@ -109,7 +110,7 @@ def histogram(findings: Findings) -> list[dict[str, float]]:
 
 def _inspection(findings: Findings) -> list[tuple[str, int]]:
     """Say how many images must be looked at to find a share of the known noise."""
-    if not findings.quality:
+    if findings.labels is None or not findings.quality:
         return []
     ordered = findings.labels[findings.order]
     return [(f"{100 * share:.0f} %", images_to_inspect(ordered, share)) for share in FOUND_SHARES]
@@ -117,7 +118,7 @@ def _inspection(findings: Findings) -> list[tuple[str, int]]:
 
 def _curve(findings: Findings) -> str:
     """Return the inspection curve as points of a polyline in a square of 100 units."""
-    if not findings.quality:
+    if findings.labels is None or not findings.quality:
         return ""
     found = inspection_curve(findings.labels[findings.order])
     count = len(found)
@@ -125,7 +126,7 @@ def _curve(findings: Findings) -> str:
     return "0,100 " + " ".join(f"{100 * (place + 1) / count:.2f},{100 - 100 * found[place]:.2f}" for place in places)
 
 
-def _data_uri(image: object) -> str:
+def _data_uri(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG")
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -105,7 +105,12 @@ def rank_images(
             good = [item for item in batch if isinstance(item, ReadImage)]
             skipped += [(str(item.path), item.reason) for item in batch if isinstance(item, UnreadableImage)]
             if good:
-                features.append(_extract(extractor, torch.stack([item.tensor for item in good]).to(torch_device)))
+                features.append(
+                    _extract(
+                        extractor,
+                        torch.stack([item.tensor for item in good if item.tensor is not None]).to(torch_device),
+                    )
+                )
                 read += [item.without_tensor() for item in good]
     skipped.sort()
     different = len({item.content for item in read})
@@ -179,7 +184,7 @@ class UnreadableImage:
     reason: str
 
 
-class FileDataset(Dataset):
+class FileDataset(Dataset[ReadImage | UnreadableImage]):
     """Read, measure and transform images.
 
     Args:
@@ -272,7 +277,9 @@ def _check_backbone(backbone: str) -> None:
         raise ValueError(msg)
 
 
-def _with_progress(loader: DataLoader, total: int, console: Console) -> Iterator[list]:
+def _with_progress(
+    loader: DataLoader[ReadImage | UnreadableImage], total: int, console: Console
+) -> Iterator[list[Any]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

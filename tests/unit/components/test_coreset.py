@@ -80,7 +80,7 @@ def test_eligible_rows_only():
     rows=st.integers(1, 60),
     columns=st.integers(1, 6),
     values=st.integers(1, 5),
-    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6, 1e18]),
+    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6, 1e17]),
     copies=st.integers(1, 3),
     seed=st.integers(0, 10),
     data=st.data(),
@@ -135,6 +135,19 @@ def test_features_that_are_not_finite_are_refused(value, row):
         k_center_greedy(features, 5, 0)
 
 
+def test_large_values():
+    features = 8e17 * torch.rand(800, 16, generator=torch.Generator().manual_seed(0))
+    expected = reference(features, 100)
+    assert k_center_greedy(features, 100, int(expected[0])).tolist() == expected.tolist()
+
+
+def test_values_whose_squares_may_overflow_are_refused():
+    """Distances themselves are finite here."""
+    features = 5e18 * torch.rand(800, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="so large values that distances overflow"):
+        k_center_greedy(features, 100, 0)
+
+
 @pytest.mark.parametrize("how", ["matmul precision", "autocast"])
 def test_products_of_shorter_numbers(how, monkeypatch):
     """Where float32 products are computed from numbers of 10 bits, or autocast is on, the choice stays the same."""
@@ -157,6 +170,21 @@ def test_products_of_shorter_numbers(how, monkeypatch):
             chosen = k_center_greedy(features, 300, int(expected[0]))
     finally:
         torch.set_float32_matmul_precision(precision)
+    assert chosen.tolist() == expected.tolist()
+
+
+def test_precision_of_each_backend():
+    """Where PyTorch cannot name one precision for all backends, the choice stays the same."""
+    features = mixture(800, 32)
+    expected = reference(features, 100)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        torch.backends.mkldnn.matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="legacy and new"):
+            torch.get_float32_matmul_precision()
+        chosen = k_center_greedy(features, 100, int(expected[0]))
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
     assert chosen.tolist() == expected.tolist()
 
 

@@ -119,6 +119,20 @@ def test_no_leading_axes(bank, small_index):
     check(queries, bank, 1, *NearestNeighborSearch()(queries, bank))
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_autocast(k, small_index):
+    """Neighbours and distances are those of whole numbers where the backbone runs on shorter ones."""
+    queries, bank = anisotropic(300), anisotropic(3000, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, pruned = nearest_neighbors(queries, bank, k), NearestNeighborSearch()(queries, bank, k)
+    for found, expected in (
+        (plain, nearest_neighbors(queries, bank, k)),
+        (pruned, NearestNeighborSearch()(queries, bank, k)),
+    ):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
 def test_nan_stays_nan(small_index):
     queries = anisotropic(10)
     queries[3, 5] = torch.nan
