@@ -11,6 +11,7 @@ from anomalib_softpatch._version import __version__
 from anomalib_softpatch.integration.checkpoint_io import readable, use_own_checkpoint_io
 from anomalib_softpatch.models.compatibility import (
     BACKBONE_SHAPES,
+    SCORE_SMOOTHING,
     Origin,
     own_name,
     reason_against,
@@ -108,6 +109,7 @@ class CheckpointMixin(_Module):
         requirements = {name: options[name] for name in ("layers", "patch_embedding") if name in options}
         if "layers" in requirements:
             requirements["layers"] = list(requirements["layers"])
+        requirements[SCORE_SMOOTHING] = float(options.get(SCORE_SMOOTHING, 0.0))
         extractor = {name.removeprefix(EXTRACTOR): value for name, value in state.items() if name.startswith(EXTRACTOR)}
         requirements[BACKBONE_SHAPES] = shapes(extractor)
         origin = Origin(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anomalib_softpatch.models.checkpoint import CheckpointMixin
 
 BACKBONE_SHAPES = "backbone_shapes"  # of a file that brings the backbone's weights
+SCORE_SMOOTHING = "score_smoothing"  # files of before 0.2 do not name it: there was none
 BACKBONE_HASH = "backbone_sha256"  # of a file that does not
 
 # What a file may ask of the model that uses it -> how the model answers
@@ -26,6 +27,7 @@ REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
     "layers": lambda model: list(model.model.feature_extractor.layers),
     "patch_embedding": lambda model: model.model.feature_extractor.patch_embedding,
     "precision": lambda model: str(model.model.feature_extractor.dtype).removeprefix("torch."),
+    SCORE_SMOOTHING: lambda model: float(model.model.score_smoothing),
     "memory_banks": lambda model: len(model.model.memory_bank_builder.thresholds),
     BACKBONE_SHAPES: lambda model: shapes(model.model.feature_extractor.state_dict()),
     BACKBONE_HASH: lambda model: sha256(model.model.feature_extractor.backbone),

@@ -26,6 +26,7 @@ from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models.compatibility import (
     BACKBONE_HASH,
     REQUIREMENTS,
+    SCORE_SMOOTHING,
     Origin,
     describe,
     own_name,
@@ -83,7 +84,7 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
         "model": own_name(type(model)),
         "backbone": model.hparams.get("backbone"),
         "input_size": model.input_size and list(model.input_size),
-        **{name: REQUIREMENTS[name](model) for name in ASKED_FOR},
+        **{name: REQUIREMENTS[name](model) for name in (*ASKED_FOR, SCORE_SMOOTHING)},
     }
     with atomic_output(path) as temporary:
         save_file(
@@ -116,7 +117,8 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     origin = Origin(
         model=metadata["model"],
         backbone=metadata.get("backbone"),
-        requirements={name: metadata[name] for name in ASKED_FOR} | {"memory_banks": len(tensors["banks"])},
+        requirements={name: metadata[name] for name in ASKED_FOR}
+        | {SCORE_SMOOTHING: metadata.get(SCORE_SMOOTHING, 0.0), "memory_banks": len(tensors["banks"])},
     )
     if reason := reason_against(model, origin):
         msg = f"{path} {reason}"

@@ -16,8 +16,8 @@ upper of two normals, lof + gaussian   24.2  12.7  9.7   16.3
 =====================================  ====  ====  ====  ====
 
 Normal images that are rare stand out, and anomalous ones that are frequent do not: without labels both look alike. A
-mixture of two normal distributions does no better. So there is no ``threshold="auto"``: an estimate that does not grow
-with the noise cannot set one.
+mixture of two normal distributions does no better. So nothing is removed by this estimate; what the thresholds ``auto``
+of SoftPatch+ go by is how much normal images can bear, see :mod:`anomalib_softpatch.components.support`.
 """
 
 from dataclasses import dataclass

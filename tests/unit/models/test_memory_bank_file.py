@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from anomalib_softpatch import SoftPatch, SoftPatchPlus, load_memory_bank, save_memory_bank
+from anomalib_softpatch import SoftPatch, SoftPatchPlus, __version__, load_memory_bank, save_memory_bank
 
 SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
 
@@ -74,12 +74,13 @@ def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
     assert metadata.pop("backbone_sha256").isalnum()
     assert metadata == {
         "format": 1,
-        "version": "0.1.0",
+        "version": __version__,
         "model": "SoftPatch",
         "backbone": "resnet18",
         "layers": ["layer1", "layer2"],
         "patch_embedding": "average",
         "precision": "float32",
+        "score_smoothing": 0.0,
         "input_size": [64, 64],
     }
 

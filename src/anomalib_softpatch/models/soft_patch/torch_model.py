@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 # Training images that are scored out of bag: enough for a share of false alarms of a few percent
-OUT_OF_BAG_IMAGES = 256
+OUT_OF_BAG_IMAGES = 128
 
 
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
