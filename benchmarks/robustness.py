@@ -35,13 +35,20 @@ from anomalib_softpatch.report.image_scores import image_scores
 from common import BACKBONE, DATASETS, describe_machine, print_table
 
 AUTO = ("auto", "auto")
-DEFAULT: dict[str, Any] = {"discriminators": ("ensemble",), "thresholds": AUTO, "soft_weight": False}
+DEFAULT: dict[str, Any] = {
+    "discriminators": ("ensemble",),
+    "thresholds": AUTO,
+    "soft_weight": False,
+    "model.score_smoothing": 1.0,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "patchcore": PATCHCORE,
     "softpatch": {},
     "published": PLUS,
     "default": DEFAULT,
     "ensemble-published-shares": DEFAULT | {"thresholds": (0.15, 0.5)},
+    "patchcore-smoothed": PATCHCORE | {"model.score_smoothing": 1.0},
+    "default-unsmoothed": DEFAULT | {"model.score_smoothing": 0.0},
     "ensemble-weighted": DEFAULT | {"soft_weight": True},
     "lof30-auto": DEFAULT | {"discriminators": ("lof",), "lof_k": 30},
     "lof-gaussian-auto": DEFAULT | {"discriminators": ("lof", "gaussian")},
@@ -64,7 +71,9 @@ class Oracle(DenoisingMemoryBank):
 
 def evaluate(model: SoftPatchModel, features: Features, name: str, coreset: float, seed: int) -> dict[str, float]:
     """Fit one setting and return its figures."""
-    options = SETTINGS[name] | {"coreset_sampling_ratio": coreset, "seed": seed}
+    options = dict(SETTINGS[name])
+    model.score_smoothing = options.pop("model.score_smoothing", 0.0)
+    options |= {"coreset_sampling_ratio": coreset, "seed": seed}
     model.memory_bank_builder = (
         Oracle(features.noisy, **options) if name == "oracle" else DenoisingMemoryBank(**options)
     )

@@ -35,6 +35,7 @@ from anomalib_softpatch.components.constraints import (
 )
 from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
+from anomalib_softpatch.components.duplicates import duplicate_groups
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
 from anomalib_softpatch.components.support import bearable_share, support_curve, support_distances
@@ -68,6 +69,7 @@ class DenoisingResult:
         scores: Noise scores of all training patches; ``None`` if nothing asked for scores.
         kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
         shares: Share of all patches that was to be removed from each bank.
+        groups: Number of each image's group of duplicates, see :func:`duplicate_groups`, shape ``(images,)``.
         keys: Keys of the images in their order; empty if some came without.
     """
 
@@ -78,6 +80,7 @@ class DenoisingResult:
     scores: PatchScores | None
     kept: torch.Tensor
     shares: tuple[float, ...]
+    groups: torch.Tensor
     keys: tuple[str, ...] = ()
 
 
@@ -174,10 +177,12 @@ class DenoisingMemoryBank:
             )
             raise ValueError(msg)
         scores, shares, projected = None, tuple(0.0 for _ in self.thresholds), None
+        groups = torch.arange(images)
         if self.needs_scores:
             projected = store.project(projection_matrix(store.shape[-1], store.device, self.seed))
             scores = self._score(projected)
             shares = self._shares(projected, scores)
+            groups = duplicate_groups([image.cpu().numpy().tobytes() for image in projected], projected)
         kept = torch.stack([self._keep(scores, share, store) for share in shares])
         aligned = "auto" not in self.thresholds or any(shares)
         if aligned:
@@ -195,6 +200,7 @@ class DenoisingMemoryBank:
             scores=scores,
             kept=kept.cpu(),
             shares=shares,
+            groups=groups,
             keys=store.keys,
         )
 

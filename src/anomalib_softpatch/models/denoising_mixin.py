@@ -55,6 +55,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         layers: Names of the layers to extract features from, the finest grid first.
         pre_trained: Use pre-trained backbone weights.
         num_neighbors: Neighbours that re-weight the image score as in PatchCore; 1, as in the papers, for none.
+        score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
+            becomes the image score; 0, as in the papers, for none.
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
         patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
@@ -84,6 +86,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         num_neighbors: int = 1,
+        score_smoothing: float = 0.0,
         precision: str | PrecisionType = "float32",
         patch_embedding: Literal["average", "unfold"] = "average",
         memory_budget: float | None = None,
@@ -113,6 +116,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
                 backbone=backbone,
                 pre_trained=pre_trained,
                 num_neighbors=num_neighbors,
+                score_smoothing=score_smoothing,
                 patch_embedding=patch_embedding,
                 memory_bank_builder=memory_bank_builder,
                 memory_budget=memory_budget,

@@ -53,6 +53,7 @@ def report_fit(module: "DenoisingMixin") -> None:
         paths,
         denoising.scores.fused,
         denoising.kept[0],
+        groups=denoising.groups,
         transform=getattr(module.pre_processor, "transform", None),
         labels=labels,
         masks=masks,
@@ -61,7 +62,7 @@ def report_fit(module: "DenoisingMixin") -> None:
             "Data": " ".join(str(getattr(datamodule, name, "")) for name in ("name", "category")),
             "Layers": ", ".join(module.model.feature_extractor.layers),
             "Discriminators": ", ".join(builder.discriminators),
-            "Patches removed": ", ".join(f"{100 * threshold:g} %" for threshold in builder.thresholds),
+            "Patches removed": ", ".join(f"{100 * share:.3g} %" for share in denoising.shares),
         },
         notes=notes,
     )

@@ -4,9 +4,9 @@
 """Distance of every training patch to an ensemble of small memory banks, which repeated defects cannot outvote."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.references import References, squares_to_others
+from anomalib_softpatch.components.smoothing import smooth
 
 # Images in a bank of the ensemble, and banks at least. A patch is supported by the median bank if one image in about 23
 # (0.7 of 16) shows the like: copies in fewer than half of the banks do not vouch for it.
@@ -15,7 +15,6 @@ FEWEST_BANKS = 8
 # Typical distances are at least this share of their mean: where all images are equal at a position, as in black
 # corners, a grey level makes no outlier.
 SMALLEST_DISTANCE = 1e-3
-SIGMA = 1.0  # patches; a defect covers the receptive fields of neighbouring patches, chance does not
 
 
 def ensemble(features: torch.Tensor, references: References, k: int = 1) -> torch.Tensor:
@@ -87,24 +86,3 @@ def _median_place(values: torch.Tensor) -> torch.Tensor:
     order = values.argsort(dim=-1, stable=True)
     count = values.isfinite().sum(dim=-1, keepdim=True)
     return order.gather(-1, ((count - 1) // 2).clamp_min(0))
-
-
-def smooth(scores: torch.Tensor, sigma: float = SIGMA) -> torch.Tensor:
-    """Smooth scores over the grid with a Gaussian.
-
-    Args:
-        scores: Shape ``(images, height, width)``.
-        sigma: Standard deviation in patches.
-
-    Returns:
-        Same shape; the grid is mirrored at its edges.
-    """
-    smoothed = scores[:, None]
-    for dimension, length in ((2, scores.shape[1]), (3, scores.shape[2])):
-        radius = min(int(3 * sigma + 0.5), length - 1)
-        offsets = torch.arange(-radius, radius + 1, device=scores.device, dtype=scores.dtype)
-        kernel = torch.exp(-offsets.square() / (2 * sigma**2))
-        kernel = (kernel / kernel.sum()).view(1, 1, *((-1, 1) if dimension == 2 else (1, -1)))  # noqa: PLR2004
-        padding = (0, 0, radius, radius) if dimension == 2 else (radius, radius, 0, 0)  # noqa: PLR2004
-        smoothed = F.conv2d(F.pad(smoothed, padding, mode="reflect"), kernel)
-    return smoothed[:, 0]

@@ -29,6 +29,7 @@ from anomalib_softpatch.components import (
     nearest_neighbors,
 )
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, out_of_bag_neighbors
+from anomalib_softpatch.components.smoothing import smooth
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -56,6 +57,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             so many neighbours (PatchCore, equation 7).
         patch_embedding: See :class:`anomalib_softpatch.components.PatchFeatureExtractor`.
         memory_bank_builder: How to build the banks: the first one gives the image score, the last one the map.
+        score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
+            becomes the image score; 0, as in the papers, for none.
         upsampling: How patch scores become a map of the image's size before they are smoothed.
         memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
 
@@ -76,6 +79,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         num_neighbors: int = 1,
         patch_embedding: Literal["average", "unfold"] = "average",
         memory_bank_builder: DenoisingMemoryBank | None = None,
+        score_smoothing: float = 0.0,
         upsampling: Literal["bilinear", "nearest"] = "bilinear",
         memory_budget: float | None = None,
     ) -> None:
@@ -86,7 +90,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if memory_budget is not None and memory_budget < 0:
             msg = f"memory_budget must be a number of GiB of at least 0, got {memory_budget}."
             raise ValueError(msg)
+        if score_smoothing < 0:
+            msg = f"score_smoothing must be a number of patches of at least 0, got {score_smoothing}."
+            raise ValueError(msg)
         self.tiler: Tiler | None = None
+        self.score_smoothing = score_smoothing
         self.num_neighbors = num_neighbors
         self.upsampling = upsampling
         self.feature_extractor = PatchFeatureExtractor(backbone, layers, pre_trained, patch_embedding)
@@ -165,10 +173,12 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         batch_size, height, width, channels = features.shape
         queries = features.reshape(-1, channels)
         # Of a bank with a further coordinate, see support_distances, which is 0 in queries
-        queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels))
+        queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
         (scores, nearest), (map_scores, _) = self._score_patches(queries, left_out)
         return InferenceBatch(
-            pred_score=self._score_images(scores.view(batch_size, -1), nearest.view(batch_size, -1), queries),
+            pred_score=self._score_images(
+                self._smooth(scores.view(batch_size, height, width)).flatten(1), nearest.view(batch_size, -1), queries
+            ),
             anomaly_map=self._make_map(map_scores.view(batch_size, 1, height, width), size),
         )
 
@@ -185,26 +195,29 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             result = self.memory_bank_builder.fit(self.feature_store)
             self.set_memory_bank(result.features, result.weights, result.bank_ranges)
             self.denoising = result
-            self.out_of_bag = self._score_out_of_bag(result.indices, map_size)
+            self.out_of_bag = self._score_out_of_bag(result, map_size)
         finally:
             self.feature_store.clear()
 
     @torch.no_grad()
-    def _score_out_of_bag(self, indices: torch.Tensor, map_size: tuple[int, int] | None) -> OutOfBagScores:
-        """Score training images without the rows of the banks that are theirs.
+    def _score_out_of_bag(self, result: DenoisingResult, map_size: tuple[int, int] | None) -> OutOfBagScores:
+        """Score training images without the rows of the banks that are theirs or their duplicates'.
 
         Args:
-            indices: Which training patch each row of the banks is, shape ``(m,)``.
+            result: What the fit found.
             map_size: Height and width of the anomaly maps.
         """
         images, height, width, _ = self.feature_store.shape
         patches = height * width
+        indices = result.indices
+        groups = result.groups.to(indices.device)
+        group_of_row = groups[indices // patches]
         chosen = torch.linspace(0, images - 1, min(images, OUT_OF_BAG_IMAGES)).round().long().tolist()
         image_scores, map_peaks = [], []
         for image in chosen:
             own = torch.arange(image * patches, (image + 1) * patches, device=indices.device)
             features = self.feature_store.rows(own).view(1, height, width, -1)
-            output = self.score(features, map_size or (height, width), left_out=indices // patches == image)
+            output = self.score(features, map_size or (height, width), left_out=group_of_row == groups[image])
             assert output.pred_score is not None
             assert output.anomaly_map is not None
             image_scores.append(output.pred_score)
@@ -267,12 +280,16 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         distances = (feature - bank[support]).square().sum(dim=2).sqrt()
         return (1 - F.softmax(distances, dim=1)[:, 0]) * score.squeeze(1)  # s
 
+    def _smooth(self, scores: torch.Tensor) -> torch.Tensor:
+        return smooth(scores, self.score_smoothing) if self.score_smoothing else scores
+
     def _make_map(self, scores: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:
         """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them.
 
         Anomalib's generator would upsample with nearest neighbour, so it gets to smooth only.
         """
-        return self.anomaly_map_generator(F.interpolate(scores, size=size, mode=self.upsampling))
+        kernel = next(self.anomaly_map_generator.buffers())  # of another type where the trainer's precision is "true"
+        return self.anomaly_map_generator(F.interpolate(scores, size=size, mode=self.upsampling).to(kernel.dtype))
 
 
 def _nearer(

@@ -26,7 +26,8 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
     A memory bank for the image score and one for the map, as in the paper. By default patches are scored by their
     distance to an ensemble of small memory banks, and as many are removed as normal images can bear. The paper's own
     choices are ``discriminators=("lof", "gaussian")``, ``classification_threshold=0.15``,
-    ``segmentation_threshold=0.5`` and ``soft_weight=True``; ``configs/model/soft_patch_plus_paper.yaml`` has them.
+    ``segmentation_threshold=0.5``, ``soft_weight=True`` and ``score_smoothing=0``;
+    ``configs/model/soft_patch_plus_paper.yaml`` has them.
 
     Args:
         discriminators: One or more of ``"ensemble"``, ``"lof"``, ``"gaussian"`` and ``"nearest"``; the ranks of several
@@ -38,6 +39,8 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
         task: ``"both"``, or one task only: then one bank is built, which gives both the image score and the map.
         soft_weight: Weigh the patches of the memory banks. The paper's public texts do not say how. ``False``: not at
             all. ``True`` or ``"rank"``: 1 + r of the fused rank r. ``"lof"``: the local outlier factor.
+        score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
+            becomes the image score: what single patches that are rare and normal cost is less then. 0 in the paper.
         **options: Options that all models have: of the backbone and the fit, see :class:`DenoisingMixin`; of the
             memory bank, see :class:`DenoisingMemoryBank`.
 
@@ -57,6 +60,7 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
         segmentation_threshold: float | Literal["auto"] = "auto",
         task: Literal["both", "classification", "segmentation"] = "both",
         soft_weight: bool | Literal["rank", "lof"] = False,
+        score_smoothing: float = 1.0,
         **options: Any,
     ) -> None:
         if isinstance(discriminators, str):
@@ -70,4 +74,10 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
         if task not in thresholds:
             msg = f"Unknown task '{task}': choose from {', '.join(thresholds)}."
             raise ValueError(msg)
-        super().__init__(discriminators=discriminators, thresholds=thresholds[task], soft_weight=soft_weight, **options)
+        super().__init__(
+            discriminators=discriminators,
+            thresholds=thresholds[task],
+            soft_weight=soft_weight,
+            score_smoothing=score_smoothing,
+            **options,
+        )
