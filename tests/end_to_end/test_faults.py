@@ -356,8 +356,9 @@ def test_deep_images(
 def test_constant_images_are_neutral(images: Path, tmp_path: Path) -> None:
     for file in (images / "good").iterdir():
         save(np.full((64, 64), 128, dtype=np.uint8), file)
-    for model_class, neutral in ((SoftPatch, 1.0), (SoftPatchPlus, 1.5)):  # of equal ranks, the mean is one half
-        model = model_class(**(SMALL | {"coreset_sampling_ratio": 1.0}))
+    ranks = {"discriminators": ["lof", "gaussian"], "soft_weight": "rank"}  # of equal ranks, the mean is one half
+    for model_class, options, neutral in ((SoftPatch, {}, 1.0), (SoftPatchPlus, {}, 1.0), (SoftPatchPlus, ranks, 1.5)):
+        model = model_class(**(SMALL | {"coreset_sampling_ratio": 1.0} | options))
         engine(tmp_path).fit(model, datamodule=folder_of(images))
         torch.testing.assert_close(
             model.model.weights, torch.full_like(model.model.weights, neutral), rtol=0.01, atol=0.01

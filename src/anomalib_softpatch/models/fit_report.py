@@ -47,7 +47,6 @@ def report_fit(module: "DenoisingMixin") -> None:
             "The training images were augmented. What is shown are the files, so a heat map may be displaced "
             "against its image, or mirrored."
         )
-    builder = module.model.memory_bank_builder
     quality = write_fit_report(
         Path(module.trainer.default_root_dir) / FOLDER,
         paths,
@@ -61,7 +60,7 @@ def report_fit(module: "DenoisingMixin") -> None:
             "Model": type(module).__name__,
             "Data": " ".join(str(getattr(datamodule, name, "")) for name in ("name", "category")),
             "Layers": ", ".join(module.model.feature_extractor.layers),
-            "Discriminators": ", ".join(builder.discriminators),
+            "Discriminators": ", ".join(denoising.scores.by_discriminator),
             "Patches removed": ", ".join(f"{100 * share:.3g} %" for share in denoising.shares),
         },
         notes=notes,

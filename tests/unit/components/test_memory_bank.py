@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, keep_mask
+from anomalib_softpatch.components import DISCRIMINATORS, DenoisingMemoryBank, FeatureStore, keep_mask
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_size_counts_all_patches(features):
     assert len(build(features, thresholds=(0.5,), coreset_sampling_ratio=1.0).indices) == 450
 
 
-@pytest.mark.parametrize(("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1)])
+@pytest.mark.parametrize(("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1), ("ensemble", 1)])
 def test_weights_are_scores(features, discriminator, offset):
     bank = build(features, discriminators=(discriminator,))
     torch.testing.assert_close(bank.weights, bank.scores.fused.flatten()[bank.indices] + offset)
@@ -79,7 +79,7 @@ def test_weights_of_fused_ranks(features, soft_weight):
     images=st.integers(2, 6),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     channels=st.integers(1, 6),
-    discriminators=st.lists(st.sampled_from(["lof", "nearest", "gaussian"]), min_size=1, unique=True),
+    discriminators=st.lists(st.sampled_from(sorted(DISCRIMINATORS)), min_size=1, unique=True),
     thresholds=st.lists(st.floats(0, 0.999), min_size=1, max_size=2),
     ratio=st.floats(0.02, 1),
     soft_weight=st.booleans(),
@@ -154,12 +154,13 @@ def test_masks_that_leave_one_patch(features):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"thresholds": (1.0,)}, r"thresholds must be at least 0 and below 1 .*got 1\.0"),
+        ({"thresholds": (1.0,)}, r"thresholds must be 'auto', or at least 0 and below 1 .*got 1\.0"),
         ({"thresholds": (-0.1,)}, r"thresholds .*got -0\.1"),
+        ({"thresholds": ("most",)}, "thresholds .*got 'most'"),
         ({"thresholds": ()}, "one value, or two"),
         ({"thresholds": (0.1, 0.2, 0.3)}, "one value, or two"),
         ({"lof_k": 0}, "lof_k must be at least 1, got 0"),
-        ({"discriminators": ("svm",)}, "Unknown discriminator 'svm': choose from lof, nearest, gaussian"),
+        ({"discriminators": ("svm",)}, "Unknown discriminator 'svm': choose from lof, nearest, gaussian, ensemble"),
         ({"discriminators": ("lof", "lof")}, "different names"),
         ({"coreset_sampling_ratio": 0.0}, "coreset_sampling_ratio must be above 0"),
         ({"neighborhood": -1}, "neighborhood must be 'image' or a radius"),

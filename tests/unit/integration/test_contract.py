@@ -28,7 +28,7 @@ from anomalib.cli import pipelines
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.engine import Engine
 from anomalib.engine.plugins import AnomalibCheckpointIO
-from anomalib.metrics import aupro
+from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.models.components import AnomalibModule, MemoryBankMixin, TimmFeatureExtractor
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pipelines import Benchmark
@@ -118,12 +118,29 @@ def versions_of_a_tensor() -> tuple[int, int]:
     return before, tensor._version
 
 
-def measured_aupro() -> float:
-    metric = aupro._AUPRO(dist_sync_fn=lambda state, group=None: [state])
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, 2:4, 2:4] = True
-    metric.update(mask.float(), mask)
-    return metric.compute().item()
+def thresholds() -> tuple[float, float]:
+    """Thresholds that users see of an image and of a pixel, once those behind them are set."""
+    processor = PostProcessor()
+    assert processor._image_threshold.isnan()
+    processor._image_threshold.fill_(2.0)
+    assert processor.image_threshold == processor.pixel_threshold == 2  # the image's counts where no other is set
+    processor._pixel_threshold.fill_(3.0)
+    return processor.image_threshold.item(), processor.pixel_threshold.item()
+
+
+def configuration() -> dict[str, Any]:
+    class Own(PostProcessor):
+        extra = 7
+
+        @property
+        def _checkpoint_config_keys(self) -> tuple[str, ...]:
+            return (*super()._checkpoint_config_keys, "extra")
+
+    return Own().checkpoint_config()
+
+
+def metric_for_labels(name: str) -> Callable[[], Any]:
+    return lambda: getattr(PostProcessor(), name)
 
 
 PARTS = [
@@ -190,6 +207,60 @@ PARTS = [
         "A memory bank's file has no thresholds, or such that are not noticed to be missing.",
     ),
     Part(
+        "anomalib.post_processing.PostProcessor._image_threshold",
+        thresholds,
+        lambda found: found == (2, 3),
+        "No threshold is found without labelled defects, so that no image is called anomalous.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor._pixel_threshold",
+        thresholds,
+        lambda found: found == (2, 3),
+        "No threshold is found without labelled defects, so that no pixel is called anomalous.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor._image_threshold_metric",
+        metric_for_labels("_image_threshold_metric"),
+        lambda found: isinstance(found, F1AdaptiveThreshold) and not found.update_called,
+        "A validation without labelled defects warns of an F1 that it cannot have.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor._pixel_threshold_metric",
+        metric_for_labels("_pixel_threshold_metric"),
+        lambda found: isinstance(found, F1AdaptiveThreshold) and not found.update_called,
+        "A validation without labelled defects warns of an F1 that it cannot have.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor.on_validation_epoch_end",
+        lambda: names_in(PostProcessor.on_validation_epoch_end),
+        lambda names: {"_image_threshold_metric", "_pixel_threshold_metric", "update_called"} <= set(names),
+        "Normal validation images set the threshold to the highest score among them.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor._normalize",
+        in_class(PostProcessor, "_normalize"),
+        lambda found: ", ".join(inspect.signature(found.__func__).parameters) == "preds, norm_min, norm_max, threshold",
+        "Scores are cut at those of the validation, and all larger ones are alike.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor.forward",
+        lambda: names_in(PostProcessor.forward),
+        lambda names: "_normalize" in names,
+        "Exported models cut scores at those of the validation, and all larger ones are alike.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor.normalize_batch",
+        lambda: names_in(PostProcessor.normalize_batch),
+        lambda names: "_normalize" in names,
+        "Scores are cut at those of the validation, and all larger ones are alike.",
+    ),
+    Part(
+        "anomalib.post_processing.PostProcessor._checkpoint_config_keys",
+        configuration,
+        lambda found: found["extra"] == 7 and "image_sensitivity" in found,
+        "A model from a checkpoint has forgotten how strict it is to be.",
+    ),
+    Part(
         "TimmFeatureExtractor.idx",
         lambda: extractor("resnet18", "layer3", "layer1").idx,
         lambda found: found == [3, 1],
@@ -212,12 +283,6 @@ PARTS = [
         lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False),
         lambda found: len(found.blocks) == 12,
         "The layers of a vision transformer cannot be checked.",
-    ),
-    Part(
-        "anomalib.metrics.aupro._AUPRO",
-        measured_aupro,
-        lambda found: found == pytest.approx(1.0),
-        "The noise report does not say the AUPRO of patches.",
     ),
     # Anomalib's data
     Part(

@@ -19,9 +19,8 @@ SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": 
 
 
 def new_model(model_class: type = SoftPatch, seed: int = 0, size: int = 64, **options: object) -> SoftPatch:
-    torch.manual_seed(seed)  # of the untrained backbone
     pre_processor = model_class.configure_pre_processor((size, size))
-    return model_class(**(SMALL | options), pre_processor=pre_processor).eval()
+    return model_class(**(SMALL | options), seed=seed, pre_processor=pre_processor).eval()  # an untrained backbone's
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +118,9 @@ def rewrite(file: Path, tensors: dict | None = None, **metadata: object) -> None
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file, texts)
 
 
+NO_THRESHOLDS = {f"post_processor._{name}_threshold": torch.tensor(torch.nan) for name in ("image", "pixel")}
+
+
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
@@ -151,8 +153,8 @@ def rewrite(file: Path, tensors: dict | None = None, **metadata: object) -> None
         ),
         ({"post_processor.image_max": torch.zeros(2)}, {}, r"value 'image_max' is of another shape \(float32 \[2\]\)"),
         ({"post_processor._image_threshold": None}, {}, "value '_image_threshold' is not there"),
-        ({"post_processor._image_threshold": torch.tensor(torch.nan)}, {}, "no threshold .*: _image_threshold of"),
-        ({"post_processor.pixel_min": torch.tensor(torch.inf)}, {}, "no threshold .*: pixel_min of"),
+        (NO_THRESHOLDS, {}, "no threshold .*: _image_threshold, _pixel_threshold of"),
+        (NO_THRESHOLDS | {"post_processor._pixel_threshold": torch.tensor(torch.inf)}, {}, "no threshold .*: _image"),
     ],
 )
 def test_damaged_files(trained: SoftPatch, file: Path, tensors: dict, metadata: dict, message: str) -> None:
@@ -186,7 +188,9 @@ def test_model_without_a_threshold_is_not_saved(images: torch.Tensor, tmp_path: 
     """Nobody could load it."""
     model = train(new_model(), images)
     model.post_processor._image_threshold.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"no threshold .*: _image_threshold of its post-processor.*Validate it"):
+    model.post_processor._pixel_threshold.fill_(torch.nan)
+    message = r"no threshold .*: _image_threshold, _pixel_threshold of its post-processor.*Validate it"
+    with pytest.raises(ValueError, match=message):
         save_memory_bank(model, tmp_path / "bank.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -24,6 +24,13 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.models import SoftPatchModel
 
 LAYERS = ["layer1", "layer2"]
+# SoftPatch+ as in its paper
+PAPER = {
+    "discriminators": ["lof", "gaussian"],
+    "classification_threshold": 0.15,
+    "segmentation_threshold": 0.5,
+    "soft_weight": True,
+}
 
 
 def softpatch_model(**arguments):
@@ -157,8 +164,10 @@ def test_bad_arguments(model_class, arguments, message):
         (SoftPatch, {"threshold": 1.0}, r"thresholds .*got 1\.0"),
         (SoftPatch, {"discriminator": "svm"}, "Unknown discriminator 'svm'"),
         (SoftPatchPlus, {"segmentation_threshold": -0.5}, r"thresholds .*got -0\.5"),
-        (SoftPatchPlus, {"discriminators": ["lof"]}, "two or more"),
-        (SoftPatchPlus, {"discriminators": "lof"}, "two or more"),
+        (SoftPatchPlus, {"classification_threshold": "most"}, r"thresholds must be 'auto', or .*got 'most'"),
+        (SoftPatchPlus, {"discriminators": []}, "different names and at least one"),
+        (SoftPatchPlus, {"discriminators": ["lof", "lof"]}, "different names and at least one"),
+        (SoftPatchPlus, {"discriminators": "lof"}, "discriminators must be a list of names, got 'lof'"),
         (SoftPatchPlus, {"task": "detection"}, "Unknown task 'detection'"),
     ],
 )
@@ -189,7 +198,8 @@ def test_the_command_line_knows_all_options(model_class):
         assert found, option
         assert found.group(1) == default
     defaults = parser.get_defaults().model
-    assert (defaults.backbone, defaults.neighborhood, defaults.soft_weight) == ("wide_resnet50_2", 0, True)
+    assert (defaults.backbone, defaults.neighborhood) == ("wide_resnet50_2", 0)
+    assert defaults.soft_weight is (model_class is SoftPatch)
     assert "thresholds" not in defaults
     assert ("discriminators" in defaults) == (model_class is SoftPatchPlus)
     with pytest.raises(ArgumentError, match="lof_k"):
@@ -212,17 +222,17 @@ def datamodule(mvtec_root):
     return MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
 
 
-@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
-def test_engine_and_checkpoint(model_class, datamodule, tmp_path):
+@pytest.mark.parametrize(("model_class", "options"), [(SoftPatch, {}), (SoftPatchPlus, {}), (SoftPatchPlus, PAPER)])
+def test_engine_and_checkpoint(model_class, options, datamodule, tmp_path):
     """Fit, test, and predict from the checkpoint, which holds plain data only."""
-    trained, runner = lightning_model(model_class), engine(tmp_path)
+    trained, runner = lightning_model(model_class, **options), engine(tmp_path)
     runner.fit(trained, datamodule=datamodule)
     metrics = runner.test(trained, datamodule=datamodule, verbose=False)[0]
     assert metrics["image_AUROC"] == 1.0  # black squares on grey noise
     checkpoint = runner.trainer.checkpoint_callback.best_model_path
     assert torch.load(checkpoint, weights_only=True)["state_dict"]
     restored = engine(tmp_path)
-    model = lightning_model(model_class)
+    model = lightning_model(model_class, **options)
     before = restored.predict(model, datamodule=datamodule, ckpt_path=checkpoint)
     after = runner.predict(trained, datamodule=datamodule)
     for first, second in zip(before, after, strict=True):
@@ -305,10 +315,48 @@ def test_broken_image_is_named(datamodule, tmp_path):
 
 def test_one_task_one_bank(datamodule, tmp_path):
     for task, threshold in (("classification", 0.15), ("segmentation", 0.5)):
-        model = lightning_model(SoftPatchPlus, task=task)
+        model = lightning_model(SoftPatchPlus, task=task, **PAPER)
         engine(tmp_path).fit(model, datamodule=datamodule)
         assert len(model.model.bank_ranges) == 1
         assert model.model.denoising.kept.float().mean() == pytest.approx(1 - threshold, abs=0.01)
+
+
+def test_one_discriminator_is_enough():
+    """And the thresholds of the command line are numbers or a word."""
+    model = lightning_model(SoftPatchPlus, discriminators=["nearest"], segmentation_threshold=0.4)
+    assert model.model.memory_bank_builder.discriminators == ("nearest",)
+    assert model.model.memory_bank_builder.thresholds == ("auto", 0.4)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SoftPatchPlus, "model")
+    arguments = ["--model.classification_threshold=0.2", "--model.segmentation_threshold=auto"]
+    parsed = parser.parse_args(arguments).model
+    assert (parsed.classification_threshold, parsed.segmentation_threshold) == (0.2, "auto")
+    assert list(parsed.discriminators) == ["ensemble"]
+    with pytest.raises(ArgumentError, match="segmentation_threshold"):
+        parser.parse_args(["--model.segmentation_threshold=most"])
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+@pytest.mark.parametrize("equal", [False, True])
+def test_defaults_of_soft_patch_plus_on_few_images(count, equal):
+    """However few, and all of them equal: finite banks, scores and maps, out of bag too."""
+    images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    if equal:
+        images[:] = images[0]
+    model = lightning_model(SoftPatchPlus, coreset_sampling_ratio=0.05)
+    model.model.train()(images)
+    model.model.fit((64, 64))
+    inner, result = model.model.eval(), model.model.denoising
+    assert result.scores.fused.isfinite().all()
+    assert len(result.shares) == len(result.kept) == 2
+    for tensor in (inner.memory_bank, inner.weights, inner.out_of_bag.image_scores, inner.out_of_bag.map_peaks):
+        assert tensor.isfinite().all()
+    output = inner(torch.cat((images[:1], torch.zeros(1, 3, 64, 64))))
+    assert output.pred_score.isfinite().all()
+    assert output.anomaly_map.isfinite().all()
+    assert output.pred_score[1] > output.pred_score[0]
+    if equal:
+        assert output.pred_score[0] < 1e-2 * output.pred_score[1]
 
 
 def test_learns_as_patchcore_does(mvtec_root, tmp_path):

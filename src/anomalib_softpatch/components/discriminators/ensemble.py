@@ -12,7 +12,7 @@ from anomalib_softpatch.components.smoothing import smooth
 # (0.7 of 16) shows the like: copies in fewer than half of the banks do not vouch for it.
 IMAGES_PER_BANK = 16
 FEWEST_BANKS = 8
-# Typical distances are at least this share of their mean: where all images are equal at a position, as in black
+# Typical distances are at least this share of the mean distance: where all images are equal at a position, as in black
 # corners, a grey level makes no outlier.
 SMALLEST_DISTANCE = 1e-3
 
@@ -57,7 +57,7 @@ def ensemble(features: torch.Tensor, references: References, k: int = 1) -> torc
         scores[scored] = torch.linalg.norm(flat[scored] - flat[neighbor], dim=2)
     distances = smooth(scores.view(images, height, width))
     typical = distances.median(dim=0).values
-    smallest = SMALLEST_DISTANCE * typical.mean() + torch.finfo(typical.dtype).tiny
+    smallest = SMALLEST_DISTANCE * distances.mean() + torch.finfo(typical.dtype).tiny
     return distances / typical.clamp_min(smallest)
 
 

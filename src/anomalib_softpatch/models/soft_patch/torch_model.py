@@ -167,6 +167,14 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         Raises:
             RuntimeError: If there is no memory bank to compare with.
         """
+        image_scores, map_scores = self._score(features, left_out)
+        return InferenceBatch(pred_score=image_scores, anomaly_map=self._make_map(map_scores, size))
+
+    def _score(self, features: torch.Tensor, left_out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores of images, shape ``(batch,)``, and those of their patches that become maps.
+
+        The latter have the shape ``(batch, 1, grid_height, grid_width)``; for the rest see :meth:`score`.
+        """
         if not self.bank_ranges:
             msg = "The memory bank is empty: train the model (fit), or load a trained one with ckpt_path."
             raise RuntimeError(msg)
@@ -175,12 +183,9 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         # Of a bank with a further coordinate, see support_distances, which is 0 in queries
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
         (scores, nearest), (map_scores, _) = self._score_patches(queries, left_out)
-        return InferenceBatch(
-            pred_score=self._score_images(
-                self._smooth(scores.view(batch_size, height, width)).flatten(1), nearest.view(batch_size, -1), queries
-            ),
-            anomaly_map=self._make_map(map_scores.view(batch_size, 1, height, width), size),
-        )
+        scores = self._smooth(scores.view(batch_size, height, width)).flatten(1)
+        image_scores = self._score_images(scores, nearest.view(batch_size, -1), queries)
+        return image_scores, map_scores.view(batch_size, 1, height, width)
 
     def fit(self, map_size: tuple[int, int] | None = None) -> None:
         """Build the memory banks from the stored features, which are forgotten then.
@@ -217,12 +222,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         for image in chosen:
             own = torch.arange(image * patches, (image + 1) * patches, device=indices.device)
             features = self.feature_store.rows(own).view(1, height, width, -1)
-            output = self.score(features, map_size or (height, width), left_out=group_of_row == groups[image])
-            assert output.pred_score is not None
-            assert output.anomaly_map is not None
-            image_scores.append(output.pred_score)
-            map_peaks.append(output.anomaly_map.amax(dim=(1, 2, 3)))
-        return OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_size else torch.empty(0))
+            image_score, map_scores = self._score(features, left_out=group_of_row == groups[image])
+            image_scores.append(image_score)
+            if map_size is not None:
+                map_peaks.append(self._make_map(map_scores, map_size).amax(dim=(1, 2, 3)))
+        return OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_peaks else torch.empty(0))
 
     def set_memory_bank(
         self, features: torch.Tensor, weights: torch.Tensor, bank_ranges: Sequence[tuple[int, int]]

@@ -26,7 +26,7 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
     A memory bank for the image score and one for the map, as in the paper. By default patches are scored by their
     distance to an ensemble of small memory banks, and as many are removed as normal images can bear. The paper's own
     choices are ``discriminators=("lof", "gaussian")``, ``classification_threshold=0.15``,
-    ``segmentation_threshold=0.5``, ``soft_weight=True`` and ``score_smoothing=0``;
+    ``segmentation_threshold=0.5``, ``soft_weight=True`` and ``score_smoothing=0``:
     ``configs/model/soft_patch_plus_paper.yaml`` has them.
 
     Args:
