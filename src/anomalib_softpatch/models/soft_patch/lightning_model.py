@@ -39,7 +39,7 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
         >>> from anomalib.data import MVTecAD
         >>> from anomalib.engine import Engine
         >>> from anomalib_softpatch import SoftPatch
-        >>> model = SoftPatch(threshold=0.15)
+        >>> model = SoftPatch(threshold=0.15)  # doctest: +SKIP
         >>> Engine().fit(model, datamodule=MVTecAD(category="screw"))  # doctest: +SKIP
     """
 
