@@ -9,12 +9,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from anomalib.data import Folder
+from anomalib.data import MVTecAD
 from anomalib.deploy import ExportType
 from anomalib.engine import Engine
-from PIL import Image
 
 from anomalib_softpatch import SoftPatchPlus, load_memory_bank, save_memory_bank
+from anomalib_softpatch.components import memory_bank
 from anomalib_softpatch.models import load_model
 
 
@@ -31,26 +31,14 @@ def options() -> dict:
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of objects that lie anywhere: each on three images, on a plain ground."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("objects") / "good"
-    folder.mkdir()
-    shapes = rng.integers(0, 255, (4, 24, 24, 3))
-    for number in range(12):
-        pixels = np.full((64, 64, 3), 128) + rng.integers(-2, 3, (64, 64, 3))
-        row, column = rng.integers(0, 40, 2)
-        pixels[row : row + 24, column : column + 24] = np.rot90(shapes[number % 4], rng.integers(4))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:02}.png")
-    return folder.parent
-
-
-@pytest.fixture(scope="module")
-def trained(objects: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SoftPatchPlus, Engine]:
+def trained(mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SoftPatchPlus, Engine]:
+    """Fitted as on objects in any direction, of which no patch can go."""
     model = SoftPatchPlus(**options())
     folder = tmp_path_factory.mktemp("trained")
     runner = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
-    runner.fit(model, datamodule=Folder(name="objects", root=objects, normal_dir="good", num_workers=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_bank, "bearable_share", lambda *_: 0.0)
+        runner.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
     return model.eval(), runner
 
 
