@@ -124,7 +124,11 @@ def _model_names(table: pd.DataFrame) -> pd.Series:
     names = _class_names(table[MODEL])
     options = [column for column in table if column.startswith(MODEL_OPTIONS) or column == ACCELERATOR]
     for _, group in table.groupby(names):
-        varied = [column for column in options if group[column].nunique(dropna=False) > 1]
+        varied = [
+            column
+            for column in options
+            if group[column].nunique(dropna=False) > 1 and not _is_seed_of_run(column, group)
+        ]
         if varied:
             texts = [
                 ", ".join(f"{column.rpartition('.')[2]}={row[column]}" for column in varied)
@@ -132,6 +136,11 @@ def _model_names(table: pd.DataFrame) -> pd.Series:
             ]
             names[group.index] += [f" ({text})" for text in texts]
     return names
+
+
+def _is_seed_of_run(column: str, runs: pd.DataFrame) -> bool:
+    """Tell whether an option of the model is the seed of each run, handed on, and so none that tells models apart."""
+    return column == f"{MODEL_OPTIONS}{SEED}" and bool((pd.to_numeric(runs[column]) == pd.to_numeric(runs[SEED])).all())
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:

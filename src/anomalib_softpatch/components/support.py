@@ -54,6 +54,8 @@ def support_curve(features: torch.Tensor, scores: torch.Tensor, shares: tuple[fl
     stops = [max(1, int(len(ascending) * (1 - share))) for share in shares]
     curve = query.new_full((len(query), len(shares)), torch.inf)
     for number, (stop, start) in enumerate(zip(stops, [*stops[1:], 0], strict=True)):
+        if start == stop:  # few patches: none goes between the two shares
+            continue
         for part in ascending[start:stop].split(max(1, BLOCK // len(query))):
             distances = _squares(query, flat[part])
             distances.masked_fill_(own[:, None] == part // patches, torch.inf)

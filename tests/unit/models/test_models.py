@@ -343,7 +343,7 @@ def test_defaults_of_soft_patch_plus_on_few_images(count, equal):
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if equal:
         images[:] = images[0]
-    model = lightning_model(SoftPatchPlus, coreset_sampling_ratio=0.05)
+    model = lightning_model(SoftPatchPlus, coreset_sampling_ratio=1.0 if equal else 0.05)
     model.model.train()(images)
     model.model.fit((64, 64))
     inner, result = model.model.eval(), model.model.denoising

@@ -1,0 +1,109 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models from checkpoints alone: which model, backbone and layers are the file's business."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from anomalib.models import Patchcore
+from torch import nn
+
+from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.models import load_model
+
+SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
+
+
+def fitted(model_class: type, mvtec_root: Path, folder: Path, **options: object) -> tuple[nn.Module, Path]:
+    options = SMALL | {"visualizer": False, "pre_processor": model_class.configure_pre_processor((64, 64))} | options
+    model = model_class(**options)
+    runner = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
+    runner.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
+    return model.eval(), Path(runner.trainer.checkpoint_callback.best_model_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fitted(SoftPatch, mvtec_root, tmp_path_factory.mktemp("soft_patch"), noise_report=False)[1]
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+def test_model(model_class: type, mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    """Of its class, with its options, its threshold and its scores."""
+    trained, path = fitted(model_class, mvtec_root, tmp_path, noise_report=False, lof_k=3)
+    loaded = load_model(str(path)).eval()
+    assert type(loaded) is model_class
+    assert loaded.model.memory_bank_builder.lof_k == 3
+    assert torch.equal(loaded(images).pred_score, trained(images).pred_score)
+    assert torch.equal(loaded.post_processor.image_threshold, trained.post_processor.image_threshold)
+    assert loaded.device.type == "cpu"
+
+
+def test_weights_come_with_the_checkpoint(checkpoint: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    """None are looked for, as they would be for a backbone that was trained before."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["pre_trained"] = True
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("weights were looked for"))
+        loaded = load_model(tmp_path / "model.ckpt").eval()
+    assert torch.equal(loaded(images).pred_score, load_model(checkpoint).eval()(images).pred_score)
+
+
+def test_other_models(mvtec_root: Path, tmp_path: Path) -> None:
+    _, path = fitted(Patchcore, mvtec_root, tmp_path)
+    message = r"model\.ckpt is no checkpoint of SoftPatch or SoftPatchPlus: it says that its model is None"
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"anomalib_softpatch": {"model": "Padim"}}, {"state_dict": {}}])
+def test_files_of_something_else(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match=r"model\.ckpt is no checkpoint of SoftPatch or SoftPatchPlus"):
+        load_model(tmp_path / "model.ckpt")
+
+
+def test_broken_files(checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "model.ckpt"
+    with pytest.raises(FileNotFoundError, match=r"model\.ckpt"):
+        load_model(broken)
+    whole = checkpoint.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"no checkpoint at all"):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.ckpt is no checkpoint, or not a whole one \(\d+ bytes\)"):
+            load_model(broken)
+
+
+class Trap:
+    """Asks to run code when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return pytest.fail, ("code of the file was run",)
+
+
+def test_code_is_not_run(tmp_path: Path) -> None:
+    torch.save({"anomalib_softpatch": {"model": "SoftPatch"}, "more": Trap()}, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match=r"it asks to run code .* Nothing has been run"):
+        load_model(tmp_path / "model.ckpt")
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match="is no checkpoint, or not a whole one"):
+        load_model(tmp_path / "model.ckpt")
+
+
+def test_checkpoints_of_a_newer_version(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["anomalib_softpatch"] |= {"format": 99, "version": "9.8.7"}
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match=r"written by anomalib-softpatch 9\.8\.7 in format 99"):
+        load_model(tmp_path / "model.ckpt")

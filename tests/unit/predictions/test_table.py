@@ -1,0 +1,129 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tables of predictions, verdicts, and where a map is highest."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
+from anomalib_softpatch.report.paths import from_text
+
+
+def prediction(path: str | Path = "a.png", said: str = "normal", score: float = 0.25) -> Prediction:
+    return Prediction(str(path), score, 0.5, said, 3, 4)
+
+
+def test_table(tmp_path: Path) -> None:
+    """Names that spreadsheets would compute, that need quotes or are more than a line: a row each, and found again."""
+    names = ["plain.png", "=cmd", "+1,2.png", 'say "cheese".png', "two\nlines.png", "größer 画像.png", "tab\there.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    predictions = [prediction(tmp_path / name, score=0.1 * number) for number, name in enumerate(names)]
+    path = write_predictions(predictions, tmp_path / "new folder" / "predictions.csv")
+    assert path.read_text(encoding="utf-8").count("\n") == len(names) + 1
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "score", "threshold", "verdict", "x", "y"]
+    assert [from_text(row["path"]).name for row in rows] == names
+    assert all(from_text(row["path"]).is_file() for row in rows)
+    assert not any(row["path"].startswith(("=", "+", "-", "@")) for row in rows)
+    assert [float(row["score"]) for row in rows] == [each.score for each in predictions]
+    assert {(row["threshold"], row["verdict"], row["x"], row["y"]) for row in rows} == {("0.5", "normal", "3", "4")}
+
+
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_predictions([prediction("=cmd")], Path("predictions.csv"))
+    assert pd.read_csv(path)["path"].tolist() == [str(tmp_path / "=cmd")]
+
+
+def test_no_predictions(tmp_path: Path) -> None:
+    table = pd.read_csv(write_predictions([], tmp_path / "predictions.csv"))
+    assert table.empty
+    assert list(table) == ["path", "score", "threshold", "verdict", "x", "y"]
+
+
+def test_a_failed_table_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_predictions([prediction()], tmp_path / "predictions.csv")
+    before = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        msg = "No space left on device"
+        raise OSError(msg)
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_predictions([prediction(), prediction()], path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "label", "expected"),
+    [
+        (0.6, 0.5, None, "anomalous"),
+        (0.5, 0.5, None, "normal"),  # as Anomalib: above the threshold
+        (0.4, 0.5, None, "normal"),
+        (9.0, math.nan, None, ""),
+        (0.4, 0.5, np.array([True]), "anomalous"),  # the model's own label counts
+        (0.6, 0.5, np.array([[False]]), "normal"),
+        (0.6, 0.5, False, "normal"),
+        (0.4, math.nan, True, "anomalous"),
+    ],
+)
+def test_verdict(score: float, threshold: float, label: object, expected: str) -> None:
+    assert verdict(score, threshold, label) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "size", "expected"),
+    [
+        (2, 5, (8, 4), (5, 2)),  # of the image's own size
+        (0, 0, (80, 40), (5, 5)),  # the middle of a pixel that stands for ten by ten
+        (3, 7, (80, 40), (75, 35)),
+        (3, 7, (4, 2), (3, 1)),
+        (1, 6, (800, 100), (650, 37)),
+    ],
+)
+def test_peak(row: int, column: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Of a map of 4 rows and 8 columns."""
+    anomaly_map = np.zeros((4, 8))
+    anomaly_map[row, column] = 1
+    assert peak(anomaly_map, size) == expected
+
+
+def test_peak_is_inside_whatever_the_map() -> None:
+    for value in (0.0, math.nan, math.inf):
+        assert peak(np.full((4, 8), value), (80, 40)) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ([], "0 of 0 images anomalous"),
+        (["normal", "anomalous", "anomalous"], "2 of 3 images anomalous"),
+        (["normal"], "0 of 1 images anomalous"),
+        (["", ""], "2 images scored; the model has no threshold to judge them by"),
+    ],
+)
+def test_summary(verdicts: list[str], expected: str) -> None:
+    assert summary([prediction(said=each) for each in verdicts]) == expected
+
+
+def test_line() -> None:
+    """One line for the terminal, whatever the name."""
+    assert prediction("a b.png", "anomalous", 0.75).line().split(maxsplit=2) == [
+        "anomalous",
+        "0.7500",
+        "(3, 4)  a b.png",
+    ]
+    assert prediction(said="").line().startswith("no verdict")
+    for path in ("two\nlines.png", "bell\a.png", "escape\x1b[2J.png"):
+        assert prediction(path).line().isprintable()
+        assert repr(path) in prediction(path).line()
