@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
+from omegaconf import OmegaConf
 from PIL import Image
 
-from anomalib_softpatch import SoftPatch
+from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.benchmark.generator import NoiseBenchmarkJobGenerator
 from anomalib_softpatch.benchmark.pipeline import NoiseBenchmark
+from anomalib_softpatch.components import DenoisingMemoryBank
 from conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -91,7 +95,8 @@ def train(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
 
 def test_there_are_files_for_all_models_and_datasets() -> None:
     models = {"patchcore", "soft_patch", "soft_patch_plus"}
-    assert {name.removesuffix(".yaml") for name in MODELS} == models | {f"{name}_btad" for name in models}
+    of_btad = {f"{name}_btad" for name in models}
+    assert {name.removesuffix(".yaml") for name in MODELS} == models | of_btad | {"soft_patch_plus_paper"}
     sets = ("btad_noise10", "mvtec_ad_noise10", "visa_noise8")
     assert {name.removesuffix(".yaml") for name in DATA} == {
         f"{s}_{p}" for s in sets for p in ("no_overlap", "overlap")
@@ -115,7 +120,8 @@ def test_models(name: str, datasets: Path, tmp_path: Path) -> None:
         options["noise_report"] = False
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     model = AnomalibModule.from_config(tmp_path / "model.yaml")
-    assert model.name.lower() == name.removesuffix(".yaml").removesuffix("_btad").replace("_", "")
+    named = name.removesuffix(".yaml").removesuffix("_btad").removesuffix("_paper")
+    assert model.name.lower() == named.replace("_", "")
     assert model.input_size == ((64, 64) if "btad" in name else (56, 56))
     overrides = {"data.datamodule.root": datasets / "MVTecAD", "data.datamodule.num_workers": 0}
     datamodule = AnomalibDataModule.from_config(CONFIGS / "data" / "mvtec_ad_noise10_overlap.yaml", **overrides)
@@ -123,6 +129,60 @@ def test_models(name: str, datasets: Path, tmp_path: Path) -> None:
     assert {"image_AUROC", "pixel_AUROC"} <= set(measures)
     patches = (NORMAL + 2) * (model.input_size[0] // 8) ** 2
     assert len(model.model.memory_bank) <= ratio * patches * (2 if "plus" in name else 1)
+
+
+# SoftPatch+ as its paper has it; what stands for the weights, the paper's public texts do not say
+PAPER = {
+    "discriminators": ["lof", "gaussian"],
+    "classification_threshold": 0.15,
+    "segmentation_threshold": 0.5,
+    "soft_weight": True,
+}
+
+
+@pytest.mark.parametrize("name", ["soft_patch_plus_paper.yaml", "soft_patch_plus_btad.yaml"])
+def test_the_papers_settings_give_the_papers_banks(name: str, tmp_path: Path) -> None:
+    """Bit by bit those of a bank with these options, whatever the defaults are."""
+    config = read("model", name)
+    ratio = config["model"]["init_args"]["coreset_sampling_ratio"]
+    assert PAPER.items() <= config["model"]["init_args"].items()
+    shrink_model(config["model"]["init_args"])
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    model = AnomalibModule.from_config(tmp_path / "model.yaml").model
+    images = torch.rand(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = model.train()(images)
+    model.fit()
+    options = {"coreset_sampling_ratio": ratio, "soft_weight": True, "lof_k": 6}
+    expected = DenoisingMemoryBank(("lof", "gaussian"), (0.15, 0.5), **options).fit(features)
+    assert torch.equal(model.memory_bank, expected.features)
+    assert torch.equal(model.weights, expected.weights)
+    assert model.bank_ranges == expected.bank_ranges
+    assert torch.equal(model.denoising.kept, expected.kept)
+
+
+def test_the_default_of_soft_patch_plus() -> None:
+    """Its file says what a model without options does, but for the paper's features."""
+    own = read("model", "soft_patch_plus.yaml")["model"]["init_args"]
+    paper = read("model", "soft_patch_plus_paper.yaml")["model"]["init_args"]
+    defaults = SoftPatchPlus(backbone="resnet18", pre_trained=False).model.memory_bank_builder
+    thresholds = own["classification_threshold"], own["segmentation_threshold"]
+    assert (tuple(own["discriminators"]), thresholds) == (defaults.discriminators, defaults.thresholds)
+    assert own["soft_weight"] is defaults.soft_weight
+    same = paper.keys() - PAPER.keys() - {"lof_k"}
+    assert {key: own[key] for key in same} == {key: paper[key] for key in same}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_run_of_a_benchmark_has_a_seed_of_its_own(name: str) -> None:
+    """For the noise and for the fit, but for PatchCore, which has no such option."""
+    part = read("benchmark", name)["benchmark"]
+    part["seed"], part["model"]["grid"] = {"grid": [3, 4]}, part["model"]["grid"][1:]
+    for config in NoiseBenchmarkJobGenerator.configurations(part):
+        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        options = resolved["model"]["init_args"]
+        assert options["seed"] == resolved["data"]["init_args"]["seed"] == resolved["seed"]
+        if "SoftPatchPlus" in resolved["model"]["class_path"] and name != "kolektor.yaml":
+            assert PAPER.items() <= options.items()
 
 
 @pytest.mark.parametrize("name", DATA)

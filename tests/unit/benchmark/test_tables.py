@@ -69,6 +69,15 @@ def test_means_are_over_categories_and_deviations_over_seeds(results: Path) -> N
     assert row["fit_duration", "mean"] == 8.0
 
 
+@pytest.mark.parametrize(("seeds", "models"), [([0, 1, 2], 2), ([0, 1, 1], 3)])
+def test_the_seed_of_a_run_tells_no_models_apart(tmp_path: Path, seeds: list[int], models: int) -> None:
+    """Handed on to the model, that is, if it has such an option; another one does."""
+    rows = [run("Patchcore", 0.1, "01", seed, 0.9) for seed in range(3)]
+    rows += [run("SoftPatch", 0.1, "01", seed, 0.9, **{"model.init_args.seed": own}) for seed, own in enumerate(seeds)]
+    runs = read_results([write(tmp_path / "results.csv", *rows)])
+    assert runs["model"].nunique() == models
+
+
 def test_the_table_has_every_measure_in_its_unit(results: Path) -> None:
     runs = read_results([results])
     text = to_markdown(summarise(runs), runs)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from PIL import Image
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
@@ -210,27 +211,27 @@ def test_frozen_backbone_stays_frozen(datamodule, tmp_path):
         assert not trainable(model)
 
 
-@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
-def test_frozen_backbone_on_several_devices(stage):
-    """One parameter passes for trainable while the wrapper for several devices looks at them, in a fit only."""
-    model, callback = make_model(), DistributedFit()
-    model.requires_grad_(False)
-    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(model=model))
-    for end in (
-        lambda: callback.on_fit_start(trainer, model),
-        lambda: callback.on_exception(trainer, model, RuntimeError()),
-    ):
-        callback.setup(trainer, model, stage)
-        assert len(trainable(model)) == (stage == "fit")
-        end()
-        assert not trainable(model)
-
-
-def test_trainable_parameters_stay_as_they_are():
-    model, callback = make_model(), DistributedFit()
+@pytest.mark.parametrize("frozen", [True, False])
+def test_weights_are_shared_on_several_devices(frozen, monkeypatch):
+    """Those of rank 0, and no gradients: what is trainable stays so, and the model is not wrapped."""
+    model, strategy, sent = make_model(), DDPStrategy(), []
+    model.requires_grad_(not frozen)
     before = trainable(model)
-    assert before
-    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(model=model))
-    callback.setup(trainer, model, "fit")
-    callback.on_fit_start(trainer, model)
+    strategy.model = model
+    monkeypatch.setattr(
+        torch.distributed, "broadcast", lambda tensor, src: (sent.append(tensor), tensor.fill_(src + 7))
+    )
+    DistributedFit().setup(SimpleNamespace(strategy=strategy), model, "fit")
+    strategy.configure_ddp()
+    assert strategy.model is model
     assert trainable(model) == before
+    tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor) and tensor.numel()]
+    assert len(sent) == len(tensors)
+    assert all((tensor == 7).all() for tensor in tensors if tensor.dtype != torch.bool)
+
+
+def test_other_strategies_stay_as_they_are():
+    strategy = SingleDeviceStrategy()
+    before = vars(strategy).copy()
+    DistributedFit().setup(SimpleNamespace(strategy=strategy), make_model(), "fit")
+    assert vars(strategy) == before

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.models import SoftPatchModel
 
 LAYERS = ["layer1", "layer2"]
@@ -339,7 +340,7 @@ def test_one_discriminator_is_enough():
 @pytest.mark.parametrize("count", [2, 3, 10])
 @pytest.mark.parametrize("equal", [False, True])
 def test_defaults_of_soft_patch_plus_on_few_images(count, equal):
-    """However few, and all of them equal: finite banks, scores and maps, out of bag too."""
+    """However few, and all of them equal: finite banks, scores, maps and thresholds."""
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if equal:
         images[:] = images[0]
@@ -349,8 +350,10 @@ def test_defaults_of_soft_patch_plus_on_few_images(count, equal):
     inner, result = model.model.eval(), model.model.denoising
     assert result.scores.fused.isfinite().all()
     assert len(result.shares) == len(result.kept) == 2
-    for tensor in (inner.memory_bank, inner.weights, inner.out_of_bag.image_scores, inner.out_of_bag.map_peaks):
-        assert tensor.isfinite().all()
+    assert inner.memory_bank.isfinite().all()
+    assert inner.weights.isfinite().all()
+    for scores in (inner.out_of_bag.image_scores, inner.out_of_bag.map_peaks):  # infinite of the only image in a bank
+        assert np.isfinite(false_alarm_threshold(scores, 0.05))
     output = inner(torch.cat((images[:1], torch.zeros(1, 3, 64, 64))))
     assert output.pred_score.isfinite().all()
     assert output.anomaly_map.isfinite().all()
