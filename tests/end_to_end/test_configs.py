@@ -137,6 +137,7 @@ PAPER = {
     "classification_threshold": 0.15,
     "segmentation_threshold": 0.5,
     "soft_weight": True,
+    "score_smoothing": 0,
 }
 
 
