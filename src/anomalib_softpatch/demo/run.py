@@ -106,23 +106,7 @@ def run_demo(
             results[method] = {**read_metrics(folder / method), "seconds": round(seconds, 1)}
 
         _stage(5, "Drawing the heat maps")
-        examples = choose_examples(category)
-        images = [example.image for example in examples]
-        good = sorted((category / "test" / "good").iterdir())
-        maps = {}
-        for method, model_class in METHODS.items():
-            # The checkpoint holds the backbone's weights too: nothing is to be fetched again.
-            model = model_class.load_from_checkpoint(find_checkpoint(folder / method), pre_trained=False)
-            scores = [f"{title} {100 * results[method][name]:.1f} %" for name, title in METRICS.items()]
-            label = "\n".join([f"{method}\n", *scores])
-            maps[label] = relative_scores(anomaly_maps(model, images), anomaly_maps(model, good))
-        with atomic_output(folder / "heat_maps.png") as path:
-            title = f"Trained on the same {num_train + num_hidden} images, of which {num_hidden} have a hidden defect"
-            subtitle = (
-                "heat maps: pale up to the median score of good test images, dark red above 99.9 % of their pixels; "
-                f"true defect outlined; {weights.title}"
-            )
-            draw_figure(examples, maps, title, subtitle, path)
+        _draw_heat_maps(folder, category, results, weights.title, num_train, num_hidden)
         with atomic_output(folder / "results.csv") as path:
             _write_results(results, path)
     except BaseException:
@@ -138,6 +122,29 @@ def run_demo(
     _say(f"Heat maps side by side: {folder / 'heat_maps.png'}")
     _say(f"Finished in {time.monotonic() - start:.0f} s.")
     return folder
+
+
+def _draw_heat_maps(
+    folder: Path, category: Path, results: dict[str, dict[str, float]], weights: str, num_train: int, num_hidden: int
+) -> None:
+    """Draw what both models, read from their checkpoints, say of some test images."""
+    examples = choose_examples(category)
+    images = [example.image for example in examples]
+    good = sorted((category / "test" / "good").iterdir())
+    maps = {}
+    for method, model_class in METHODS.items():
+        # The checkpoint holds the backbone's weights too: nothing is to be fetched again.
+        model = model_class.load_from_checkpoint(find_checkpoint(folder / method), pre_trained=False)
+        scores = [f"{title} {100 * results[method][name]:.1f} %" for name, title in METRICS.items()]
+        label = "\n".join([f"{method}\n", *scores])
+        maps[label] = relative_scores(anomaly_maps(model, images), anomaly_maps(model, good))
+    title = f"Trained on the same {num_train + num_hidden} images, of which {num_hidden} have a hidden defect"
+    subtitle = (
+        "heat maps: pale up to the median score of good test images, dark red above 99.9 % of their pixels; "
+        f"true defect outlined; {weights}"
+    )
+    with atomic_output(folder / "heat_maps.png") as path:
+        draw_figure(examples, maps, title, subtitle, path)
 
 
 def train_command(

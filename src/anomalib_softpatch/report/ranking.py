@@ -5,7 +5,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -97,21 +97,8 @@ def rank_images(
         raise OSError(str(error)) from error
     transform = Compose([Resize((image_size, image_size), antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
     loader = DataLoader(FileDataset(paths, transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-
-    read: list[ReadImage] = []
-    features = []
-    with torch.inference_mode():
-        for batch in _with_progress(loader, len(paths), console):
-            good = [item for item in batch if isinstance(item, ReadImage)]
-            skipped += [(str(item.path), item.reason) for item in batch if isinstance(item, UnreadableImage)]
-            if good:
-                features.append(
-                    _extract(
-                        extractor,
-                        torch.stack([item.tensor for item in good if item.tensor is not None]).to(torch_device),
-                    )
-                )
-                read += [item.without_tensor() for item in good]
+    read, features, unreadable = _read(_with_progress(loader, len(paths), console), extractor, torch_device)
+    skipped += unreadable
     skipped.sort()
     different = len({item.content for item in read})
     if different < FEWEST_IMAGES:
@@ -209,6 +196,23 @@ class FileDataset(Dataset[ReadImage | UnreadableImage]):
             return UnreadableImage(path, str(error))
         content = hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes()).hexdigest()
         return ReadImage(path, self.transform(tensor), content, image_statistics(tensor), remark)
+
+
+def _read(
+    batches: Iterable[list[ReadImage | UnreadableImage]], extractor: PatchFeatureExtractor, device: torch.device
+) -> tuple[list[ReadImage], list[torch.Tensor], list[tuple[str, str]]]:
+    """Return the images that can be read without their pixels, their features batch by batch, and the others."""
+    read: list[ReadImage] = []
+    features, unreadable = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            good = [item for item in batch if isinstance(item, ReadImage)]
+            unreadable += [(str(item.path), item.reason) for item in batch if isinstance(item, UnreadableImage)]
+            if good:
+                images = torch.stack([item.tensor for item in good if item.tensor is not None])
+                features.append(_extract(extractor, images.to(device)))
+                read += [item.without_tensor() for item in good]
+    return read, features, unreadable
 
 
 def _extract(extractor: PatchFeatureExtractor, images: torch.Tensor) -> torch.Tensor:
