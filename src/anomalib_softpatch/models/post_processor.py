@@ -108,13 +108,19 @@ class LabelFreePostProcessor(PostProcessor):
             pl_module: The model.
         """
         labelled = trainer.strategy.reduce_boolean_decision(self._has_labelled_defects, all=False)
-        without_labels = not labelled or self.fixed_threshold is not None
+        scores = pl_module.model.out_of_bag
+        # Of a single training image nothing can be scored out of bag: Anomalib's highest normal score is better than
+        # no threshold then. A loaded model has brought its own.
+        possible = (
+            bool(self._image_threshold.isfinite()) if scores is None else bool(scores.image_scores.isfinite().any())
+        )
+        without_labels = self.fixed_threshold is not None or (not labelled and possible)
         if without_labels:  # nothing to maximize F1 on, which Anomalib would warn of
             self._image_threshold_metric.reset()
             self._pixel_threshold_metric.reset()
         super().on_validation_epoch_end(trainer, pl_module)
         if without_labels:
-            self._decide_without_labels(pl_module.model.out_of_bag)
+            self._decide_without_labels(scores)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Set the thresholds where there was no validation.

@@ -4,6 +4,7 @@
 """Thresholds without labels, scores that do not clip, and figures that cannot be computed."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -157,3 +158,26 @@ def test_a_run_with_labels_computes_all(labelled, tmp_path, caplog):
     results = runner.test(trained, datamodule=labelled, verbose=False)
     assert {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"} <= results[0].keys()
     assert "cannot be computed" not in caplog.text
+
+
+def test_a_single_training_image_leaves_anomalibs_threshold(mvtec_root, tmp_path):
+    """There is no other image to score it against: the highest normal validation score, not none."""
+    root = tmp_path / "set" / "good"
+    root.mkdir(parents=True)
+    shutil.copy(mvtec_root / "bottle" / "train" / "good" / "000.png", root)
+    single = Folder(
+        name="set", root=root.parent, normal_dir="good", normal_test_dir=mvtec_root / "bottle" / "test" / "good",
+        val_split_mode="same_as_test", num_workers=0,
+    )  # fmt: skip
+    trained = model(threshold=0, soft_weight=False)
+    engine(tmp_path).fit(trained, datamodule=single)
+    assert not trained.model.out_of_bag.image_scores.isfinite().any()
+    assert trained.post_processor.image_threshold.isfinite()
+
+
+def test_a_loaded_model_keeps_its_threshold(unlabelled, tmp_path):
+    trained, runner = model(), engine(tmp_path)
+    runner.fit(trained, datamodule=unlabelled)
+    loaded = SoftPatch.load_from_checkpoint(runner.trainer.checkpoint_callback.best_model_path)
+    engine(tmp_path).validate(loaded, datamodule=unlabelled, verbose=False)
+    assert float(loaded.post_processor.image_threshold) == float(trained.post_processor.image_threshold)
