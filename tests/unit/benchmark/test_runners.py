@@ -112,5 +112,5 @@ def test_parallel_runner(make_runner: Callable, tmp_path: Path) -> None:
         assert any(line.startswith(f"{number}/8 ") for line in lines)
     text = log_file.read_text()
     processes = {line.rpartition(" ")[2] for line in text.splitlines() if "in process" in line}
-    assert len(processes) >= 3  # two, and the one in the place of that which died
+    assert len(processes) >= 2  # the one in the place of that which died may come too late for a run
     assert str(os.getpid()) not in processes
