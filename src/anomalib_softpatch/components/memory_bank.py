@@ -18,6 +18,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -51,7 +52,7 @@ CONSTRAINTS = {
     "max_references": at_least(1),
     "seed": at_least(0),
 }
-# Share that "auto" removes at most, from a bank for the image score and from one for the map: an image score wants to
+# Share that "auto" removes at most, from the first bank and from a second one, for the map: an image score wants to
 # keep rare normal patches, a map wants a clean bank (SoftPatch+).
 LARGEST_SHARES = (0.35, 0.5)
 
@@ -176,15 +177,15 @@ class DenoisingMemoryBank:
                 f"bank: use at least {1 / patches:.1e}."
             )
             raise ValueError(msg)
-        scores, shares, projected = None, tuple(0.0 for _ in self.thresholds), None
+        scores, shares, aligned, projected = None, tuple(0.0 for _ in self.thresholds), True, None
         groups = torch.arange(images)
         if self.needs_scores:
             projected = store.project(projection_matrix(store.shape[-1], store.device, self.seed))
             scores = self._score(projected)
-            shares = self._shares(projected, scores)
-            groups = duplicate_groups([image.cpu().numpy().tobytes() for image in projected], projected)
+            shares, aligned = self._shares(projected, scores)
+            hashes = [sha256(image.cpu().numpy().tobytes()).digest() for image in projected]
+            groups = duplicate_groups(hashes, projected)
         kept = torch.stack([self._keep(scores, share, store) for share in shares])
-        aligned = "auto" not in self.thresholds or any(shares)
         if aligned:
             projected = None  # a copy of all features, which the selection has better uses for
         with seeded(self.seed):
@@ -214,12 +215,12 @@ class DenoisingMemoryBank:
             seed=self.seed,
         )
 
-    def _shares(self, projected: torch.Tensor, scores: PatchScores) -> tuple[float, ...]:
-        """Decide how much to remove from each bank."""
+    def _shares(self, projected: torch.Tensor, scores: PatchScores) -> tuple[tuple[float, ...], bool]:
+        """Decide how much to remove from each bank, and whether positions correspond so that anything may go."""
         if "auto" not in self.thresholds:
-            return tuple(float(threshold) for threshold in self.thresholds)
+            return tuple(float(threshold) for threshold in self.thresholds), True
         curve = support_curve(projected, scores.fused)
-        largest = LARGEST_SHARES[-len(self.thresholds) :]
+        largest = LARGEST_SHARES[: len(self.thresholds)]
         shares = [
             bearable_share(curve, most) if threshold == "auto" else float(threshold)
             for threshold, most in zip(self.thresholds, largest, strict=True)
@@ -231,7 +232,7 @@ class DenoisingMemoryBank:
         if unaligned:
             shares = [0.0 if threshold == "auto" else float(threshold) for threshold in self.thresholds]
         logger.info("Shares of patches to remove: %s.", ", ".join(f"{100 * share:.0f} %" for share in shares))
-        return tuple(shares)
+        return tuple(shares), not unaligned
 
     @staticmethod
     def _keep(scores: PatchScores | None, threshold: float, store: FeatureStore) -> torch.Tensor:

@@ -35,7 +35,7 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
         classification_threshold: Share of all patches removed from the bank for the image score; 0.15 in the paper.
             ``"auto"``: up to 0.35, as much as normal images can bear.
         segmentation_threshold: Share of all patches removed from the bank for the map; 0.5 in the paper. ``"auto"``: up
-            to 0.5, as much as normal images can bear.
+            to 0.5 (0.35 where it is the only bank), as much as normal images can bear.
         task: ``"both"``, or one task only: then one bank is built, which gives both the image score and the map.
         soft_weight: Weigh the patches of the memory banks. The paper's public texts do not say how. ``False``: not at
             all. ``True`` or ``"rank"``: 1 + r of the fused rank r. ``"lof"``: the local outlier factor.
