@@ -3,7 +3,7 @@
 
 """Memory banks as safetensors files, for exchange: they hold numbers and texts only, and no loader runs code for them.
 
-Tensors: ``memory_bank`` (patches x channels, or one channel more, see :func:`support_distances`), ``weights`` (patches),
+Tensors: ``memory_bank`` (patches x channels, or one channel more, see ``support_distances``), ``weights`` (patches),
 ``banks`` (first row and row after the last of each bank) and ``post_processor.*`` (thresholds and ranges of the
 scores). Metadata, JSON texts: ``format``, ``version`` of this package, ``model``, ``backbone``, ``input_size`` (height
 and width, or null) and what a model must have in common with the one that was trained: ``layers``,
