@@ -277,7 +277,7 @@ def test_threads_that_import_at_the_same_time_get_whole_modules(bare: Environmen
 
 def test_public_names_are_the_registered_ones() -> None:
     assert sorted(anomalib_softpatch.__all__) == sorted(
-        [*MODELS, *DATAMODULES, "__version__", "load_memory_bank", "save_memory_bank"]
+        [*MODELS, *DATAMODULES, "__version__", "load_memory_bank", "load_model", "rank_images", "save_memory_bank"]
     )
     assert set(anomalib_softpatch.__all__) <= set(dir(anomalib_softpatch))
     with pytest.raises(AttributeError, match="has no attribute 'Unknown'"):

@@ -258,4 +258,4 @@ def test_any_features(
         assert 0 <= share <= max(LARGEST_SHARES) or threshold == share
         assert kept.flatten()[result.indices[start:stop]].all()
     if result.features.shape[1] == 5:
-        assert not any(result.shares)
+        assert not any(share for threshold, share in zip(thresholds, result.shares, strict=True) if threshold == "auto")
