@@ -216,6 +216,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         patches = height * width
         indices = result.indices
         groups = result.groups.to(indices.device)
+        if images and not groups.any():  # copies of one image: there are no others to score them against
+            groups = torch.arange(images, device=indices.device)
         group_of_row = groups[indices // patches]
         chosen = torch.linspace(0, images - 1, min(images, OUT_OF_BAG_IMAGES)).round().long().tolist()
         image_scores, map_peaks = [], []
