@@ -5,6 +5,7 @@
 
 from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
+from anomalib_softpatch.components.feature_cache import FeatureCache
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.fusion import fuse, ranks
 from anomalib_softpatch.components.memory_bank import DenoisingMemoryBank, DenoisingResult
@@ -18,6 +19,7 @@ __all__ = [
     "DISCRIMINATORS",
     "DenoisingMemoryBank",
     "DenoisingResult",
+    "FeatureCache",
     "FeatureStore",
     "NearestNeighborSearch",
     "PatchFeatureExtractor",

@@ -11,6 +11,7 @@ import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, Trainer
 
+from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.data.depth import cut_values
 
 if TYPE_CHECKING:
@@ -82,6 +83,73 @@ class FitChecks(Callback):
         del trainer, exception
         pl_module.model.feature_store.clear()
         pl_module._is_fitted = torch.tensor([bool(pl_module.model.bank_ranges)], device=pl_module.device)
+
+
+class FeatureCaching(Callback):
+    """Have a fit look for its features on disk, and leave those there that it has to compute.
+
+    Args:
+        folder: Folder of the feature cache.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Open the cache.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+
+        Raises:
+            OSError: If its folder cannot be made.
+        """
+        del trainer
+        pl_module.model.feature_cache = FeatureCache(pl_module.model.feature_extractor, self.folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: Any, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        """Say after the first batch what the cache takes on the disk.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            outputs: Not used.
+            batch: Images.
+            batch_idx: Number of the batch.
+
+        Raises:
+            OSError: If the disk has no room for it.
+        """
+        del outputs
+        cache, dataset = pl_module.model.feature_cache, getattr(trainer.train_dataloader, "dataset", None)
+        if batch_idx == 0 and cache is not None and isinstance(dataset, Sized) and batch.image is not None:
+            logger.info(cache.check_space(len(batch.image), len(dataset)))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Close the cache: images that are tested or predicted are not kept.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        del trainer
+        cache, pl_module.model.feature_cache = pl_module.model.feature_cache, None
+        if cache is not None:
+            logger.info("Features: %d found in %s, %d computed.", cache.found, cache.folder, cache.computed)
+
+    def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
+        """Close the cache; what is in it stays.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            exception: The error.
+        """
+        del exception
+        self.on_fit_end(trainer, pl_module)
 
 
 class BitDepthCheck(Callback):

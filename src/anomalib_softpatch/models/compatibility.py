@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.components.hashing import hash_module
 from anomalib_softpatch.integration.registration import MODELS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
     SCORE_SMOOTHING: lambda model: float(model.model.score_smoothing),
     "memory_banks": lambda model: len(model.model.memory_bank_builder.thresholds),
     BACKBONE_SHAPES: lambda model: shapes(model.model.feature_extractor.state_dict()),
-    BACKBONE_HASH: lambda model: sha256(model.model.feature_extractor.backbone),
+    BACKBONE_HASH: lambda model: hash_module(model.model.feature_extractor.backbone),
 }
 
 
@@ -103,18 +103,3 @@ def own_name(model_class: type) -> str:
 def shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of a state by name."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def sha256(module: torch.nn.Module) -> str:
-    """Return the SHA-256 of the names, types, shapes and values of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {describe(tensor)}\n".encode())
-        # Reshaped first, because a scalar cannot be viewed as bytes.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def describe(tensor: torch.Tensor) -> str:
-    """Return the type and shape of a tensor as a text."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -26,7 +26,7 @@ from torchmetrics import Metric
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.engine import respect_default_devices
-from anomalib_softpatch.models.callbacks import BitDepthCheck, FitChecks, NoiseReport
+from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
@@ -61,6 +61,9 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
         memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
+        feature_cache: Folder in which the features of training and validation images are kept, so that another fit, or
+            one that was stopped, does not compute them again. It takes disk space, see
+            :class:`~anomalib_softpatch.components.FeatureCache`. Default: none are kept.
         noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
         seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
             memory banks, whatever the data loaders drew, and on any number of devices.
@@ -90,6 +93,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         precision: str | PrecisionType = "float32",
         patch_embedding: Literal["average", "unfold"] = "average",
         memory_budget: float | None = None,
+        feature_cache: str | None = None,
         noise_report: bool = True,
         seed: int = 0,
         pre_processor: nn.Module | bool = True,
@@ -110,6 +114,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         )
         respect_default_devices()
         self.noise_report = noise_report
+        self.feature_cache = feature_cache
         with seeded(seed):
             self.model = SoftPatchModel(
                 layers=layers,
@@ -131,6 +136,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if "discriminator" in self.hparams:
             self.hparams.pop("discriminators", None)
         self.hparams["precision"] = precision
+        self.hparams.pop("feature_cache", None)  # a folder of this machine, and no part of what is trained
         if not isinstance(self.hparams.get("backbone", ""), str):
             # Whoever loads a checkpoint gives the module again: load_from_checkpoint(backbone=)
             self.hparams.pop("backbone")
@@ -185,6 +191,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         callbacks = super().configure_callbacks()
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
         callbacks += [DistributedFit(), FitChecks(), BitDepthCheck(), PredictionTable()]
+        callbacks += [FeatureCaching(self.feature_cache)] if self.feature_cache is not None else []
         return [*callbacks, NoiseReport()] if self.noise_report else callbacks
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:

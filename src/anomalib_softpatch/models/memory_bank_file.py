@@ -23,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.components.hashing import describe
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models.compatibility import (
     BACKBONE_HASH,
     REQUIREMENTS,
     SCORE_SMOOTHING,
     Origin,
-    describe,
     own_name,
     reason_against,
     reason_against_format,

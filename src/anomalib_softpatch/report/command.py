@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from anomalib_softpatch.files import atomic_output
-from anomalib_softpatch.report.decisions import Transfer, copy, is_inside
+from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.paths import to_text
 
@@ -33,6 +33,7 @@ def report(
     batch_size: int = 16,
     num_workers: int = 0,
     device: str = "auto",
+    feature_cache: Path | None = None,
 ) -> None:
     """Rank the images of a folder by how suspicious they are, and write a noise report.
 
@@ -58,9 +59,12 @@ def report(
         batch_size: Number of images to send through the backbone at a time.
         num_workers: Processes that read images, 0 for none beside the command's own.
         device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
+        feature_cache: Folder in which the backbone's features are kept, so that another report, or one that was
+            stopped, does not compute them again. It may become large, and can be deleted.
     """
     find_images(folder)
-    _check_targets(folder, output, write_list, copy_rest)
+    refuse_inside(folder, output, write_list, copy_rest, feature_cache)
+    _check_copy_rest(copy_rest)
     if not 0 <= suspicious < 1:
         msg = f"suspicious={suspicious} must be a share of at least 0 and below 1, for example 0.1."
         raise ValueError(msg)
@@ -69,7 +73,7 @@ def report(
     from anomalib_softpatch.report.writer import check_output, check_writable, write_report  # noqa: PLC0415
 
     check_output(output)
-    for target in (write_list and write_list.parent, copy_rest):
+    for target in (write_list and write_list.parent, copy_rest, feature_cache):
         if target is not None:
             check_writable(target)
     findings = rank_images(
@@ -84,6 +88,7 @@ def report(
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
+        feature_cache=feature_cache,
         progress=True,
     )
     page = write_report(findings, output)
@@ -98,12 +103,8 @@ def report(
     sys.stdout.write(f"{len(ranked)} images ranked, {len(findings.skipped)} files skipped. Report: {page}\n")
 
 
-def _check_targets(folder: Path, output: Path, write_list: Path | None, copy_rest: Path | None) -> None:
-    """Refuse to write into the folder of the images, or over a folder that holds something."""
-    inside = [path for path in (output, write_list, copy_rest) if path is not None and is_inside(path, folder)]
-    if inside:
-        msg = f"{str(inside[0])!r} lies in folder={str(folder)!r}, in which nothing is changed. Choose another place."
-        raise ValueError(msg)
+def _check_copy_rest(copy_rest: Path | None) -> None:
+    """Refuse a folder that holds something."""
     if copy_rest is not None and copy_rest.exists() and (not copy_rest.is_dir() or any(copy_rest.iterdir())):
         msg = f"copy_rest={str(copy_rest)!r} exists and is not empty. Give a new folder."
         raise ValueError(msg)

@@ -91,6 +91,22 @@ def is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+def refuse_inside(folder: Path, *targets: Path | None) -> None:
+    """Refuse to write into the folder of the images.
+
+    Args:
+        folder: That folder.
+        targets: Paths that are to be written to, ``None`` for none.
+
+    Raises:
+        ValueError: If one of them lies in the folder.
+    """
+    inside = [path for path in targets if path is not None and is_inside(path, folder)]
+    if inside:
+        msg = f"{str(inside[0])!r} lies in folder={str(folder)!r}, in which nothing is changed. Choose another place."
+        raise ValueError(msg)
+
+
 def copy(transfers: Sequence[Transfer]) -> None:
     """Copy files; none is overwritten.
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
-from anomalib_softpatch.components import DISCRIMINATORS, PatchFeatureExtractor, keep_mask, score_patches
+from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.report.findings import Findings
@@ -46,6 +46,7 @@ def rank_images(
     batch_size: int = 16,
     num_workers: int = 0,
     device: str = "auto",
+    feature_cache: str | Path | None = None,
     progress: bool = False,
 ) -> Findings:
     """Compare images with each other, and find those that do not look like the rest.
@@ -67,6 +68,8 @@ def rank_images(
         batch_size: Number of images to send through the backbone at a time.
         num_workers: Processes that read images, 0 for none beside this one.
         device: Device for the computation, for example ``cpu`` or ``cuda``; ``auto`` for a GPU if there is one.
+        feature_cache: Folder in which the backbone's features are kept, so that they need not be computed again, see
+            :class:`~anomalib_softpatch.components.FeatureCache`. Default: none are kept.
         progress: Show progress on standard error.
 
     Returns:
@@ -75,7 +78,7 @@ def rank_images(
     Raises:
         ValueError: If an argument is out of range or does not fit the others, or fewer than two different images can be
             read.
-        OSError: If the weights of the backbone cannot be had.
+        OSError: If the weights of the backbone cannot be had, or if the disk has no room for the features.
 
     Example:
         >>> from anomalib_softpatch import rank_images
@@ -97,7 +100,8 @@ def rank_images(
         raise OSError(str(error)) from error
     transform = Compose([Resize((image_size, image_size), antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
     loader = DataLoader(FileDataset(paths, transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-    read, features, unreadable = _read(_with_progress(loader, len(paths), console), extractor, torch_device)
+    extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
+    read, features, unreadable = _read(loader, len(paths), extract, torch_device, console)
     skipped += unreadable
     skipped.sort()
     different = len({item.content for item in read})
@@ -199,25 +203,30 @@ class FileDataset(Dataset[ReadImage | UnreadableImage]):
 
 
 def _read(
-    batches: Iterable[list[ReadImage | UnreadableImage]], extractor: PatchFeatureExtractor, device: torch.device
+    batches: Iterable[list[ReadImage | UnreadableImage]],
+    total: int,
+    extract: PatchFeatureExtractor | FeatureCache,
+    device: torch.device,
+    console: Console,
 ) -> tuple[list[ReadImage], list[torch.Tensor], list[tuple[str, str]]]:
     """Return the images that can be read without their pixels, their features batch by batch, and the others."""
     read: list[ReadImage] = []
     features, unreadable = [], []
     with torch.inference_mode():
-        for batch in batches:
+        for batch in _with_progress(batches, total, console):
             good = [item for item in batch if isinstance(item, ReadImage)]
             unreadable += [(str(item.path), item.reason) for item in batch if isinstance(item, UnreadableImage)]
             if good:
                 images = torch.stack([item.tensor for item in good if item.tensor is not None])
-                features.append(_extract(extractor, images.to(device)))
+                features.append(_project(extract(images.to(device))))
+                if isinstance(extract, FeatureCache) and not read:
+                    console.print(extract.check_space(len(good), total), highlight=False, markup=False)
                 read += [item.without_tensor() for item in good]
     return read, features, unreadable
 
 
-def _extract(extractor: PatchFeatureExtractor, images: torch.Tensor) -> torch.Tensor:
+def _project(features: torch.Tensor) -> torch.Tensor:
     """Return projected features of shape ``(images, height, width, dimensions)``."""
-    features = extractor(images)
     matrix = projection_matrix(features.shape[3], features.device)
     return features if matrix is None else features @ matrix
 
@@ -282,7 +291,7 @@ def _check_backbone(backbone: str) -> None:
 
 
 def _with_progress(
-    loader: DataLoader[ReadImage | UnreadableImage], total: int, console: Console
+    batches: Iterable[list[ReadImage | UnreadableImage]], total: int, console: Console
 ) -> Iterator[list[Any]]:
     columns = (
         TextColumn("{task.description}"),
@@ -293,6 +302,6 @@ def _with_progress(
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("Looking at images", total=total)
-        for batch in loader:
+        for batch in batches:
             yield batch
             bar.advance(task, len(batch))

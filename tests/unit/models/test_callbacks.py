@@ -14,8 +14,10 @@ from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from PIL import Image
+from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.components import PatchFeatureExtractor, feature_cache
 from anomalib_softpatch.data import depth
 from anomalib_softpatch.models import callbacks
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FitChecks, NoiseReport
@@ -161,6 +163,89 @@ def test_an_interrupted_fit_leaves_the_model_as_it_was(error, datamodule, darker
     make_engine(tmp_path).validate(model, datamodule=datamodule)
     assert torch.equal(model.model.memory_bank, bank)
     assert torch.equal(model.model.weights, weights)
+
+
+# Features on disk
+
+
+def test_bank_is_the_same_with_features_from_disk(datamodule, tmp_path, monkeypatch):
+    """With other options of the memory bank, too, and without running the backbone."""
+    cache = str(tmp_path / "cache")
+
+    def fit(name, **options):
+        model = make_model(noise_report=False, **options)
+        make_engine(tmp_path / name).fit(model, datamodule=datamodule)
+        return model
+
+    expected = fit("without", threshold=0.3)
+    first = fit("first", feature_cache=cache)
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(entries) == 8 + 8  # training and validation images
+    monkeypatch.setattr(PatchFeatureExtractor, "_extract", lambda *_: pytest.fail("the backbone was run"))
+    second = fit("second", threshold=0.3, feature_cache=cache)
+    assert torch.equal(second.model.memory_bank, expected.model.memory_bank)
+    assert torch.equal(second.model.weights, expected.model.weights)
+    assert torch.equal(second.post_processor.image_threshold, expected.post_processor.image_threshold)
+    assert not torch.equal(first.model.weights, expected.model.weights)
+    assert entries == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert "feature_cache" not in second.hparams  # a checkpoint is of no machine
+
+
+def test_a_stopped_fit_goes_on(datamodule, tmp_path, monkeypatch):
+    model = make_model(noise_report=False, feature_cache=str(tmp_path / "cache"))
+    extract = PatchFeatureExtractor._extract
+    passed = []
+
+    def stop(extractor, images):
+        passed.extend(images)
+        if len(passed) > 6:
+            raise KeyboardInterrupt
+        return extract(extractor, images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PatchFeatureExtractor, "_extract", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            make_engine(tmp_path / "stopped").fit(model, datamodule=datamodule)
+    assert model.model.feature_cache is None
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 6
+    make_engine(tmp_path / "again").fit(model, datamodule=datamodule)
+    expected = make_model(noise_report=False)
+    make_engine(tmp_path / "without").fit(expected, datamodule=datamodule)
+    assert torch.equal(model.model.memory_bank, expected.model.memory_bank)
+
+
+def test_images_that_are_tested_are_not_kept(datamodule, tmp_path):
+    model = make_model(noise_report=False, feature_cache=str(tmp_path / "cache"))
+    runner = make_engine(tmp_path, limit_val_batches=0)
+    runner.fit(model, datamodule=datamodule)
+    runner.test(model, datamodule=datamodule)
+    runner.predict(model, datamodule=datamodule)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 8
+
+
+def test_augmented_images_have_features_of_their_own(mvtec_root, tmp_path):
+    """The bank is that of the augmented images, although the same files were there before."""
+    cache = str(tmp_path / "cache")
+    banks = {}
+    for name, augmentation, options in (
+        ("plain", None, {"feature_cache": cache}),
+        ("cached", RandomHorizontalFlip(1.0), {"feature_cache": cache}),
+        ("flipped", RandomHorizontalFlip(1.0), {}),
+    ):
+        data = MVTecAD(root=mvtec_root, category="bottle", train_augmentations=augmentation, num_workers=0)
+        model = make_model(noise_report=False, **options)
+        make_engine(tmp_path / name, limit_val_batches=0).fit(model, datamodule=data)
+        banks[name] = model.model.memory_bank
+    assert torch.equal(banks["cached"], banks["flipped"])
+    assert not torch.equal(banks["cached"], banks["plain"])
+
+
+def test_no_room_for_the_features_is_known_after_the_first_batch(datamodule, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _path: SimpleNamespace(free=0))
+    model = make_model(noise_report=False, feature_cache=str(tmp_path / "cache"))
+    with pytest.raises(OSError, match=r"features of 8 images take .* Give feature_cache a folder on a larger disk"):
+        make_engine(tmp_path).fit(model, datamodule=datamodule)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 
 # The noise report

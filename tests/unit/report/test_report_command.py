@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
+from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.report import ranking
 from anomalib_softpatch.report.command import report
 from anomalib_softpatch.report.folder import IMAGE_EXTENSIONS, find_images
@@ -168,6 +169,7 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
         ({"copy_rest": "images"}, "in which nothing is changed"),
         ({"copy_rest": "one"}, "is not empty"),
         ({"write_list": "images/list.txt"}, "in which nothing is changed"),
+        ({"feature_cache": "images/cache"}, "in which nothing is changed"),
         ({"lof_k": 0}, "lof_k=0 must be a whole number of 1 or more"),
         ({"image_size": 0}, "image_size=0 must be a whole number of 32 or more"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -188,7 +190,7 @@ def test_bad_input(
     paths = {
         name: tmp_path / str(value)
         for name, value in arguments.items()
-        if name in {"folder", "output", "copy_rest", "write_list"}
+        if name in {"folder", "output", "copy_rest", "write_list", "feature_cache"}
     }
     defaults = {"folder": folder, "output": tmp_path / "out", "backbone": small_backbone, "layers": LAYERS}
     with pytest.raises(ValueError, match=message) as error:
@@ -269,6 +271,18 @@ def test_rank_images_takes_paths_and_returns_a_table(folder: Path, small_backbon
     findings = rank_images([str(path) for path in paths], backbone=small_backbone, layers=LAYERS, image_size=64)
     assert findings.table["path"].iloc[0] == str(folder / "b" / "odd.png")
     assert findings.table.equals(rank_images(folder, backbone=small_backbone, layers=LAYERS, image_size=64).table)
+
+
+def test_features_are_found_again(
+    folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"backbone": small_backbone, "layers": LAYERS, "image_size": 64}
+    expected = rank_images(folder, **options, threshold=0.4)
+    rank_images(folder, **options, feature_cache=tmp_path / "cache")
+    monkeypatch.setattr(PatchFeatureExtractor, "_extract", lambda *_: pytest.fail("the backbone was run"))
+    again = rank_images(folder, **options, threshold=0.4, feature_cache=tmp_path / "cache")
+    assert again.table.equals(expected.table)
+    assert torch.equal(again.scores, expected.scores)
 
 
 def test_a_copied_defect_stays_where_it_was(folder: Path, small_backbone: str, tmp_path: Path) -> None:

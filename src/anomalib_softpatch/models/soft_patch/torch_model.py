@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_softpatch.components import (
     DenoisingMemoryBank,
     DenoisingResult,
+    FeatureCache,
     FeatureStore,
     NearestNeighborSearch,
     PatchFeatureExtractor,
@@ -64,6 +65,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     Attributes:
         tiler: Set by Anomalib's tiling callback.
+        feature_cache: Looks up features on disk; ``None``, but for the time of a fit that asks for it.
         memory_bank: Patches of all banks, shape ``(m, channels)``.
         weights: Weight of each, shape ``(m,)``.
         bank_ranges: Rows ``(start, stop)`` of each bank.
@@ -94,6 +96,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             msg = f"score_smoothing must be a number of patches of at least 0, got {score_smoothing}."
             raise ValueError(msg)
         self.tiler: Tiler | None = None
+        self.feature_cache: FeatureCache | None = None
         self.score_smoothing = score_smoothing
         self.num_neighbors = num_neighbors
         self.upsampling = upsampling
@@ -121,7 +124,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what the last fit found, which is about the training images, out of copies and exported files."""
-        return self.__dict__ | {"denoising": None, "out_of_bag": None}
+        return self.__dict__ | {"denoising": None, "out_of_bag": None, "feature_cache": None}
 
     def forward(self, input_tensor: torch.Tensor, keys: Sequence[str] | None = None) -> torch.Tensor | InferenceBatch:
         """Store features (training) or score images (evaluation).
@@ -146,9 +149,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     @torch.no_grad()
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of all patches, shape ``(batch, grid_height, grid_width, channels)``."""
+        extract = self.feature_cache or self.feature_extractor
         if self.tiler is None:
-            return self.feature_extractor(images)
-        tiles = self.feature_extractor(self.tiler.tile(images)).permute(0, 3, 1, 2)  # the tiler's layout
+            return extract(images)
+        tiles = extract(self.tiler.tile(images)).permute(0, 3, 1, 2)  # the tiler's layout
         return self.tiler.untile(tiles).permute(0, 2, 3, 1).contiguous()
 
     def score(

@@ -1,0 +1,170 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Feature cache: patch features on disk, found again by what went into the backbone."""
+
+import hashlib
+import logging
+import shutil
+import zlib
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from anomalib_softpatch._version import __version__
+from anomalib_softpatch.components.hashing import describe, hash_module, raw_bytes
+from anomalib_softpatch.components.patch_features import PatchFeatureExtractor
+from anomalib_softpatch.files import atomic_output
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+RESERVE = 0.5 * GIB  # of the disk that is left free
+ADVICE = "Give feature_cache a folder on a larger disk, delete what is not needed there, or do without feature_cache."
+
+
+class FeatureCache:
+    """Extract features of images, each once for all processes that share a folder.
+
+    What is looked up is the tensor that would go into the backbone, and everything that the features depend on beside
+    it: weights, structure and layers of the backbone, patch embedding, numeric precision, kind of device, and versions
+    of the libraries. So neither a changed file, nor another size, nor an augmentation can lead to features of something
+    else. Each image has one file, which is complete when it is there; one that is damaged is computed again. Entries
+    hold numbers only, and no code is run to read them.
+
+    The features are those of the extractor bit for bit where its results do not depend on which images pass through it
+    together, as on a CPU. Nothing is ever deleted: the folder can be, at any time between two runs.
+
+    Args:
+        extractor: Computes what is not found. Its weights must not change while the cache is used.
+        folder: Folder of the cache, made if need be. Backbones and versions have a subfolder each.
+
+    Attributes:
+        folder: Subfolder that this extractor's features are in.
+        found: Number of inputs that were found.
+        computed: Number of inputs that were computed.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+
+    def __init__(self, extractor: PatchFeatureExtractor, folder: str | Path) -> None:
+        self.extractor = extractor
+        self.folder = Path(folder) / _fingerprint(extractor)
+        self.found = 0
+        self.computed = 0
+        self._size = 0  # bytes of the entries that were read or written
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"feature_cache={str(folder)!r} cannot be written to: {error.strerror}. {ADVICE}"
+            raise OSError(msg) from error
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of all patches, see :class:`PatchFeatureExtractor`.
+
+        Args:
+            images: Shape ``(batch, 3, height, width)``.
+
+        Returns:
+            Shape ``(batch, grid_height, grid_width, channels)``, on the device of the images.
+
+        Raises:
+            OSError: If the disk is full or the folder cannot be written to. What was written stays.
+        """
+        files = [self.folder / f"{key}.safetensors" for key in _keys(images)]
+        features = [self._read(file) for file in files]
+        missing = [index for index, known in enumerate(features) if known is None]
+        self.found += len(files) - len(missing)
+        if missing:
+            for index, computed in zip(missing, self.extractor(images[missing]), strict=True):
+                self._write(files[index], computed)
+                features[index] = computed
+        return torch.stack([known.to(images.device) for known in features if known is not None])
+
+    def check_space(self, done: int, total: int) -> str:
+        """Say what the features of all images take on the disk, and refuse a disk that has no room for them.
+
+        Args:
+            done: Number of images whose features have been asked for.
+            total: Number of all images.
+
+        Returns:
+            A sentence for the user.
+
+        Raises:
+            OSError: If there is too little room.
+        """
+        expected = self._size / done * total
+        present = sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
+        free = shutil.disk_usage(self.folder).free
+        if expected - present > free - RESERVE:
+            msg = (
+                f"The features of {total} images take {_gib(expected)} in feature_cache={str(self.folder.parent)!r}, "
+                f"of which {_gib(present)} are there, but its disk has {_gib(free)} left. {ADVICE}"
+            )
+            raise OSError(msg)
+        return (
+            f"Features of {total} images: {_gib(expected)} in {self.folder.parent}, where {_gib(present)} are already; "
+            f"{_gib(free)} of its disk are free."
+        )
+
+    def _read(self, file: Path) -> torch.Tensor | None:
+        """Return the features in a file; ``None`` if it is not there or not whole."""
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            entry = load(content)
+            features, checksum = entry["features"], entry["checksum"].item()
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            logger.warning("%s is damaged and is computed again: %s", file, error)
+            return None
+        if zlib.crc32(raw_bytes(features)) != checksum:
+            logger.warning("%s is damaged and is computed again: its checksum is another one", file)
+            return None
+        self._size += len(content)
+        return features
+
+    def _write(self, file: Path, features: torch.Tensor) -> None:
+        features = features.detach().cpu().contiguous()
+        content = save({"features": features, "checksum": torch.tensor(zlib.crc32(raw_bytes(features)))})
+        try:
+            with atomic_output(file) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            msg = (
+                f"The features of an image could not be written to feature_cache={str(self.folder.parent)!r}: "
+                f"{error.strerror}. Those of {self.computed} others are there and will be found again. {ADVICE}"
+            )
+            raise OSError(msg) from error
+        self._size += len(content)
+        self.computed += 1
+
+
+def _fingerprint(extractor: PatchFeatureExtractor) -> str:
+    """Return what tells apart extractors, and versions of what they compute with."""
+    device = next((parameter.device.type for parameter in extractor.parameters()), "cpu")
+    # The weights alone do not say what is computed with them, nor does the structure alone.
+    parts = (
+        __version__, torch.__version__, timm.__version__, device, extractor.layers, extractor.patch_embedding,
+        repr(extractor), hash_module(extractor),
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _keys(images: torch.Tensor) -> list[str]:
+    """Return a hash of each image and of the precision that it is computed in."""
+    device = images.device.type
+    autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+    settings = f"{describe(images[:1])} {autocast} {torch.get_float32_matmul_precision()}\n".encode()
+    return [hashlib.sha256(settings + raw_bytes(image)).hexdigest() for image in images.cpu()]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2g} GiB"
