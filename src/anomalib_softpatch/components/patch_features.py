@@ -4,8 +4,11 @@
 """Patch features: intermediate layers of a frozen backbone, each patch with its 3 x 3 neighbourhood."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
+import timm
 import torch
 from anomalib.models.components import TimmFeatureExtractor
 from torch import nn
@@ -127,11 +130,34 @@ def _resize(features: torch.Tensor, size: torch.Size) -> torch.Tensor:
     return F.interpolate(features, size=size, mode="bilinear")
 
 
+def check_backbone(backbone: str) -> None:
+    """Refuse names that timm does not know and folders that are not there, which needs no network.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:<folder>``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if backbone.startswith("local-dir:"):
+        folder = Path(backbone.removeprefix("local-dir:"))
+        if not (folder / "config.json").is_file():
+            msg = f"backbone={backbone!r}: there is no config.json in that folder, beside which timm saves weights."
+            raise ValueError(msg)
+    elif ":" not in backbone and not timm.is_model(backbone):
+        similar = get_close_matches(backbone, timm.list_models(), n=3)
+        hint = f" Similar names: {', '.join(similar)}." if similar else ""
+        msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
+        raise ValueError(msg)
+
+
 def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: bool) -> TimmFeatureExtractor:
     """Create Anomalib's feature extractor; unlike it, refuse layers that the backbone does not have."""
     if not layers:
         msg = "layers must name at least one layer of the backbone, got none."
         raise ValueError(msg)
+    if isinstance(backbone, str):
+        check_backbone(backbone)
     try:
         extractor = TimmFeatureExtractor(backbone=backbone, layers=list(layers), pre_trained=pre_trained)
     except (IndexError, AssertionError, ValueError) as error:

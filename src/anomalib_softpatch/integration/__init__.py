@@ -5,6 +5,7 @@
 
 - :mod:`~anomalib_softpatch.integration.registration` makes our classes known by their bare names.
 - :mod:`~anomalib_softpatch.integration.pipelines` gives ``anomalib benchmark`` our benchmark.
+- :mod:`~anomalib_softpatch.integration.last_words` has failed commands end with what was wrong.
 - :mod:`~anomalib_softpatch.integration.engine` has models of ours train on one device by default.
 - :mod:`~anomalib_softpatch.integration.distributed` has them train without gradients on several.
 - :mod:`~anomalib_softpatch.integration.compression` leaves the search out of the compression of exported models.

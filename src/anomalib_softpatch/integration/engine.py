@@ -15,15 +15,20 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 
 
+def is_changed() -> bool:
+    """Whether the engine is wrapped, which means that a model of this package was made in this process."""
+    return getattr(Engine._setup_trainer, "respects_default_devices", False)
+
+
 def respect_default_devices() -> None:
     """Have the engine give models with an attribute ``default_devices`` so many where the user leaves them open.
 
     Left open are ``devices="auto"`` too, which is what the command line passes when it is given nothing. To be called
     when such a model is made; calling it again changes nothing.
     """
-    setup_trainer = Engine._setup_trainer
-    if getattr(setup_trainer, "respects_default_devices", False):
+    if is_changed():
         return
+    setup_trainer = Engine._setup_trainer
 
     @wraps(setup_trainer)
     def setup_trainer_with_default_devices(engine: Engine, model: AnomalibModule) -> None:

@@ -8,17 +8,22 @@ from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from lightning.pytorch import Callback, Trainer
 
 from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.data.depth import cut_values
+from anomalib_softpatch.data.unreadable import leave_out, listed, unreadable_images
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
+TOO_FEW = (
+    "There are too few images to hold some back for tests: {count} for training, 0 for tests ({error}). Add images, or "
+    "hold none back: --data.test_split_mode none --data.val_split_mode same_as_test."
+)
 WHITE = 1e-3  # standard deviation of an image that is all white: resizing rounds
 
 
@@ -28,6 +33,33 @@ class FitChecks(Callback):
     And see to it that each fit builds a memory bank: Anomalib builds one for a model that has none only, so that a
     model that is fitted again would keep what it learned from other images.
     """
+
+    def setup(self, trainer: Trainer, pl_module: "DenoisingMixin", stage: str) -> None:
+        """Look for images that cannot be read, in all sets of the datamodule.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+            stage: Stage of the trainer.
+
+        Raises:
+            ValueError: If there are such images, and the model's option is not to skip them.
+        """
+        datamodule = getattr(trainer, "datamodule", None)
+        if stage != "fit" or not isinstance(datamodule, AnomalibDataModule):
+            return
+        reasons = unreadable_images(datamodule)
+        pl_module.skipped = list(reasons.items())
+        if not reasons:
+            return
+        if not pl_module.skip_unreadable:
+            msg = (
+                f"{len(reasons)} images cannot be read. Mend or remove them, or go on without them with "
+                f"--model.skip_unreadable true:\n{listed(reasons)}"
+            )
+            raise ValueError(msg)
+        logger.warning("%d images cannot be read and are left out:\n%s", len(reasons), listed(reasons))
+        leave_out(datamodule, list(reasons))
 
     def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Try the precision on the device, forget features of an interrupted fit, and show progress where others do.
@@ -73,16 +105,21 @@ class FitChecks(Callback):
         pl_module._is_fitted = torch.tensor([False], device=pl_module.device)  # Anomalib's flag
 
     def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
-        """Keep an earlier memory bank, and nothing of the fit that did not end.
+        """Keep an earlier memory bank, and nothing of the fit that did not end; say so if images were too few to split.
 
         Args:
             trainer: Trainer.
             pl_module: The model.
             exception: The error.
         """
-        del trainer, exception
         pl_module.model.feature_store.clear()
         pl_module._is_fitted = torch.tensor([bool(pl_module.model.bank_ranges)], device=pl_module.device)
+        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = getattr(datamodule, "datamodule", datamodule)  # that NoisyDataModule wraps
+        test_data = getattr(datamodule, "test_data", None)
+        if isinstance(exception, ValueError) and test_data is not None and len(test_data) == 0:
+            # Anomalib's own message, of a splitting that has nothing to split, names no cause.
+            exception.args = (TOO_FEW.format(count=len(getattr(datamodule, "train_data", ())), error=exception),)
 
 
 class FeatureCaching(Callback):

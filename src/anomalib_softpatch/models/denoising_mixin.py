@@ -65,6 +65,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             one that was stopped, does not compute them again. It takes disk space, see
             :class:`~anomalib_softpatch.components.FeatureCache`. Default: none are kept.
         noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
+        skip_unreadable: Leave out images that cannot be read, and list them in the report's ``skipped.csv``, instead of
+            refusing to fit.
         seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
             memory banks, whatever the data loaders drew, and on any number of devices.
         pre_processor: Pre-processor, or whether to use the default one.
@@ -95,6 +97,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         memory_budget: float | None = None,
         feature_cache: str | None = None,
         noise_report: bool = True,
+        skip_unreadable: bool = False,
         seed: int = 0,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -115,6 +118,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         respect_default_devices()
         self.noise_report = noise_report
         self.feature_cache = feature_cache
+        self.skip_unreadable = skip_unreadable
+        self.skipped: list[tuple[str, str]] = []  # images that were left out of the fit, and why
         with seeded(seed):
             self.model = SoftPatchModel(
                 layers=layers,

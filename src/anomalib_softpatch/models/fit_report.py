@@ -64,6 +64,7 @@ def report_fit(module: "DenoisingMixin") -> None:
             "Patches removed": ", ".join(f"{100 * share:.3g} %" for share in denoising.shares),
         },
         notes=notes,
+        skipped=module.skipped,
     )
     for name, value in quality.items():
         module.log(f"noise_{name}", value, rank_zero_only=True)

@@ -29,6 +29,7 @@ def write_fit_report(
     masks: Iterable[torch.Tensor | None] | None = None,
     settings: dict[str, str] | None = None,
     notes: Sequence[str] = (),
+    skipped: Sequence[tuple[str, str]] = (),
 ) -> dict[str, float]:
     """Write the noise report of a fit, and say how well known noise was found.
 
@@ -46,6 +47,7 @@ def write_fit_report(
             judged if all anomalous images have a mask.
         settings: What to say in the report about how it came about.
         notes: Sentences that a reader should know.
+        skipped: Files that were left out, and why.
 
     Returns:
         See :func:`~anomalib_softpatch.report.quality.detection_quality`; empty if nothing is known or if the report
@@ -70,11 +72,15 @@ def write_fit_report(
             true_patches=patches,
             settings=settings or {},
             notes=list(notes),
+            skipped=list(skipped),
         )
         page = write_report(findings, folder)
         quality = findings.quality
     except Exception as error:
-        logger.warning("The noise report could not be written: %s: %s", type(error).__name__, error, exc_info=True)
+        unexpected = not isinstance(error, OSError)  # a full disk needs no traceback
+        logger.warning(
+            "The noise report could not be written: %s: %s", type(error).__name__, error, exc_info=unexpected
+        )
         return {}
     logger.info("Noise report: %s", page)
     return quality

@@ -8,11 +8,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +19,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
+from anomalib_softpatch.components.patch_features import check_backbone
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.folder import find_images
@@ -261,7 +260,7 @@ def _check_options(
     if unknown or not discriminators:
         msg = f"discriminators={list(discriminators)} must be one or more of {', '.join(DISCRIMINATORS)}."
         raise ValueError(msg)
-    _check_backbone(backbone)
+    check_backbone(backbone)
     if not layers:
         msg = "layers must name at least one layer of the backbone."
         raise ValueError(msg)
@@ -274,20 +273,6 @@ def _check_options(
         msg = f"device={device!r} cannot be used here ({reason}). Choose 'cpu', or 'auto'."
         raise ValueError(msg) from error
     return torch.device(device)
-
-
-def _check_backbone(backbone: str) -> None:
-    """Refuse names that timm does not know and folders that are not there, which needs no network."""
-    if backbone.startswith("local-dir:"):
-        folder = Path(backbone.removeprefix("local-dir:"))
-        if not (folder / "config.json").is_file():
-            msg = f"backbone={backbone!r}: there is no config.json in that folder, beside which timm saves weights."
-            raise ValueError(msg)
-    elif ":" not in backbone and not timm.is_model(backbone):
-        similar = get_close_matches(backbone, timm.list_models(), n=3)
-        hint = f" Similar names: {', '.join(similar)}." if similar else ""
-        msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
-        raise ValueError(msg)
 
 
 def _with_progress(

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from anomalib_softpatch.data.depth import is_deep
+from anomalib_softpatch.data.unreadable import reason_against_file
 
 SMALLEST_SIDE = 8
 
@@ -27,7 +28,7 @@ def read_image(path: Path) -> tuple[torch.Tensor, str]:
     Raises:
         ValueError: If it cannot be read; the message is the reason.
     """
-    reason = _reason_against(path)
+    reason = reason_against_file(path)
     if reason:
         raise ValueError(reason)
     remarks = []
@@ -51,13 +52,3 @@ def read_image(path: Path) -> tuple[torch.Tensor, str]:
         msg = f"too small: {width} x {height} pixels"
         raise ValueError(msg)
     return tensor, "; ".join(remarks)
-
-
-def _reason_against(path: Path) -> str:
-    """Say why a file need not be opened; empty if it should be."""
-    try:
-        if not path.is_file():
-            return "not a file, or a link that leads nowhere"
-        return "" if path.stat().st_size else "empty file"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
