@@ -40,9 +40,7 @@ def test_sdist_holds_what_git_holds(distributions: Path) -> None:
     """But for what serves the repository only."""
     if not (ROOT / ".git").exists():
         pytest.skip("this tree is no git repository: it was made from an sdist")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     with tarfile.open(distributions / f"{NAME}.tar.gz") as archive:
         names = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
     missing = {name for name in tracked.splitlines() if not name.startswith(".") and (ROOT / name).exists()} - names
