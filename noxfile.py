@@ -9,8 +9,7 @@ Needs ``pip install nox``, the Python versions below, the network, and some giga
     nox -s lowest -- tests/unit/integration    # some tests
     nox -s lowest --install-only               # set the environment up; -R then uses it again
 
-A session that passes writes what it has tested to ``docs/results/versions.json``, from which the documents render what
-the package was tested with.
+A session that passes writes what it has tested to ``docs/results/versions.json``.
 """
 
 import json

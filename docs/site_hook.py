@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Brings the repository's own pages and the notebooks into the site, without a second copy of them."""
+"""Brings the repository's own pages into the site, without a second copy of them."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies outside of ``docs/``."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
     return files
 
 
