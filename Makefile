@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 
 demo: setup  ## Train and test PatchCore and SoftPatch on a small set with defects among the training images
 	$(VENV)/bin/anomalib-softpatch demo
@@ -16,6 +16,9 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: setup  ## The site, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml src/anomalib_softpatch.pth
@@ -26,4 +29,4 @@ $(INSTALLED): pyproject.toml src/anomalib_softpatch.pth
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis site

@@ -96,6 +96,16 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
+def distributions(
+    tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> Path:
+    """Folder with the sdist and the wheel built from it, by the tool that releases are built with."""
+    folder = tmp_path_factory.mktemp("distributions")
+    run_python("-m", "build", "--no-isolation", "--outdir", folder, cwd=ROOT)  # nothing is downloaded
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run_anomalib(
     run_python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
