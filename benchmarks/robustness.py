@@ -36,9 +36,10 @@ from common import BACKBONE, DATASETS, describe_machine, print_table
 
 AUTO = ("auto", "auto")
 DEFAULT: dict[str, Any] = {
-    "discriminators": ("ensemble",),
+    "discriminators": ("simplified_lof",),
     "thresholds": AUTO,
     "soft_weight": False,
+    "prototypes": True,
     "model.score_smoothing": 1.0,
 }
 SETTINGS: dict[str, dict[str, Any]] = {

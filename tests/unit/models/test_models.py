@@ -332,7 +332,7 @@ def test_one_discriminator_is_enough():
     arguments = ["--model.classification_threshold=0.2", "--model.segmentation_threshold=auto"]
     parsed = parser.parse_args(arguments).model
     assert (parsed.classification_threshold, parsed.segmentation_threshold) == (0.2, "auto")
-    assert list(parsed.discriminators) == ["ensemble"]
+    assert list(parsed.discriminators) == ["simplified_lof"]
     with pytest.raises(ArgumentError, match="segmentation_threshold"):
         parser.parse_args(["--model.segmentation_threshold=most"])
 
