@@ -164,7 +164,7 @@ def test_masks_that_leave_one_patch(features):
         ({"lof_k": 0}, "lof_k must be at least 1, got 0"),
         (
             {"discriminators": ("svm",)},
-            "Unknown discriminator 'svm': choose from lof, nearest, gaussian, ensemble, simplified_lof",
+            "Unknown discriminator 'svm': choose from lof, nearest, gaussian",
         ),
         ({"discriminators": ("lof", "lof")}, "different names"),
         ({"coreset_sampling_ratio": 0.0}, "coreset_sampling_ratio must be above 0"),

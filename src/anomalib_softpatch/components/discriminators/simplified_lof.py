@@ -12,7 +12,7 @@ from anomalib_softpatch.components.references import References, squares_to_othe
 from anomalib_softpatch.components.smoothing import smooth
 
 # Neighbours, as a share of the other images. What more images show at a position counts as normal; a defect and its
-# copies in fewer of them do not vouch for each other, however many images there are.
+# copies in less than three quarters of them (see below) do not vouch for each other, however many images there are.
 SHARE_OF_NEIGHBORS = 0.2
 FEWEST_NEIGHBORS = 3
 # A patch is held against the denser ones of its neighbours: those of a patch between two normal variants are of both.
