@@ -79,6 +79,7 @@ class Features:
     labels: torch.Tensor
     masks: torch.Tensor
     injected: np.ndarray  # which training images were injected
+    paths: list[str]  # of the test images
 
 
 def extract(
@@ -117,6 +118,7 @@ def extract(
         torch.cat([labels for _, labels, *_ in test]),
         torch.cat([masks for _, _, masks, _ in test]).bool(),
         np.array(injected, dtype=bool),
+        [path for *_, paths in test for path in paths],
     )
 
 

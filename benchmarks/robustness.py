@@ -86,12 +86,17 @@ def evaluate(model: SoftPatchModel, features: Features, name: str, coreset: floa
     size = features.masks.shape[-2:]
     with torch.no_grad():
         parts = [model.score(part, size) for part in features.test.split(8)]
+    scores = torch.cat([part.pred_score for part in parts])
     figures = {
-        "image": 100 * roc_auc_score(features.labels, torch.cat([part.pred_score for part in parts])),
+        "image": 100 * roc_auc_score(features.labels, scores),
         "pixel": 100
         * roc_auc_score(features.masks.flatten(), torch.cat([part.anomaly_map for part in parts]).flatten()),
         "fit": fit_time,
     }
+    variant = torch.tensor(["variant" in Path(path).name for path in features.paths])
+    if variant.any():  # of the synthetic sets
+        threshold = scores[~variant & ~features.labels.bool()].quantile(0.95)
+        figures["false alarms"] = 100 * float((scores[variant] > threshold).float().mean())
     denoising = model.denoising
     figures |= {f"removed{number}": 100 * share for number, share in enumerate(denoising.shares)}
     if denoising.scores is not None and features.noisy.any():
