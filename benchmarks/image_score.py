@@ -86,7 +86,8 @@ def score_training_set(
             features.append(part if matrix is None else part @ matrix)
             labels.extend(datamodule.truth.loc[batch.image_path, "true_label_index"])
         scores = score_patches(torch.cat(features), ("lof", "gaussian"))
-    return scores.by_discriminator | {"lof + gaussian": scores.fused}, np.array(labels)
+        other = score_patches(torch.cat(features), ("simplified_lof",)).by_discriminator
+    return other | scores.by_discriminator | {"lof + gaussian": scores.fused}, np.array(labels)
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="local-dir:../shared/backbones/mobilenetv2_100.coral_in1k")
     parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.4])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.2, 0.4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--save", type=Path, help="folder to save the patch scores and labels of every set in")
     arguments = parser.parse_args()
