@@ -11,9 +11,11 @@ Every set is drawn anew, in the layout of MVTec AD, into a temporary folder or i
 - ``rare variant``: plates of which 5 % have a fourth hole, in training and among the good test images. Given are the
   false alarms on this variant, in %, at the threshold that 5 % of the other good test images exceed;
 - ``repeated defect``: plates with one defective image in training twelve times, each lit differently, and that defect
-  among the test images, lit differently again, against good ones.
+  among the test images, lit differently again, against good ones;
+- ``ten plates``: ten good training images and nothing else;
+- ``two kinds``: half of the plates, in training as among the test images, have the fourth hole.
 
-On the first three, defective test images are injected by :class:`NoisyDataModule`, protocol "overlap".
+On the first three and the last, defective test images are injected by :class:`NoisyDataModule`, protocol "overlap".
 
 Example::
 
@@ -89,15 +91,23 @@ def damage(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.n
 
 
 def write_plates(
-    category: Path, seed: int, *, any_direction: bool = False, rare: bool = False, repeated: bool = False
+    category: Path,
+    seed: int,
+    *,
+    any_direction: bool = False,
+    fourth_hole: int = 0,
+    repeated: bool = False,
+    train: int = TRAIN,
 ) -> None:
-    """Write a set of plates."""
+    """Write a set of plates, of which one in ``fourth_hole`` has the fourth hole."""
+    rare = fourth_hole == RARE
 
     def draw(number: int, group: int) -> np.ndarray:
         rng = np.random.default_rng((seed, group, number))
-        return _relight(plate(rng, any_direction=any_direction, fourth_hole=rare and number % RARE == 0), rng)
+        hole = bool(fourth_hole) and number % fourth_hole == 0
+        return _relight(plate(rng, any_direction=any_direction, fourth_hole=hole), rng)
 
-    for number in range(TRAIN):
+    for number in range(train):
         _save(draw(number, 0), category / f"train/good/{number:03d}.png")
     for number in range(TEST * (4 if rare else 1)):
         variant = "variant" if rare and number % RARE == 0 else "common"
@@ -127,8 +137,10 @@ SETS: dict[str, tuple[Callable[[Path, int], None], tuple[float, ...]]] = {
     "gravel": (write_gravel, (0, 0.1, 0.4)),
     "plates": (write_plates, (0, 0.1, 0.4)),
     "turned plates": (lambda folder, seed: write_plates(folder, seed, any_direction=True), (0, 0.1, 0.4)),
-    "rare variant": (lambda folder, seed: write_plates(folder, seed, rare=True), (0,)),
+    "rare variant": (lambda folder, seed: write_plates(folder, seed, fourth_hole=RARE), (0,)),
     "repeated defect": (lambda folder, seed: write_plates(folder, seed, repeated=True), (0,)),
+    "ten plates": (lambda folder, seed: write_plates(folder, seed, train=10), (0,)),
+    "two kinds": (lambda folder, seed: write_plates(folder, seed, fourth_hole=2), (0, 0.1, 0.4)),
 }
 
 
