@@ -26,16 +26,25 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import normalize, resize, to_dtype, to_image
 
+from anomalib_softpatch import __version__
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.components.patch_features import pool_channels, unfold
-from results import Rows, table
+from results import OWN, Rows, table
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # Images and weights that are not part of the project, see CONTRIBUTING.md
 SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or Path(__file__).resolve().parents[2] / "shared").resolve()
 DATASETS = str(SHARED / "datasets")
-VERSIONS = ("anomalib-softpatch", "anomalib", "torch", "torchvision", "timm", "numpy", "scikit-learn")
+VERSIONS = ("anomalib", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 BACKBONE = f"local-dir:{SHARED / 'backbones' / 'mobilenetv2_100.coral_in1k'}"
+# Of the code that runs: by the time that a benchmark ends, the checkout may have moved on
+COMMIT = (
+    subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    ).stdout.strip()
+    or "unknown"
+)  # fmt: skip
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -131,17 +140,17 @@ def save_results(path: Path | None, title: str, headings: Sequence[str], rows: R
     """
     if path is None:
         return
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
     record = {
         "title": title,
         "command": describe_command(),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": COMMIT,
         "machine": describe_machine(versions=False),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "versions": {
+            OWN: __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in VERSIONS},
+        },
         "headings": list(headings),
         "keys": list(keys),
         "rows": {
