@@ -22,9 +22,9 @@ Example::
     python benchmarks/synthetic.py --settings patchcore published default
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from skimage.draw import disk, line
 from ablation import extract
 from anomalib_softpatch.demo.dataset import IMAGE_SIZE, _blob, _relight, _save, make_dataset
 from anomalib_softpatch.models import SoftPatchModel
-from common import BACKBONE, describe_machine, print_table
+from common import accuracy_parser, describe_machine, print_table, save_results
 from robustness import SETTINGS, evaluate
 
 HALF = IMAGE_SIZE // 2
@@ -145,43 +145,39 @@ SETS: dict[str, tuple[Callable[[Path, int], None], tuple[float, ...]]] = {
 
 
 def main() -> None:
-    """Print a table for each set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print the table."""
+    parser = accuracy_parser(__doc__, ratios=[])
     parser.add_argument("--folder", type=Path, help="where to draw the sets, to look at them; must not exist")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--backbone", default=BACKBONE)
-    parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
-    parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["patchcore", "published", "default"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--coreset", type=float, default=0.01)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(describe_machine(), flush=True)
     if arguments.folder:
         arguments.folder.mkdir(parents=True)
     model = SoftPatchModel(arguments.layers, arguments.backbone).eval()
+    headings = ["image / pixel AUROC", *arguments.settings]
+    rows: dict[str, list[list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name in arguments.sets:
+        for name, seed in product(arguments.sets, arguments.seeds):
             write, ratios = SETS[name]
-            rows: dict[str, list[list[dict[str, float]]]] = {each: [[] for _ in ratios] for each in arguments.settings}
-            for seed in arguments.seeds:
-                arguments.root = (arguments.folder or Path(temporary)) / f"seed{seed}"
-                arguments.category = name.replace(" ", "_")
-                arguments.root.mkdir(exist_ok=True)
-                write(arguments.root / arguments.category, seed)
-                for column, ratio in enumerate(ratios):
-                    features = extract(model, ratio, seed, overlap=True, rotated=False, arguments=arguments)
-                    for setting in arguments.settings:
-                        figures = evaluate(model, features, setting, arguments.coreset, seed)
-                        rows[setting][column].append(figures)
-                        print(f"# {name} {ratio:.0%} seed {seed} {setting}: {figures}", flush=True)
-            print()
-            keys = ["false alarms"] if name == "rare variant" else ["image", "pixel"]
-            headings = [f"{name}: {' / '.join(keys)}", *(f"{ratio:.0%}" for ratio in ratios)]
-            print_table(headings, rows, keys)
-            print(flush=True)
+            arguments.root = (arguments.folder or Path(temporary)) / f"seed{seed}"
+            arguments.category = name.replace(" ", "_")
+            arguments.root.mkdir(exist_ok=True)
+            write(arguments.root / arguments.category, seed)
+            for ratio in arguments.ratios or ratios:
+                features = extract(model, ratio, seed, overlap=True, rotated=False, arguments=arguments)
+                row = rows.setdefault(f"{name}, {ratio:.0%}", [[] for _ in arguments.settings])
+                for setting, column in zip(arguments.settings, row, strict=True):
+                    column.append(evaluate(model, features, setting, arguments.coreset, seed))
+                    print(f"# {name} {ratio:.0%} seed {seed} {setting}: {column[-1]}", flush=True)
+                title = "Synthetic sets, each without noise and with so much of it (protocol overlap), AUROC in %"
+                save_results(arguments.save, title, headings, rows, ["image", "pixel"])
+    print_table(headings, rows, ["image", "pixel"])
+    of_variant = {name: row for name, row in rows.items() if "false alarms" in row[0][0]}
+    if of_variant:
+        print()
+        print_table(["false alarms on the rare variant [%]", *arguments.settings], of_variant, ["false alarms"])
 
 
 if __name__ == "__main__":

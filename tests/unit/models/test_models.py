@@ -198,6 +198,8 @@ def test_the_command_line_knows_all_options(model_class):
         found = re.search(rf"--model\.{option}.*?{explanation}.*?\(type: [^)]*, default: ([^)]*)\)", text)
         assert found, option
         assert found.group(1) == default
+    assert "torch.nn.Identity" not in text, "a list of all modules there are, thousands of lines, hides the options"
+    assert ":class:" not in text
     defaults = parser.get_defaults().model
     assert (defaults.backbone, defaults.neighborhood) == ("wide_resnet50_2", 0)
     assert defaults.soft_weight is (model_class is SoftPatch)
