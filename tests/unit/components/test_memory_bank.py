@@ -125,7 +125,7 @@ def test_any_input(
         assert bank.scores is None
         assert bank.kept.all()
     else:
-        expected = bank.scores.fused.flatten() + (0 if discriminators == ["lof"] else 1)
+        expected = bank.scores.fused.flatten() + (0 if discriminators in (["lof"], ["simplified_lof"]) else 1)
         if not soft_weight:
             expected = torch.ones_like(expected)
         assert bank.scores.fused.isfinite().all()
