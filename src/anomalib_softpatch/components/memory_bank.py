@@ -40,7 +40,12 @@ from anomalib_softpatch.components.duplicates import duplicate_groups
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
 from anomalib_softpatch.components.prototypes import prototypes
-from anomalib_softpatch.components.support import bearable_share, support_curve, support_distances
+from anomalib_softpatch.components.support import (
+    bearable_share,
+    exceptional_distances,
+    support_curve,
+    support_distances,
+)
 from anomalib_softpatch.components.threshold import keep_mask
 
 logger = logging.getLogger(__name__)
@@ -95,8 +100,8 @@ class DenoisingMemoryBank:
             the mean of their ranks (SoftPatch+).
         thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks. ``"auto"``: as
             many as normal images can bear, see :mod:`anomalib_softpatch.components.support`; where that is little, as
-            with objects that lie in any direction, none, and each patch vouches for others as far as other images
-            vouch for it.
+            with objects that lie in any direction, none, and patches with exceptionally little support vouch for
+            others only as far as other images vouch for them.
         coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
             the papers.
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
@@ -202,7 +207,8 @@ class DenoisingMemoryBank:
         elif aligned:
             features = prototypes(store, projected, indices)
         else:
-            features = torch.cat((store.rows(indices), support_distances(projected, indices)[:, None]), dim=1)
+            distances = exceptional_distances(support_distances(projected, indices), indices // (height * width))
+            features = torch.cat((store.rows(indices), distances[:, None]), dim=1)
         return DenoisingResult(
             features=features,
             weights=self.weigh(scores, indices),

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from anomalib_softpatch.components import DenoisingMemoryBank, support
 from anomalib_softpatch.components.memory_bank import LARGEST_SHARES
-from anomalib_softpatch.components.support import SHARES, bearable_share, support_curve, support_distances
+from anomalib_softpatch.components.support import (
+    SHARES,
+    bearable_share,
+    exceptional_distances,
+    support_curve,
+    support_distances,
+)
 
 AUTO = {"discriminators": ("simplified_lof",), "thresholds": ("auto", "auto"), "soft_weight": False}
 
@@ -170,6 +176,15 @@ def test_support_distances_equal_brute_force(images: int, k: int, block: int, mo
     )
 
 
+def test_only_exceptional_distances_stay() -> None:
+    """Above the largest of the median image: of images 0, 2, 3, 7 those are 4, 1, 2, 9; the lower median is 2."""
+    distances = torch.tensor([0.5, 4.0, 1.0, 2.0, 2.0, 0.0, 9.0, 2.5])
+    images = torch.tensor([0, 0, 2, 3, 3, 7, 7, 7])
+    assert exceptional_distances(distances, images).tolist() == [0, 4, 0, 0, 0, 0, 9, 2.5]
+    assert exceptional_distances(torch.full((6,), 3.0), torch.arange(6)).tolist() == [0] * 6
+    assert len(exceptional_distances(torch.empty(0), torch.empty(0, dtype=torch.long))) == 0
+
+
 def test_one_copy_of_a_defect_does_not_vouch_for_it() -> None:
     features = random_features(9)
     features[2, 1, 1] = features[6, 3, 4] = 50
@@ -209,14 +224,19 @@ def test_aligned_images_bear_much() -> None:
 
 
 def test_objects_in_any_direction_bear_nothing() -> None:
-    """All patches stay, and each says by a further coordinate how far other images vouch for it."""
+    """All patches stay, and those of little support say by a further coordinate how far other images vouch for them."""
     features = unaligned()
     result = DenoisingMemoryBank(**AUTO, coreset_sampling_ratio=0.3).fit(features)
     assert result.shares == (0.0, 0.0)
     assert result.kept.all()
     assert result.features.shape[1] == 17
     assert torch.equal(result.features[:, :-1], features.flatten(0, 2)[result.indices])
-    np.testing.assert_allclose(result.features[:, -1], brute_distances(features, result.indices, 2), rtol=1e-4)
+    distances = np.array(brute_distances(features, result.indices, 2))
+    images = result.indices.numpy() // 64
+    largest = sorted(distances[images == image].max() for image in set(images.tolist()))
+    exceptional = distances > largest[(len(largest) - 1) // 2] * (1 + 1e-6)
+    assert 0 < exceptional.sum() < len(distances) / 2
+    np.testing.assert_allclose(result.features[:, -1], np.where(exceptional, distances, 0), rtol=1e-4)
 
 
 def test_a_given_share_is_no_auto() -> None:
