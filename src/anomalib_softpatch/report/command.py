@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.files import atomic_output, check_writable
+from anomalib_softpatch.options import check_share
 from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.paths import to_text
@@ -65,12 +66,10 @@ def report(
     find_images(folder)
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
-    if not 0 <= suspicious < 1:
-        msg = f"suspicious={suspicious} must be a share of at least 0 and below 1, for example 0.1."
-        raise ValueError(msg)
+    check_share("suspicious", suspicious)
 
     from anomalib_softpatch.report.ranking import rank_images  # noqa: PLC0415  # takes seconds
-    from anomalib_softpatch.report.writer import check_output, check_writable, write_report  # noqa: PLC0415
+    from anomalib_softpatch.report.writer import check_output, write_report  # noqa: PLC0415
 
     check_output(output)
     for target in (write_list and write_list.parent, copy_rest, feature_cache):
