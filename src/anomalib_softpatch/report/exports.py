@@ -23,6 +23,17 @@ logger = logging.getLogger(__name__)
 
 WRITER = f"anomalib-softpatch {__version__}"
 LABEL = "suspicious"
+_FIELD = "fiftyone.core.fields."
+# FiftyOne adds fields to a dataset only if they are declared
+FIFTYONE_FIELDS = {
+    "filepath": f"{_FIELD}StringField",
+    "tags": f"{_FIELD}ListField({_FIELD}StringField)",
+    "metadata": f"{_FIELD}EmbeddedDocumentField(fiftyone.core.metadata.ImageMetadata)",
+    "noise_score": f"{_FIELD}FloatField",
+    "noise_rank": f"{_FIELD}IntField",
+    "duplicate_group": f"{_FIELD}IntField",
+    "suspicious_regions": f"{_FIELD}EmbeddedDocumentField(fiftyone.core.labels.Detections)",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,13 @@ def fiftyone(images: Sequence[ExportedImage]) -> dict[str, Any]:
         }
         for image in images
     ]
-    return {"info": {"written_by": WRITER}, "name": "noise_report", "media_type": "image", "samples": samples}
+    return {
+        "info": {"written_by": WRITER},
+        "name": "noise_report",
+        "media_type": "image",
+        "sample_fields": FIFTYONE_FIELDS,
+        "samples": samples,
+    }
 
 
 def label_studio(images: Sequence[ExportedImage]) -> list[dict[str, Any]]:

@@ -158,6 +158,7 @@ def test_fiftyone_samples_are_in_shares(findings: Findings, tmp_path: Path) -> N
     assert dataset["media_type"] == "image"
     boxes = {}
     for sample in dataset["samples"]:
+        assert sample.keys() == dataset["sample_fields"].keys()  # FiftyOne refuses others
         assert Path(sample["filepath"]).is_file()
         for detection in sample["suspicious_regions"]["detections"]:
             assert detection["_cls"] == "Detection"
