@@ -36,7 +36,8 @@ STAGES = 5
 FEWEST_IMAGES = 2
 # What an export needs beside this package's own requirements
 NEEDED = {"onnx": ["onnx", "onnxscript"], "openvino": ["onnx", "onnxscript", "openvino"]}
-FOR_PREDICTION = {"onnx", "openvino"}  # what anomalib-softpatch predict takes beside a checkpoint
+EXPORTED = ("model.onnx", "model.xml", "model.pt")
+FOR_PREDICTION = (".onnx", ".xml")  # what anomalib-softpatch predict takes beside a checkpoint
 
 
 def clean_train(
@@ -137,7 +138,7 @@ def clean_train(
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped. The same command goes on from here.\n")
         raise SystemExit(130) from None
-    run.summarize(false_alarms, export, set_aside)
+    run.summarize(false_alarms, set_aside)
 
 
 class Run:
@@ -208,8 +209,8 @@ class Run:
         self.reasons = chosen | {name: entry["reason"] for name, entry in self.moved.items()}
         self._list_set_aside()
         counts = Counter(_kind(reason) for reason in self.reasons.values())
-        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        self._say(2, f"set aside {len(self.reasons)} images{f': {kinds}' if kinds else ''}")
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
+        self._say(2, f"set aside {len(self.reasons)} images{f' ({kinds})' if kinds else ''}")
         gone = len([name for name in decisions if name not in self.files])
         if gone:
             sys.stdout.write(f"      {gone} images that were decided about are not in the folder any more.\n")
@@ -251,19 +252,25 @@ class Run:
         """
         from anomalib_softpatch.cleaning.stages import export  # noqa: PLC0415  # takes seconds
 
-        if kind == "none":
-            self._say(4, "no export")
-            return
+        latest = self.state.latest("export") or {}
+        if kind == "none" and self.state.finished("export", key_of(self.fit_key, latest.get("kind"))) is not None:
+            kind = latest["kind"]  # an earlier run has exported this very model
         key = key_of(self.fit_key, kind)
         found = self.state.finished("export", key)
-        if found is not None and all((self.output / name).is_file() for name in found["files"]):
+        if kind == "none":
+            self._say(4, "no export")
+            found = {"files": []}
+        elif found is not None and all((self.output / name).is_file() for name in found["files"]):
             self._say(4, f"export to {kind}: there already")
         else:
             self._say(4, f"export to {kind}")
             self.state.forget("export")
-            found = export(self.output, kind)
+            found = {"kind": kind, **export(self.output, kind)}
             self.state.finish("export", key, found)
         self.exported = found["files"]
+        others = [name for name in EXPORTED if name not in self.exported and (self.output / name).is_file()]
+        if others:
+            sys.stdout.write(f"      {', '.join(others)}: of an earlier run, perhaps with another threshold.\n")
 
     def move(self, target: Path | None) -> None:
         """Move what was set aside.
@@ -295,19 +302,19 @@ class Run:
         undo = f"anomalib-softpatch undo {shlex.quote(to_text(target / MOVED))} --dry_run false"
         sys.stdout.write(f"      To bring them back: {undo}\n")
 
-    def summarize(self, false_alarms: float, export: str, share: float) -> None:
+    def summarize(self, false_alarms: float, share: float) -> None:
         """Write and print the summary.
 
         Args:
             false_alarms: Share of normal images that may be called anomalous.
-            export: What was exported to.
             share: Share of the most suspicious images that was set aside.
         """
         from anomalib_softpatch.cleaning.stages import CHECKPOINT, REPORT  # noqa: PLC0415  # takes seconds
         from anomalib_softpatch.report.writer import PAGE  # noqa: PLC0415  # likewise
 
-        file = self.output / (self.exported[0] if export in FOR_PREDICTION else CHECKPOINT)
-        option = "--model" if export in FOR_PREDICTION else "--ckpt_path"
+        predicts = bool(self.exported) and self.exported[0].endswith(FOR_PREDICTION)
+        file = self.output / (self.exported[0] if predicts else CHECKPOINT)
+        option = "--model" if predicts else "--ckpt_path"
         command = f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
         summary: dict[str, Any] = {
             "version": __version__,
@@ -391,4 +398,4 @@ def _kind(reason: str) -> str:
         return "exact copies"
     if reason.startswith("number "):
         return "most suspicious"
-    return reason if reason.startswith("decided") else "unreadable"
+    return "decided" if reason.startswith("decided") else "unreadable"

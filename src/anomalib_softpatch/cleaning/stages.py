@@ -26,7 +26,8 @@ from anomalib_softpatch.report.writer import PAGE, write_report
 WORKING = ".working"  # in the output folder: files that are not finished
 REPORT = "report"
 CHECKPOINT = "model.ckpt"
-TALKATIVE = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "torch.onnx", "onnxscript")
+# Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
+TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript")
 ONNX_OPTIONS = {"verbose": False}
 
 
@@ -125,7 +126,10 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
             **_placement(options.device),
         )
         with _quiet():
-            engine.fit(model, datamodule=FileDataModule(paths, options.batch_size, options.num_workers))
+            try:
+                engine.fit(model, datamodule=FileDataModule(paths, options.batch_size, options.num_workers))
+            except SystemExit as error:  # how Lightning ends a process that the user has interrupted
+                raise KeyboardInterrupt from error
         (folder / "model.ckpt").replace(output / CHECKPOINT)
     return {"threshold": float(post_processor.image_threshold)}
 

@@ -22,20 +22,6 @@ logger = logging.getLogger(__name__)
 SHARE = Constraint(lambda value: 0 < value < 1, "a share above 0 and below 1, for example 0.05")
 
 
-def normalized_threshold(post_processor: object) -> float:
-    """Return the threshold of normalized image scores.
-
-    Args:
-        post_processor: A model's.
-
-    Returns:
-        Threshold; not a number where there is none.
-    """
-    if isinstance(post_processor, PostProcessor) and not bool(post_processor.image_threshold.isnan()):
-        return float(post_processor.normalized_image_threshold)
-    return float("nan")
-
-
 class LabelFreePostProcessor(PostProcessor):
     """Decide with the labels of validation images where there are defects among them, else without any.
 

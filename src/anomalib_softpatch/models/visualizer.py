@@ -15,8 +15,8 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Trainer
 from PIL import Image, ImageDraw, ImageFont
 
-from anomalib_softpatch.models.post_processor import normalized_threshold
 from anomalib_softpatch.predictions.table import verdict
+from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 BAR, FONT_SIZE, MARGIN = 28, 16, 10  # pixels
 # Dark enough for white text; the words say the same as the colours

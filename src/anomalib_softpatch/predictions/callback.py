@@ -14,8 +14,8 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
-from anomalib_softpatch.models.post_processor import normalized_threshold
 from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
+from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 logger = logging.getLogger(__name__)
 

@@ -67,7 +67,7 @@ def predict(
 
 def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
     from anomalib_softpatch.models import load_model  # noqa: PLC0415  # not needed for exported files
-    from anomalib_softpatch.models.post_processor import normalized_threshold  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.predictions.threshold import normalized_threshold  # noqa: PLC0415  # likewise
 
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
