@@ -343,7 +343,7 @@ class Run:
             f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
             f"normalised), for about {100 * false_alarms:g} % of false alarms.",
             f"Set aside: {self.output / SET_ASIDE}",
-            f"Report:    {self.output / REPORT / PAGE}",
+            f"Report:    {self.output / REPORT / PAGE} (decide in it, then use --decisions decisions.csv)",
             f"Summary:   {self.output / SUMMARY}",
             f"Features:  {self.options.feature_cache} (with them another run needs no backbone; can be deleted)",
             f"Next:      {command}",

@@ -12,7 +12,7 @@ from anomalib.data.utils import LabelName, Split
 from torch.utils.data import DataLoader
 
 
-class FileDataset(AnomalibDataset):
+class UnlabelledDataset(AnomalibDataset):
     """Image files, all taken for normal.
 
     Args:
@@ -27,7 +27,7 @@ class FileDataset(AnomalibDataset):
         self.samples = samples
 
 
-class FileDataModule(AnomalibDataModule):
+class UnlabelledDataModule(AnomalibDataModule):
     """Train on a list of files, and hold none back for validation or tests.
 
     Args:
@@ -42,7 +42,7 @@ class FileDataModule(AnomalibDataModule):
 
     def _setup(self, _stage: str | None = None) -> None:
         """Make the dataset."""
-        self.train_data = FileDataset(self._paths)
+        self.train_data = UnlabelledDataset(self._paths)
 
     def _create_test_split(self) -> None:
         """Nothing to do: there are no test images."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.engine import Engine
 
-from anomalib_softpatch.cleaning.datamodule import FileDataModule
+from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
 from anomalib_softpatch.components.patch_features import check_backbone
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.loading import MODELS
@@ -106,18 +106,25 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
 
     Returns:
         ``threshold``: of the score before it is normalized.
+
+    Raises:
+        ValueError: If an option or an image does not fit.
+        OSError: If the weights of the backbone cannot be had, or if the disk has no room.
     """
     model_class = MODELS[options.model]
     post_processor = LabelFreePostProcessor(false_alarms=false_alarms)
-    model = model_class(
-        backbone=options.backbone,
-        layers=options.layers,
-        neighborhood=options.neighborhood,
-        feature_cache=str(options.feature_cache),
-        noise_report=False,  # there is one
-        pre_processor=model_class.configure_pre_processor((options.image_size, options.image_size)),
-        post_processor=post_processor,
-    )
+    try:
+        model = model_class(
+            backbone=options.backbone,
+            layers=options.layers,
+            neighborhood=options.neighborhood,
+            feature_cache=str(options.feature_cache),
+            noise_report=False,  # there is one
+            pre_processor=model_class.configure_pre_processor((options.image_size, options.image_size)),
+            post_processor=post_processor,
+        )
+    except RuntimeError as error:  # weights that cannot be had; its message says how to go on
+        raise OSError(str(error)) from error
     with _working_folder(output) as folder:
         engine = Engine(
             callbacks=[ModelCheckpoint(dirpath=folder, filename="model", auto_insert_metric_name=False)],
@@ -127,7 +134,7 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
         )
         with _quiet():
             try:
-                engine.fit(model, datamodule=FileDataModule(paths, options.batch_size, options.num_workers))
+                engine.fit(model, datamodule=UnlabelledDataModule(paths, options.batch_size, options.num_workers))
             except SystemExit as error:  # how Lightning ends a process that the user has interrupted
                 raise KeyboardInterrupt from error
         (folder / "model.ckpt").replace(output / CHECKPOINT)

@@ -66,7 +66,7 @@ def report(
         feature_cache: Folder in which the backbone's features are kept, so that another report, or one that was
             stopped, does not compute them again. It may become large, and can be deleted.
         export: Write the findings and the suspicious regions for other tools, too, beside the report: fiftyone,
-            label_studio or coco; several as [fiftyone,coco].
+            label_studio or coco; several as [fiftyone,coco], or with --export+ for each.
     """
     exports = [export] if isinstance(export, str) else list(dict.fromkeys(export))
     find_images(folder)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from anomalib_softpatch.cleaning.datamodule import FileDataModule
+from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
 
 
 def test_all_files_train_and_none_is_held_back(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("b.png", "a\n.png", "c.png")]
     for path in paths:
         Image.new("RGB", (16, 16)).save(path)
-    datamodule = FileDataModule(paths, batch_size=2)
+    datamodule = UnlabelledDataModule(paths, batch_size=2)
     datamodule.setup("fit")
     batches = list(datamodule.train_dataloader())
     assert sorted(path for batch in batches for path in batch.image_path) == sorted(map(str, paths))

@@ -197,19 +197,24 @@ def test_own_files_are_replaced_and_others_are_not(findings: Findings, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("option", "names"), [("coco", ["coco"]), ("[fiftyone, label_studio]", ["fiftyone", "label_studio"])]
+    ("options", "names"),
+    [
+        (["--export", "coco"], ["coco"]),
+        (["--export", "[fiftyone, label_studio]"], ["fiftyone", "label_studio"]),
+        (["--export+", "coco", "--export+", "fiftyone"], ["coco", "fiftyone"]),
+    ],
 )
 def test_command_hands_the_names_on(
     findings: Findings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    option: str,
+    options: list[str],
     names: list[str],
 ) -> None:
     monkeypatch.setattr("anomalib_softpatch.report.ranking.rank_images", lambda *_, **__: findings)
     monkeypatch.setattr("anomalib_softpatch.report.writer.write_report", lambda *_: "page")
-    main(["report", str(tmp_path / "set ü"), "--output", str(tmp_path / "out"), "--export", option])
+    main(["report", str(tmp_path / "set ü"), "--output", str(tmp_path / "out"), *options])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.json" for name in names)
     assert capsys.readouterr().out.count("Exported: ") == len(names)
     with pytest.raises(SystemExit):
