@@ -19,6 +19,7 @@ COMMANDS = {
     "report": ("anomalib_softpatch.report.command", "report"),
     "weights": ("anomalib_softpatch.weights", "weights"),
     "apply": ("anomalib_softpatch.report.decisions", "apply"),
+    "clean-train": ("anomalib_softpatch.cleaning.command", "clean_train"),
     "undo": ("anomalib_softpatch.report.decisions", "undo"),
 }
 

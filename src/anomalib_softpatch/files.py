@@ -28,3 +28,22 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
         plain.touch()
         temporary.chmod(plain.stat().st_mode)  # of a new file under the user's umask; some libraries make private ones
         temporary.replace(path)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder that nothing can be written to. Nothing is left behind.
+
+    Args:
+        folder: Folder, which need not exist.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    folder = Path(folder).absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with TemporaryDirectory(dir=existing, prefix="."):
+            pass
+    except OSError as error:
+        msg = f"{str(folder)!r} cannot be written to: {error.strerror}. Give another folder."
+        raise OSError(msg) from error

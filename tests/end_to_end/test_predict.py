@@ -3,13 +3,19 @@
 
 """From a folder of unlabelled images to verdicts: the stock command, ours, and the files that it exports."""
 
+import ast
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from anomalib_softpatch.models.visualizer import COLOURS
+
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
 NAME = ("--model", "SoftPatch")  # once trained, its options come from the checkpoint
 MODEL = (
@@ -99,6 +105,79 @@ def test_stock_command_leaves_the_same(trained, images, predicted, run_anomalib)
     np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-4)
     assert table["verdict"].equals(expected["verdict"])
     assert "of 8 images anomalous" in result.stdout
+    strips = {path.name: np.asarray(Image.open(path)) for path in folder.rglob("images/**/*.png")}
+    for path, verdict in zip(table["path"], table["verdict"], strict=True):
+        assert tuple(strips[Path(path).name][-1, 0]) == COLOURS[verdict]
+
+
+# What tells each piece of Python in the README from the others, and how it writes a verdict
+SNIPPETS = {
+    "load_model(": {"anomalous": "anomalous", "normal": "normal"},
+    "onnxruntime.InferenceSession(": {"anomalous": "True", "normal": "False"},
+    "openvino.Core()": {"anomalous": "True", "normal": "False"},
+}
+RANKING = "rank_images("
+# In place of the hub's weights, random ones: the piece as it stands, on a machine without a network
+WITHOUT_HUB = """
+import functools, timm
+create = timm.create_model
+timm.create_model = functools.wraps(create)(lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False}))
+"""
+
+
+def snippets() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def snippet(mark: str) -> str:
+    (code,) = [code for code in snippets() if mark in code]
+    return code
+
+
+@pytest.fixture(scope="module")
+def as_in_readme(trained, images, tmp_path_factory):
+    """Folder in which the README's commands have been run."""
+    folder = tmp_path_factory.mktemp("readme")
+    _, checkpoint, onnx, xml = trained
+    places = {
+        "results/SoftPatchPlus/bolts/latest/weights/lightning/model.ckpt": checkpoint,
+        "results/weights/onnx/model.onnx": onnx,
+        "results/weights/openvino/model.xml": xml,
+        "results/weights/openvino/model.bin": xml.with_suffix(".bin"),
+    }
+    for place, file in places.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / place)
+    shutil.copytree(images, folder / "new_images")
+    shutil.copytree(images, folder / "bolts" / "unsorted")
+    return folder
+
+
+def test_no_python_in_the_readme_is_left_out():
+    assert len(snippets()) == len(SNIPPETS) + 1
+    assert all(snippet(mark) for mark in [*SNIPPETS, RANKING])
+
+
+@pytest.mark.parametrize("mark", SNIPPETS)
+def test_python_in_the_readme_gives_the_same_verdicts(mark, as_in_readme, predicted, run_python):
+    table = predicted[1]
+    result = run_python("-c", snippet(mark), cwd=as_in_readme)
+    lines = [line.split() for line in result.stdout.splitlines() if re.search(r"\.png [\d.e-]+ \w+$", line)]
+    found = {Path(path).name: (float(score), word) for path, score, word in lines}
+    assert found.keys() == {Path(path).name for path in table["path"]}
+    for path, score, verdict in zip(table["path"], table["score"], table["verdict"], strict=True):
+        assert found[Path(path).name] == (pytest.approx(score, rel=1e-3), SNIPPETS[mark][verdict])
+
+
+def test_ranking_in_the_readme_runs(as_in_readme, run_python):
+    code = snippet(RANKING)
+    assert code.splitlines()[-1].endswith(".head()")
+    table = f"{WITHOUT_HUB}\n{code}\nprint(findings.table['path'].to_list())"
+    paths = run_python("-c", table, cwd=as_in_readme).stdout.splitlines()[-1]
+    assert {Path(path).name for path in ast.literal_eval(paths)} == {
+        path.name for path in (as_in_readme / "new_images").iterdir()
+    }
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_fit_leaves_a_report_that_finds_the_injected_images(
     assert table["highest_patch_y"][:2].between(8, 48).all()
     logged = {name: value.item() for name, value in engine.trainer.callback_metrics.items()}
     assert logged["noise_image_AUROC"] == logged["noise_image_precision"] == 1
+    assert (logged["noise_images_to_find_50"], logged["noise_images_to_find_100"]) == (1, 2)  # of two injected ones
     assert logged["noise_patch_AUROC"] > 0.9
     assert {"noise_image_AP", "noise_patch_AUPRO", "noise_patch_precision"} <= logged.keys()
 

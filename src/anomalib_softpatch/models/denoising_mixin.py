@@ -17,7 +17,7 @@ from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import Visualizer
+from anomalib.visualization import ImageVisualizer, Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
@@ -32,6 +32,7 @@ from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_r
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+from anomalib_softpatch.models.visualizer import VerdictVisualizer
 from anomalib_softpatch.predictions.callback import PredictionTable
 
 logger = logging.getLogger(__name__)
@@ -176,6 +177,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def configure_evaluator() -> Evaluator:
         """Configure the default evaluator: Anomalib's metrics, where the labels allow them."""
         return LabelAwareEvaluator(test_metrics=list(AnomalibModule.configure_evaluator().test_metrics))
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """Configure the default visualizer: Anomalib's strips, with verdict, score and threshold."""
+        return VerdictVisualizer()
 
     @staticmethod
     def configure_optimizers() -> None:

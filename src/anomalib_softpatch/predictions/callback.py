@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
 from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
+from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,7 @@ class PredictionTable(Callback):
             return
         from anomalib_softpatch.report.geometry import visible_region  # noqa: PLC0415  # no model needs the report
 
-        post_processor = pl_module.post_processor
-        threshold = float("nan")
-        if isinstance(post_processor, PostProcessor) and not bool(post_processor.image_threshold.isnan()):
-            threshold = float(post_processor.normalized_image_threshold)
+        threshold = normalized_threshold(pl_module.post_processor)
         transform = getattr(pl_module.pre_processor, "transform", None)
         for number, path in enumerate(outputs.image_path):
             score = float(outputs.pred_score[number])

@@ -66,22 +66,17 @@ def predict(
 
 
 def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
-    from anomalib.post_processing import PostProcessor  # noqa: PLC0415  # not needed for exported files
-
-    from anomalib_softpatch.models import load_model  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.models import load_model  # noqa: PLC0415  # not needed for exported files
+    from anomalib_softpatch.predictions.threshold import normalized_threshold  # noqa: PLC0415  # likewise
 
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    threshold = float("nan")
-    post_processor = model.post_processor
-    if isinstance(post_processor, PostProcessor) and not bool(post_processor.image_threshold.isnan()):
-        threshold = float(post_processor.normalized_image_threshold)
 
     def run(image: np.ndarray) -> tuple[float, object, np.ndarray]:
         with torch.inference_mode():
             output = model(torch.from_numpy(image).to(model.device))
         return float(output.pred_score[0]), None, output.anomaly_map[0].float().cpu().numpy().squeeze()
 
-    return run, threshold
+    return run, normalized_threshold(model.post_processor)
 
 
 def _load_exported(path: Path) -> tuple[Predictor, float]:

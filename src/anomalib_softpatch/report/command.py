@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.files import atomic_output, check_writable
+from anomalib_softpatch.options import check_share
 from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.paths import to_text
+
+ExportName = Literal["fiftyone", "label_studio", "coco"]
 
 
 def report(
@@ -34,6 +37,7 @@ def report(
     num_workers: int = 0,
     device: str = "auto",
     feature_cache: Path | None = None,
+    export: ExportName | list[ExportName] = [],  # noqa: B006
 ) -> None:
     """Rank the images of a folder by how suspicious they are, and write a noise report.
 
@@ -62,18 +66,21 @@ def report(
         device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
         feature_cache: Folder in which the backbone's features are kept, so that another report, or one that was
             stopped, does not compute them again. It may become large, and can be deleted.
+        export: Write the findings and the suspicious regions for other tools, too, beside the report: fiftyone,
+            label_studio or coco; several as [fiftyone,coco], or with --export+ for each.
     """
+    exports = [export] if isinstance(export, str) else list(dict.fromkeys(export))
     find_images(folder)
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
-    if not 0 <= suspicious < 1:
-        msg = f"suspicious={suspicious} must be a share of at least 0 and below 1, for example 0.1."
-        raise ValueError(msg)
+    check_share("suspicious", suspicious)
 
+    from anomalib_softpatch.report.exports import check_exports, write_exports  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.report.ranking import rank_images  # noqa: PLC0415  # takes seconds
-    from anomalib_softpatch.report.writer import check_output, check_writable, write_report  # noqa: PLC0415
+    from anomalib_softpatch.report.writer import check_output, write_report  # noqa: PLC0415
 
     check_output(output)
+    check_exports(exports, output)
     for target in (write_list and write_list.parent, copy_rest, feature_cache):
         if target is not None:
             check_writable(target)
@@ -93,6 +100,8 @@ def report(
         progress=True,
     )
     page = write_report(findings, output)
+    for file in write_exports(findings, exports, output):
+        sys.stdout.write(f"Exported: {file}\n")
     ranked = [Path(findings.paths[index]) for index in findings.order]
     count = round(suspicious * len(ranked))
     if write_list is not None:

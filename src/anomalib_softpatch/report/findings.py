@@ -16,7 +16,7 @@ from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
-from anomalib_softpatch.report.quality import detection_quality
+from anomalib_softpatch.report.quality import FOUND_SHARES, detection_quality, images_to_inspect
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,14 @@ class Findings:
         if self.labels is None:
             return {}
         return detection_quality(self.image_scores, self.labels, self.scores, self.true_patches)
+
+    @cached_property
+    def inspection(self) -> dict[float, int]:
+        """How many images must be looked at, in order, to find a share of the known noise, by share; else empty."""
+        if self.labels is None or not self.quality:
+            return {}
+        ordered = self.labels[self.order]
+        return {share: images_to_inspect(ordered, share) for share in FOUND_SHARES}
 
     @cached_property
     def noise_level(self) -> NoiseLevel:

@@ -18,7 +18,7 @@ from anomalib_softpatch._version import __version__
 from anomalib_softpatch.report.drawing import GAP, TILE, colour_bar
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.paths import link, to_text
-from anomalib_softpatch.report.quality import FOUND_SHARES, images_to_inspect, inspection_curve
+from anomalib_softpatch.report.quality import inspection_curve
 
 BINS = 60
 MOST_FILES_LISTED = 500
@@ -73,7 +73,7 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         highest=findings.image_scores.max().item(),
         level=level,
         quality=[(*QUALITY[name], value) for name, value in findings.quality.items()],
-        inspection=_inspection(findings),
+        inspection=[(f"{100 * share:.0f} %", count) for share, count in findings.inspection.items()],
         curve=_curve(findings),
         groups=max((row["duplicate_group"] or 0 for row in rows), default=0),
         finding_counts=Counter(name for names in findings.oddities or [] for name in names),
@@ -106,14 +106,6 @@ def histogram(findings: Findings) -> list[dict[str, float]]:
         for place, (count, part) in enumerate(zip(counts, known, strict=True))
         if count
     ]
-
-
-def _inspection(findings: Findings) -> list[tuple[str, int]]:
-    """Say how many images must be looked at to find a share of the known noise."""
-    if findings.labels is None or not findings.quality:
-        return []
-    ordered = findings.labels[findings.order]
-    return [(f"{100 * share:.0f} %", images_to_inspect(ordered, share)) for share in FOUND_SHARES]
 
 
 def _curve(findings: Findings) -> str:

@@ -4,7 +4,6 @@
 """Rank the images of a folder by how suspicious they are, without training a detector."""
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFea
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_features import check_backbone
 from anomalib_softpatch.components.patch_scores import projection_matrix
+from anomalib_softpatch.options import SMALLEST_SIZE, check_share, check_whole_number
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.geometry import visible_region
@@ -246,17 +246,13 @@ def _check_options(
     """Refuse bad options before images are read, and return the device."""
     for name, value, smallest in (
         ("lof_k", lof_k, 1),
-        ("image_size", image_size, 32),  # the least that backbones of five stages make a grid of
+        ("image_size", image_size, SMALLEST_SIZE),
         ("batch_size", batch_size, 1),
         ("num_workers", num_workers, 0),
         ("neighborhood", 0 if neighborhood == "image" else neighborhood, 0),
     ):
-        if value < smallest:
-            msg = f"{name}={value} must be a whole number of {smallest} or more."
-            raise ValueError(msg)
-    if math.isnan(threshold) or not 0 <= threshold < 1:
-        msg = f"threshold={threshold} must be a share of at least 0 and below 1, for example 0.1."
-        raise ValueError(msg)
+        check_whole_number(name, value, smallest)
+    check_share("threshold", threshold)
     unknown = [name for name in discriminators if name not in DISCRIMINATORS]
     if unknown or not discriminators:
         msg = f"discriminators={list(discriminators)} must be one or more of {', '.join(DISCRIMINATORS)}."
@@ -265,6 +261,21 @@ def _check_options(
     if not layers:
         msg = "layers must name at least one layer of the backbone."
         raise ValueError(msg)
+    return check_device(device)
+
+
+def check_device(device: str) -> torch.device:
+    """Refuse a device that cannot be used here.
+
+    Args:
+        device: Its name, or ``auto`` for a GPU if there is one.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If nothing can be computed on it.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

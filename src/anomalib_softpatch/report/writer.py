@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from anomalib_softpatch.files import check_writable
 from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.page import render
@@ -72,25 +73,6 @@ def check_output(folder: str | Path) -> None:
         msg = f"{str(folder / foreign[0])!r} is there and is not a noise report's. Give another folder for the report."
         raise ValueError(msg)
     check_writable(folder)
-
-
-def check_writable(folder: str | Path) -> None:
-    """Refuse a folder that nothing can be written to. Nothing is left behind.
-
-    Args:
-        folder: Folder, which need not exist.
-
-    Raises:
-        OSError: If nothing can be written there.
-    """
-    folder = Path(folder).absolute()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    try:
-        with TemporaryDirectory(dir=existing, prefix="."):
-            pass
-    except OSError as error:
-        msg = f"{str(folder)!r} cannot be written to: {error.strerror}. Give another folder."
-        raise OSError(msg) from error
 
 
 def _is_replaceable(path: Path) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resize
 
 from anomalib_softpatch.components import keep_mask
@@ -163,6 +163,22 @@ def test_inspection_curve_counts_the_images_to_look_at() -> None:
     assert inspection_curve(ordered).tolist() == [0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75, 1, 1, 1]
     assert [images_to_inspect(ordered, share) for share in (0.1, 0.5, 0.9, 1.0)] == [1, 3, 8, 8]
     assert images_to_inspect(torch.tensor([False, True]), 1.0) == 2
+
+
+def test_inspection_of_findings_is_the_first_count_of_enough_recall(tmp_path: Path) -> None:
+    """Against scikit-learn: the fewest of the highest-scored images whose recall is the share."""
+    labels = torch.rand(40, generator=torch.Generator().manual_seed(2)) < 0.4
+    findings = make_findings(tmp_path, count=40, labels=labels)
+    scores = findings.image_scores.numpy()
+    for share in (0.5, 0.9, 1.0):
+        counts = [
+            int((scores >= limit).sum())
+            for limit in scores
+            if recall_score(labels.numpy(), scores >= limit) >= share - 1e-9
+        ]
+        assert findings.inspection[share] == min(counts)
+    assert make_findings(tmp_path, count=40).inspection == {}
+    assert make_findings(tmp_path, count=40, labels=torch.zeros(40, dtype=torch.bool)).inspection == {}
 
 
 def test_noise_level_counts_the_images_that_stand_out() -> None:

@@ -1,0 +1,201 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The stages that compute: report, fit and export. They leave whole files, or none."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from anomalib.callbacks.checkpoint import ModelCheckpoint
+from anomalib.engine import Engine
+
+from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
+from anomalib_softpatch.components.patch_features import check_backbone
+from anomalib_softpatch.models import load_model
+from anomalib_softpatch.models.loading import MODELS
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+from anomalib_softpatch.report.ranking import check_device, rank_images
+from anomalib_softpatch.report.writer import PAGE, write_report
+
+WORKING = ".working"  # in the output folder: files that are not finished
+REPORT = "report"
+CHECKPOINT = "model.ckpt"
+# Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
+TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript")
+ONNX_OPTIONS = {"verbose": False}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What report and fit have in common, see :func:`~anomalib_softpatch.cleaning.command.clean_train`."""
+
+    model: str
+    backbone: str
+    layers: list[str]
+    image_size: int
+    neighborhood: int | Literal["image"]
+    batch_size: int
+    num_workers: int
+    device: str
+    feature_cache: Path
+
+
+def check(options: Options) -> None:
+    """Refuse what can be known to be wrong before an image is read.
+
+    Args:
+        options: Options.
+
+    Raises:
+        ValueError: If timm does not know the backbone, or the device cannot be used.
+    """
+    check_backbone(options.backbone)
+    check_device(options.device)
+
+
+def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
+    """Rank the images of a folder and write a report of them.
+
+    Args:
+        folder: Folder of images.
+        output: Folder to write ``report/`` into.
+        options: Options.
+
+    Returns:
+        ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, of files that are
+        no images, too.
+    """
+    findings = rank_images(
+        folder,
+        backbone=options.backbone,
+        layers=options.layers,
+        neighborhood=options.neighborhood,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        device=options.device,
+        feature_cache=options.feature_cache,
+        progress=True,
+    )
+    write_report(findings, output / REPORT)
+    return {
+        "ranked": [_name(findings.paths[index], folder) for index in findings.order],
+        "unreadable": {_name(path, folder): reason for path, reason in findings.skipped},
+    }
+
+
+def has_report(output: Path) -> bool:
+    """Whether a report is there as a whole."""
+    return (output / REPORT / PAGE).is_file()
+
+
+def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: float) -> dict[str, Any]:
+    """Train a model, threshold included, and leave its checkpoint.
+
+    Args:
+        paths: Training images.
+        output: Folder to write ``model.ckpt`` to.
+        options: Options.
+        false_alarms: Share of normal images that may be called anomalous.
+
+    Returns:
+        ``threshold``: of the score before it is normalized.
+
+    Raises:
+        ValueError: If an option or an image does not fit.
+        OSError: If the weights of the backbone cannot be had, or if the disk has no room.
+    """
+    model_class = MODELS[options.model]
+    post_processor = LabelFreePostProcessor(false_alarms=false_alarms)
+    try:
+        model = model_class(
+            backbone=options.backbone,
+            layers=options.layers,
+            neighborhood=options.neighborhood,
+            feature_cache=str(options.feature_cache),
+            noise_report=False,  # there is one
+            pre_processor=model_class.configure_pre_processor((options.image_size, options.image_size)),
+            post_processor=post_processor,
+        )
+    except RuntimeError as error:  # weights that cannot be had; its message says how to go on
+        raise OSError(str(error)) from error
+    with _working_folder(output) as folder:
+        engine = Engine(
+            callbacks=[ModelCheckpoint(dirpath=folder, filename="model", auto_insert_metric_name=False)],
+            default_root_dir=folder,
+            enable_model_summary=False,
+            **_placement(options.device),
+        )
+        with _quiet():
+            try:
+                engine.fit(model, datamodule=UnlabelledDataModule(paths, options.batch_size, options.num_workers))
+            except SystemExit as error:  # how Lightning ends a process that the user has interrupted
+                raise KeyboardInterrupt from error
+        (folder / "model.ckpt").replace(output / CHECKPOINT)
+    return {"threshold": float(post_processor.image_threshold)}
+
+
+def export(output: Path, kind: str) -> dict[str, Any]:
+    """Export the model of a checkpoint.
+
+    Args:
+        output: Folder that holds ``model.ckpt``, and gets the exported file.
+        kind: ``onnx``, ``openvino`` or ``torch``.
+
+    Returns:
+        ``files``: names of the files, the model's first.
+    """
+    with _working_folder(output) as folder:
+        with _quiet():
+            engine = Engine(default_root_dir=folder, accelerator="cpu")
+            path = engine.export(load_model(output / CHECKPOINT), kind, export_root=folder, onnx_kwargs=ONNX_OPTIONS)
+        assert path is not None
+        files = sorted(path.parent.iterdir(), key=lambda file: (file != path, file.name))
+        for file in files:
+            file.replace(output / file.name)
+    return {"files": [file.name for file in files]}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep remarks of other libraries, which ask nothing of the user, out of the progress."""
+    levels = {name: logging.getLogger(name).level for name in TALKATIVE}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _working_folder(output: Path) -> Iterator[Path]:
+    """Give an empty folder on the disk of the output, where one that was left by a killed process is removed first."""
+    folder = output / WORKING
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _placement(device: str) -> dict[str, Any]:
+    """Return the trainer's arguments for a device, the one that a report with the same option is computed on."""
+    kind = check_device(device)
+    accelerator = {"cuda": "gpu"}.get(kind.type, kind.type)
+    return {"accelerator": accelerator, "devices": 1 if kind.index is None else [kind.index]}
+
+
+def _name(path: str, folder: Path) -> str:
+    return Path(path).relative_to(folder).as_posix()

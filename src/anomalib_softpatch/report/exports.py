@@ -1,0 +1,312 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A report's findings for other tools: FiftyOne, Label Studio, and whatever reads COCO's format."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from PIL import Image
+
+from anomalib_softpatch._version import __version__
+from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.suspicious_regions import SuspiciousRegion, suspicious_regions
+
+logger = logging.getLogger(__name__)
+
+WRITER = f"anomalib-softpatch {__version__}"
+LABEL = "suspicious"
+_FIELD = "fiftyone.core.fields."
+# FiftyOne adds fields to a dataset only if they are declared
+FIFTYONE_FIELDS = {
+    "filepath": f"{_FIELD}StringField",
+    "tags": f"{_FIELD}ListField({_FIELD}StringField)",
+    "metadata": f"{_FIELD}EmbeddedDocumentField(fiftyone.core.metadata.ImageMetadata)",
+    "noise_score": f"{_FIELD}FloatField",
+    "noise_rank": f"{_FIELD}IntField",
+    "duplicate_group": f"{_FIELD}IntField",
+    "suspicious_regions": f"{_FIELD}EmbeddedDocumentField(fiftyone.core.labels.Detections)",
+}
+
+
+@dataclass(frozen=True)
+class ExportedImage:
+    """What the exports say of an image.
+
+    Attributes:
+        path: Absolute path.
+        name: Path relative to the folder that has all images, with slashes.
+        width: Pixels.
+        height: Pixels.
+        rank: 1 for the most suspicious image.
+        score: Its score in the report.
+        duplicate_group: Number of its group of duplicates; ``None`` for an image without copies.
+        findings: What else is odd.
+        regions: Its suspicious regions, the rarest first.
+    """
+
+    path: Path
+    name: str
+    width: int
+    height: int
+    rank: int
+    score: float
+    duplicate_group: int | None
+    findings: list[str]
+    regions: list[SuspiciousRegion]
+
+
+def exported_images(findings: Findings) -> list[ExportedImage]:
+    """Gather what the exports say, the most suspicious image first.
+
+    Images that have gone and those whose names are no Unicode, which JSON cannot hold, are left out with a warning.
+
+    Args:
+        findings: Findings of the set.
+
+    Returns:
+        Images.
+    """
+    images = []
+    for rank, index in enumerate(findings.order, start=1):
+        path = Path(os.path.abspath(findings.paths[index]))  # noqa: PTH100  # resolve() would follow links
+        try:
+            str(path).encode()
+            with Image.open(path) as image:
+                width, height = image.size
+        except (OSError, UnicodeEncodeError) as error:
+            logger.warning("%r is left out of the exports: %s", str(path), error)
+            continue
+        images.append(
+            ExportedImage(
+                path=path,
+                name=Path(findings.names[index]).as_posix(),
+                width=width,
+                height=height,
+                rank=rank,
+                score=findings.image_scores[index].item(),
+                duplicate_group=findings.duplicate_groups[index],
+                findings=findings.oddities[index] if findings.oddities else [],
+                regions=suspicious_regions(findings, index, (width, height)),
+            )
+        )
+    return images
+
+
+def as_share(rarity: float) -> float:
+    """Return a rarity as tools expect scores, in [0, 1]: the share of all patches that are less rare.
+
+    Args:
+        rarity: See :attr:`Findings.rarity`.
+    """
+    return 1 - 10**-rarity
+
+
+def fiftyone(images: Sequence[ExportedImage]) -> dict[str, Any]:
+    """Return a dataset for FiftyOne's ``Dataset.from_json``.
+
+    Args:
+        images: From :func:`exported_images`.
+
+    Returns:
+        Dataset with the sample fields ``noise_score``, ``noise_rank``, ``duplicate_group`` and ``suspicious_regions``
+        (detections), and what else is odd as tags.
+    """
+    samples = [
+        {
+            "filepath": str(image.path),
+            "tags": image.findings,
+            "metadata": {
+                "_cls": "ImageMetadata",
+                "width": image.width,
+                "height": image.height,
+            },
+            "noise_score": image.score,
+            "noise_rank": image.rank,
+            "duplicate_group": image.duplicate_group,
+            "suspicious_regions": {
+                "_cls": "Detections",
+                "detections": [
+                    {
+                        "_cls": "Detection",
+                        "label": LABEL,
+                        "bounding_box": [
+                            region.left / image.width,
+                            region.top / image.height,
+                            region.width / image.width,
+                            region.height / image.height,
+                        ],
+                        "confidence": as_share(region.rarity),
+                        "tags": [],
+                    }
+                    for region in image.regions
+                ],
+            },
+        }
+        for image in images
+    ]
+    return {
+        "info": {"written_by": WRITER},
+        "name": "noise_report",
+        "media_type": "image",
+        "sample_fields": FIFTYONE_FIELDS,
+        "samples": samples,
+    }
+
+
+def label_studio(images: Sequence[ExportedImage]) -> list[dict[str, Any]]:
+    """Return tasks with pre-annotations for Label Studio.
+
+    Args:
+        images: From :func:`exported_images`.
+
+    Returns:
+        Tasks. An image is given as Label Studio serves local files, relative to the folder that holds the images'
+        folder. Rectangles, in percent, are for a control ``region`` of an object ``image``.
+    """
+    root = _root(images).parent
+    return [
+        {
+            "predictions": [
+                {
+                    "model_version": WRITER,
+                    "score": as_share(image.score),
+                    "result": [
+                        {
+                            "id": f"{image.rank}-{number}",
+                            "type": "rectanglelabels",
+                            "from_name": "region",
+                            "to_name": "image",
+                            "original_width": image.width,
+                            "original_height": image.height,
+                            "image_rotation": 0,
+                            "score": as_share(region.rarity),
+                            "value": {
+                                "rotation": 0,
+                                "x": 100 * region.left / image.width,
+                                "y": 100 * region.top / image.height,
+                                "width": 100 * region.width / image.width,
+                                "height": 100 * region.height / image.height,
+                                "rectanglelabels": [LABEL],
+                            },
+                        }
+                        for number, region in enumerate(image.regions, start=1)
+                    ],
+                }
+            ],
+            "data": {
+                "image": f"/data/local-files/?d={quote(image.path.relative_to(root).as_posix())}",
+                "noise_score": image.score,
+                "noise_rank": image.rank,
+                "duplicate_group": image.duplicate_group,
+                "findings": "; ".join(image.findings),
+            },
+        }
+        for image in images
+    ]
+
+
+def coco(images: Sequence[ExportedImage]) -> dict[str, Any]:
+    """Return a set in COCO's format of object detection.
+
+    Args:
+        images: From :func:`exported_images`.
+
+    Returns:
+        Images, with ``score`` and ``rank``, and an annotation, with ``score``, for each suspicious region. File names
+        are relative to the folder that has all images, which is in ``info``.
+    """
+    numbered = [(number, region) for number, image in enumerate(images, start=1) for region in image.regions]
+    annotations = [
+        {
+            "id": place,
+            "image_id": number,
+            "category_id": 1,
+            "bbox": [region.left, region.top, region.width, region.height],
+            "area": region.width * region.height,
+            "iscrowd": 0,
+            "segmentation": [],
+            "score": as_share(region.rarity),
+        }
+        for place, (number, region) in enumerate(numbered, start=1)
+    ]
+    return {
+        "info": {"contributor": WRITER, "description": "Noise report", "folder": str(_root(images))},
+        "licenses": [],
+        "categories": [{"id": 1, "name": LABEL, "supercategory": ""}],
+        "images": [
+            {
+                "id": number,
+                "file_name": image.name,
+                "width": image.width,
+                "height": image.height,
+                "score": image.score,
+                "rank": image.rank,
+            }
+            for number, image in enumerate(images, start=1)
+        ],
+        "annotations": annotations,
+    }
+
+
+EXPORTS: dict[str, Callable[[Sequence[ExportedImage]], Any]] = {
+    "fiftyone": fiftyone,
+    "label_studio": label_studio,
+    "coco": coco,
+}
+
+
+def check_exports(names: Sequence[str], folder: Path) -> None:
+    """Refuse to replace files that are not an earlier report's.
+
+    Args:
+        names: Names of exports.
+        folder: Folder that they are to be written to.
+
+    Raises:
+        ValueError: If there is such a file.
+    """
+    for file in (folder / f"{name}.json" for name in names):
+        if file.exists() and not (file.is_file() and b'"anomalib-softpatch ' in _beginning(file)):
+            msg = f"{str(file)!r} is there and is not a noise report's. Give another folder for the report."
+            raise ValueError(msg)
+
+
+def write_exports(findings: Findings, names: Sequence[str], folder: Path) -> list[Path]:
+    """Write exports.
+
+    Args:
+        findings: Findings of the set.
+        names: Names of exports: ``fiftyone``, ``label_studio``, ``coco``.
+        folder: Folder for ``<name>.json``.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: If a file of one of the names is there that is not a report's.
+    """
+    check_exports(names, folder)
+    images = exported_images(findings) if names else []
+    files = [folder / f"{name}.json" for name in names]
+    for name, file in zip(names, files, strict=True):
+        with atomic_output(file) as temporary:
+            temporary.write_text(json.dumps(EXPORTS[name](images), indent=1) + "\n", encoding="ascii")
+    return files
+
+
+def _root(images: Sequence[ExportedImage]) -> Path:
+    """Return the folder that has all images."""
+    return Path(os.path.commonpath([image.path.parent for image in images])) if images else Path()
+
+
+def _beginning(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(1000)

@@ -1,0 +1,62 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Suspicious regions: where in an image neighbouring patches are as rare as makes an image stand out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import find_objects, label
+
+from anomalib_softpatch.report.findings import Findings
+
+
+@dataclass(frozen=True)
+class SuspiciousRegion:
+    """Bounding box of neighbouring suspicious patches, in the pixels of the image.
+
+    Attributes:
+        left: First column.
+        top: First row.
+        width: Columns.
+        height: Rows.
+        rarity: Of its rarest patch, see :attr:`Findings.rarity`.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+    rarity: float
+
+
+def suspicious_regions(findings: Findings, index: int, size: tuple[int, int]) -> list[SuspiciousRegion]:
+    """Find the suspicious regions of an image.
+
+    They are what is connected, corners included, of patches above the score above which the report says that an image
+    stands out. An image that does has one at least; another one may have some, too.
+
+    Args:
+        findings: Findings of the set.
+        index: Which image.
+        size: Width and height of the image in pixels. What lies outside is cut off.
+
+    Returns:
+        Regions, the rarest first.
+    """
+    rarity = findings.rarity[index].cpu().numpy()
+    rows, columns = rarity.shape
+    covered = findings.regions[index]
+    step_x, step_y = (covered.right - covered.left) / columns, (covered.bottom - covered.top) / rows
+    components, _ = label(rarity > findings.noise_level.score, structure=np.ones((3, 3)))
+    found = []
+    for number, (vertical, horizontal) in enumerate(find_objects(components), start=1):
+        left = max(0.0, covered.left + horizontal.start * step_x)
+        top = max(0.0, covered.top + vertical.start * step_y)
+        right = min(float(size[0]), covered.left + horizontal.stop * step_x)
+        bottom = min(float(size[1]), covered.top + vertical.stop * step_y)
+        if right > left and bottom > top:
+            found.append(
+                SuspiciousRegion(left, top, right - left, bottom - top, float(rarity[components == number].max()))
+            )
+    return sorted(found, key=lambda region: -region.rarity)

@@ -1,0 +1,292 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One command from a folder that nobody has cleaned to verdicts, killed and given again on the way."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+from anomalib_softpatch.cli import main
+from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.report.paths import to_text
+
+COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+GOOD = 16
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of a backbone with random weights: telling a black square from grey noise takes no more."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
+    return ["--backbone", f"local-dir:{folder}", "--layers", "[layer2]", "--image_size", "64", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder as it is found: grey images, two defects, one of them twice, a broken file, one that is no image."""
+    root = tmp_path_factory.mktemp("clean_train") / "unsorted"
+    rng = np.random.default_rng(0)
+    for name in [*(f"a/{index}.png" for index in range(GOOD)), "b/defect\n.png", "b/other defect.png"]:
+        pixels = rng.integers(120, 136, (64, 64, 3), dtype=np.uint8)
+        if "defect" in name:
+            pixels[16:32, 16:32] = 0
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / name)
+    (root / "copy.png").write_bytes((root / "b" / "defect\n.png").read_bytes())
+    (root / "broken.png").write_bytes((root / "a" / "0.png").read_bytes()[:500])
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def start(folder: Path, options: list[str], *more: object) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", COMMAND, "clean-train", folder, *options, *more]
+    return subprocess.Popen(
+        list(map(str, arguments)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def features(output: Path) -> dict[Path, int]:
+    """Files of features and their inodes, which other ones would have if they were written again."""
+    return {path: path.stat().st_ino for path in output.glob("features/*/*.safetensors")}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path, options: list[str]) -> tuple[Path, dict[Path, int]]:
+    """Output of a run that was killed while it extracted features, and those that it had extracted."""
+    output = folder.with_name("unsorted-trained")  # the default
+    process = start(folder, options, "--batch_size", 1)
+    while process.poll() is None and not features(output):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGKILL, error
+    return output, features(output)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, options: list[str], killed: tuple[Path, dict[Path, int]]) -> tuple[Path, str]:
+    """Output and printed text of the same command, given again, with an export."""
+    output, _ = killed
+    assert not (output / "model.ckpt").exists()
+    before = contents(folder)
+    process = start(folder, options, "--batch_size", 1, "--export", "onnx", "--output", output)
+    printed, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error[-4000:]
+    assert "GPU available" not in error  # what other libraries say that asks nothing of the user
+    assert "Traceback" not in error
+    assert contents(folder) == before
+    return output, printed
+
+
+def test_goes_on_where_it_was_killed(killed: tuple[Path, dict[Path, int]], finished: tuple[Path, str]) -> None:
+    output, extracted = killed
+    assert extracted
+    assert features(output).items() >= extracted.items()
+    assert len(features(output)) == GOOD + 2  # report and fit share them, and so do copies
+    assert not list(output.glob(".*"))  # nothing unfinished is left
+
+
+def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str]) -> None:
+    output, printed = finished
+    with (output / "set_aside.csv").open(newline="") as file:
+        rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert rows.keys() == {to_text(folder / "broken.png"), to_text(folder / "copy.png")}
+    assert "cannot be read" in rows[to_text(folder / "broken.png")]
+    assert rows[to_text(folder / "copy.png")] == r"exact copy of 'b/defect\n.png'"
+    assert "[2/5] set aside 2 images (unreadable: 1, exact copies: 1)" in printed
+    table = pd.read_csv(output / "report" / "images.csv")
+    assert len(table) == GOOD + 3
+    assert (output / "report" / "report.html").is_file()
+    assert not (output / "decisions.csv").exists()
+
+
+def test_next_command_gives_verdicts_by_the_threshold(
+    folder: Path, finished: tuple[Path, str], tmp_path: Path, run_python: Callable
+) -> None:
+    """The command is run as it was printed, and the checkpoint agrees with the exported file."""
+    output, printed = finished
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["next"] in printed
+    assert (summary["images"], summary["set_aside"], summary["trained_on"]) == (GOOD + 4, 2, GOOD + 2)
+    name, *arguments = shlex.split(summary["next"].replace("NEW_IMAGES", str(folder)))
+    assert name == "anomalib-softpatch"
+    run_python("-c", COMMAND, *arguments, cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    main(["predict", str(folder), "--ckpt_path", str(output / "model.ckpt"), "--output", str(tmp_path / "other.csv")])
+    other = pd.read_csv(tmp_path / "other.csv")
+    np.testing.assert_allclose(table["score"], other["score"], rtol=1e-3)
+    defective = table["path"].str.contains("defect|copy")
+    assert (table["threshold"] == 0.5).all()
+    assert (table["verdict"][defective] == "anomalous").all()
+    assert (table["verdict"][~defective] == "normal").mean() > 0.7
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    main(list(map(str, arguments)))
+    return capfd.readouterr().out
+
+
+def test_given_again_it_computes_what_depends_on_the_options(
+    folder: Path,
+    options: list[str],
+    finished: tuple[Path, str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same command computes nothing, and no other threshold, no decision and no move needs the backbone."""
+    output, _ = finished
+    monkeypatch.setattr(PatchFeatureExtractor, "_extract", lambda *_: pytest.fail("the backbone was run"))
+    command = ("clean-train", folder, *options)
+    threshold = json.loads((output / "summary.json").read_text())["threshold"]
+    everything = contents(output)
+    for more in (["--export", "onnx"], []):
+        printed = run(capfd, *command, *more)
+        assert printed.count("there already") == 3
+        assert contents(output) == everything
+
+    decisions = tmp_path / "decisions.csv"
+    decided = {"b/other defect.png": "set_aside", "b/defect\n.png": "keep", "a/0.png": ""}
+    with decisions.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["path", "decision"], *([to_text(folder / name), decision] for name, decision in decided.items())]
+        )
+    before = contents(folder)
+    aside = tmp_path / "aside"
+    command += ("--decisions", decisions, "--move_to", aside, "--set_aside", 0.1)
+    printed = run(capfd, *command, "--false_alarms", 0.3)
+    assert printed.count("there already") == 1
+    assert "model.onnx: of an earlier run, perhaps with another threshold" in printed
+    assert "--ckpt_path" in json.loads((output / "summary.json").read_text())["next"]
+    gone = {"b/other defect.png", "copy.png", "broken.png"}
+    assert {str(path.relative_to(folder)) for path in before.keys() - contents(folder).keys()} == gone
+    assert {str(path.relative_to(aside)) for path in contents(aside)} == gone | {"moved.csv"}
+    listed = pd.read_csv(output / "set_aside.csv")
+    assert sorted(listed["moved_to"]) == sorted(str(aside / name) for name in gone)
+    assert json.loads((output / "summary.json").read_text())["threshold"] < threshold
+
+    # What has been moved away is not forgotten, and no further share of the rest is set aside
+    printed = run(capfd, *command, "--false_alarms", 0.3)
+    assert printed.count("there already") == 2
+    assert pd.read_csv(output / "set_aside.csv").equals(listed)
+
+    run(capfd, "undo", aside / "moved.csv", "--dry_run", "false")
+    assert contents(folder) == before
+    printed = run(capfd, *command, "--false_alarms", 0.3, "--move_to", tmp_path / "again")
+    assert printed.count("there already") == 2
+    run(capfd, "undo", tmp_path / "again" / "moved.csv", "--dry_run", "false")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interrupted_by_the_user_it_says_how_to_go_on(
+    folder: Path,
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+) -> None:
+    """Lightning makes the former the latter."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("anomalib_softpatch.cleaning.stages.Engine.fit", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["clean-train", str(folder), *options, "--output", str(tmp_path / "out")])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith("Stopped. The same command goes on from here.\n")
+    assert not (tmp_path / "out" / ".working").exists()
+
+
+REFUSAL = """
+import json, sys
+from anomalib_softpatch.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(["clean-train", *arguments])
+    except SystemExit as error:
+        print(error.code, sorted({"torch", "anomalib", "timm", "pandas", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def test_bad_input_is_refused_before_anything_slow_is_imported(
+    folder: Path, tmp_path: Path, run_python: Callable
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    (tmp_path / "other.csv").write_text("path,decision\n/elsewhere/a.png,keep\n")
+    cases = {
+        "is not a folder": [tmp_path / "nowhere"],
+        "has no images": [tmp_path / "empty"],
+        "not of an earlier run": [folder, "--output", tmp_path / "mine"],
+        "in which nothing is changed": [folder, "--output", folder / "out"],
+        "false_alarms=1.5 must be a share above 0": [folder, "--false_alarms", 1.5],
+        "set_aside=1.0 must be a share of at least 0": [folder, "--set_aside", 1.0],
+        "image_size=0 must be a whole number of 32": [folder, "--image_size", 0],
+        "batch_size=0 must be": [folder, "--batch_size", 0],
+        "layers must name": [folder, "--layers", "[]"],
+        "none of which lies in folder=": [folder, "--decisions", tmp_path / "other.csv"],
+        "is not a table": [folder, "--decisions", folder / "notes.txt"],
+        "cannot be written to": [folder, "--output", tmp_path / "other.csv" / "out"],
+    }
+    arguments = json.dumps([list(map(str, case)) for case in cases.values()])
+    result = run_python("-c", REFUSAL, arguments, cwd=tmp_path)
+    assert result.stdout.splitlines() == ["2 []"] * len(cases)
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(cases)
+    for line, message in zip(lines, cases, strict=True):
+        assert line.startswith("anomalib-softpatch clean-train: ")
+        assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "resnet1o"], "is not a model of timm"),
+        (["--device", "abacus"], "device='abacus' cannot be used here"),
+    ],
+)
+def test_other_bad_options_are_refused_before_anything_is_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["clean-train", str(folder), "--output", str(tmp_path / "out"), *arguments])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_images_are_left(
+    folder: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two").mkdir()
+    for name in ("0.png", "1.png"):
+        os.link(folder / "a" / name, tmp_path / "two" / name)
+    with pytest.raises(SystemExit):
+        main(["clean-train", str(tmp_path / "two"), *options, "--set_aside", "0.5"])
+    assert "Only 1 of 2 images are left to train on" in capsys.readouterr().err

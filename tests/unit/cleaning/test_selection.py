@@ -1,0 +1,98 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What is set aside before training, by name, reason and in whose favour."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from anomalib_softpatch.cleaning.inventory import exact_copies, file_hash, inventory
+from anomalib_softpatch.cleaning.selection import Row, choose, names_of, write_set_aside
+from anomalib_softpatch.report.paths import from_text, to_text
+
+FILES = {
+    "a.png": "1",
+    "b.png": "2",
+    "b copy.png": "2",
+    "b other.png": "2",
+    "broken.png": "3",
+    "c.png": "4",
+    "d.png": "",
+}
+RANKED = ["c.png", "b.png", "b copy.png", "b other.png", "a.png"]
+UNREADABLE = {"broken.png": "truncated", "d.png": "no permission", "notes.txt": "not an image file"}
+ALWAYS = {"broken.png": "truncated", "d.png": "no permission"}
+
+
+def chosen(decisions: dict[str, str] | None = None, share: float = 0.0) -> dict[str, str]:
+    return choose(FILES, RANKED, UNREADABLE, decisions or {}, share)
+
+
+def test_unreadable_files_and_extra_copies() -> None:
+    assert chosen() == ALWAYS | {"b.png": "exact copy of b copy.png", "b other.png": "exact copy of b copy.png"}
+
+
+def test_the_copy_to_keep_stays() -> None:
+    expected = {"b copy.png": "exact copy of b.png", "b other.png": "exact copy of b.png"}
+    assert chosen({"b.png": "keep"}) == ALWAYS | expected
+
+
+def test_of_copies_set_aside_by_a_person_the_next_one_stays() -> None:
+    expected = {"b copy.png": "decided by a person", "b.png": "exact copy of b other.png"}
+    assert chosen({"b copy.png": "set_aside"}) == ALWAYS | expected
+    assert chosen(dict.fromkeys(["b.png", "b copy.png", "b other.png"], "set_aside")).keys() >= {"b.png", "b other.png"}
+
+
+def test_decisions_come_first() -> None:
+    copies = dict.fromkeys(["b.png", "b copy.png", "b other.png"], "keep")
+    assert chosen({**copies, "c.png": "keep", "a.png": "set_aside"}, share=0.6) == ALWAYS | {
+        "a.png": "decided by a person"
+    }
+
+
+@pytest.mark.parametrize(("share", "names"), [(0.0, set()), (0.2, {"c.png"}), (0.59, {"c.png", "b copy.png"})])
+def test_share_of_the_most_suspicious(share: float, names: set[str]) -> None:
+    """Images that are set aside anyhow count, so that a share is one of what the report shows."""
+    assert chosen(share=share) == chosen() | {
+        name: f"number {RANKED.index(name) + 1} of the 5 images in the report" for name in names
+    }
+
+
+def test_decisions_about_files_that_cannot_be_read_or_have_gone() -> None:
+    assert chosen({"broken.png": "keep", "gone.png": "set_aside"}) == chosen()
+
+
+def test_decisions_are_looked_up_in_the_folder() -> None:
+    decisions = {Path("/set/sub/a.png"): "keep", Path("/other/a.png"): "set_aside", Path("/settee/b.png"): "keep"}
+    assert names_of(decisions, Path("/set")) == ({"sub/a.png": "keep"}, 2)
+
+
+def test_list_holds_any_name(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("plain.png", "line\nbreak.png", "b\udcff.png", "=1+1.png")]
+    write_set_aside([Row(path, 'it, "is"\nso \udcff', paths[0] if path is paths[1] else None) for path in paths],
+                    tmp_path / "list.csv")  # fmt: skip
+    with (tmp_path / "list.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [from_text(row["path"]) for row in rows] == paths
+    assert all(row["path"].isprintable() and not row["path"].startswith("=") for row in rows)
+    assert [row["moved_to"] for row in rows] == ["", to_text(paths[0]), "", ""]
+
+
+def test_inventory_is_of_content(tmp_path: Path) -> None:
+    contents = {"b/x.png": b"1", "a.png": b"1", "b/empty.png": b"", "c.png": b"2" * 3_000_000}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+    paths = list(tmp_path.rglob("*.png"))
+    found = inventory(tmp_path, paths)
+    assert list(found) == ["a.png", "b/empty.png", "b/x.png", "c.png", "link.png"]
+    assert {name: value for name, value in found.items() if name in contents} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
+    }
+    assert found["link.png"] == file_hash(tmp_path / "absent") == ""
+    assert exact_copies(found) == [["a.png", "b/x.png"]]
+    assert exact_copies({"a": "", "b": ""}) == []  # of files that nobody could read nothing is known
