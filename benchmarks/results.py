@@ -93,7 +93,7 @@ def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> 
     headings = ["", *record]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     lines += [f"| {name} | {' | '.join(each['versions'][name] for each in record.values())} |" for name in names]
-    for title in ("system", "tests", "date"):
+    for title in ("system", "tests", "date", "commit"):
         lines.append(f"| {title} | {' | '.join(each[title] for each in record.values())} |")
     counts = (f"{each['passed']} passed, {each['skipped']} skipped" for each in record.values())
     lines.append(f"| result | {' | '.join(counts)} |")
@@ -121,6 +121,6 @@ def render(page: str, results: Path = RESULTS) -> str:
             raise ValueError(msg)
         record = json.loads((results / name).read_text(encoding="utf-8"))
         text = (rendered if "rows" in record else rendered_versions)(record, options)
-        return f"<!-- results: {match['what']} -->\n{text}\n<!-- end of results -->"
+        return f"<!-- results: {match['what']} -->\n\n{text}\n\n<!-- end of results -->"
 
     return MARK.sub(replace, page)
