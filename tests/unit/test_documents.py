@@ -69,6 +69,8 @@ def test_table_by_hand(folder: Path) -> None:
 def test_choice_of_figures_and_rows(folder: Path) -> None:
     text = results.render(page('robustness.json keys=fit heading="fit [s]"'), folder)
     assert "| fit [s] | 0 % | 10 % |\n|---|---:|---:|\n| default | 3.5 ± 0.5 | 5.0 (1 run) |\n\n" in text
+    text = results.render(page('robustness.json rows="no times;default"'), folder)
+    assert text.index("| no times |") < text.index("| default |")
     text = results.render(page('robustness.json rows="no times"'), folder)
     assert "default" not in text
 
