@@ -11,7 +11,7 @@ file in ``docs/results/`` gives::
     <!-- end of results -->
 
 Behind the file's name the mark may say ``keys=image,pixel`` (other figures of the runs than the file's first choice),
-``heading="image / pixel AUROC"`` (of the first column) and ``rows=softpatch,default`` (some rows, in this order).
+``heading="image / pixel AUROC"`` (of the first column) and ``rows=softpatch;default`` (some rows, in this order).
 """
 
 import json
@@ -77,7 +77,7 @@ def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
     """Return the table of a file that a benchmark has written, and what it was measured by."""
     rows = record["rows"]
     if "rows" in options:
-        rows = {name: rows[name] for name in options["rows"].split(",")}
+        rows = {name: rows[name] for name in options["rows"].split(";")}
     keys = options["keys"].split(",") if "keys" in options else record["keys"]
     rows = {
         name: columns for name, columns in rows.items() if any(keys[0] in run for column in columns for run in column)
@@ -93,7 +93,7 @@ def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> 
     headings = ["", *record]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     lines += [f"| {name} | {' | '.join(each['versions'][name] for each in record.values())} |" for name in names]
-    for title in ("system", "tests", "date"):
+    for title in ("system", "tests", "date", "commit"):
         lines.append(f"| {title} | {' | '.join(each[title] for each in record.values())} |")
     counts = (f"{each['passed']} passed, {each['skipped']} skipped" for each in record.values())
     lines.append(f"| result | {' | '.join(counts)} |")
@@ -121,6 +121,6 @@ def render(page: str, results: Path = RESULTS) -> str:
             raise ValueError(msg)
         record = json.loads((results / name).read_text(encoding="utf-8"))
         text = (rendered if "rows" in record else rendered_versions)(record, options)
-        return f"<!-- results: {match['what']} -->\n{text}\n<!-- end of results -->"
+        return f"<!-- results: {match['what']} -->\n\n{text}\n\n<!-- end of results -->"
 
     return MARK.sub(replace, page)

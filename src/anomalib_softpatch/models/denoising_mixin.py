@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # Protocol buffers, which ONNX files are, end at 2 GiB; some of it is for the graph.
 LARGEST_ONNX_FILE = 1.9 * 2**30
-# A module. Under that name the command line's help would list every module of every library: two thousand lines.
+# A module. Under that name the command line's help would list every module of every library, thousands of lines.
 Network: TypeAlias = Callable[[torch.Tensor], Any]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -1,0 +1,72 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The notebooks run from top to bottom, on small sets, and are kept without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
+
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+SMALL = {"num_train": 12, "num_test_good": 4, "num_test_per_defect": 2}
+# For each, parameters that make it small, and what must hold at its end
+RUNS = {
+    "own_folder": (
+        f"MADE = {SMALL | {'num_hidden': 1}}",
+        """
+        assert len(findings.table) == 13
+        assert len(verdicts) == 10
+        assert verdicts["path"].head(3).str.contains("brick|grass|stain").all(), verdicts
+        assert (verdicts["anomalous"] == verdicts["anomalous in OpenVINO"]).all()
+        assert (verdicts["score"] - verdicts["score in OpenVINO"]).abs().max() < 1e-3
+        """,
+    ),
+    "robustness": (
+        f"IMAGE_SIZE, CORESET, RATIOS, MADE = 128, 0.05, [0, 0.4], {SMALL | {'num_hidden': 0}}",
+        """
+        assert table.shape == (2, 4)
+        assert table.notna().all(axis=None)
+        assert len(noisy.noise) == 4
+        assert table["image_AUROC", "PatchCore"][0.4] < table["image_AUROC", "SoftPatch"][0.4], table
+        """,
+    ),
+}
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_notebook_is_run() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted(RUNS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_kept_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in code_cells(notebook):
+        assert not cell.outputs
+        assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters, expected = RUNS[name]
+    notebook = nbformat.read(ROOT / "docs" / "notebooks" / f"{name}.ipynb", as_version=4)
+    (place,) = [index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    notebook.cells.insert(place + 1, new_code_cell(parameters))
+    notebook.cells.append(new_code_cell("\n".join(line.strip() for line in expected.splitlines())))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # What the project is installed in, not a kernel of the user's own
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    assert any(output.output_type == "display_data" for cell in code_cells(notebook) for output in cell.outputs)

@@ -1,0 +1,124 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The documents show the figures of `docs/results/`, as the benchmarks wrote them."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import render_tables
+import results
+
+FILES = sorted((ROOT / "docs" / "results").glob("*.json"))
+MEASURED = [path for path in FILES if "rows" in json.loads(path.read_text())]
+RECORD = {
+    "title": "Image / pixel AUROC",
+    "command": "python benchmarks/robustness.py --seeds 0 1 2",
+    "date": "2026-11-25",
+    "commit": "0123abc-dirty",
+    "machine": "a processor, 1 thread on 2 cores",
+    "versions": {"anomalib-softpatch": "0.2.0", "torch": "2.14.1"},
+    "headings": ["image / pixel", "0 %", "10 %"],
+    "keys": ["image", "pixel"],
+    "rows": {
+        "default": [
+            [{"image": 80.0, "pixel": 90.0, "fit": 3.0}, {"image": 84.0, "pixel": 90.0, "fit": 4.0}],
+            [{"image": 70.25, "pixel": 60.0, "fit": 5.0}],
+        ],
+        "no times": [[{"image": 1.0, "pixel": 2.0}], []],
+    },
+}
+
+
+def page(what: str) -> str:
+    return f"Text.\n\n<!-- results: {what} -->\nold\n<!-- end of results -->\n\nMore text.\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "robustness.json").write_text(json.dumps(RECORD))
+    return tmp_path
+
+
+def test_table_by_hand(folder: Path) -> None:
+    text = results.render(page("robustness.json"), folder)
+    assert text.startswith("Text.\n\n<!-- results: robustness.json -->\n")
+    assert text.endswith("\n<!-- end of results -->\n\nMore text.\n")
+    assert "old" not in text
+    assert (
+        "| image / pixel | 0 % | 10 % |\n"
+        "|---|---:|---:|\n"
+        "| default | 82.0 ± 2.0 / 90.0 ± 0.0 | 70.2 / 60.0 (1 run) |\n"
+        "| no times | 1.0 / 2.0 (1 run) | n/a |\n"
+    ) in text
+    for origin in (RECORD["command"], RECORD["machine"], RECORD["date"], "torch 2.14.1", "0.2.0", "not committed"):
+        assert origin in text
+    assert results.render(text, folder) == text
+
+
+def test_choice_of_figures_and_rows(folder: Path) -> None:
+    text = results.render(page('robustness.json keys=fit heading="fit [s]"'), folder)
+    assert "| fit [s] | 0 % | 10 % |\n|---|---:|---:|\n| default | 3.5 ± 0.5 | 5.0 (1 run) |\n\n" in text
+    text = results.render(page('robustness.json rows="no times;default"'), folder)
+    assert text.index("| no times |") < text.index("| default |")
+    text = results.render(page('robustness.json rows="no times"'), folder)
+    assert "default" not in text
+
+
+def test_unknown_option_of_a_mark(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"robustness.json: colour. Known are heading, keys, rows"):
+        results.render(page("robustness.json colour=red"), folder)
+
+
+@pytest.mark.parametrize("path", render_tables.PAGES, ids=lambda path: path.name)
+def test_pages_show_what_the_files_hold(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<!-- results: ") == len(results.MARK.findall(text)), "a mark without an end"
+    assert results.render(text) == text, "run `make tables`"
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.name)
+def test_files_are_shown_and_say_what_they_were_measured_by(path: Path) -> None:
+    """Every figure of every cell can be found in a page, computed here by NumPy."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in render_tables.PAGES)
+    marks = re.findall(rf"<!-- results: {path.name}(.*?) -->", pages)
+    assert marks, "no page shows it"
+    assert record["command"].startswith("python benchmarks/")
+    assert not re.search(r"(^|[ :=])/", record["command"]), "a path of somebody's machine"
+    assert not record["commit"].endswith("-dirty")
+    if "" in marks:
+        for name, columns in record["rows"].items():
+            for runs in columns:
+                if runs:
+                    mean = np.mean([run[record["keys"][0]] for run in runs])
+                    assert re.search(rf"\| {re.escape(name)} \|.* {mean:.1f}[ |]", pages)
+
+
+def test_roles_of_docstrings_are_shown_as_names() -> None:
+    specification = importlib.util.spec_from_file_location("site_hook", ROOT / "docs" / "site_hook.py")
+    hook = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hook)
+    html = "<p>see :class:<code>~anomalib_softpatch.components.FeatureCache</code> and :func:<code>a.b</code>: c</p>"
+    assert hook.on_page_content(html) == "<p>see <code>FeatureCache</code> and <code>a.b</code>: c</p>"
+
+
+def test_versions_are_shown() -> None:
+    """Those of `docs/results/tested_with.json`, which `nox` writes."""
+    record = json.loads((ROOT / "docs" / "results" / "tested_with.json").read_text())
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert "<!-- results: tested_with.json -->" in page
+    for session in record.values():
+        assert session["passed"] > 0
+        for name, version in session["versions"].items():
+            assert re.search(rf"\| {name} \|.* {re.escape(version)} \|", page)
