@@ -24,6 +24,8 @@ REFERENCES = 2**16
 # Products of a support distance: more patches than that are thinned
 LARGEST_PRODUCT = 2**37
 BLOCK = 2**23
+# Of a normal distribution, in median absolute deviations
+STANDARD_DEVIATION = 1.4826
 
 
 def support_curve(features: torch.Tensor, scores: torch.Tensor, shares: tuple[float, ...] = SHARES) -> torch.Tensor:
@@ -127,8 +129,9 @@ def support_distances(features: torch.Tensor, indices: torch.Tensor, k: int = 2)
 def exceptional_distances(distances: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Return support distances of patches that have less support than normal patches, and 0 in place of the others.
 
-    Rare normal patches have little support, too. The typical image is a normal one, while most images are: what is
-    supported as well as its least supported patch vouches fully.
+    Rare normal patches have little support, too. Most images are normal, so that the median over the images of the
+    largest distance of their patches, and the median absolute deviation, say what normal images have: up to one robust
+    standard deviation above the median, a patch vouches fully.
 
     Args:
         distances: See :func:`support_distances`, shape ``(m,)``.
@@ -140,7 +143,10 @@ def exceptional_distances(distances: torch.Tensor, images: torch.Tensor) -> torc
     if not len(distances):
         return distances
     largest = distances.new_full((int(images.max()) + 1,), -1.0).scatter_reduce(0, images, distances, reduce="amax")
-    return torch.where(distances > largest[largest >= 0].median(), distances, 0.0)
+    largest = largest[largest >= 0]
+    typical = largest.median()
+    deviation = STANDARD_DEVIATION * (largest - typical).abs().median()
+    return torch.where(distances > typical + deviation, distances, 0.0)
 
 
 def _squares(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

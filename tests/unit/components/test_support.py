@@ -177,10 +177,10 @@ def test_support_distances_equal_brute_force(images: int, k: int, block: int, mo
 
 
 def test_only_exceptional_distances_stay() -> None:
-    """Above the largest of the median image: of images 0, 2, 3, 7 those are 4, 1, 2, 9; the lower median is 2."""
-    distances = torch.tensor([0.5, 4.0, 1.0, 2.0, 2.0, 0.0, 9.0, 2.5])
-    images = torch.tensor([0, 0, 2, 3, 3, 7, 7, 7])
-    assert exceptional_distances(distances, images).tolist() == [0, 4, 0, 0, 0, 0, 9, 2.5]
+    """The largest of images 0, 2, 3, 7 are 4, 1, 2, 9: the lower median is 2, that of the deviations is 1."""
+    distances = torch.tensor([0.5, 4.0, 1.0, 2.0, 2.0, 0.0, 9.0, 3.4, 3.5])
+    images = torch.tensor([0, 0, 2, 3, 3, 7, 7, 7, 7])
+    assert exceptional_distances(distances, images).tolist() == [0, 4, 0, 0, 0, 0, 9, 0, 3.5]
     assert exceptional_distances(torch.full((6,), 3.0), torch.arange(6)).tolist() == [0] * 6
     assert len(exceptional_distances(torch.empty(0), torch.empty(0, dtype=torch.long))) == 0
 
@@ -234,7 +234,9 @@ def test_objects_in_any_direction_bear_nothing() -> None:
     distances = np.array(brute_distances(features, result.indices, 2))
     images = result.indices.numpy() // 64
     largest = sorted(distances[images == image].max() for image in set(images.tolist()))
-    exceptional = distances > largest[(len(largest) - 1) // 2] * (1 + 1e-6)
+    typical = np.quantile(largest, 0.5, method="lower")
+    deviation = 1.4826 * np.quantile(abs(np.array(largest) - typical), 0.5, method="lower")
+    exceptional = distances > typical + deviation
     assert 0 < exceptional.sum() < len(distances) / 2
     np.testing.assert_allclose(result.features[:, -1], np.where(exceptional, distances, 0), rtol=1e-4)
 
