@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs setup clean
+.PHONY: demo test lint docs tables setup clean
 
 demo: setup  ## Train and test PatchCore and SoftPatch on a small set with defects among the training images
 	$(VENV)/bin/anomalib-softpatch demo
@@ -18,6 +18,9 @@ lint: setup
 
 docs: setup  ## The site, into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+tables: setup  ## Write the figures of docs/results/ into the documents
+	$(VENV)/bin/python benchmarks/render_tables.py
 
 setup: $(INSTALLED)
 

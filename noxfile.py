@@ -9,24 +9,27 @@ Needs ``pip install nox``, the Python versions below, the network, and some giga
     nox -s lowest -- tests/unit/integration    # some tests
     nox -s lowest --install-only               # set the environment up; -R then uses it again
 
-A session that passes writes what it has tested to ``docs/results/versions.json``.
+A session that passes writes what it has tested to ``docs/results/tested_with.json``; ``make tables`` shows it in the
+documents.
 """
 
 import json
+import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import nox
 
-RECORD = Path("docs/results/versions.json")
+RECORD = Path("docs/results/tested_with.json")
 RECORDED = ("anomalib", "torch", "torchvision", "timm", "lightning", "numpy", "safetensors")
 VERSIONS = """
 import json, platform, sys
 from importlib.metadata import version
 found = {name: version(name) for name in sys.argv[1:]}
-print(json.dumps({"python": platform.python_version(), "system": platform.system(), **found}))
+print(json.dumps({"python": platform.python_version(), **found}))
 """
 
 nox.options.sessions = ["lowest", "newest"]
@@ -51,13 +54,16 @@ def newest(session: nox.Session) -> None:
 def run_tests(session: nox.Session) -> None:
     """Run the tests that were asked for, and record what they passed with."""
     report = Path(session.create_tmp()) / "junit.xml"
-    session.run("python", "-m", "pytest", f"--junitxml={report}", *session.posargs)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    if session.run("python", "-m", "pytest", f"--junitxml={report}", *session.posargs) is None:
+        return  # --install-only
     counts = next(ElementTree.parse(report).iter("testsuite")).attrib
     tests, skipped = int(counts["tests"]), int(counts["skipped"])
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record[session.name.split("-")[0]] = {
-        **json.loads(session.run("python", "-c", VERSIONS, *RECORDED, silent=True)),
+        "versions": json.loads(session.run("python", "-c", VERSIONS, *RECORDED, silent=True)),
+        "system": platform.system(),
+        "date": time.strftime("%Y-%m-%d"),
         "tests": " ".join(session.posargs) or "all",
         "passed": tests - skipped,
         "skipped": skipped,

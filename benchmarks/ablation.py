@@ -9,8 +9,7 @@ defects) are means over seeds with their standard deviation.
 
 Example::
 
-    python benchmarks/ablation.py --root ../shared/datasets --category kolektor \\
-        --backbone local-dir:../shared/backbones/mobilenetv2_100.coral_in1k --layers blocks.2 blocks.4 --table weights
+    python benchmarks/ablation.py --table weights
 """
 
 import argparse
@@ -28,7 +27,7 @@ from torchvision.transforms.v2.functional import rotate
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.data import NoisyDataModule
 from anomalib_softpatch.models import SoftPatch, SoftPatchModel
-from common import print_table
+from common import accuracy_parser, describe_machine, print_table, save_results
 
 SOFT_PATCH: dict[str, Any] = {}
 PLUS: dict[str, Any] = {"discriminators": ("lof", "gaussian"), "thresholds": (0.15, 0.5)}
@@ -79,6 +78,7 @@ class Features:
     labels: torch.Tensor
     masks: torch.Tensor
     injected: np.ndarray  # which training images were injected
+    paths: list[str]  # of the test images
 
 
 def extract(
@@ -117,6 +117,7 @@ def extract(
         torch.cat([labels for _, labels, *_ in test]),
         torch.cat([masks for _, _, masks, _ in test]).bool(),
         np.array(injected, dtype=bool),
+        [path for *_, paths in test for path in paths],
     )
 
 
@@ -168,20 +169,14 @@ def evaluate(
 
 def main() -> None:
     """Run one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="../shared/datasets")
-    parser.add_argument("--category", default="kolektor")
-    parser.add_argument("--backbone", default="local-dir:../shared/backbones/mobilenetv2_100.coral_in1k")
-    parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
-    parser.add_argument("--image-size", type=int, default=256)
+    parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.4])
     parser.add_argument("--table", choices=TABLES, nargs="+", default=["models"])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0, 0.1, 0.4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--coreset", type=float, default=0.01)
     parser.add_argument("--patch-embedding", choices=["average", "unfold"], default="average")
     parser.add_argument("--no-overlap", action="store_true")
     parser.add_argument("--rotated", action="store_true", help="turn every image by a random multiple of 90 degrees")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(describe_machine(), flush=True)
 
     model = SoftPatchModel(arguments.layers, arguments.backbone, patch_embedding=arguments.patch_embedding).eval()
     settings = {name: setting for table in arguments.table for name, setting in TABLES[table].items()}
@@ -194,11 +189,12 @@ def main() -> None:
                 figures = evaluate(model, features, setting, arguments.coreset, seed)
                 results.setdefault((name, ratio), []).append(figures)
                 print(f"# {ratio:.0%} seed {seed} {name}: {figures}", flush=True)
-    print_table(
-        ["image / map AUROC", *(f"{ratio:.0%}" for ratio in arguments.ratios)],
-        {name: [results[name, ratio] for ratio in arguments.ratios] for name in settings},
-        ["image", "map"],
-    )
+    headings = ["image / map AUROC", *(f"{ratio:.0%}" for ratio in arguments.ratios)]
+    rows = {name: [results[name, ratio] for ratio in arguments.ratios] for name in settings}
+    protocol = "no overlap" if arguments.no_overlap else "overlap"
+    title = f"Image / map AUROC in % against the noise ratio, {arguments.category}, protocol {protocol}"
+    save_results(arguments.save, title, headings, rows, ["image", "map"])
+    print_table(headings, rows, ["image", "map"])
 
 
 if __name__ == "__main__":

@@ -4,12 +4,16 @@
 """What the benchmarks share: real features to measure on, the clock, the memory and the machine."""
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -22,14 +26,25 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import normalize, resize, to_dtype, to_image
 
+from anomalib_softpatch import __version__
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.components.patch_features import pool_channels, unfold
+from results import OWN, Rows, table
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # Images and weights that are not part of the project, see CONTRIBUTING.md
 SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or Path(__file__).resolve().parents[2] / "shared").resolve()
 DATASETS = str(SHARED / "datasets")
+VERSIONS = ("anomalib", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 BACKBONE = f"local-dir:{SHARED / 'backbones' / 'mobilenetv2_100.coral_in1k'}"
+# Of the code that runs: by the time that a benchmark ends, the checkout may have moved on
+COMMIT = (
+    subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    ).stdout.strip()
+    or "unknown"
+)  # fmt: skip
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -42,43 +57,113 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def describe_machine() -> str:
-    """Return one line: processor, threads, memory, load and versions."""
+def accuracy_parser(description: str | None, ratios: Sequence[float]) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of the benchmarks that count what is found on a noisy set.
+
+    Args:
+        description: Docstring of the benchmark.
+        ratios: Noise ratios to measure by default.
+    """
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--root", default=DATASETS, help="folder that holds the category in MVTec AD's layout")
+    result.add_argument("--category", default="kolektor")
+    result.add_argument("--backbone", default=BACKBONE, help="timm's name, or local-dir:<folder>")
+    result.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
+    result.add_argument("--image-size", type=int, default=256)
+    result.add_argument("--ratios", type=float, nargs="+", default=list(ratios), help="noise ratios")
+    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    result.add_argument("--coreset", type=float, default=0.01)
+    result.add_argument("--threads", type=int, default=torch.get_num_threads())
+    result.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
+    return result
+
+
+def new_file(name: str) -> Path:
+    """Return the path of a file that can be written without harm to another one, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is a file of this name, or no folder for it.
+    """
+    path = Path(name)
+    if path.exists():
+        msg = f"{path} exists, and is not overwritten: give another name, or remove it."
+        raise argparse.ArgumentTypeError(msg)
+    if not path.absolute().parent.is_dir():
+        msg = f"there is no folder {path.absolute().parent} for it: make it first."
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
+def describe_machine(versions: bool = True) -> str:
+    """Return one line: processor, threads, memory, load and, if asked for, versions."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
+    threads = torch.get_num_threads()
     # glibc gives large temporaries back to the system unless these are set, which can cost most of the time.
     allocator = ", ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("MALLOC_"))
     return (
-        f"{processor}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, load {psutil.getloadavg()[0]:.1f}; "
-        f"torch {torch.__version__}, anomalib {anomalib.__version__}{allocator and f'; {allocator}'}"
+        f"{processor}, {threads} thread{'s' * (threads > 1)} on {os.cpu_count()} cores, "
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, load {psutil.getloadavg()[0]:.1f}"
+        + f"; torch {torch.__version__}, anomalib {anomalib.__version__}" * versions
+        + (allocator and f"; {allocator}")
     )
 
 
-def print_table(
-    headings: Sequence[str], rows: dict[str, Sequence[Sequence[dict[str, float]]]], keys: Sequence[str]
-) -> None:
-    """Print a Markdown table of means and standard deviations.
+def describe_command() -> str:
+    """Return the command line, without what is particular to this machine."""
+    arguments = [argument.replace(str(SHARED), "$ANOMALIB_SOFTPATCH_SHARED") for argument in sys.argv[1:]]
+    save = arguments.index("--save") if "--save" in arguments else len(arguments)
+    arguments[save : save + 2] = []
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
+def print_table(headings: Sequence[str], rows: Rows, keys: Sequence[str]) -> None:
+    """Print a Markdown table of means and standard deviations, see :func:`results.table`."""
+    print(table(headings, rows, keys))
+
+
+def save_results(path: Path | None, title: str, headings: Sequence[str], rows: Rows, keys: Sequence[str]) -> None:
+    """Write the figures of all runs, and by what they were measured, into a file that the documents can show.
+
+    It is written whole or not at all, and may be called again after every run.
 
     Args:
+        path: JSON file; ``None`` for none.
+        title: What was measured, on what: it stands above the table.
         headings: Heading of the first column, then of each other one.
-        rows: For each row its name and, for each column, the figures of the runs.
-        keys: Which figures a cell shows, separated by slashes.
+        rows: For each row its name and, for each column, the figures of the runs; those that are no numbers (NaN) are
+            left out.
+        keys: Which figures a cell shows.
     """
-    print(f"| {' | '.join(headings)} |\n|---|{'---:|' * (len(headings) - 1)}")
-    for name, columns in rows.items():
-        cells = [
-            " / ".join(
-                f"{np.mean([run[key] for run in runs]):.1f} ± {np.std([run[key] for run in runs]):.1f}" for key in keys
-            )
-            if runs
-            else "n/a"
-            for runs in columns
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+    if path is None:
+        return
+    record = {
+        "title": title,
+        "command": describe_command(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": COMMIT,
+        "machine": describe_machine(versions=False),
+        "versions": {
+            OWN: __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in VERSIONS},
+        },
+        "headings": list(headings),
+        "keys": list(keys),
+        "rows": {
+            name: [
+                [{key: round(float(value), 4) for key, value in run.items() if np.isfinite(value)} for run in column]
+                for column in columns
+            ]
+            for name, columns in rows.items()
+        },
+    }
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def measure(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Compare ways to turn the noise scores of an image's patches into one score, and print a table.
+"""Compare ways to turn the noise scores of an image's patches into one score, and print a table.
 
 Anomalous test images are injected among the training images (overlap protocol), every patch is scored, and every
 way of summing an image up is judged by how well it ranks the injected images: AUROC, and precision among as many
@@ -9,8 +9,7 @@ images as were injected. Means over seeds with their standard deviation, in perc
 
 Example::
 
-    python benchmarks/image_score.py --root ../shared/datasets --category kolektor \
-        --backbone local-dir:../shared/backbones/mobilenetv2_100.coral_in1k --layers blocks.2 blocks.4
+    python benchmarks/image_score.py
 """
 
 import argparse
@@ -26,7 +25,7 @@ from anomalib_softpatch.components import PatchFeatureExtractor, keep_mask, scor
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.data import NoisyDataModule
 from anomalib_softpatch.models import SoftPatch
-from common import print_table
+from common import accuracy_parser, describe_machine, print_table, save_results
 
 REMOVED = 0.15  # SoftPatch's threshold
 
@@ -86,30 +85,26 @@ def score_training_set(
             features.append(part if matrix is None else part @ matrix)
             labels.extend(datamodule.truth.loc[batch.image_path, "true_label_index"])
         scores = score_patches(torch.cat(features), ("lof", "gaussian"))
-    return scores.by_discriminator | {"lof + gaussian": scores.fused}, np.array(labels)
+        other = score_patches(torch.cat(features), ("simplified_lof",)).by_discriminator
+    return other | scores.by_discriminator | {"lof + gaussian": scores.fused}, np.array(labels)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="../shared/datasets")
-    parser.add_argument("--category", default="kolektor")
-    parser.add_argument("--backbone", default="local-dir:../shared/backbones/mobilenetv2_100.coral_in1k")
-    parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
-    parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--save", type=Path, help="folder to save the patch scores and labels of every set in")
+    parser = accuracy_parser(__doc__, ratios=[0.1, 0.2, 0.4])
+    parser.add_argument("--save-scores", type=Path, help="folder to save the patch scores and labels of every set in")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(describe_machine(), flush=True)
 
     extractor = PatchFeatureExtractor(arguments.backbone, arguments.layers).eval()
     figures: dict[tuple[str, str, float], list[dict[str, float]]] = {}
     for ratio in arguments.ratios:
         for seed in arguments.seeds:
             scores, labels = score_training_set(extractor, ratio, seed, arguments)
-            if arguments.save:
-                arguments.save.mkdir(parents=True, exist_ok=True)
-                torch.save((scores, labels.tolist()), arguments.save / f"{ratio:g}-{seed}.pt")
+            if arguments.save_scores:
+                arguments.save_scores.mkdir(parents=True, exist_ok=True)
+                torch.save((scores, labels.tolist()), arguments.save_scores / f"{ratio:g}-{seed}.pt")
             if not labels.any():
                 continue
             for discriminator, patch_scores in scores.items():
@@ -121,14 +116,14 @@ def main() -> None:
                     )
             print(f"# {ratio:.0%} seed {seed}: {labels.sum()} of {len(labels)} images injected", flush=True)
     ratios = [ratio for ratio in arguments.ratios if ratio]
-    print_table(
-        ["patch score, image score", *(f"{ratio:.0%} AUROC / precision" for ratio in ratios)],
-        {
-            f"{discriminator}, {name}": [figures[discriminator, name, ratio] for ratio in ratios]
-            for discriminator, name in dict.fromkeys((discriminator, name) for discriminator, name, _ in figures)
-        },
-        ["AUROC", "precision"],
-    )
+    headings = ["patch score, image score", *(f"{ratio:.0%}" for ratio in ratios)]
+    rows = {
+        f"{discriminator}, {name}": [figures[discriminator, name, ratio] for ratio in ratios]
+        for discriminator, name in dict.fromkeys((discriminator, name) for discriminator, name, _ in figures)
+    }
+    title = f"AUROC / precision in % of the ranking of the injected images, {arguments.category}, protocol overlap"
+    save_results(arguments.save, title, headings, rows, ["AUROC", "precision"])
+    print_table(headings, rows, ["AUROC", "precision"])
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ Example::
     python benchmarks/robustness.py --settings default published --ratios 0 0.1 0.2 0.3 0.4 0.5  # a curve
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -32,13 +30,14 @@ from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores
 from anomalib_softpatch.models import SoftPatchModel
 from anomalib_softpatch.report.image_scores import image_scores
-from common import BACKBONE, DATASETS, describe_machine, print_table
+from common import accuracy_parser, describe_machine, print_table, save_results
 
 AUTO = ("auto", "auto")
 DEFAULT: dict[str, Any] = {
-    "discriminators": ("ensemble",),
+    "discriminators": ("simplified_lof",),
     "thresholds": AUTO,
     "soft_weight": False,
+    "prototypes": True,
     "model.score_smoothing": 1.0,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -46,13 +45,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "softpatch": {},
     "published": PLUS,
     "default": DEFAULT,
-    "ensemble-published-shares": DEFAULT | {"thresholds": (0.15, 0.5)},
     "patchcore-smoothed": PATCHCORE | {"model.score_smoothing": 1.0},
-    "default-unsmoothed": DEFAULT | {"model.score_smoothing": 0.0},
-    "ensemble-weighted": DEFAULT | {"soft_weight": True},
-    "lof30-auto": DEFAULT | {"discriminators": ("lof",), "lof_k": 30},
-    "lof-gaussian-auto": DEFAULT | {"discriminators": ("lof", "gaussian")},
-    "ensemble-lof-auto": DEFAULT | {"discriminators": ("ensemble", "lof"), "lof_k": 30},
+    "default-published-shares": DEFAULT | {"thresholds": (0.15, 0.5)},
+    "default-no-prototypes": DEFAULT | {"prototypes": False},
+    "default-no-smoothing": DEFAULT | {"model.score_smoothing": 0.0},
+    "default-weighted": DEFAULT | {"soft_weight": True},
+    "default-ensemble": DEFAULT | {"discriminators": ("ensemble",)},
+    "default-lof30": DEFAULT | {"discriminators": ("lof",), "lof_k": 30},
+    "default-lof-gaussian": DEFAULT | {"discriminators": ("lof", "gaussian")},
     "oracle": PATCHCORE,
 }
 
@@ -84,12 +84,17 @@ def evaluate(model: SoftPatchModel, features: Features, name: str, coreset: floa
     size = features.masks.shape[-2:]
     with torch.no_grad():
         parts = [model.score(part, size) for part in features.test.split(8)]
+    scores = torch.cat([part.pred_score for part in parts])
     figures = {
-        "image": 100 * roc_auc_score(features.labels, torch.cat([part.pred_score for part in parts])),
+        "image": 100 * roc_auc_score(features.labels, scores),
         "pixel": 100
         * roc_auc_score(features.masks.flatten(), torch.cat([part.anomaly_map for part in parts]).flatten()),
         "fit": fit_time,
     }
+    variant = torch.tensor(["variant" in Path(path).name for path in features.paths])
+    if variant.any():  # of the synthetic sets
+        threshold = scores[~variant & ~features.labels.bool()].quantile(0.95)
+        figures["false alarms"] = 100 * float((scores[variant] > threshold).float().mean())
     denoising = model.denoising
     figures |= {f"removed{number}": 100 * share for number, share in enumerate(denoising.shares)}
     if denoising.scores is not None and features.noisy.any():
@@ -104,25 +109,22 @@ def evaluate(model: SoftPatchModel, features: Features, name: str, coreset: floa
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default=DATASETS, help="folder that holds the category in MVTec AD's layout")
-    parser.add_argument("--category", default="kolektor")
-    parser.add_argument("--backbone", default=BACKBONE)
-    parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
-    parser.add_argument("--image-size", type=int, default=256)
+    parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.2, 0.4])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--coreset", type=float, default=0.01)
     parser.add_argument("--rotated", action="store_true", help="turn every image by a random multiple of 90 degrees")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--save", type=Path, help="JSON file to write all figures to")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(describe_machine(), flush=True)
 
     model = SoftPatchModel(arguments.layers, arguments.backbone).eval()
     results: dict[str, dict[float, list[dict[str, float]]]] = {"PatchCore, trained clean": {}}
+    headings = [f"{ratio:.0%}" for ratio in arguments.ratios]
+
+    def save() -> None:
+        rows = {name: [runs.get(ratio, []) for ratio in arguments.ratios] for name, runs in results.items()}
+        title = f"Image / pixel AUROC in % against the noise ratio, {arguments.category}, protocol overlap"
+        save_results(arguments.save, title, ["image / pixel AUROC", *headings], rows, ["image", "pixel"])
+
     for ratio in arguments.ratios:
         for seed in arguments.seeds:
             features = extract(model, ratio, seed, overlap=True, rotated=arguments.rotated, arguments=arguments)
@@ -132,12 +134,11 @@ def main() -> None:
                 figures = evaluate(model, features, name, arguments.coreset, seed)
                 results.setdefault(name, {}).setdefault(ratio, []).append(figures)
                 print(f"# {ratio:.0%} seed {seed} {name}: {figures}", flush=True)
-                if arguments.save:
-                    arguments.save.write_text(json.dumps(results, indent=1), encoding="utf-8")
+                save()
     clean = results.get("patchcore", {}).get(0)
     if clean:
         results["PatchCore, trained clean"] = dict.fromkeys(arguments.ratios, clean)
-    headings = [f"{ratio:.0%}" for ratio in arguments.ratios]
+    save()
     tables = {
         "image / pixel AUROC": ["image", "pixel"],
         "patch AUROC / image ranking / left": ["patch", "ranking", "left0"],

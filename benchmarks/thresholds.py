@@ -12,8 +12,6 @@ Example::
     python benchmarks/thresholds.py --ratios 0 0.1 0.2 0.4 --seeds 0 1 2
 """
 
-import argparse
-
 import numpy as np
 import torch
 from sklearn.metrics import precision_recall_curve
@@ -22,7 +20,7 @@ from ablation import extract
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.models import SoftPatchModel
-from common import BACKBONE, DATASETS, describe_machine, print_table
+from common import accuracy_parser, describe_machine, print_table, save_results
 from robustness import SETTINGS
 
 ASKED = (0.01, 0.02, 0.05, 0.1)
@@ -37,17 +35,8 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default=DATASETS)
-    parser.add_argument("--category", default="kolektor")
-    parser.add_argument("--backbone", default=BACKBONE)
-    parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
-    parser.add_argument("--image-size", type=int, default=256)
+    parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.2, 0.4])
     parser.add_argument("--setting", choices=SETTINGS, default="default")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--coreset", type=float, default=0.01)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(describe_machine(), flush=True)
@@ -83,11 +72,13 @@ def main() -> None:
                 results.setdefault((name, ratio), []).append(figures)
                 print(f"# {ratio:.0%} seed {seed} {name}: {figures}", flush=True)
     names = dict.fromkeys(name for name, _ in results)
-    print_table(
-        ["false alarms had / defects found [%]", *(f"{ratio:.0%} noise" for ratio in arguments.ratios)],
-        {name: [results[name, ratio] for ratio in arguments.ratios] for name in names},
-        ["had", "found"],
+    headings = ["false alarms had / defects found [%]", *(f"{ratio:.0%} noise" for ratio in arguments.ratios)]
+    rows = {name: [results[name, ratio] for ratio in arguments.ratios] for name in names}
+    title = (
+        f"False alarms had / defects found in %, {arguments.category}, protocol overlap, setting {arguments.setting}"
     )
+    save_results(arguments.save, title, headings, rows, ["had", "found"])
+    print_table(headings, rows, ["had", "found"])
 
 
 if __name__ == "__main__":

@@ -31,3 +31,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         return f"]({PAGES.get(path, path)}"
 
     return re.sub(r"\]\(((?:\.\./|\w)[^)#:]*)", target, markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Show the roles of docstrings, which Markdown does not know, as the names that they are about."""
+    return re.sub(r":(?:attr|class|data|func|meth|mod):<code>(?:~[\w.]*\.)?", "<code>", html)

@@ -17,8 +17,9 @@ from anomalib_softpatch.models.visualizer import COLOURS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+NAME = ("--model", "SoftPatch")  # once trained, its options come from the checkpoint
 MODEL = (
-    "--model", "SoftPatch", "--model.backbone", "resnet18", "--model.layers", "[layer1, layer2]",
+    *NAME, "--model.backbone", "resnet18", "--model.layers", "[layer1, layer2]",
     "--model.pre_trained", "false", "--model.coreset_sampling_ratio", "0.02", "--model.noise_report", "false",
 )  # fmt: skip
 QUIET = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
@@ -36,7 +37,7 @@ def trained(mvtec_root, run_anomalib, tmp_path_factory):
     checkpoint = next(folder.rglob("model.ckpt"))
     for kind in ("onnx", "openvino"):
         run_anomalib(
-            "export", *MODEL, "--ckpt_path", checkpoint, "--export_type", kind, "--export_root", folder, cwd=folder
+            "export", *NAME, "--ckpt_path", checkpoint, "--export_type", kind, "--export_root", folder, cwd=folder
         )
     return folder, checkpoint, next(folder.rglob("*.onnx")), next(folder.rglob("*.xml"))
 
@@ -85,11 +86,19 @@ def test_exported_files_agree(kind, trained, images, predicted, run_python):
     assert (table[["x", "y"]] - expected[["x", "y"]]).abs().max().max() <= 8
 
 
+def test_options_that_do_not_fit_the_checkpoint(trained, images, run_anomalib):
+    """What is said on the command line counts, and what cannot be is named in one line."""
+    folder, checkpoint, *_ = trained
+    arguments = ("predict", *NAME, "--model.layers", "[layer2]", *QUIET, "--data", images, "--ckpt_path", checkpoint)
+    with pytest.raises(pytest.fail.Exception) as failure:
+        run_anomalib(*arguments, cwd=folder)
+    last = str(failure.value).strip().splitlines()[-1]
+    assert "was made with layers=['layer1', 'layer2'], but the model has layers=['layer2']: give it the same" in last
+
+
 def test_stock_command_leaves_the_same(trained, images, predicted, run_anomalib):
     folder, checkpoint, *_ = trained
-    result = run_anomalib(
-        "predict", *MODEL, *QUIET, "--data", images, "--ckpt_path", checkpoint, cwd=folder
-    )  # fmt: skip
+    result = run_anomalib("predict", *NAME, *QUIET, "--data", images, "--ckpt_path", checkpoint, cwd=folder)
     table = pd.read_csv(next(folder.rglob("predictions.csv"))).sort_values("path", ignore_index=True)
     expected = predicted[1]
     assert table["path"].tolist() == expected["path"].tolist()

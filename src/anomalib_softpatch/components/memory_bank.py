@@ -39,6 +39,7 @@ from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.duplicates import duplicate_groups
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
+from anomalib_softpatch.components.prototypes import prototypes
 from anomalib_softpatch.components.support import bearable_share, support_curve, support_distances
 from anomalib_softpatch.components.threshold import keep_mask
 
@@ -51,6 +52,7 @@ CONSTRAINTS = {
     "neighborhood": NEIGHBORHOOD,
     "max_references": at_least(1),
     "seed": at_least(0),
+    "prototypes": one_of((False, True)),
 }
 # Share that "auto" removes at most, from the first bank and from a second one, for the map: an image score wants to
 # keep rare normal patches, a map wants a clean bank (SoftPatch+).
@@ -62,8 +64,8 @@ class DenoisingResult:
     """What a fit gives. Patches are numbered ``image * height * width + row * width + column``.
 
     Attributes:
-        features: Patches of all banks, each stored once, shape ``(m, channels)``, or ``(m, channels + 1)`` with the
-            further coordinate of :func:`support_distances`.
+        features: Patches of all banks, each stored once, or their prototypes, shape ``(m, channels)``, or
+            ``(m, channels + 1)`` with the further coordinate of :func:`support_distances`.
         weights: Weight of each of them, shape ``(m,)``; ones without soft weights.
         indices: Which training patch each of them is, shape ``(m,)``.
         bank_ranges: Rows that belong to each bank as ``(start, stop)``, one per threshold.
@@ -100,6 +102,9 @@ class DenoisingMemoryBank:
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
             paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
             for 1 + r; ``"lof"`` for the local outlier factor; ``True`` for the default of SoftPatch+, see there.
+        prototypes: Replace each patch of the bank by its mean with its nearest ones in other images, see
+            :func:`prototypes`. Where nothing is removed and nothing is weighed, and where positions do not correspond,
+            patches stay as they are.
         lof_k: Neighbours of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
         neighborhood: Compare patches with those of other images at the same grid position (0, as in the papers), up to
             so many positions away, or of the whole ``"image"``.
@@ -119,6 +124,7 @@ class DenoisingMemoryBank:
         thresholds: Sequence[float | Literal["auto"]] = (0.15,),
         coreset_sampling_ratio: float = 0.1,
         soft_weight: bool | Literal["rank", "lof"] = True,
+        prototypes: bool = False,
         lof_k: int = 6,
         neighborhood: int | Literal["image"] = 0,
         max_references: int = 4096,
@@ -128,6 +134,7 @@ class DenoisingMemoryBank:
         self.thresholds = tuple(thresholds)
         self.coreset_sampling_ratio = coreset_sampling_ratio
         self.soft_weight = soft_weight
+        self.prototypes = prototypes
         self.lof_k = lof_k
         self.neighborhood = neighborhood
         self.max_references = max_references
@@ -186,13 +193,16 @@ class DenoisingMemoryBank:
             hashes = [sha256(image.cpu().numpy().tobytes()).digest() for image in projected]
             groups = duplicate_groups(hashes, projected)
         kept = torch.stack([self._keep(scores, share, store) for share in shares])
-        if aligned:
+        if aligned and not self.prototypes:
             projected = None  # a copy of all features, which the selection has better uses for
         with seeded(self.seed):
             indices, bank_ranges = self._select(store, kept, size)
-        features = store.rows(indices)
-        if projected is not None:
-            features = torch.cat((features, support_distances(projected, indices)[:, None]), dim=1)
+        if projected is None:
+            features = store.rows(indices)
+        elif aligned:
+            features = prototypes(store, projected, indices)
+        else:
+            features = torch.cat((store.rows(indices), support_distances(projected, indices)[:, None]), dim=1)
         return DenoisingResult(
             features=features,
             weights=self.weigh(scores, indices),

@@ -3,6 +3,7 @@
 
 """Patch features: intermediate layers of a frozen backbone, each patch with its 3 x 3 neighbourhood."""
 
+import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -149,6 +150,25 @@ def check_backbone(backbone: str) -> None:
         hint = f" Similar names: {', '.join(similar)}." if similar else ""
         msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
         raise ValueError(msg)
+
+
+def architecture(backbone: str) -> str | None:
+    """Return timm's name of a network whose weights lie in a folder.
+
+    Args:
+        backbone: ``local-dir:<folder>``.
+
+    Returns:
+        The name; ``None`` if a name alone does not make the same network, or nothing can be read.
+    """
+    try:
+        config = json.loads((Path(backbone.removeprefix("local-dir:")) / "config.json").read_text(encoding="utf-8"))
+        # What concerns the classifier does not matter, and images have three channels
+        arguments = {"in_chans": 3} | config.get("model_args", {})
+        same = arguments.pop("in_chans") == 3 and arguments.keys() <= {"num_classes", "global_pool"}  # noqa: PLR2004
+        return config["architecture"] if same else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: bool) -> TimmFeatureExtractor:

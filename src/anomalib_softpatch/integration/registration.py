@@ -39,6 +39,7 @@ _CLASSES = {
     "anomalib.data": ("anomalib_softpatch.data", DATAMODULES),
     "anomalib.models": ("anomalib_softpatch.models", MODELS),
     "anomalib.cli.pipelines": ("anomalib_softpatch.integration.pipelines", ()),
+    "anomalib.cli": ("anomalib_softpatch.integration.checkpoint_options", ()),
     "anomalib.cli.cli": ("anomalib_softpatch.integration.last_words", ()),
 }
 

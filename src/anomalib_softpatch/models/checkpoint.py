@@ -3,11 +3,15 @@
 
 """Checkpoints that say whose they are, and errors that say why one does not fit the model."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.components.patch_features import architecture
 from anomalib_softpatch.integration.checkpoint_io import readable, use_own_checkpoint_io
 from anomalib_softpatch.models.compatibility import (
     BACKBONE_SHAPES,
@@ -31,6 +35,7 @@ KEY = "anomalib_softpatch"
 FORMAT = 1  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
 OWN_STATE = {"model.memory_bank", "model.weights"}  # no model of Anomalib has both
 EXTRACTOR = "model.feature_extractor."
+FOLDER = "local-dir:"
 
 
 class CheckpointMixin(_Module):
@@ -55,6 +60,9 @@ class CheckpointMixin(_Module):
         """
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY] = {"format": FORMAT, "version": __version__, "model": own_name(type(self))}
+        backbone = self.hparams.get("backbone", "")
+        if backbone.startswith(FOLDER) and (name := architecture(backbone)):
+            checkpoint[KEY]["architecture"] = name  # the folder may stay on another machine
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit.
@@ -83,7 +91,8 @@ class CheckpointMixin(_Module):
         Args:
             checkpoint_path: Checkpoint file.
             *args: See Anomalib.
-            **kwargs: See Anomalib; options given here replace those of the checkpoint.
+            **kwargs: See Anomalib; options given here replace those of the checkpoint. Weights of the backbone are not
+                looked for: the checkpoint has them.
 
         Returns:
             The model.
@@ -91,6 +100,9 @@ class CheckpointMixin(_Module):
         Raises:
             ValueError: If it cannot be read, not safely, or does not fit.
         """
+        if "backbone" not in kwargs and os.path.isfile(checkpoint_path):  # noqa: PTH113  # may be a URL or an open file
+            options = read_options(checkpoint_path)[1]
+            kwargs = {name: options[name] for name in ("backbone", "pre_trained") if name in options} | kwargs
         with readable(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
@@ -118,3 +130,28 @@ class CheckpointMixin(_Module):
             requirements=requirements,
         )
         return reason_against(self, origin)
+
+
+def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
+    """Return which model a checkpoint was written by, and the options that make the same model on this machine.
+
+    Args:
+        path: Checkpoint file.
+
+    Returns:
+        Name of the model, ``None`` if the file does not say; and its options by name. The backbone's weights are in the
+        file, so that none are to be looked for.
+
+    Raises:
+        ValueError: If it cannot be read, or not safely.
+    """
+    with readable(path):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # its tensors are not read
+    mark = checkpoint.get(KEY, {}) if isinstance(checkpoint, dict) else {}
+    options = dict(checkpoint.get("hyper_parameters", {})) if isinstance(checkpoint, dict) else {}
+    backbone = options.get("backbone")
+    if backbone is not None:
+        options["pre_trained"] = False
+        if backbone.startswith(FOLDER) and "architecture" in mark and architecture(backbone) is None:
+            options["backbone"] = mark["architecture"]
+    return mark.get("model"), options

@@ -4,9 +4,9 @@
 """What the Lightning modules of SoftPatch and SoftPatch+ share: all but what they remove, and by which scores."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from anomalib import LearningType, PrecisionType, TaskType
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # Protocol buffers, which ONNX files are, end at 2 GiB; some of it is for the graph.
 LARGEST_ONNX_FILE = 1.9 * 2**30
+# A module. Under that name the command line's help would list every module of every library: two thousand lines.
+Network: TypeAlias = Callable[[torch.Tensor], Any]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -63,15 +65,17 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
         memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
         feature_cache: Folder in which the features of training and validation images are kept, so that another fit, or
-            one that was stopped, does not compute them again. It takes disk space, see
-            :class:`~anomalib_softpatch.components.FeatureCache`. Default: none are kept.
+            one that was stopped, does not compute them again. It takes as much disk space as they are large, and can be
+            deleted. Default: none are kept.
         noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
         skip_unreadable: Leave out images that cannot be read, and list them in the report's ``skipped.csv``, instead of
             refusing to fit.
         seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
             memory banks, whatever the data loaders drew, and on any number of devices.
-        pre_processor: Pre-processor, or whether to use the default one.
-        post_processor: Post-processor, or whether to use the default one.
+        pre_processor: Pre-processor (image size, crop, normalisation), or whether to use the default one: 256 x 256, no
+            crop, statistics of ImageNet.
+        post_processor: Post-processor (decision threshold, normalisation of scores), or whether to use the default one,
+            which takes the threshold from the training images where no defects are labelled.
         evaluator: Evaluator, or whether to use the default one.
         visualizer: Visualizer, or whether to use the default one.
         **bank_options: Further options of :class:`DenoisingMemoryBank`.
@@ -88,7 +92,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         self,
         discriminators: Sequence[str],
         thresholds: Sequence[float | Literal["auto"]],
-        backbone: str | nn.Module = "wide_resnet50_2",
+        backbone: str | Network = "wide_resnet50_2",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
         num_neighbors: int = 1,
@@ -100,8 +104,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         noise_report: bool = True,
         skip_unreadable: bool = False,
         seed: int = 0,
-        pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
         **bank_options: Any,
@@ -124,7 +128,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         with seeded(seed):
             self.model = SoftPatchModel(
                 layers=layers,
-                backbone=backbone,
+                backbone=cast("str | nn.Module", backbone),
                 pre_trained=pre_trained,
                 num_neighbors=num_neighbors,
                 score_smoothing=score_smoothing,

@@ -5,11 +5,9 @@
 
 from pathlib import Path
 
-import torch
 from anomalib.models.components import AnomalibModule
 
-from anomalib_softpatch.integration.checkpoint_io import readable
-from anomalib_softpatch.models.checkpoint import KEY
+from anomalib_softpatch.models.checkpoint import read_options
 from anomalib_softpatch.models.soft_patch import SoftPatch
 from anomalib_softpatch.models.soft_patch_plus import SoftPatchPlus
 
@@ -32,12 +30,8 @@ def load_model(path: str | Path) -> AnomalibModule:
     Example:
         >>> model = load_model("results/SoftPatch/MVTecAD/screw/latest/weights/lightning/model.ckpt")  # doctest: +SKIP
     """
-    with readable(path):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    name = checkpoint.get(KEY, {}).get("model") if isinstance(checkpoint, dict) else None
+    name, _ = read_options(path)
     if name not in MODELS:
         msg = f"{path} is no checkpoint of {' or '.join(MODELS)}: it says that its model is {name!r}."
         raise ValueError(msg)
-    backbone = checkpoint.get("hyper_parameters", {}).get("backbone")
-    # A folder of weights may have stayed on another machine, and its architecture with it.
-    return MODELS[name].load_from_checkpoint(path, **({"pre_trained": False} if backbone else {}))
+    return MODELS[name].load_from_checkpoint(path)

@@ -25,7 +25,7 @@ def report(
     output: Path = Path("noise_report"),
     backbone: str = "wide_resnet50_2",
     layers: list[str] = ["layer2", "layer3"],  # noqa: B006  # a tuple would ask for another syntax on the command line
-    discriminators: list[str] = ["lof", "gaussian"],  # noqa: B006
+    discriminators: list[str] = ["simplified_lof"],  # noqa: B006
     threshold: float = 0.15,
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 0,
@@ -50,9 +50,10 @@ def report(
         output: Folder to write the report to: report.html, images.csv, skipped.csv and thumbnails.
         backbone: Name of a timm model, or local-dir:<folder> for weights on disk.
         layers: Names of the layers to extract features from, the finest grid first.
-        discriminators: How noise is scored: lof, gaussian or nearest; the ranks of several are averaged.
+        discriminators: How noise is scored: simplified_lof, lof, gaussian, nearest or ensemble; the ranks of several
+            are averaged.
         threshold: Share of all patches that counts as removed in the report.
-        lof_k: Neighbours of the local outlier factor.
+        lof_k: Neighbours of lof.
         neighborhood: Compare patches with those of other images at the same grid position (0), up to so many
             positions away, or of the whole image, for objects that lie in any direction.
         image_size: Side in pixels of the square that images are resized to.

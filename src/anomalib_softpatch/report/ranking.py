@@ -37,7 +37,7 @@ def rank_images(
     *,
     backbone: str = "wide_resnet50_2",
     layers: Sequence[str] = ("layer2", "layer3"),
-    discriminators: Sequence[str] = ("lof", "gaussian"),
+    discriminators: Sequence[str] = ("simplified_lof",),
     threshold: float = 0.15,
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 0,
@@ -58,9 +58,10 @@ def rank_images(
             show one kind of thing.
         backbone: Name of a timm model, or ``local-dir:<folder>`` for weights on disk.
         layers: Names of the layers to extract features from, the finest grid first.
-        discriminators: How noise is scored: ``lof``, ``gaussian`` or ``nearest``; the ranks of several are averaged.
+        discriminators: How noise is scored, one or more of ``DISCRIMINATORS``: ``simplified_lof``, ``lof``,
+            ``gaussian``, ``nearest``, ``ensemble``; the ranks of several are averaged.
         threshold: Share of all patches that counts as removed.
-        lof_k: Neighbours of the local outlier factor.
+        lof_k: Neighbours of ``lof``.
         neighborhood: Compare patches with those of other images at the same grid position (0), up to so many
             positions away, or of the whole image (``"image"``), for objects that lie in any direction.
         image_size: Side in pixels of the square that images are resized to.

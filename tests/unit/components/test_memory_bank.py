@@ -41,7 +41,9 @@ def test_size_counts_all_patches(features):
     assert len(build(features, thresholds=(0.5,), coreset_sampling_ratio=1.0).indices) == 450
 
 
-@pytest.mark.parametrize(("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1), ("ensemble", 1)])
+@pytest.mark.parametrize(
+    ("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1), ("ensemble", 1), ("simplified_lof", 0)]
+)
 def test_weights_are_scores(features, discriminator, offset):
     bank = build(features, discriminators=(discriminator,))
     torch.testing.assert_close(bank.weights, bank.scores.fused.flatten()[bank.indices] + offset)
@@ -123,7 +125,7 @@ def test_any_input(
         assert bank.scores is None
         assert bank.kept.all()
     else:
-        expected = bank.scores.fused.flatten() + (0 if discriminators == ["lof"] else 1)
+        expected = bank.scores.fused.flatten() + (0 if discriminators in (["lof"], ["simplified_lof"]) else 1)
         if not soft_weight:
             expected = torch.ones_like(expected)
         assert bank.scores.fused.isfinite().all()
@@ -160,7 +162,10 @@ def test_masks_that_leave_one_patch(features):
         ({"thresholds": ()}, "one value, or two"),
         ({"thresholds": (0.1, 0.2, 0.3)}, "one value, or two"),
         ({"lof_k": 0}, "lof_k must be at least 1, got 0"),
-        ({"discriminators": ("svm",)}, "Unknown discriminator 'svm': choose from lof, nearest, gaussian, ensemble"),
+        (
+            {"discriminators": ("svm",)},
+            "Unknown discriminator 'svm': choose from lof, nearest, gaussian",
+        ),
         ({"discriminators": ("lof", "lof")}, "different names"),
         ({"coreset_sampling_ratio": 0.0}, "coreset_sampling_ratio must be above 0"),
         ({"neighborhood": -1}, "neighborhood must be 'image' or a radius"),

@@ -15,7 +15,7 @@ from anomalib_softpatch.components import DenoisingMemoryBank, support
 from anomalib_softpatch.components.memory_bank import LARGEST_SHARES
 from anomalib_softpatch.components.support import SHARES, bearable_share, support_curve, support_distances
 
-AUTO = {"discriminators": ("ensemble",), "thresholds": ("auto", "auto"), "soft_weight": False}
+AUTO = {"discriminators": ("simplified_lof",), "thresholds": ("auto", "auto"), "soft_weight": False}
 
 
 def random_features(images: int, height: int = 4, width: int = 5, channels: int = 8, seed: int = 0) -> torch.Tensor:

@@ -24,7 +24,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from anomalib.cli import pipelines
+from anomalib.cli import AnomalibCLI, pipelines
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.engine import Engine
 from anomalib.engine.plugins import AnomalibCheckpointIO
@@ -321,6 +321,14 @@ PARTS = [
         in_module(pipelines, "PIPELINE_REGISTRY"),
         lambda found: issubclass(found["benchmark"], Benchmark),
         "The command `anomalib benchmark` cannot run our models.",
+    ),
+    Part(
+        "anomalib.cli.AnomalibCLI.before_instantiate_classes",
+        lambda: names_in(AnomalibCLI.__init__),
+        lambda names: (
+            names.index("parse_args") < names.index("before_instantiate_classes") < names.index("instantiate_classes")
+        ),
+        "`anomalib predict` and `anomalib export` need the options again that the checkpoint holds.",
     ),
     Part(
         "anomalib.models.ALLOWED_MODULES",

@@ -4,16 +4,20 @@
 """Models from checkpoints alone: which model, backbone and layers are the file's business."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from anomalib.models import Patchcore
+from timm.models import save_for_hf
 from torch import nn
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.components.patch_features import architecture
 from anomalib_softpatch.models import load_model
 
 SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
@@ -58,6 +62,27 @@ def test_weights_come_with_the_checkpoint(checkpoint: Path, images: torch.Tensor
         patch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("weights were looked for"))
         loaded = load_model(tmp_path / "model.ckpt").eval()
     assert torch.equal(loaded(images).pred_score, load_model(checkpoint).eval()(images).pred_score)
+
+
+def test_folder_of_the_backbone_is_gone(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    """The checkpoint was copied to another machine, without the folder that the backbone's weights came from."""
+    folder = tmp_path / "weights"
+    save_for_hf(timm.create_model("resnet18", num_classes=7), folder, safe_serialization=True)
+    options = {"backbone": f"local-dir:{folder}", "pre_trained": True, "noise_report": False}
+    trained, path = fitted(SoftPatch, mvtec_root, tmp_path, **options)
+    expected = trained(images).pred_score
+    shutil.rmtree(folder)
+    for load in (load_model, SoftPatch.load_from_checkpoint):
+        assert torch.equal(load(path).eval()(images).pred_score, expected)
+
+
+def test_network_that_a_name_alone_does_not_make(tmp_path: Path) -> None:
+    network = timm.create_model("resnet18")
+    save_for_hf(network, tmp_path / "plain", safe_serialization=True)
+    assert architecture(f"local-dir:{tmp_path / 'plain'}") == "resnet18"
+    save_for_hf(network, tmp_path / "own", model_args={"act_layer": "silu"}, safe_serialization=True)
+    assert architecture(f"local-dir:{tmp_path / 'own'}") is None
+    assert architecture(f"local-dir:{tmp_path / 'absent'}") is None
 
 
 def test_other_models(mvtec_root: Path, tmp_path: Path) -> None:

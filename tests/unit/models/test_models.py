@@ -198,6 +198,8 @@ def test_the_command_line_knows_all_options(model_class):
         found = re.search(rf"--model\.{option}.*?{explanation}.*?\(type: [^)]*, default: ([^)]*)\)", text)
         assert found, option
         assert found.group(1) == default
+    assert "torch.nn.Identity" not in text, "a list of all modules there are, thousands of lines, hides the options"
+    assert ":class:" not in text
     defaults = parser.get_defaults().model
     assert (defaults.backbone, defaults.neighborhood) == ("wide_resnet50_2", 0)
     assert defaults.soft_weight is (model_class is SoftPatch)
@@ -332,7 +334,7 @@ def test_one_discriminator_is_enough():
     arguments = ["--model.classification_threshold=0.2", "--model.segmentation_threshold=auto"]
     parsed = parser.parse_args(arguments).model
     assert (parsed.classification_threshold, parsed.segmentation_threshold) == (0.2, "auto")
-    assert list(parsed.discriminators) == ["ensemble"]
+    assert list(parsed.discriminators) == ["simplified_lof"]
     with pytest.raises(ArgumentError, match="segmentation_threshold"):
         parser.parse_args(["--model.segmentation_threshold=most"])
 

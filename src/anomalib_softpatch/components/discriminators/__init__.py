@@ -16,9 +16,19 @@ from anomalib_softpatch.components.discriminators.ensemble import ensemble
 from anomalib_softpatch.components.discriminators.gaussian import gaussian
 from anomalib_softpatch.components.discriminators.lof import local_outlier_factor, lof
 from anomalib_softpatch.components.discriminators.nearest import nearest
+from anomalib_softpatch.components.discriminators.simplified_lof import simplified_lof
 from anomalib_softpatch.components.references import References
 
-__all__ = ["DISCRIMINATORS", "Discriminator", "ensemble", "gaussian", "local_outlier_factor", "lof", "nearest"]
+__all__ = [
+    "DISCRIMINATORS",
+    "Discriminator",
+    "ensemble",
+    "gaussian",
+    "local_outlier_factor",
+    "lof",
+    "nearest",
+    "simplified_lof",
+]
 
 
 @dataclass(frozen=True)
@@ -39,4 +49,5 @@ DISCRIMINATORS = {
     "nearest": Discriminator(nearest, weight_offset=1.0),
     "gaussian": Discriminator(gaussian, weight_offset=1.0),
     "ensemble": Discriminator(ensemble, weight_offset=1.0),
+    "simplified_lof": Discriminator(simplified_lof, weight_offset=0.0),
 }

@@ -73,7 +73,7 @@ def test_duplicates_are_neutral(name, scale, k):
     assert scores.isfinite().all()
     torch.testing.assert_close(scores[5:], scores[:1].expand(5, -1, -1), rtol=1e-4, atol=1e-6)
     constant = score(torch.full((10, 4, 5, 8), scale), name, k=k)
-    neutral = 1.0 if name == "lof" else 0.0
+    neutral = 1.0 - DISCRIMINATORS[name].weight_offset
     torch.testing.assert_close(constant, torch.full((10, 4, 5), neutral), rtol=1e-4, atol=1e-4)
 
 

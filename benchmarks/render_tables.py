@@ -1,0 +1,30 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Write the tables that ``docs/results/`` gives into the documents, see ``results.py``.
+
+Example::
+
+    make tables  # python benchmarks/render_tables.py
+"""
+
+from pathlib import Path
+
+from results import render
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def main() -> None:
+    """Write the pages that change, and name them."""
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = render(before)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

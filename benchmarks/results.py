@@ -1,0 +1,126 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Measured figures as tables: the same for the terminal and for the documents.
+
+The documents hold a mark, a comment that GitHub and the site do not show, and between it and its end the table that a
+file in ``docs/results/`` gives::
+
+    <!-- results: robustness.json -->
+    ...
+    <!-- end of results -->
+
+Behind the file's name the mark may say ``keys=image,pixel`` (other figures of the runs than the file's first choice),
+``heading="image / pixel AUROC"`` (of the first column) and ``rows=softpatch,default`` (some rows, in this order).
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+Run = Mapping[str, float]
+Rows = Mapping[str, Sequence[Sequence[Run]]]
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+MARK = re.compile(r"<!-- results: (?P<what>.*?) -->\n.*?<!-- end of results -->", re.DOTALL)
+OWN = "anomalib-softpatch"
+OPTIONS = {"keys", "rows", "heading"}
+
+
+def table(headings: Sequence[str], rows: Rows, keys: Sequence[str]) -> str:
+    """Return a Markdown table of means and standard deviations.
+
+    Args:
+        headings: Heading of the first column, then of each other one.
+        rows: For each row its name and, for each column, the figures of the runs.
+        keys: Which figures a cell shows, separated by slashes.
+
+    Returns:
+        The table. A cell of fewer runs than another one says of how many; a single run has no standard deviation.
+    """
+    runs = [[run for run in column if keys[0] in run] for columns in rows.values() for column in columns]
+    most = max(map(len, runs), default=0)
+
+    def cell(column: Sequence[Run]) -> str:
+        column = [run for run in column if keys[0] in run]
+        if not column:
+            return "n/a"
+        spread = len(column) > 1
+        text = " / ".join(
+            f"{fmean(values):.1f}" + f" ± {pstdev(values):.1f}" * spread
+            for values in ([run[key] for run in column] for key in keys)
+        )
+        return text + f" ({len(column)} run{'s' * spread})" * (len(column) < most)
+
+    lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
+    lines += [f"| {name} | {' | '.join(map(cell, columns))} |" for name, columns in rows.items()]
+    return "\n".join(lines)
+
+
+def origin(record: Mapping[str, Any]) -> str:
+    """Return, as Markdown, by which command, when and on which machine a file's figures were measured."""
+    others = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name != OWN)
+    runs = max(len(column) for columns in record["rows"].values() for column in columns)
+    cells = f"Means of {runs} runs ± their standard deviation" if runs > 1 else "One run"
+    changed = " with changes that were not committed" * record["commit"].endswith("-dirty")
+    return (
+        f"`{record['command']}`: {cells}. Measured on {record['date']} with {OWN} {record['versions'][OWN]} "
+        f"(commit {record['commit'].removesuffix('-dirty')}{changed}), {others}, on {record['machine']}."
+    )
+
+
+def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
+    """Return the table of a file that a benchmark has written, and what it was measured by."""
+    rows = record["rows"]
+    if "rows" in options:
+        rows = {name: rows[name] for name in options["rows"].split(",")}
+    keys = options["keys"].split(",") if "keys" in options else record["keys"]
+    rows = {
+        name: columns for name, columns in rows.items() if any(keys[0] in run for column in columns for run in column)
+    }
+    headings = [options.get("heading", record["headings"][0]), *record["headings"][1:]]
+    return f"{record['title']}:\n\n{table(headings, rows, keys)}\n\n{origin(record)}"
+
+
+def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
+    """Return the table of the versions that ``noxfile.py`` has run the tests with."""
+    del options
+    names = list(next(iter(record.values()))["versions"])
+    headings = ["", *record]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    lines += [f"| {name} | {' | '.join(each['versions'][name] for each in record.values())} |" for name in names]
+    for title in ("system", "tests", "date"):
+        lines.append(f"| {title} | {' | '.join(each[title] for each in record.values())} |")
+    counts = (f"{each['passed']} passed, {each['skipped']} skipped" for each in record.values())
+    lines.append(f"| result | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def render(page: str, results: Path = RESULTS) -> str:
+    """Return a page with the tables that its marks ask for.
+
+    Args:
+        page: Markdown.
+        results: Folder of the files.
+
+    Raises:
+        ValueError: If a mark asks for something unknown.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name, *words = shlex.split(match["what"])
+        options = dict(word.split("=", 1) for word in words)
+        if unknown := options.keys() - OPTIONS:
+            msg = (
+                f"Unknown in the mark of {name}: {', '.join(sorted(unknown))}. Known are {', '.join(sorted(OPTIONS))}."
+            )
+            raise ValueError(msg)
+        record = json.loads((results / name).read_text(encoding="utf-8"))
+        text = (rendered if "rows" in record else rendered_versions)(record, options)
+        return f"<!-- results: {match['what']} -->\n{text}\n<!-- end of results -->"
+
+    return MARK.sub(replace, page)

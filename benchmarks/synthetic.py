@@ -1,0 +1,184 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""How far the memory banks hold on sets that are made for one question each, without a download.
+
+Every set is drawn anew, in the layout of MVTec AD, into a temporary folder or into ``--folder``:
+
+- ``gravel``: the demo's, an aligned texture;
+- ``plates``: a milled metal plate with three holes, always in the same place; a few pixels and a few degrees of play;
+- ``turned plates``: the same plates in any direction;
+- ``rare variant``: plates of which 5 % have a fourth hole, in training and among the good test images. Given are the
+  false alarms on this variant, in %, at the threshold that 5 % of the other good test images exceed;
+- ``repeated defect``: plates with one defective image in training twelve times, each lit differently, and that defect
+  among the test images, lit differently again, against good ones;
+- ``ten plates``: ten good training images and nothing else;
+- ``two kinds``: half of the plates, in training as among the test images, have the fourth hole.
+
+On the first three and the last, defective test images are injected by :class:`NoisyDataModule`, protocol "overlap".
+
+Example::
+
+    python benchmarks/synthetic.py --settings patchcore published default
+"""
+
+import tempfile
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import affine_transform, gaussian_filter
+from skimage.draw import disk, line
+
+from ablation import extract
+from anomalib_softpatch.demo.dataset import IMAGE_SIZE, _blob, _relight, _save, make_dataset
+from anomalib_softpatch.models import SoftPatchModel
+from common import accuracy_parser, describe_machine, print_table, save_results
+from robustness import SETTINGS, evaluate
+
+HALF = IMAGE_SIZE // 2
+PLATE = (36, 84)  # half height and half width of the plate
+HOLES = ((0, -56), (0, 0), (0, 56))
+FOURTH_HOLE = (20, 28)
+REPEATED = 12
+RARE = 20  # one in so many
+TRAIN, TEST = 120, 60
+
+
+def plate(rng: np.random.Generator, *, any_direction: bool = False, fourth_hole: bool = False) -> np.ndarray:
+    """Draw a plate on a dark, cloudy ground.
+
+    Args:
+        rng: Source of chance.
+        any_direction: Turn it by any angle; else by 2 degrees at most.
+        fourth_hole: Draw the rare variant.
+
+    Returns:
+        Grey image in [0, 1], square.
+    """
+    rows, columns = np.mgrid[-HALF:HALF, -HALF:HALF]
+    metal = (abs(rows) <= PLATE[0]) & (abs(columns) <= PLATE[1])
+    milled = 0.65 + 0.06 * np.sin(rows / 1.7 + rng.uniform(0, 6)) + 0.03 * rng.standard_normal(rows.shape)
+    body = np.where(metal, gaussian_filter(milled, 0.7), 0.0)
+    for row, column in (*HOLES, *((FOURTH_HOLE,) if fourth_hole else ())):
+        body[disk((HALF + row, HALF + column), 11)] = 0.02
+    angle = rng.uniform(0, 2 * np.pi) if any_direction else np.deg2rad(rng.uniform(-2, 2))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    center = np.array([HALF, HALF]) + rng.uniform(-4, 4, size=2)
+    offset = np.array([HALF, HALF]) - turn @ center
+    ground = 0.18 + 0.5 * gaussian_filter(rng.standard_normal(rows.shape), 8)
+    alpha = affine_transform(metal.astype(float), turn, offset, order=1)
+    return np.clip((1 - alpha) * ground + affine_transform(body, turn, offset, order=1), 0, 1)
+
+
+def damage(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Put a scratch, a stain or a chip of metal onto a plate.
+
+    Returns:
+        The image and the mask of the defect.
+    """
+    if kind == "scratch":
+        mask = np.zeros(image.shape)
+        row, column = HALF + rng.integers(-28, 28), HALF + rng.integers(-60, 20)
+        mask[line(row, column, row + rng.integers(-24, 24), column + rng.integers(20, 48))] = 1
+        alpha = np.clip(3 * gaussian_filter(mask, 1.2), 0, 1)
+        return image + alpha * (0.95 - image), alpha > 0.2
+    mask = np.roll(_blob(rng, area=(0.004, 0.012)), rng.integers(-20, 20), axis=1)
+    alpha = gaussian_filter(mask.astype(float), 1.5)
+    return image + alpha * ((0.35 * image if kind == "stain" else 0.9) - image), mask
+
+
+def write_plates(
+    category: Path,
+    seed: int,
+    *,
+    any_direction: bool = False,
+    fourth_hole: int = 0,
+    repeated: bool = False,
+    train: int = TRAIN,
+) -> None:
+    """Write a set of plates, of which one in ``fourth_hole`` has the fourth hole."""
+    rare = fourth_hole == RARE
+
+    def draw(number: int, group: int) -> np.ndarray:
+        rng = np.random.default_rng((seed, group, number))
+        hole = bool(fourth_hole) and number % fourth_hole == 0
+        return _relight(plate(rng, any_direction=any_direction, fourth_hole=hole), rng)
+
+    for number in range(train):
+        _save(draw(number, 0), category / f"train/good/{number:03d}.png")
+    for number in range(TEST * (4 if rare else 1)):
+        variant = "variant" if rare and number % RARE == 0 else "common"
+        _save(draw(number, 1), category / f"test/good/{variant}_{number:03d}.png")
+    for number in range(TEST):
+        kind = ("scratch", "stain", "chip")[number % 3]
+        rng = np.random.default_rng((seed, 2, number if not repeated else 0))
+        image, mask = damage(plate(rng, any_direction=any_direction), kind if not repeated else "stain", rng)
+        image = _relight(image, np.random.default_rng((seed, 3, number)))
+        if repeated and number < REPEATED:
+            _save(image, category / f"train/good/{TRAIN + number:03d}.png")
+            continue
+        _save(image, category / f"test/{kind}/{number:03d}.png")
+        _save(mask, category / f"ground_truth/{kind}/{number:03d}_mask.png")
+
+
+def write_gravel(category: Path, seed: int) -> None:
+    """Write the demo's set without its hidden defects."""
+    made = make_dataset(
+        category.parent / "made", num_train=TRAIN, num_test_good=TEST, num_test_per_defect=TEST // 3, num_hidden=0,
+        seed=seed,
+    )  # fmt: skip
+    made.rename(category)
+
+
+SETS: dict[str, tuple[Callable[[Path, int], None], tuple[float, ...]]] = {
+    "gravel": (write_gravel, (0, 0.1, 0.4)),
+    "plates": (write_plates, (0, 0.1, 0.4)),
+    "turned plates": (lambda folder, seed: write_plates(folder, seed, any_direction=True), (0, 0.1, 0.4)),
+    "rare variant": (lambda folder, seed: write_plates(folder, seed, fourth_hole=RARE), (0,)),
+    "repeated defect": (lambda folder, seed: write_plates(folder, seed, repeated=True), (0,)),
+    "ten plates": (lambda folder, seed: write_plates(folder, seed, train=10), (0,)),
+    "two kinds": (lambda folder, seed: write_plates(folder, seed, fourth_hole=2), (0, 0.1, 0.4)),
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = accuracy_parser(__doc__, ratios=[])
+    parser.add_argument("--folder", type=Path, help="where to draw the sets, to look at them; must not exist")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["patchcore", "published", "default"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(describe_machine(), flush=True)
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True)
+    model = SoftPatchModel(arguments.layers, arguments.backbone).eval()
+    headings = ["image / pixel AUROC", *arguments.settings]
+    rows: dict[str, list[list[dict[str, float]]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, seed in product(arguments.sets, arguments.seeds):
+            write, ratios = SETS[name]
+            arguments.root = (arguments.folder or Path(temporary)) / f"seed{seed}"
+            arguments.category = name.replace(" ", "_")
+            arguments.root.mkdir(exist_ok=True)
+            write(arguments.root / arguments.category, seed)
+            for ratio in arguments.ratios or ratios:
+                features = extract(model, ratio, seed, overlap=True, rotated=False, arguments=arguments)
+                row = rows.setdefault(f"{name}, {ratio:.0%}", [[] for _ in arguments.settings])
+                for setting, column in zip(arguments.settings, row, strict=True):
+                    column.append(evaluate(model, features, setting, arguments.coreset, seed))
+                    print(f"# {name} {ratio:.0%} seed {seed} {setting}: {column[-1]}", flush=True)
+                title = "Synthetic sets, each without noise and with so much of it (protocol overlap), AUROC in %"
+                save_results(arguments.save, title, headings, rows, ["image", "pixel"])
+    print_table(headings, rows, ["image", "pixel"])
+    of_variant = {name: row for name, row in rows.items() if "false alarms" in row[0][0]}
+    if of_variant:
+        print()
+        print_table(["false alarms on the rare variant [%]", *arguments.settings], of_variant, ["false alarms"])
+
+
+if __name__ == "__main__":
+    main()
