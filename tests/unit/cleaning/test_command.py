@@ -1,0 +1,117 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command clean-train: what it refuses, and what it makes of a folder that changes between two runs."""
+
+from pathlib import Path
+
+import pytest
+
+from anomalib_softpatch.cleaning import command, stages
+from anomalib_softpatch.cleaning.command import clean_train
+from anomalib_softpatch.report.decisions import undo
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    root.mkdir()
+    for number in range(10):
+        (root / f"{number}.png").write_text(str(number))
+    return root
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages that were computed, in place of which files are left that say so; images are ranked by name."""
+    computed: list[str] = []
+
+    def make_report(folder: Path, output: Path, options: stages.Options) -> dict[str, object]:
+        computed.append("report")
+        (output / "report").mkdir(exist_ok=True)
+        (output / "report" / "report.html").touch()
+        return {"ranked": sorted(path.name for path in folder.iterdir()), "unreadable": {}}
+
+    def fit(paths: list[Path], output: Path, options: stages.Options, false_alarms: float) -> dict[str, object]:
+        assert all(path.is_file() for path in paths)
+        computed.append(f"fit on {len(paths)}")
+        (output / "model.ckpt").write_text(" ".join(path.name for path in paths))
+        return {"threshold": 1.0}
+
+    monkeypatch.setattr(stages, "check", lambda _: None)
+    monkeypatch.setattr(stages, "make_report", make_report)
+    monkeypatch.setattr(stages, "fit", fit)
+    return computed
+
+
+def test_missing_libraries_are_named_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "openvino" else name)
+    with pytest.raises(ValueError, match="export='openvino' needs openvino, which the extra openvino"):
+        clean_train(folder, export="openvino")
+    assert [path.name for path in folder.parent.iterdir()] == ["images"]
+
+
+def test_a_share_is_set_aside_once_though_the_folder_has_fewer_images_then(
+    folder: Path, done: list[str], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        clean_train(folder, set_aside=0.2, move_to=tmp_path / "aside")
+        assert sorted(path.name for path in folder.iterdir()) == [f"{number}.png" for number in range(2, 10)]
+    assert done == ["report", "fit on 8"]
+    clean_train(folder)  # what has gone is not trained on, whatever is asked for
+    assert done == ["report", "fit on 8"]
+
+
+def test_new_images_make_a_new_report(folder: Path, done: list[str], tmp_path: Path) -> None:
+    clean_train(folder, set_aside=0.2, move_to=tmp_path / "aside")
+    (folder / "new.png").write_text("new")
+    clean_train(folder)
+    assert done == ["report", "fit on 8", "report", "fit on 9"]
+    listed = (tmp_path / "images-trained" / "set_aside.csv").read_text().splitlines()
+    assert len(listed) == 3  # with the head; what was moved away is still listed
+    undo(tmp_path / "aside" / "moved.csv", dry_run=False)
+    clean_train(folder)
+    assert done[4:] == ["report", "fit on 11"]
+
+
+def test_half_a_move_is_finished(
+    folder: Path, done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anomalib_softpatch.report import decisions
+
+    move, moved = decisions.shutil.move, []
+
+    def stopping(source: Path, target: Path) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(source)
+        move(source, target)
+
+    monkeypatch.setattr(decisions.shutil, "move", stopping)
+    with pytest.raises(SystemExit):
+        clean_train(folder, set_aside=0.3, move_to=tmp_path / "aside")
+    assert len(list(folder.iterdir())) == 9
+    monkeypatch.setattr(decisions.shutil, "move", move)
+    clean_train(folder, set_aside=0.3, move_to=tmp_path / "aside")
+    assert len(list(folder.iterdir())) == 7
+    assert done == ["report", "fit on 7"]
+    undo(tmp_path / "aside" / "moved.csv", dry_run=False)
+    assert len(list(folder.iterdir())) == 10
+
+
+def test_another_image_of_an_old_name_is_a_new_image(folder: Path, done: list[str]) -> None:
+    clean_train(folder)
+    (folder / "0.png").write_text("another")
+    clean_train(folder)
+    (folder.parent / "images-trained" / "model.ckpt").unlink()
+    clean_train(folder)
+    assert done == ["report", "fit on 10", "report", "fit on 10", "fit on 10"]
+
+
+def test_output_of_something_else_is_left(folder: Path, done: list[str], tmp_path: Path) -> None:
+    (tmp_path / "images-trained").mkdir()
+    (tmp_path / "images-trained" / "model.ckpt").write_text("mine")
+    with pytest.raises(ValueError, match="not of an earlier run"):
+        clean_train(folder)
+    assert not done
+    assert (tmp_path / "images-trained" / "model.ckpt").read_text() == "mine"
