@@ -35,7 +35,7 @@ def register() -> None:
             take_options(cli.config[cli.config.subcommand])
         before_instantiate_classes(cli)
 
-    AnomalibCLI.before_instantiate_classes = take_options_and_go_on  # type: ignore[method-assign]
+    AnomalibCLI.before_instantiate_classes = take_options_and_go_on  # type: ignore[method-assign, assignment]
 
 
 def take_options(config: Any) -> None:
