@@ -103,7 +103,7 @@ def test_pruned_search_is_left_out(model, tmp_path, monkeypatch) -> None:
     assert len(kinds["MatMul"]) > 3
     assert kinds["MatMul"] <= names
     # The smoothing of the map comes after the search, the backbone before
-    assert len(kinds["Convolution"] - names) > 10
+    assert len(kinds["Convolution"] - names) == 10  # of resnet18 up to layer2
 
 
 @pytest.mark.parametrize("compression", ALL_TYPES[:2])
