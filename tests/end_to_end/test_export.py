@@ -6,6 +6,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
@@ -16,11 +17,13 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.components import graph_index, pruning
 
 SETTINGS = {
     "SoftPatch": lambda: SoftPatch(**BACKBONE),
     "SoftPatch, unfold, 5 neighbours": lambda: SoftPatch(**BACKBONE, patch_embedding="unfold", num_neighbors=5),
     "SoftPatchPlus": lambda: SoftPatchPlus(**BACKBONE),
+    "SoftPatchPlus, pruned search": lambda: SoftPatchPlus(**BACKBONE | {"coreset_sampling_ratio": 0.5}),
     "SoftPatch, vision transformer": lambda: SoftPatch(
         **BACKBONE | {"backbone": "vit_tiny_patch16_224", "layers": ["blocks.2", "blocks.5"]}
     ),
@@ -35,9 +38,18 @@ BACKBONE = {
 }
 
 
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
 @pytest.fixture(scope="module", params=SETTINGS)
-def trained(request, mvtec_root, tmp_path_factory):
+def trained(request, mvtec_root, tmp_path_factory, monkeypatch_module):
     folder = tmp_path_factory.mktemp("export")
+    if "pruned" in request.param:
+        monkeypatch_module.setattr(graph_index, "SMALLEST_INDEX", 0)
+        monkeypatch_module.setattr(pruning, "EXPLAINED_VARIANCE", 0.1)
     model = SETTINGS[request.param]()
     engine = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
     engine.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
@@ -114,6 +126,15 @@ def test_inferencers(trained, openvino_file, monkeypatch, tmp_path):
     prediction = OpenVINOInferencer(openvino_file, device="CPU", config=config).predict(image)
     assert_close(prediction.pred_score, expected.pred_score)
     assert_close(prediction.anomaly_map, expected.anomaly_map)
+
+
+def test_search_is_pruned(trained, onnx_file, request):
+    """Where the bank is large; nothing of the index is left in the model."""
+    _, model, _ = trained
+    operators = [node.op_type for node in onnx.load(onnx_file, load_external_data=False).graph.node]
+    pruned = "pruned" in request.node.callspec.params["trained"]
+    assert ("GatherElements" in operators and "NonZero" in operators) == pruned
+    assert model.model._graph_index is None
 
 
 def test_weights_are_inside(trained, onnx_file):

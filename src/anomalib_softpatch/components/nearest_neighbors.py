@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
+from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, leading_axes
 from anomalib_softpatch.components.tracing import is_traced, without_autocast
 
 # Bank rows and queries in one matrix product: bounds memory. Exported graphs, which take any number of queries at once,
@@ -28,11 +28,8 @@ QUERY_BLOCK = 4096
 
 # Banks of fewer elements are searched as fast without an index
 SMALLEST_INDEX = 2**20
-# One of so many axes is a leading one, and the share of the variance that they must hold to be of use
+# One of so many axes is a leading one
 REDUCTION = 5
-EXPLAINED_VARIANCE = 0.8
-# Bank rows from which the axes are estimated
-SAMPLE_SIZE = 8192
 # Elements of the largest temporary tensors, bounds and differences: small enough for caches
 BOUND_BLOCK = 2**23
 DIFFERENCE_BLOCK = 2**20
@@ -40,7 +37,9 @@ DIFFERENCE_BLOCK = 2**20
 LARGEST_REMAINDER = 1 / 64
 
 
-def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest_neighbors(
+    queries: torch.Tensor, bank: torch.Tensor, k: int = 1, within: tuple[int, int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest rows of the bank by Euclidean distance, exactly, in operations that every export target has.
 
     Matrix products find the neighbours; the distances come from the differences, so that they keep their digits where
@@ -50,23 +49,27 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
         queries: Shape ``(n, d)``.
         bank: Shape ``(m, d)``.
         k: Number of neighbours, at most m.
+        within: Rows ``(start, stop)`` of the bank to search, which a graph then does not store beside the bank.
+            Default: all.
 
     Returns:
-        Distances and indices, both of shape ``(n, k)``, nearest first.
+        Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
     """
     traced = is_traced()
+    first, last = within or (0, len(bank))
     if not traced and len(queries) > QUERY_BLOCK:
-        parts = [nearest_neighbors(part, bank, k) for part in queries.split(QUERY_BLOCK)]
+        parts = [nearest_neighbors(part, bank, k, within) for part in queries.split(QUERY_BLOCK)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, bank.square().sum(dim=1)
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
-    for start in range(0, len(bank), BANK_BLOCK):
-        stop = min(start + BANK_BLOCK, len(bank))
-        if traced and len(bank) > BANK_BLOCK:
+    for start in range(first, last, BANK_BLOCK):
+        stop = min(start + BANK_BLOCK, last)
+        if traced and stop - start < len(bank):
             # Runtimes would work on all blocks at once, and store each of them beside the bank. Rows whose numbers
             # depend on the result of the block before (by the addition of zero) can neither be read early nor copied.
-            part = bank[torch.arange(start, stop, device=bank.device) + nearest.amin(dim=(0, 1)).clamp(max=0)]
+            rows = torch.arange(start, stop, device=bank.device) + nearest.amin(dim=(0, 1)).clamp(max=0)
+            part = bank.index_select(0, rows)
         else:
             part = bank[start:stop]
         with without_autocast(queries.device):
@@ -76,13 +79,13 @@ def nearest_neighbors(queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> 
         else:
             value, index = squares.topk(min(k, stop - start), dim=1, largest=False)
         index = index + start
-        if start == 0:
+        if start == first:
             values, nearest = value, index
         elif k == 1:
             closer = value < values
             values, nearest = torch.where(closer, value, values), torch.where(closer, index, nearest)
         else:
-            values, best = torch.cat((values, value), dim=1).topk(min(k, stop), dim=1, largest=False)
+            values, best = torch.cat((values, value), dim=1).topk(min(k, stop - first), dim=1, largest=False)
             nearest = torch.cat((nearest, index), dim=1).gather(1, best)
     distances = (queries[:, None] - bank[nearest]).square().sum(dim=2).sqrt()
     return distances, nearest
@@ -144,21 +147,10 @@ class PrunedIndex:
     def __init__(self, bank: torch.Tensor) -> None:
         self.bank = bank
         self.points: torch.Tensor | None = None
-        sample = bank[:: max(1, len(bank) // SAMPLE_SIZE)]
-        center = sample.mean(dim=0)
-        sample = sample - center
-        with without_autocast(bank.device):
-            covariance = (sample.T @ sample).double()
-        size = bank.shape[1] // REDUCTION
-        # Subspace iteration. Any axes give bounds, so that a few steps will do; an eigendecomposition takes far longer
-        # where several processes share the cores.
-        axes = torch.randn(bank.shape[1], size, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-        for _ in range(3):
-            axes = torch.linalg.qr(covariance @ axes).Q
-        explained = (axes * (covariance @ axes)).sum()
-        if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained:
+        axes = leading_axes(bank, bank.shape[1] // REDUCTION)
+        if axes is None:
             return
-        self.axes = LeadingAxes(center, axes.to(bank.dtype))
+        self.axes = axes
         points = torch.cat([self.axes.reduce(part) for part in bank.split(BANK_BLOCK)])
         norms = points.square().sum(dim=1)
         padding = -len(bank) % GROUP_SIZE

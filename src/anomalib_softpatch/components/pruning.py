@@ -11,6 +11,9 @@ import torch
 
 from anomalib_softpatch.components.tracing import without_autocast
 
+# Rows from which leading axes are estimated, and the share of the variance that they must hold to be of use
+SAMPLE_SIZE = 8192
+EXPLAINED_VARIANCE = 0.8
 # Rows of the set that are ruled out together where the smallest of their bounds is too large
 GROUP_SIZE = 64
 
@@ -44,6 +47,38 @@ class LeadingAxes:
             leading = rows @ self.axes
             rest = torch.linalg.norm(torch.addmm(rows, leading, self.axes.T, alpha=-1), dim=1, keepdim=True)
         return torch.cat((leading, rest), dim=1)
+
+
+def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
+    """Estimate axes along which rows vary most.
+
+    Args:
+        rows: Shape ``(m, d)``.
+        count: How many axes, less than d.
+
+    Returns:
+        The axes, of the rows' type; ``None`` if they hold too little of the variance to be of use.
+    """
+    sample = sample_rows(rows)
+    center = sample.mean(dim=0)
+    sample = sample - center
+    with without_autocast(rows.device):
+        covariance = (sample.T @ sample).double()
+    # Subspace iteration. Any axes give bounds, so that a few steps will do; an eigendecomposition takes far longer
+    # where several processes share the cores.
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.randn(rows.shape[1], count, dtype=torch.double, generator=generator).to(rows.device)
+    for _ in range(3):
+        axes = torch.linalg.qr(covariance @ axes).Q
+    explained = (axes * (covariance @ axes)).sum()
+    if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained:
+        return None
+    return LeadingAxes(center, axes.to(rows.dtype))
+
+
+def sample_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows from which leading axes, and with them the centre, are estimated."""
+    return rows[:: max(1, len(rows) // SAMPLE_SIZE)]
 
 
 class GroupedBounds:

@@ -20,6 +20,8 @@ from anomalib.deploy import CompressionType
 from anomalib.metrics import AUROC, F1Score
 from torchmetrics import Metric
 
+from anomalib_softpatch.components.pruning import sample_rows
+
 if TYPE_CHECKING:
     import openvino
 
@@ -139,11 +141,15 @@ def search_operations(model: openvino.Model, memory_bank: torch.Tensor) -> list[
     Raises:
         ValueError: If the model does not search in this memory bank.
     """
-    rows = memory_bank.detach().cpu().numpy()
+    bank = memory_bank.detach().cpu()
+    rows = bank.numpy()
+    center = sample_rows(bank).mean(dim=0).numpy()  # what a pruned search subtracts from the queries first
     found: set[str] = set()
     for operation in model.get_ordered_ops():
         inputs = [port.get_source_output().get_node() for port in operation.inputs()]
-        if not any(node.get_friendly_name() in found or _is_bank(node, rows) for node in inputs):
+        if not any(
+            node.get_friendly_name() in found or _is_bank(node, rows) or _is_center(node, center) for node in inputs
+        ):
             continue
         found.add(operation.get_friendly_name())
         if operation.get_type_name() == "MatMul":  # its queries were multiplied by -2
@@ -159,3 +165,11 @@ def _is_bank(node: openvino.Node, rows: np.ndarray) -> bool:
     if node.get_type_name() != "Constant" or len(node.shape) != rows.ndim or node.shape[1] != rows.shape[1]:
         return False
     return bool((rows == node.data[0]).all(axis=1).any())
+
+
+def _is_center(node: openvino.Node, center: np.ndarray) -> bool:
+    """Whether a node is a constant that holds the bank's centre, or its negative, which OpenVINO adds."""
+    if node.get_type_name() != "Constant" or node.get_output_size() == 0 or list(node.shape)[-1:] != [len(center)]:
+        return False
+    values = node.data.reshape(-1)
+    return values.size == len(center) and (np.allclose(values, center) or np.allclose(-values, center))

@@ -255,7 +255,9 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return batch.update(**self.model(batch.image)._asdict())
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
-        """Export to ONNX, into one file where the format allows: PyTorch's default is a second file for the weights.
+        """Export to ONNX, with a pruned search and into one file where the format allows.
+
+        PyTorch's default is a second file for the weights.
 
         Args:
             *args: See Anomalib's ``ExportMixin.to_onnx``.
@@ -270,7 +272,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             if isinstance(tensor, torch.Tensor)
         )
         kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
-        return super().to_onnx(*args, **kwargs)
+        with self.model.pruned_graphs():
+            return super().to_onnx(*args, **kwargs)
 
     def _compress_ov_model(
         self,

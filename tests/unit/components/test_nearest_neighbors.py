@@ -63,6 +63,15 @@ def test_plain_search(k, block, monkeypatch):
     check(queries, bank, k, *nearest_neighbors(queries, bank, k))
 
 
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("block", [64, 4096])
+def test_part_of_a_bank(k, block, monkeypatch):
+    monkeypatch.setattr(module, "BANK_BLOCK", block)
+    queries, bank = anisotropic(50), anisotropic(700, seed=1)
+    distances, indices = nearest_neighbors(queries, bank, k, within=(130, 333))
+    check(queries, bank[130:333], k, distances, indices - 130)
+
+
 @pytest.mark.parametrize("k", [1, 2, 9, 40, 3000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_pruned_search(k, dtype, small_index, monkeypatch):

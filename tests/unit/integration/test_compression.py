@@ -15,7 +15,8 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from sklearn.metrics import roc_auc_score
 
 from anomalib_softpatch import SoftPatchPlus
-from anomalib_softpatch.integration.compression import compress, measure
+from anomalib_softpatch.components import graph_index, pruning
+from anomalib_softpatch.integration.compression import compress, measure, search_operations
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,22 @@ def test_unprotected_compression_quantizes_the_bank(exported, model):
         and list(operation.shape)[1:] == [bank.shape[1]]
         for operation in compressed.get_ops()
     )
+
+
+def test_pruned_search_is_left_out(model, tmp_path, monkeypatch) -> None:
+    """All products but the backbone's, of which there are none: the axes, the bounds and the plain search."""
+    monkeypatch.setattr(graph_index, "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(graph_index, "SMALLEST_BANK", 0)
+    monkeypatch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
+    pruned = openvino.convert_model(model.to_onnx(tmp_path, verbose=False))
+    names = set(search_operations(pruned, model.model.memory_bank))
+    kinds = {"MatMul": set(), "Convolution": set()}
+    for operation in pruned.get_ops():
+        kinds.get(operation.get_type_name(), set()).add(operation.get_friendly_name())
+    assert len(kinds["MatMul"]) > 3
+    assert kinds["MatMul"] <= names
+    # The smoothing of the map comes after the search, the backbone before
+    assert len(kinds["Convolution"] - names) == 10  # of resnet18 up to layer2
 
 
 @pytest.mark.parametrize("compression", ALL_TYPES[:2])

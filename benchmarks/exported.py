@@ -1,0 +1,134 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Latency of exported files: ours against Anomalib's PatchCore with the same memory bank and backbone.
+
+One image of 256 px, WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels) against a coreset of the patches of
+Kolektor's training images, in ONNX Runtime and OpenVINO at f32. The backbone is untrained, since the shared set has no
+weights for it. Files take turns, so that other work on the machine meets all alike; times are those of the processor
+(all threads of this process together) and of the wall clock.
+
+Anomalib's files are exported for one image of this size, since its PatchCore has no other; ours take any.
+
+Example::
+
+    python benchmarks/exported.py --threads 1
+"""
+
+import argparse
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import openvino
+import torch
+from anomalib.models import Patchcore
+from anomalib.models.components.dimensionality_reduction import SparseRandomProjection
+
+from anomalib_softpatch import SoftPatch
+from anomalib_softpatch.components import k_center_greedy
+from common import MEAN, STD, describe_machine, load_images, parser
+
+
+@torch.no_grad()
+def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """Make models with one bank, export each, return their folders."""
+    size = (options.size, options.size)
+    settings: dict[str, Any] = {"backbone": options.backbone, "layers": options.layers, "pre_trained": False}
+    settings |= {"visualizer": False, "post_processor": False}
+    settings["pre_processor"] = SoftPatch.configure_pre_processor(size)
+    torch.manual_seed(0)
+    ours = SoftPatch(**settings).eval()
+    images = load_images([Path(options.datasets) / "kolektor" / "train" / "good"], options.images, options.size)
+    features = torch.cat([ours.model.extract(part).flatten(0, 2) for part in images.split(8)])
+    projected = SparseRandomProjection(eps=0.9).fit(features).transform(features)
+    bank = features[k_center_greedy(projected, min(options.bank, len(features)), first=0)]
+    ours.model.set_memory_bank(bank, torch.ones(len(bank)), ((0, len(bank)),))
+    patchcore = Patchcore(**settings, num_neighbors=1).eval()
+    patchcore.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
+    patchcore.model.memory_bank = bank
+    folders = {name: folder / name for name in ("Anomalib Patchcore", "SoftPatch, plain search", "SoftPatch")}
+    for name, path in folders.items():
+        fixed = name.startswith("Anomalib")
+        model = patchcore if fixed else ours
+        kwargs: dict[str, Any] = {"verbose": False} | (
+            {"dynamic_shapes": None, "external_data": False} if fixed else {}
+        )
+        plain = "plain" in name
+        if plain:
+            ours.model.pruned_graphs = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        model.to_openvino(path, input_size=size if fixed else None, onnx_kwargs=dict(kwargs))
+        model.to_onnx(path, input_size=size if fixed else None, **kwargs)
+        if plain:
+            del ours.model.pruned_graphs
+    return folders
+
+
+def main() -> None:
+    """Export, score images in turn, print the table."""
+    arguments = parser(__doc__)
+    arguments.set_defaults(backbone="wide_resnet50_2")
+    arguments.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
+    arguments.add_argument("--size", type=int, default=256, help="height and width of the images")
+    arguments.add_argument("--images", type=int, default=96, help="training images that the bank is chosen from")
+    arguments.add_argument("--bank", type=int, default=21_000, help="rows of the bank")
+    arguments.add_argument("--repeats", type=int, default=5)
+    options = arguments.parse_args()
+    if options.quick:
+        options.backbone, options.images, options.bank, options.repeats = "resnet18", 8, 3000, 2
+    torch.set_num_threads(options.threads)
+    print(describe_machine(), flush=True)
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    images = {
+        kind: (load_images([Path(options.datasets) / "kolektor" / "test" / kind], 1, options.size) * std + mean).numpy()
+        for kind in ("good", "defect")
+    }
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        runs, sizes = {}, {}
+        for name, path in export(options, Path(name_of_folder)).items():
+            config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+            config["INFERENCE_NUM_THREADS"] = options.threads
+            file = path / "weights" / "openvino" / "model.xml"
+            compiled = openvino.Core().compile_model(file, "CPU", config)
+            runs[name, "OpenVINO"] = lambda image, compiled=compiled: compiled(image)["pred_score"].copy()
+            sizes[name, "OpenVINO"] = file.with_suffix(".bin").stat().st_size
+            session_options = onnxruntime.SessionOptions()
+            session_options.intra_op_num_threads = options.threads
+            file = path / "weights" / "onnx" / "model.onnx"
+            session = onnxruntime.InferenceSession(file, session_options)
+            inputs = session.get_inputs()[0].name
+            runs[name, "ONNX Runtime"] = lambda image, session=session, inputs=inputs: session.run(
+                ["pred_score"], {inputs: image}
+            )[0]
+            sizes[name, "ONNX Runtime"] = file.stat().st_size
+        times: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+        scores = {}
+        for repeat in range(options.repeats + 1):
+            for (name, runtime), run in runs.items():
+                for kind, image in images.items():
+                    wall, processor = time.perf_counter(), time.process_time()
+                    scores[name, runtime, kind] = float(run(image).squeeze())
+                    if repeat:  # the first one warms up
+                        seconds = time.process_time() - processor, time.perf_counter() - wall
+                        times.setdefault((name, runtime, kind), []).append(seconds)
+    print("\n| model | runtime | image | file, MiB | score | processor, s | wall, s | ratio of processor | of wall |")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|")
+    for (name, runtime, kind), values in times.items():
+        median, baseline = (np.median(each, axis=0) for each in (values, times["Anomalib Patchcore", runtime, kind]))
+        low, high = np.min(values, axis=0), np.max(values, axis=0)
+        cells = [f"{median[0]:.2f} ({low[0]:.2f} to {high[0]:.2f})", f"{median[1]:.2f} ({low[1]:.2f} to {high[1]:.2f})"]
+        ratios = median / baseline
+        file_and_score = f"{sizes[name, runtime] / 2**20:.0f} | {scores[name, runtime, kind]:.5f}"
+        print(
+            f"| {name} | {runtime} | {kind} | {file_and_score} | {cells[0]} | {cells[1]} | "
+            f"{ratios[0]:.2f} | {ratios[1]:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

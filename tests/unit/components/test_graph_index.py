@@ -1,0 +1,195 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The pruned search of exported graphs against NumPy in float64, eager and in the runtimes."""
+
+import sys
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from test_nearest_neighbors import PeakMemory, anisotropic, brute_force
+from torch import nn
+
+from anomalib_softpatch.components import graph_index as module
+from anomalib_softpatch.components import nearest_neighbors
+from anomalib_softpatch.components.graph_index import GraphIndex
+
+RANGES = {
+    "one": [(0, 3000)],
+    "two that share rows": [(0, 2000), (900, 3000)],
+    "nested": [(0, 3000), (700, 703)],
+    "apart": [(0, 1300), (1300, 3000)],
+}
+
+
+@pytest.fixture(autouse=True)
+def any_bank(monkeypatch):
+    """Index banks however small, in several blocks."""
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
+    for name in ("graph_index", "nearest_neighbors"):
+        monkeypatch.setattr(sys.modules[f"anomalib_softpatch.components.{name}"], "BANK_BLOCK", 1024)
+
+
+@pytest.fixture
+def searched_again(monkeypatch):
+    """Numbers of queries that went to the plain search."""
+    counts = []
+
+    def search(queries, bank, within):
+        counts.append(len(queries))
+        return nearest_neighbors(queries, bank, within=within)
+
+    monkeypatch.setattr(module, "nearest_neighbors", search)
+    return counts
+
+
+def check(queries, bank, ranges, found, tolerance=1e-5):
+    """Distances are the smallest of each range and those of the rows that are named, which are rows of the range."""
+    expected = brute_force(queries, bank)
+    scale = tolerance * max(1e-30, expected.max())
+    for (start, stop), pair in zip(ranges, found, strict=True):
+        distances, rows = map(np.asarray, pair)
+        assert distances.shape == rows.shape == (len(queries),)
+        np.testing.assert_allclose(distances, expected[:, start:stop].min(axis=1), rtol=tolerance, atol=scale)
+        np.testing.assert_allclose(expected[np.arange(len(rows)), rows], distances, rtol=1e-5, atol=scale)
+        assert ((rows >= start) & (rows < stop)).all()
+
+
+@pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ranges(ranges, dtype, searched_again):
+    queries, bank = anisotropic(200).to(dtype), anisotropic(3000, seed=1).to(dtype)
+    index = GraphIndex.build(bank, ranges)
+    check(queries, bank, ranges, index.search(queries, bank))
+    # It prunes: few are left to the plain search
+    assert max(searched_again) < 60
+
+
+def test_hard_queries_go_to_the_plain_search(searched_again):
+    """Far from the bank the bounds rule out little."""
+    queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
+    bank, ranges = anisotropic(3000, seed=1), RANGES["two that share rows"]
+    check(queries, bank, ranges, GraphIndex.build(bank, ranges).search(queries, bank))
+    assert max(searched_again) > 20
+
+
+def test_a_shortlist_alone_would_be_wrong():
+    """What the tests of hard queries check does not come by itself."""
+    queries = 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    bank = anisotropic(3000, seed=1)
+    index = GraphIndex.build(bank, [(0, 3000)])
+    ((_, rows),) = index._shortlists(-2 * index.axes.reduce(queries)).values()
+    squares, _ = module._nearest_of_shortlist(queries, bank, rows)
+    assert (squares.sqrt().numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
+
+
+def test_shortlist_is_that_of_the_lowest_bounds():
+    """Against a sort of all bounds."""
+    queries, bank = anisotropic(30), anisotropic(2777, seed=1)
+    index = GraphIndex.build(bank, [(0, len(bank))])
+    points = index.axes.reduce(queries)
+    ((bounds, rows),) = index._shortlists(-2 * points).values()
+    expected = brute_force(points, index.axes.reduce(bank)) ** 2
+    found = bounds.double().numpy() + points.double().square().sum(dim=1)[:, None].numpy()
+    np.testing.assert_allclose(found, np.sort(expected, axis=1)[:, : module.SHORTLIST], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(expected, rows.numpy(), axis=1), found, atol=1e-5)
+
+
+def test_one_row_far_away_costs_nothing(searched_again):
+    """Allowances for rounding are those of the rows that matter."""
+    queries, bank = anisotropic(200), anisotropic(3000, seed=1)
+    bank[17] *= 100
+    check(queries, bank, [(0, 3000)], GraphIndex.build(bank, [(0, 3000)]).search(queries, bank))
+    assert max(searched_again) < 60
+
+
+def test_duplicates(searched_again):
+    """Members of the bank are at distance zero, and the first of equal rows is named, on any number of them."""
+    for copies in (4, 40):
+        bank = anisotropic(300).repeat(copies, 1)
+        ((distances, rows),) = GraphIndex.build(bank, [(0, len(bank))]).search(bank[:300], bank)
+        assert (distances == 0).all()
+        assert torch.equal(rows, torch.arange(300))
+
+
+def test_nan_stays_nan():
+    queries, bank = anisotropic(10), anisotropic(3000, seed=1)
+    queries[3, 5] = torch.nan
+    ((distances, _),) = GraphIndex.build(bank, [(0, 3000)]).search(queries, bank)
+    assert distances.isnan().tolist() == [row == 3 for row in range(10)]
+
+
+@pytest.mark.parametrize(
+    "bank",
+    [torch.ones(1500, 12), torch.randn(1500, 12), anisotropic(1023), anisotropic(1500).half()],
+    ids=["constant", "isotropic", "small", "half precision"],
+)
+def test_no_index_where_it_would_not_pay(bank):
+    assert GraphIndex.build(bank, [(0, len(bank))]) is None
+
+
+class Model(nn.Module):
+    """A search in a buffer, as the models have it."""
+
+    def __init__(self, bank, ranges):
+        super().__init__()
+        self.register_buffer("bank", bank)
+        self.index = GraphIndex.build(bank, ranges)
+
+    def forward(self, images):
+        queries = images.flatten(2).mT.reshape(-1, images.shape[1])
+        found = self.index.search(queries, self.bank)
+        return tuple(tensor for pair in found for tensor in pair)
+
+
+def export(bank, ranges, folder):
+    """Export to both formats, for any number, height and width of images; return functions that search."""
+    model = Model(bank, ranges).eval()
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    example, path = torch.zeros(2, bank.shape[1], 3, 3), folder / "model.onnx"
+    torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
+    openvino.save_model(openvino.convert_model(path), folder / "model.xml", compress_to_fp16=False)
+    for file in (path, folder / "model.bin"):
+        assert file.stat().st_size < 1.3 * bank.numel() * 4 + 150_000
+    session = onnxruntime.InferenceSession(path)
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def pairs(outputs):
+        return list(zip(outputs[::2], outputs[1::2], strict=True))
+
+    return {
+        "ONNX Runtime": lambda images: pairs(session.run(None, {session.get_inputs()[0].name: images.numpy()})),
+        "OpenVINO": lambda images: pairs([output.copy() for output in compiled(images.numpy()).values()]),
+    }
+
+
+@pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
+def test_export(ranges, tmp_path):
+    """Any number of queries, easy and hard ones in turn: what is left over from the image before does no harm."""
+    bank = anisotropic(3000, 32)
+    searches = export(bank, ranges, tmp_path)
+    shapes = [(1, 4, 6), (4, 4, 6), (4, 4, 6), (1, 4, 6), (2, 7, 3), (1, 1, 1), (4, 9, 9)]
+    for number, (shape, offset) in enumerate(zip(shapes, [0, 0, 30, 0, 30, 0, 0], strict=True)):
+        queries = anisotropic(int(np.prod(shape)), 32, seed=number + 2) + offset * torch.eye(32)[number]
+        images = queries.view(shape[0], -1, 32).mT.reshape(shape[0], 32, *shape[1:]).contiguous()
+        for search in searches.values():
+            check(queries, bank, ranges, search(images))
+
+
+def test_exported_memory_is_bounded(tmp_path):
+    """Runtimes take one block of the bank after the other."""
+    bank = anisotropic(16 * 1024 - 10, 32)
+    ranges = [(0, len(bank))]
+    searches = export(bank, ranges, tmp_path)
+    queries = anisotropic(96 * 96, 32, seed=1)
+    images = queries.T.reshape(1, 32, 96, 96).contiguous()
+    block = len(queries) * 1024 * 4
+    for search in searches.values():
+        search(images[:, :, :2].contiguous())
+        with PeakMemory(daemon=True) as memory:
+            found = search(images)
+        assert memory.peak < 9 * block  # the bounds of all pairs: 16 blocks
+        check(queries[::90], bank, ranges, [(distances[::90], rows[::90]) for distances, rows in found])
