@@ -204,7 +204,7 @@ def test_checkpoint_of_another_model(mvtec_root: Path, tmp_path: Path) -> None:
     foreign = runner.trainer.checkpoint_callback.best_model_path
     with pytest.raises(ValueError, match=r"model.ckpt was written by another model than SoftPatch"):
         predict(SoftPatch(**SMALL), foreign, tmp_path, mvtec_root / "bottle" / "test")
-    with pytest.raises(ValueError, match="was written by another model than SoftPatch"):
+    with pytest.raises(ValueError, match="is no checkpoint of SoftPatch or SoftPatch"):
         SoftPatch.load_from_checkpoint(foreign)
 
 

@@ -39,6 +39,7 @@ def trained(mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     runner = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_bank, "bearable_share", lambda *_: 0.0)
+        patch.setattr(memory_bank, "exceptional_distances", lambda distances, _: distances)
         runner.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
     return model.eval(), runner
 
