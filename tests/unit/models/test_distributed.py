@@ -31,6 +31,10 @@ FITS = {
     "few references": (TWO_BANKS | {"neighborhood": 1, "max_references": 20}, SAMPLED),
     "another seed": (TWO_BANKS | {"seed": 5}, SAMPLED),
     "one discriminator": ({"lof_k": 3}, SAMPLED),
+    "default of SoftPatch+": (
+        {"discriminators": ("simplified_lof",), "thresholds": ("auto", 0.3), "soft_weight": False, "prototypes": True},
+        SAMPLED,
+    ),
     "PatchCore": ({"thresholds": (0.0,), "soft_weight": False}, SAMPLED),
     "uneven": (TWO_BANKS, ([3, 2, 1, 0, 6, 5], [4])),
     "rank 0 without images": (TWO_BANKS, ([], [3, 2, 1, 0, 6, 5, 4])),
