@@ -117,6 +117,7 @@ def describe_command() -> str:
     arguments = [argument.replace(str(SHARED), "$ANOMALIB_SOFTPATCH_SHARED") for argument in sys.argv[1:]]
     save = arguments.index("--save") if "--save" in arguments else len(arguments)
     arguments[save : save + 2] = []
+    arguments = [f'"{argument}"' if " " in argument else argument for argument in arguments]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 

@@ -171,7 +171,7 @@ def main() -> None:
                 for setting, column in zip(arguments.settings, row, strict=True):
                     column.append(evaluate(model, features, setting, arguments.coreset, seed))
                     print(f"# {name} {ratio:.0%} seed {seed} {setting}: {column[-1]}", flush=True)
-                title = "Synthetic sets, each without noise and with so much of it (protocol overlap), AUROC in %"
+                title = "Synthetic sets, each without noise and with so much of it (protocol overlap), in %"
                 save_results(arguments.save, title, headings, rows, ["image", "pixel"])
     print_table(headings, rows, ["image", "pixel"])
     of_variant = {name: row for name, row in rows.items() if "false alarms" in row[0][0]}
