@@ -26,8 +26,8 @@ def simplified_lof(features: torch.Tensor, references: References, k: int = 1) -
     """Score patches by how much farther the k-th nearest image is from them than from their neighbours.
 
     Each image counts once, by its nearest patch. k is a fifth of the other images: with the k = 6 of the papers a
-    defect is normal once six images show it, at any size of the set. The distance to the k-th image is divided by the
-    lower quartile of the same distance of those k neighbours, so that a variant that a fifth of the images show is
+    defect is normal once six other images show it, at any size of the set. The distance to the k-th image is divided by
+    the lower quartile of the same distance of those k neighbours, so that a variant that a fifth of the images show is
     judged by its own spread: with the typical image of its position as the measure, all of its border would go. The
     quotients are smoothed over the grid.
 
