@@ -11,10 +11,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from anomalib_softpatch.components import ranks
 from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.report.geometry import Region
-from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
+from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity, removed_shares
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
 from anomalib_softpatch.report.quality import FOUND_SHARES, detection_quality, images_to_inspect
 
@@ -57,17 +56,13 @@ class Findings:
 
     @cached_property
     def rarity(self) -> torch.Tensor:
-        """Negative decimal logarithm of the share of all patches that score as high or higher, shape of the scores.
+        """How rare each patch is, see :func:`~anomalib_softpatch.report.image_scores.rarity`, shape of the scores.
 
-        Discriminators score on scales of their own, some with a long tail. The share of patches that score as high is
-        comparable, and its logarithm tells a patch in a thousand (3) from one in ten (1). Each group of duplicates
-        counts once.
+        Each group of duplicates counts once.
         """
-        groups = torch.arange(len(self.paths)) if self.groups is None else self.groups
-        counted = self.scores[representatives(groups)]
-        higher = 1 - ranks(counted)
-        rarity = -higher.clamp_min(1 / counted.numel()).log10()
-        return rarity[groups] if len(counted) < len(self.scores) else rarity
+        if self.groups is None:
+            return rarity(self.scores)
+        return rarity(self.scores[representatives(self.groups)])[self.groups]
 
     @cached_property
     def image_scores(self) -> torch.Tensor:
@@ -96,7 +91,7 @@ class Findings:
 
     @cached_property
     def noise_level(self) -> NoiseLevel:
-        """Share of the images that stand out."""
+        """How many images stand apart from the rest, if that can be told."""
         return noise_level(self.image_scores)
 
     @cached_property

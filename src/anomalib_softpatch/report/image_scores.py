@@ -5,6 +5,8 @@
 
 import torch
 
+from anomalib_softpatch.components import ranks
+
 TOP_SHARE = 0.03
 
 
@@ -40,6 +42,21 @@ def image_scores(scores: torch.Tensor, share: float = TOP_SHARE) -> torch.Tensor
     flat = scores.flatten(1)
     count = max(1, round(share * flat.shape[1]))
     return flat.topk(count, dim=1).values.mean(dim=1)
+
+
+def rarity(scores: torch.Tensor) -> torch.Tensor:
+    """Return the negative decimal logarithm of the share of all patches that score as high as each one or higher.
+
+    Discriminators score on scales of their own, some with a long tail. The share of patches that score as high is
+    comparable, and its logarithm tells a patch in a thousand (3) from one in ten (1).
+
+    Args:
+        scores: Noise scores of all patches, of any shape.
+
+    Returns:
+        The same shape.
+    """
+    return -(1 - ranks(scores)).clamp_min(1 / scores.numel()).log10()
 
 
 def removed_shares(kept: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resize
 
@@ -23,7 +24,7 @@ from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
-from anomalib_softpatch.report.noise_level import noise_level
+from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
 from anomalib_softpatch.report.quality import detection_quality, images_to_inspect, inspection_curve
 from anomalib_softpatch.report.writer import write_report
 
@@ -181,18 +182,46 @@ def test_inspection_of_findings_is_the_first_count_of_enough_recall(tmp_path: Pa
     assert make_findings(tmp_path, count=40, labels=torch.zeros(40, dtype=torch.bool)).inspection == {}
 
 
-def test_noise_level_counts_the_images_that_stand_out() -> None:
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.cat([torch.randn(180, generator=generator), 20 + torch.randn(20, generator=generator)])
+def normal(mean: float, deviation: float, count: int) -> torch.Tensor:
+    """Quantiles of a normal distribution."""
+    return torch.from_numpy(mean + deviation * norm.ppf((np.arange(count) + 0.5) / count))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_noise_level_counts_the_images_that_stand_apart(share: float) -> None:
+    count = round(300 * share)
+    scores = torch.cat([normal(0, 1, 300 - count), normal(6, 1.5, count)])[torch.randperm(300)]
     level = noise_level(scores)
-    assert level.share == pytest.approx(0.1, abs=0.01)
-    assert 0.05 < level.low < level.share < level.high < 0.16
-    assert noise_level(scores) == level  # its random numbers are its own
-    assert noise_level(torch.zeros(10)).share == 0
+    assert level.known
+    assert level.low <= share <= level.high < 1.3 * share
+    assert level.low > 0.7 * share
+    assert noise_level(1000 * scores - 7).low == level.low  # on any scale
     median = scores.median()
     deviation = 1.4826 * (scores - median).abs().median()
     assert level.score == pytest.approx((median + 3 * deviation).item(), abs=0.05)
-    assert noise_level(torch.ones(1)).share == 0
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        normal(0, 1, 300),
+        torch.cat([normal(0, 1, 250), normal(1.5, 1.5, 50)]),  # the two overlap
+        torch.cat([normal(0, 1, 9), torch.tensor([3.0])]),
+        torch.zeros(10),
+        torch.ones(1),
+        torch.arange(3),
+    ],
+)
+def test_noise_level_says_what_it_cannot_tell(scores: torch.Tensor) -> None:
+    level = noise_level(scores)
+    assert not level.known
+    assert (level.low, level.high, str(level)) == (0, 1, "cannot tell")
+    assert level.score >= scores.median()
+
+
+def test_noise_level_in_words() -> None:
+    assert str(NoiseLevel(0.051, 0.12, True, 1.0)) == "5 to 12 %"
+    assert str(NoiseLevel(0.101, 0.104, True, 1.0)) == "10 %"
 
 
 # Findings
