@@ -66,6 +66,16 @@ def test_table_by_hand(folder: Path) -> None:
     assert results.render(text, folder) == text
 
 
+def test_medians_by_hand(folder: Path) -> None:
+    runs = [[{"image": 1.0}, {"image": 9.0}, {"image": 3.0}], [{"image": 2.0}]]
+    record = RECORD | {"keys": ["image"], "medians": True, "rows": {"default": runs, "other": [[{"fit": 1.0}], []]}}
+    (folder / "medians.json").write_text(json.dumps(record))
+    text = results.render(page("medians.json"), folder)
+    assert "| default | 3.0 (1.0 to 9.0) | 2.0 (1 run) |\n\n" in text  # and no row of other figures
+    assert "Medians of 3 runs." in text
+    assert "| other | 1.0 | n/a |" in results.render(page("medians.json keys=fit rows=other"), folder)
+
+
 def test_choice_of_figures_and_rows(folder: Path) -> None:
     text = results.render(page('robustness.json keys=fit heading="fit [s]"'), folder)
     assert "| fit [s] | 0 % | 10 % |\n|---|---:|---:|\n| default | 3.5 ± 0.5 | 5.0 (1 run) |\n\n" in text
@@ -101,8 +111,8 @@ def test_files_are_shown_and_say_what_they_were_measured_by(path: Path) -> None:
         for name, columns in record["rows"].items():
             for runs in columns:
                 if runs:
-                    mean = np.mean([run[record["keys"][0]] for run in runs])
-                    assert re.search(rf"\| {re.escape(name)} \|.* {mean:.1f}[ |]", pages)
+                    center = (np.median if record.get("medians") else np.mean)([run[record["keys"][0]] for run in runs])
+                    assert re.search(rf"\| {re.escape(name)} \|.* {center:.1f}[ |]", pages)
 
 
 def test_roles_of_docstrings_are_shown_as_names() -> None:
