@@ -11,7 +11,8 @@ file in ``docs/results/`` gives::
     <!-- end of results -->
 
 Behind the file's name the mark may say ``keys=image,pixel`` (other figures of the runs than the file's first choice),
-``heading="image / pixel AUROC"`` (of the first column) and ``rows=softpatch;default`` (some rows, in this order).
+``heading="image / pixel AUROC"`` (of the first column), ``title="..."`` (above the table) and
+``rows=softpatch;default`` (some rows, in this order).
 """
 
 import json
@@ -28,7 +29,7 @@ Rows = Mapping[str, Sequence[Sequence[Run]]]
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 MARK = re.compile(r"<!-- results: (?P<what>.*?) -->\n.*?<!-- end of results -->", re.DOTALL)
 OWN = "anomalib-softpatch"
-OPTIONS = {"keys", "rows", "heading"}
+OPTIONS = {"keys", "rows", "heading", "title"}
 
 
 def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: bool = False) -> str:
@@ -92,7 +93,7 @@ def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
     keys = options["keys"].split(",") if "keys" in options else record["keys"]
     headings = [options.get("heading", record["headings"][0]), *record["headings"][1:]]
     shown = table(headings, rows, keys, record.get("medians", False))
-    return f"{record['title']}:\n\n{shown}\n\n{origin(record, rows)}"
+    return f"{options.get('title', record['title'])}:\n\n{shown}\n\n{origin(record, rows)}"
 
 
 def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> str:

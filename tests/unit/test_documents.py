@@ -79,6 +79,9 @@ def test_medians_by_hand(folder: Path) -> None:
 def test_choice_of_figures_and_rows(folder: Path) -> None:
     text = results.render(page('robustness.json keys=fit heading="fit [s]"'), folder)
     assert "| fit [s] | 0 % | 10 % |\n|---|---:|---:|\n| default | 3.5 ± 0.5 | 5.0 (1 run) |\n\n" in text
+    assert "\nImage / pixel AUROC:\n" in text
+    text = results.render(page('robustness.json title="A title of its own"'), folder)
+    assert "\nA title of its own:\n" in text
     text = results.render(page('robustness.json rows="no times;default"'), folder)
     assert text.index("| no times |") < text.index("| default |")
     text = results.render(page('robustness.json rows="no times"'), folder)
@@ -86,7 +89,7 @@ def test_choice_of_figures_and_rows(folder: Path) -> None:
 
 
 def test_unknown_option_of_a_mark(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"robustness.json: colour. Known are heading, keys, rows"):
+    with pytest.raises(ValueError, match=r"robustness.json: colour. Known are heading, keys, rows, title"):
         results.render(page("robustness.json colour=red"), folder)
 
 
