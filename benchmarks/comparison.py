@@ -67,8 +67,15 @@ BASELINE = "Patchcore"
 MODELS: dict[str, tuple[type[AnomalibModule], dict[str, Any]]] = {
     BASELINE: (Patchcore, {}),
     "SoftPatch": (SoftPatch, {}),
-    "SoftPatchPlus, paper": (SoftPatchPlus, {name: PAPER[name] for name in OWN_TO_SETTINGS}),
+    "SoftPatchPlus (paper)": (SoftPatchPlus, {name: PAPER[name] for name in OWN_TO_SETTINGS}),
     "SoftPatchPlus": (SoftPatchPlus, {}),
+}
+HEADINGS = {
+    "value": "measured once",
+    "value_ratio": f"% of {BASELINE}'s",
+    "wall": "median and range",
+    "wall_ratio": f"% of {BASELINE}'s in the same turn",
+    "processor_ratio": "the same of processor time",
 }
 RUNTIMES = ("torch", "ONNX Runtime", "OpenVINO")
 TRAINING_BATCH = 8
@@ -163,7 +170,7 @@ def measure_latency(options: argparse.Namespace, folder: Path) -> dict[str, dict
     test, count = Path(options.datasets) / "kolektor" / "test", max(options.batches)
     normal, defective = (load_images([test / kind], count, options.size) * std + mean for kind in ("good", "defect"))
     images = torch.stack((normal, defective), dim=1).flatten(0, 1).numpy()
-    models = {name: load(name, options, folder / name) for name in options.models}
+    models = {name: load(name, options, folder / str(number)) for number, name in enumerate(options.models)}
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     difference = 0.0
     for repeat in range(options.repeats + 1):
@@ -175,7 +182,7 @@ def measure_latency(options: argparse.Namespace, folder: Path) -> dict[str, dict
                     wall, processor = time.perf_counter(), time.process_time()
                     scores = runs[runtime, batch](part)
                     run = {
-                        "value": 1e3 * (time.perf_counter() - wall),
+                        "wall": 1e3 * (time.perf_counter() - wall),
                         "processor": 1e3 * (time.process_time() - processor),
                     }
                     if repeat:
@@ -210,14 +217,25 @@ def fit_rows(fits: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[
     return rows
 
 
-def add_ratios(rows: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> None:
-    """Add to every run what it is, in %, of the baseline's in the same turn."""
+def report(options: argparse.Namespace, title: str, rows: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> None:
+    """Print and save the figures, and what each of them is, in %, of the baseline's in the same turn.
+
+    Args:
+        options: Of the script: which models, and where to save.
+        title: What was measured, on what.
+        rows: For each row and each model the figures of the runs: what was measured once is the ``value``.
+    """
     for columns in rows.values():
         for runs in columns.values():
             for run, baseline in zip(runs, columns.get(BASELINE, ()), strict=False):
-                run["ratio"] = 100 * run["value"] / baseline["value"]
-                if "processor" in run:
-                    run["processor ratio"] = 100 * run["processor"] / baseline["processor"]
+                run |= {f"{key}_ratio": 100 * run[key] / baseline[key] for key in tuple(run) if baseline[key]}
+    cells = {row: [columns.get(name, []) for name in options.models] for row, columns in rows.items()}
+    save_results(options.save, title, ["", *options.models], cells, ["value"], medians=True)
+    print(f"\n{title}")
+    for key, heading in HEADINGS.items():
+        if any(key in run for columns in rows.values() for runs in columns.values() for run in runs):
+            print()
+            print_table([heading, *options.models], cells, [key], medians=True)
 
 
 def plot(rows: Mapping[str, Mapping[str, list[dict[str, float]]]], batches: Sequence[int], path: Path) -> None:
@@ -230,7 +248,7 @@ def plot(rows: Mapping[str, Mapping[str, list[dict[str, float]]]], batches: Sequ
     models = list(rows[FEATURES])
 
     def values(row: str, name: str) -> list[float]:
-        return [run["value"] for run in rows[row][name]]
+        return [run.get("value", run.get("wall")) for run in rows[row][name]]
 
     def bars(axis: Any, names: Mapping[str, str], scale: float) -> None:
         """Draw a group of bars for each row, a bar for each model."""
@@ -279,42 +297,26 @@ def main() -> None:
     options = arguments.parse_args()
     if options.quick:
         options.backbone, options.size, options.images, options.repeats = "resnet18", 64, 8, 2
-        options.models, options.batches = [BASELINE, "SoftPatch"], [1, 2]
+        options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [1, 2]
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
 
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder, fits = Path(name_of_folder), {}
-        for name in options.models:
-            arguments_of_fit = name, options, folder / name
+        for number, name in enumerate(options.models):
+            arguments_of_fit = name, options, folder / str(number)
             # One process is enough to see that it works
             fits[name] = (
                 fit(*arguments_of_fit) if options.quick else in_process(options.threads, fit, *arguments_of_fit)
             )
             print(f"# {name}: {fits[name]}", flush=True)
-        rows = fit_rows(fits)
-        latencies = measure_latency(options, folder)
-    rows |= latencies
-    add_ratios(rows)
-    headings = ["", *options.models]
-    cells = {row: [columns.get(name, []) for name in options.models] for row, columns in rows.items()}
+        rows = fit_rows(fits) | measure_latency(options, folder)
     title = (
         f"{options.backbone}, {options.images} training images of {options.size} px, coreset {options.ratio}, "
         f"{options.threads} thread{'s' * (options.threads > 1)}; Patchcore's coreset extrapolated from "
         f"{options.centers} centres"
     )
-    save_results(options.save, title, headings, cells, ["value"], medians=True)
-    print(f"\n{title}")
-    for latency in (False, True):
-        part = {row: columns for row, columns in cells.items() if (row in latencies) == latency}
-        for key, heading in (
-            ("value", "median and range"),
-            ("ratio", f"% of {BASELINE}'s"),
-            ("processor ratio", "the same of processor time"),
-        ):
-            if latency or key != "processor ratio":
-                print()
-                print_table([heading, *options.models], part, [key], medians=True)
+    report(options, title, rows)
     plot(rows, options.batches, options.plot)
 
 

@@ -31,10 +31,8 @@ from common import (
     measure,
     new_file,
     parser,
-    print_table,
-    save_results,
 )
-from comparison import BASELINE, MODELS, TRAINING_BATCH, add_ratios, fit_by_stage, make_model
+from comparison import BASELINE, MODELS, TRAINING_BATCH, fit_by_stage, make_model, report
 from exported import choose_coreset
 
 CPU_CENTERS = 200  # of Anomalib's coreset that are timed on a CPU, where all take an hour
@@ -127,7 +125,7 @@ def main() -> None:
     options = arguments.parse_args()
     if options.quick:
         options.backbone, options.size, options.images, options.repeats = "resnet18", 64, 8, 2
-        options.models, options.batches = [BASELINE, "SoftPatch"], [1, 2]
+        options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [1, 2]
     if options.device == "cpu" and options.centers is None:
         options.centers = CPU_CENTERS
     torch.set_num_threads(options.threads)
@@ -140,21 +138,13 @@ def main() -> None:
         figures = run(name, options) if options.quick else in_process(options.threads, run, name, options)
         print(f"# {name}: {figures}", flush=True)
         for row, values in figures.items():
-            rows.setdefault(row, {})[name] = [{"value": value} for value in values]
-    add_ratios(rows)
+            key = "wall" if len(values) > 1 else "value"
+            rows.setdefault(row, {})[name] = [{key: value} for value in values]
     title = (
         f"{options.backbone}, {options.images} training images of {options.size} px, coreset {options.ratio}, {place}"
         + f"; Patchcore's coreset extrapolated from {options.centers} centres" * bool(options.centers)
     )
-    headings = ["", *options.models]
-    cells = {row: [columns.get(name, []) for name in options.models] for row, columns in rows.items()}
-    save_results(options.save, title, headings, cells, ["value"], medians=True)
-    print(f"\n{title}")
-    for fit in (True, False):
-        part = {row: columns for row, columns in cells.items() if row.startswith("batch") != fit}
-        for key, heading in (("value", "median and range"), ("ratio", f"% of {BASELINE}'s")):
-            print()
-            print_table([heading, *options.models], part, [key], medians=True)
+    report(options, title, rows)
 
 
 if __name__ == "__main__":
