@@ -176,20 +176,19 @@ def measure_latency(options: argparse.Namespace, folder: Path) -> dict[str, dict
     for repeat in range(options.repeats + 1):
         for batch in options.batches:
             part = np.roll(images, -repeat, axis=0)[:batch].copy()
-            expected = {name: runs["torch", batch](part) for name, runs in models.items()} if not repeat else {}
+            expected = {}
             for runtime in RUNTIMES:
                 for name, runs in models.items():
                     wall, processor = time.perf_counter(), time.process_time()
-                    scores = runs[runtime, batch](part)
+                    scores = runs[runtime, batch](part).flatten()
                     run = {
                         "wall": 1e3 * (time.perf_counter() - wall),
                         "processor": 1e3 * (time.process_time() - processor),
                     }
-                    if repeat:
+                    reference = expected.setdefault(name, scores)  # torch is first
+                    difference = max(difference, float(abs(scores / reference - 1).max()))
+                    if repeat:  # the first turn warms up
                         rows.setdefault(latency_row(runtime, batch), {}).setdefault(name, []).append(run)
-                    else:  # the first one warms up
-                        reference = expected[name].flatten()
-                        difference = max(difference, float(abs(scores.flatten() / reference - 1).max()))
     print(f"Largest relative difference of image scores to those of torch: {difference:.1e}", flush=True)
     return rows
 
@@ -207,13 +206,13 @@ def fit_rows(fits: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[
         values = {
             FEATURES: stages["features"],
             BANK: sum(stages.values()) - stages["features"] - stages.get(OUT_OF_BAG, 0),
-            **({f"fit: {OUT_OF_BAG} [s]": stages[OUT_OF_BAG]} if OUT_OF_BAG in stages else {}),
+            f"fit: {OUT_OF_BAG} [s]": stages.get(OUT_OF_BAG),
             "fit: peak memory [MiB]": figures["peak"],
             "rows of the memory bank": figures["rows"],
             **{f"{kind} file [MiB]": figures[kind] for kind in ("checkpoint", "ONNX", "OpenVINO")},
         }
         for row, value in values.items():
-            rows.setdefault(row, {})[name] = [{"value": float(value)}]
+            rows.setdefault(row, {})[name] = [] if value is None else [{"value": float(value)}]
     return rows
 
 

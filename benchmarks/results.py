@@ -69,10 +69,10 @@ def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: boo
     return "\n".join(lines)
 
 
-def origin(record: Mapping[str, Any], rows: Rows) -> str:
-    """Return, as Markdown, by which command, when and on which machine some rows of a file were measured."""
+def origin(record: Mapping[str, Any], rows: Rows, key: str) -> str:
+    """Return, as Markdown, by which command, when and on which machine a figure of some rows was measured."""
     others = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name != OWN)
-    runs = max(len(column) for columns in rows.values() for column in columns)
+    runs = max(sum(key in run for run in column) for columns in rows.values() for column in columns)
     cells = "One run"
     if runs > 1:
         cells = (
@@ -93,7 +93,7 @@ def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
     keys = options["keys"].split(",") if "keys" in options else record["keys"]
     headings = [options.get("heading", record["headings"][0]), *record["headings"][1:]]
     shown = table(headings, rows, keys, record.get("medians", False))
-    return f"{options.get('title', record['title'])}:\n\n{shown}\n\n{origin(record, rows)}"
+    return f"{options.get('title', record['title'])}:\n\n{shown}\n\n{origin(record, rows, keys[0])}"
 
 
 def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
