@@ -80,7 +80,7 @@ HEADINGS = {
 RUNTIMES = ("torch", "ONNX Runtime", "OpenVINO")
 TRAINING_BATCH = 8
 FEATURES, BANK = "fit: features [s]", "fit: memory bank [s]"
-OUT_OF_BAG = "out-of-bag scores"  # the decision threshold's, which Patchcore has not without labelled images
+OUT_OF_BAG = "fit: out-of-bag scores [s]"  # the decision threshold's, which Patchcore has not without labelled images
 
 
 def make_model(name: str, options: argparse.Namespace) -> AnomalibModule:
@@ -202,11 +202,12 @@ def fit_rows(fits: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[
     """Return what was measured of the fits: for each row the figure of each model."""
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, figures in fits.items():
-        stages = figures["stages"]
+        stages = dict(figures["stages"])
+        features, out_of_bag = stages.pop("features"), stages.pop("out-of-bag scores", None)
         values = {
-            FEATURES: stages["features"],
-            BANK: sum(stages.values()) - stages["features"] - stages.get(OUT_OF_BAG, 0),
-            f"fit: {OUT_OF_BAG} [s]": stages.get(OUT_OF_BAG),
+            FEATURES: features,
+            BANK: sum(stages.values()),
+            OUT_OF_BAG: out_of_bag,
             "fit: peak memory [MiB]": figures["peak"],
             "rows of the memory bank": figures["rows"],
             **{f"{kind} file [MiB]": figures[kind] for kind in ("checkpoint", "ONNX", "OpenVINO")},
@@ -247,7 +248,7 @@ def plot(rows: Mapping[str, Mapping[str, list[dict[str, float]]]], batches: Sequ
     models = list(rows[FEATURES])
 
     def values(row: str, name: str) -> list[float]:
-        return [run.get("value", run.get("wall")) for run in rows[row][name]]
+        return [run.get("value", run.get("wall")) for run in rows[row][name]] or [float("nan")]
 
     def bars(axis: Any, names: Mapping[str, str], scale: float) -> None:
         """Draw a group of bars for each row, a bar for each model."""
@@ -265,7 +266,7 @@ def plot(rows: Mapping[str, Mapping[str, list[dict[str, float]]]], batches: Sequ
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     fits, sizes = axes[0]
-    bars(fits, {FEATURES: "features", BANK: "memory bank"}, 1)
+    bars(fits, {row: row.removeprefix("fit: ").removesuffix(" [s]") for row in (FEATURES, BANK, OUT_OF_BAG)}, 1)
     fits.set(yscale="log", ylabel="Time [s]", title="Fit")
     bars(sizes, {row: row.split(" [")[0].replace(" file", "").replace(": ", ",\n") for row in rows if "MiB" in row}, 1)
     sizes.set(ylabel="Size [MiB]", title="Memory and files")
