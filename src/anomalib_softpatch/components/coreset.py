@@ -44,7 +44,7 @@ CHUNK = 4096
 def k_center_greedy(
     features: torch.Tensor,
     size: int,
-    first: int,
+    first: int | torch.Tensor,
     eligible: torch.Tensor | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
@@ -57,7 +57,7 @@ def k_center_greedy(
     Args:
         features: Rows to choose from, shape ``(n, d)``, float32 or float64.
         size: Number of rows to choose.
-        first: Index of the first centre.
+        first: Index of the first centre, or indices of centres to start from, shape ``(c,)``, distinct.
         eligible: Rows that may be chosen, boolean of shape ``(n,)``. Default: all.
         progress: Show a progress bar.
 
@@ -65,8 +65,8 @@ def k_center_greedy(
         Indices of the chosen rows in the order of choice, shape ``(size,)``, int64, on the device of ``features``.
 
     Raises:
-        ValueError: If ``size`` is not positive, ``first`` is not an eligible row, or distances are not finite or their
-            squares near the end of the type's range.
+        ValueError: If ``size`` is not positive or less than the centres to start from, one of these is not an eligible
+            row or there are none, or distances are not finite or their squares near the end of the type's range.
 
     References:
         Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018,
@@ -74,18 +74,19 @@ def k_center_greedy(
     """
     rows = torch.arange(len(features), device=features.device)
     rows = rows if eligible is None else rows[eligible]
+    first = torch.as_tensor(first, device=features.device).reshape(-1)
     _validate(features, size, first, rows)
 
+    count = len(first)
     chosen = torch.empty(size, dtype=torch.long, device=features.device)
-    chosen[0] = first
+    chosen[:count] = first
     centers = features.new_empty(size, features.shape[1])
-    centers[0] = features[first]
-    count = 1
+    centers[:count] = features[first]
     nearest = _NearestCenters(features, rows, centers)
     active_size = ACTIVE_SIZE
 
     hidden = {} if progress else {"disable": True}  # nothing said leaves it to the environment's TQDM_DISABLE
-    with tqdm(total=size, initial=1, desc="Selecting coreset", unit="patch", **hidden) as bar:
+    with tqdm(total=size, initial=count, desc="Selecting coreset", unit="patch", **hidden) as bar:
         while count < size:
             active, outside = _largest(nearest.distances, active_size)
             stale = bool((nearest.seen[active] < count).any())
@@ -110,15 +111,19 @@ def k_center_greedy(
     return chosen
 
 
-def _validate(features: torch.Tensor, size: int, first: int, rows: torch.Tensor) -> None:
+def _validate(features: torch.Tensor, size: int, first: torch.Tensor, rows: torch.Tensor) -> None:
     if size < 1:
         msg = f"size must be at least 1, got {size}."
         raise ValueError(msg)
     if features.dtype not in {torch.float32, torch.float64}:
         msg = f"features must be float32 or float64, got {features.dtype}: half precision cannot rank distances."
         raise ValueError(msg)
-    if not (rows == first).any():
-        msg = f"first={first} is not one of the {len(rows)} rows that may be chosen."
+    if not 1 <= len(first) <= size:
+        msg = f"first must be 1 to {size} centres for a coreset of {size}, got {len(first)}."
+        raise ValueError(msg)
+    if not torch.isin(first, rows).all():
+        wrong = first[~torch.isin(first, rows)]
+        msg = f"first={int(wrong[0])} is not one of the {len(rows)} rows that may be chosen."
         raise ValueError(msg)
 
 
@@ -128,7 +133,7 @@ class _NearestCenters:
     Args:
         features: Shape ``(n, d)``.
         rows: Which of them may be chosen, shape ``(m,)``.
-        centers: Room for all centres, shape ``(size, d)``; the first one is there already.
+        centers: Room for all centres, shape ``(size, d)``; the first ones are there already.
 
     Attributes:
         distances: Shape ``(m,)``.

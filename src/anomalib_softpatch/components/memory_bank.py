@@ -103,7 +103,8 @@ class DenoisingMemoryBank:
             with objects that lie in any direction, none, and patches with exceptionally little support vouch for
             others only as far as other images vouch for them.
         coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
-            the papers.
+            the papers. With ``"auto"`` the second bank takes over what it may of the first one and is as dense: smaller
+            by as much as it has fewer patches to choose from.
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
             paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
             for 1 + r; ``"lof"`` for the local outlier factor; ``True`` for the default of SoftPatch+, see there.
@@ -267,14 +268,19 @@ class DenoisingMemoryBank:
         projection = SparseRandomProjection(eps=0.9)
         projection.fit(torch.empty(1, device=device).expand(images * height * width, channels))
         projected = store.project(projection.sparse_random_matrix.T.contiguous()).flatten(0, 2)
-        coresets = []
+        coresets: list[torch.Tensor] = []
         for mask in kept.flatten(1).to(device):
             eligible = mask.nonzero().squeeze(1)
             first = eligible[torch.randint(high=len(eligible), size=(1,), device=device)]
+            if coresets and "auto" in self.thresholds:
+                # As dense as the first bank, and of its rows as far as they may stay
+                size = min(size, max(1, size * len(eligible) // int(kept[0].sum())))
+                shared = _distinct(coresets[0][mask[coresets[0]]])[:size]
+                first = shared if len(shared) else first
             coreset = k_center_greedy(
                 projected,
                 size=min(size, len(eligible)),
-                first=int(first),
+                first=first,
                 eligible=None if mask.all() else mask,
                 progress=self.progress,
             )
@@ -333,9 +339,13 @@ def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[t
     """
     if len(coresets) == 1:
         return coresets[0], ((0, len(coresets[0])),)
-    # A coreset repeats a row once all eligible rows coincide with centres: shared ranges have room for it once only.
-    first, second = (torch.tensor(list(dict.fromkeys(c.tolist())), device=c.device) for c in coresets)
+    first, second = map(_distinct, coresets)
     shared = torch.isin(first, second)
     rest = second[~torch.isin(second, first)]
     indices = torch.cat((first[~shared], first[shared], rest))
     return indices, ((0, len(first)), (len(first) - int(shared.sum()), len(indices)))
+
+
+def _distinct(coreset: torch.Tensor) -> torch.Tensor:
+    """Return a coreset without what it repeats, as it does a row once all eligible ones coincide with centres."""
+    return torch.tensor(list(dict.fromkeys(coreset.tolist())), dtype=torch.long, device=coreset.device)

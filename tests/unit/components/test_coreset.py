@@ -75,6 +75,24 @@ def test_eligible_rows_only():
     assert chosen.tolist() == rows[expected].tolist()
 
 
+@pytest.mark.parametrize("name", FEATURES)
+def test_goes_on_from_centers(name):
+    """From the first centres of a choice the rest of it follows; from others, what is farthest, as float64 tells."""
+    features = FEATURES[name]
+    chosen = k_center_greedy(features, len(features) // 4, first=7)
+    assert k_center_greedy(features, len(chosen), first=chosen[: len(chosen) // 2]).tolist() == chosen.tolist()
+
+    points = features.double().numpy()
+    if not (points == points.round()).all():  # of those many tie, and repeat
+        first = torch.arange(0, len(features), 40)
+        chosen = k_center_greedy(features, len(first) + 5, first)
+        assert chosen[: len(first)].tolist() == first.tolist()
+        distances = np.min([np.linalg.norm(points - points[row], axis=1) for row in first], axis=0)
+        for row in chosen[len(first) :]:
+            assert distances[row] >= distances.max() * (1 - 1e-5) > 0
+            distances = np.minimum(distances, np.linalg.norm(points - points[row], axis=1))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, 60),
@@ -113,6 +131,8 @@ def test_any_shape(rows, columns, values, scale, copies, seed, data):
     [
         ({"size": 0, "first": 0}, "size must be at least 1, got 0"),
         ({"size": 2, "first": 9}, "first=9 is not one of the 5 rows"),
+        ({"size": 2, "first": torch.tensor([0, 1, 2])}, "first must be 1 to 2 centres for a coreset of 2, got 3"),
+        ({"size": 2, "first": torch.tensor([], dtype=torch.long)}, "first must be 1 to 2 centres .* got 0"),
         ({"size": 2, "first": 0, "eligible": torch.tensor([False, True, True, True, True])}, "first=0"),
     ],
 )

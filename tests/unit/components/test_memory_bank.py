@@ -64,6 +64,24 @@ def test_two_banks_share_rows(features):
     assert set(bank.scores.by_discriminator) == {"lof", "gaussian"}
 
 
+def test_second_bank_goes_on_from_the_first(features):
+    """With "auto" the bank of the map holds all rows of the other one that it may, and is as dense as that."""
+    options = {"discriminators": ("simplified_lof",), "coreset_sampling_ratio": 0.3, "soft_weight": False}
+    single = build(features, thresholds=("auto",), **options)
+    bank = build(features, thresholds=("auto", "auto"), **options)
+    first, second = (set(bank.indices[start:stop].tolist()) for start, stop in bank.bank_ranges)
+    assert first == set(single.indices.tolist())
+    may_stay = {row for row in first if bank.kept[1].flatten()[row]}
+    assert first & second == may_stay
+    assert len(may_stay) < len(second) < len(first) == 270
+    assert len(second) == 270 * int(bank.kept[1].sum()) // int(bank.kept[0].sum())
+
+    equal = features.clone()
+    equal[:] = equal[:1]  # all images are equal: nothing is removed, and one bank serves both
+    bank = build(equal, thresholds=("auto", "auto"), **options)
+    assert bank.bank_ranges[0] == bank.bank_ranges[1]
+
+
 @pytest.mark.parametrize("soft_weight", [False, True, "rank", "lof"])
 def test_weights_of_fused_ranks(features, soft_weight):
     bank = build(features, discriminators=("lof", "gaussian"), soft_weight=soft_weight)
