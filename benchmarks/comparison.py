@@ -121,7 +121,8 @@ def fit_by_stage(
 @torch.no_grad()
 def fit(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Fit a model, write its checkpoint and its exported files; return seconds and MiB."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnxscript"):  # the opset is converted in vain, at length
+        logging.getLogger(library).setLevel(logging.ERROR)
     images = kolektor_images(options.datasets, options.images, options.size)
     model = make_model(name, options)
     network, size = model.model, (options.size, options.size)
