@@ -121,12 +121,19 @@ def describe_command() -> str:
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 
-def print_table(headings: Sequence[str], rows: Rows, keys: Sequence[str]) -> None:
-    """Print a Markdown table of means and standard deviations, see :func:`results.table`."""
-    print(table(headings, rows, keys))
+def print_table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: bool = False) -> None:
+    """Print a Markdown table of what runs have in common and how they differ, see :func:`results.table`."""
+    print(table(headings, rows, keys, medians))
 
 
-def save_results(path: Path | None, title: str, headings: Sequence[str], rows: Rows, keys: Sequence[str]) -> None:
+def save_results(
+    path: Path | None,
+    title: str,
+    headings: Sequence[str],
+    rows: Rows,
+    keys: Sequence[str],
+    medians: bool = False,
+) -> None:
     """Write the figures of all runs, and by what they were measured, into a file that the documents can show.
 
     It is written whole or not at all, and may be called again after every run.
@@ -138,6 +145,7 @@ def save_results(path: Path | None, title: str, headings: Sequence[str], rows: R
         rows: For each row its name and, for each column, the figures of the runs; those that are no numbers (NaN) are
             left out.
         keys: Which figures a cell shows.
+        medians: Show medians and ranges in place of means and standard deviations.
     """
     if path is None:
         return
@@ -154,6 +162,7 @@ def save_results(path: Path | None, title: str, headings: Sequence[str], rows: R
         },
         "headings": list(headings),
         "keys": list(keys),
+        **({"medians": True} if medians else {}),
         "rows": {
             name: [
                 [{key: round(float(value), 4) for key, value in run.items() if np.isfinite(value)} for run in column]
@@ -168,11 +177,17 @@ def save_results(path: Path | None, title: str, headings: Sequence[str], rows: R
 
 
 def measure(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
-    """Return what a function returns, and its shortest wall-clock time in seconds over some repeats."""
+    """Return what a function returns, and its shortest wall-clock time in seconds over some repeats.
+
+    What it has a GPU do is waited for.
+    """
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     shortest = float("inf")
     for _ in range(repeats):
+        wait()
         start = time.perf_counter()
         result = function()
+        wait()
         shortest = min(shortest, time.perf_counter() - start)
     return result, shortest
 

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,28 @@ from anomalib_softpatch.components import k_center_greedy
 from common import MEAN, STD, describe_machine, load_images, parser
 
 
+def in_openvino(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that scores images, shape ``(n, 3, height, width)``, by an OpenVINO file at f32."""
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.Core().compile_model(file, "CPU", config)
+    return lambda images: compiled(images)["pred_score"].copy()
+
+
+def in_onnx_runtime(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that scores images, shape ``(n, 3, height, width)``, by an ONNX file."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(["pred_score"], {name: images})[0]
+
+
+def choose_coreset(features: torch.Tensor, size: int) -> torch.Tensor:
+    """Choose rows of features, shape ``(patches, channels)``, as PatchCore does."""
+    projected = SparseRandomProjection(eps=0.9).fit(features).transform(features)
+    return features[k_center_greedy(projected, min(size, len(features)), first=0)]
+
+
 @torch.no_grad()
 def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """Make models with one bank, export each, return their folders."""
@@ -45,8 +68,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     ours = SoftPatch(**settings).eval()
     images = load_images([Path(options.datasets) / "kolektor" / "train" / "good"], options.images, options.size)
     features = torch.cat([ours.model.extract(part).flatten(0, 2) for part in images.split(8)])
-    projected = SparseRandomProjection(eps=0.9).fit(features).transform(features)
-    bank = features[k_center_greedy(projected, min(options.bank, len(features)), first=0)]
+    bank = choose_coreset(features, options.bank)
     ours.model.set_memory_bank(bank, torch.ones(len(bank)), ((0, len(bank)),))
     patchcore = Patchcore(**settings, num_neighbors=1).eval()
     patchcore.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
@@ -91,21 +113,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name_of_folder:
         runs, sizes = {}, {}
         for name, path in export(options, Path(name_of_folder)).items():
-            config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-            config["INFERENCE_NUM_THREADS"] = options.threads
-            file = path / "weights" / "openvino" / "model.xml"
-            compiled = openvino.Core().compile_model(file, "CPU", config)
-            runs[name, "OpenVINO"] = lambda image, compiled=compiled: compiled(image)["pred_score"].copy()
-            sizes[name, "OpenVINO"] = file.with_suffix(".bin").stat().st_size
-            session_options = onnxruntime.SessionOptions()
-            session_options.intra_op_num_threads = options.threads
-            file = path / "weights" / "onnx" / "model.onnx"
-            session = onnxruntime.InferenceSession(file, session_options)
-            inputs = session.get_inputs()[0].name
-            runs[name, "ONNX Runtime"] = lambda image, session=session, inputs=inputs: session.run(
-                ["pred_score"], {inputs: image}
-            )[0]
-            sizes[name, "ONNX Runtime"] = file.stat().st_size
+            openvino_file = path / "weights" / "openvino" / "model.xml"
+            onnx_file = path / "weights" / "onnx" / "model.onnx"
+            runs[name, "OpenVINO"] = in_openvino(openvino_file, options.threads)
+            sizes[name, "OpenVINO"] = openvino_file.with_suffix(".bin").stat().st_size
+            runs[name, "ONNX Runtime"] = in_onnx_runtime(onnx_file, options.threads)
+            sizes[name, "ONNX Runtime"] = onnx_file.stat().st_size
         times: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
         scores = {}
         for repeat in range(options.repeats + 1):

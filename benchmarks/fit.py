@@ -15,8 +15,10 @@ Example::
 
 import argparse
 import multiprocessing
-import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from anomalib.models.components import KCenterGreedy
@@ -30,78 +32,72 @@ from common import PeakMemory, describe_machine, kolektor_images, measure, parse
 LAYERS = ["layer2", "layer3"]
 
 
-class TimedMemoryBank(DenoisingMemoryBank):
-    """Memory bank that keeps the time of its stages."""
+@contextmanager
+def timed(model: SoftPatchModel) -> Iterator[dict[str, float]]:
+    """Yield where the seconds of a fit's stages are put while a block runs."""
+    builder = model.memory_bank_builder
+    stages = {
+        "noise scores": (builder, "_score"),
+        "projection and coreset": (builder, "_select"),
+        "out-of-bag scores": (model, "_score_out_of_bag"),
+    }
+    seconds: dict[str, float] = {}
 
-    stages: dict[str, float]
+    def wrap(stage: str, function: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            result, seconds[stage] = measure(lambda: function(*arguments))
+            return result
 
-    def _score(self, *arguments: Any) -> Any:
-        result, self.stages["noise scores"] = measure(lambda: DenoisingMemoryBank._score(self, *arguments))
-        return result
+        return call
 
-    def _select(self, *arguments: Any) -> Any:
-        result, self.stages["projection and coreset"] = measure(lambda: DenoisingMemoryBank._select(self, *arguments))
-        return result
+    with ExitStack() as stack:
+        for stage, (owner, name) in stages.items():
+            stack.enter_context(patch.object(owner, name, wrap(stage, getattr(owner, name))))
+        yield seconds
 
 
-@torch.no_grad()
-def fit_ours(images: torch.Tensor, options: argparse.Namespace) -> tuple[dict[str, float], PeakMemory, tuple[int, int]]:
-    """Fit SoftPatch; return seconds by stage, peak memory, and patches and channels of the features."""
-    builder = TimedMemoryBank(coreset_sampling_ratio=options.ratio)
-    builder.stages = {}
-    pre_trained = options.weights is not None
-    model = SoftPatchModel(
-        LAYERS, options.weights or "wide_resnet50_2", pre_trained, memory_bank_builder=builder
-    ).train()
-    model.feature_extractor.eval()
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    model.feature_store = FeatureStore(dtype, options.memory_budget and options.memory_budget * 2**30)
-    backbone = model.feature_extractor.backbone
-    warm_up(backbone, images)
-    _, alone = measure(lambda: [backbone(batch) and None for batch in images.split(options.batch)])
-    # As ours passes them through it
-    small = [batch.contiguous(memory_format=torch.channels_last) for batch in images.split(CPU_BATCH)]
-    _, fastest = measure(lambda: [backbone(batch) and None for batch in small])
-    with PeakMemory() as memory:
-        _, forward = measure(lambda: [model(batch).shape for batch in images.split(options.batch)])
-        _, height, width, channels = model.feature_store.shape
-        _, rest = measure(model.fit)
-    stages = {"backbone alone": alone, "in ours' layout": fastest, "features": forward, **builder.stages}
-    stages["rest"] = rest - sum(builder.stages.values())
-    stages["whole fit"] = forward + rest
-    return stages, memory, (height * width, channels)
+def fit_ours(
+    model: SoftPatchModel, images: torch.Tensor, batch: int, map_size: tuple[int, int] | None = None
+) -> dict[str, float]:
+    """Fit SoftPatch's or SoftPatch+'s model in training mode; return seconds by stage."""
+    _, forward = measure(lambda: [model(part).shape for part in images.split(batch)])
+    with timed(model) as stages:
+        _, rest = measure(lambda: model.fit(map_size))
+    return {"features": forward, **stages, "rest": rest - sum(stages.values())}
 
 
 @torch.no_grad()
 def fit_anomalib(
-    images: torch.Tensor, options: argparse.Namespace
-) -> tuple[dict[str, float], PeakMemory, tuple[int, int]]:
-    """Fit Anomalib's Patchcore, with the steps of its ``subsample_embedding``."""
-    model = PatchcoreModel(LAYERS, options.weights or "wide_resnet50_2", options.weights is not None).train()
-    model.feature_extractor.eval()
-    warm_up(model.feature_extractor, images)
-    _, alone = measure(lambda: [model.feature_extractor(batch) and None for batch in images.split(options.batch)])
-    with PeakMemory() as memory:
-        _, forward = measure(lambda: [model(batch).shape for batch in images.split(options.batch)])
-        start = time.perf_counter()
+    model: PatchcoreModel, images: torch.Tensor, batch: int, ratio: float, centers: int | None = None
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Fit Anomalib's Patchcore in training mode, with the steps of its ``subsample_embedding``.
+
+    Args:
+        model: The model.
+        images: Shape ``(n, 3, height, width)``.
+        batch: Images in a forward pass.
+        ratio: Its ``coreset_sampling_ratio``.
+        centers: Choose so many centres only, and extrapolate the time.
+
+    Returns:
+        Seconds by stage, and the features of all patches, shape ``(patches, channels)``.
+    """
+    _, forward = measure(lambda: [model(part).shape for part in images.split(batch)])
+
+    def stack() -> KCenterGreedy:
         model.memory_bank = torch.vstack(model.embedding_store)
         model.embedding_store.clear()
-        shape = (len(model.memory_bank) // len(images), model.memory_bank.shape[1])
-        sampler = KCenterGreedy(model.memory_bank, options.ratio)
-        wanted = sampler.coreset_size
-        sampler.coreset_size = min(wanted, options.anomalib_centers or wanted)
-        before = time.perf_counter()
-        chosen = sampler.select_coreset_idxs()
-        selecting = time.perf_counter() - before
-        model.memory_bank = sampler.embedding[chosen]
-        rest = time.perf_counter() - start
+        return KCenterGreedy(model.memory_bank, ratio)
+
+    sampler, rest = measure(stack)
+    wanted = sampler.coreset_size
+    sampler.coreset_size = min(wanted, centers or wanted)
+    chosen, selecting = measure(sampler.select_coreset_idxs)
     if len(chosen) < wanted:
-        print(f"Anomalib's coreset: {selecting:.1f} s for {len(chosen)} centres, extrapolated to {wanted}")
-        rest += selecting * (wanted / len(chosen) - 1)
-        selecting *= wanted / len(chosen)
-    stages = {"backbone alone": alone, "features": forward, "projection and coreset": selecting}
-    stages |= {"rest": rest - selecting, "whole fit": forward + rest}
-    return stages, memory, shape
+        print(f"Anomalib's coreset: {selecting:.1f} s for {len(chosen)} centres, extrapolated to {wanted}", flush=True)
+    model.memory_bank = sampler.embedding[chosen]
+    stages = {"features": forward, "projection and coreset": selecting * wanted / len(chosen), "rest": rest}
+    return stages, sampler.embedding
 
 
 def warm_up(backbone: torch.nn.Module, images: torch.Tensor) -> None:
@@ -110,18 +106,45 @@ def warm_up(backbone: torch.nn.Module, images: torch.Tensor) -> None:
         backbone(images[:2])
 
 
+@torch.no_grad()
 def run(name: str, options: argparse.Namespace) -> None:
     """Fit one model and print what it took."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     images = kolektor_images(options.datasets, options.images)
-    stages, memory, shape = {"ours": fit_ours, "anomalib": fit_anomalib}[name](images, options)
-    size = len(images) * shape[0] * shape[1] * 4
+    network = options.weights or "wide_resnet50_2", options.weights is not None
+    if name == "ours":
+        builder = DenoisingMemoryBank(coreset_sampling_ratio=options.ratio)
+        model = SoftPatchModel(LAYERS, *network, memory_bank_builder=builder).train()
+        dtype = getattr(torch, options.dtype) if options.dtype else None
+        model.feature_store = FeatureStore(dtype, options.memory_budget and options.memory_budget * 2**30)
+        backbone = model.feature_extractor.backbone
+    else:
+        model = PatchcoreModel(LAYERS, *network).train()
+        backbone = model.feature_extractor
+    model.feature_extractor.eval()
+    warm_up(backbone, images)
+    _, alone = measure(lambda: [backbone(batch) and None for batch in images.split(options.batch)])
+    stages = {"backbone alone": alone}
+    if name == "ours":  # as it passes them through the backbone
+        small = [batch.contiguous(memory_format=torch.channels_last) for batch in images.split(CPU_BATCH)]
+        _, stages["in ours' layout"] = measure(lambda: [backbone(batch) and None for batch in small])
+    with PeakMemory() as memory:
+        if name == "ours":
+            fitted = fit_ours(model, images, options.batch)
+            patches = model.denoising.kept[0].numel()
+        else:
+            fitted, features = fit_anomalib(model, images, options.batch, options.ratio, options.anomalib_centers)
+            patches = len(features)
+    stages |= fitted | {"whole fit": sum(fitted.values())}
+    channels = model.memory_bank.shape[1]
+    size = patches * channels * 4
     print(
-        f"\n{name}: {len(images)} images, features of {shape[0]} patches x {shape[1]} channels, {size / 2**20:.0f} MiB"
+        f"\n{name}: {len(images)} images, features of {patches // len(images)} patches x {channels} channels, "
+        f"{size / 2**20:.0f} MiB"
     )
     for stage, seconds in stages.items():
-        print(f"  {stage:24}{seconds:9.1f} s  {seconds / stages['backbone alone']:6.2f} x the backbone alone")
+        print(f"  {stage:24}{seconds:9.1f} s  {seconds / alone:6.2f} x the backbone alone")
     for label, peak in (("peak memory", memory.peak), ("with mapped files", memory.peak_with_files)):
         print(f"  {label:24}{peak / 2**20:7.0f} MiB  {peak / size:6.2f} x the features in float32")
 

@@ -11,7 +11,8 @@ file in ``docs/results/`` gives::
     <!-- end of results -->
 
 Behind the file's name the mark may say ``keys=image,pixel`` (other figures of the runs than the file's first choice),
-``heading="image / pixel AUROC"`` (of the first column) and ``rows=softpatch;default`` (some rows, in this order).
+``heading="image / pixel AUROC"`` (of the first column), ``title="..."`` (above the table) and
+``rows=softpatch;default`` (some rows, in this order).
 """
 
 import json
@@ -19,7 +20,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, median, pstdev
 from typing import Any
 
 Run = Mapping[str, float]
@@ -28,44 +29,55 @@ Rows = Mapping[str, Sequence[Sequence[Run]]]
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 MARK = re.compile(r"<!-- results: (?P<what>.*?) -->\n.*?<!-- end of results -->", re.DOTALL)
 OWN = "anomalib-softpatch"
-OPTIONS = {"keys", "rows", "heading"}
+OPTIONS = {"keys", "rows", "heading", "title"}
 
 
-def table(headings: Sequence[str], rows: Rows, keys: Sequence[str]) -> str:
-    """Return a Markdown table of means and standard deviations.
+def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: bool = False) -> str:
+    """Return a Markdown table of means and standard deviations, or of medians and ranges.
 
     Args:
         headings: Heading of the first column, then of each other one.
         rows: For each row its name and, for each column, the figures of the runs.
         keys: Which figures a cell shows, separated by slashes.
+        medians: Show the median of the runs, the smallest and the largest one.
 
     Returns:
-        The table. A cell of fewer runs than another one says of how many; a single run has no standard deviation.
+        The table, without rows that have no such figures. A cell of fewer runs than another one says of how many; a
+        single run has no spread.
     """
-    runs = [[run for run in column if keys[0] in run] for columns in rows.values() for column in columns]
-    most = max(map(len, runs), default=0)
+    rows = {
+        name: [[run for run in column if keys[0] in run] for column in columns]
+        for name, columns in rows.items()
+        if any(keys[0] in run for column in columns for run in column)
+    }
+    most = max((len(column) for columns in rows.values() for column in columns), default=0)
+
+    def figure(values: Sequence[float]) -> str:
+        center, spread = fmean(values), f" ± {pstdev(values):.1f}"
+        if medians:
+            center, spread = median(values), f" ({min(values):.1f} to {max(values):.1f})"
+        return f"{center:.1f}" + spread * (len(values) > 1)
 
     def cell(column: Sequence[Run]) -> str:
-        column = [run for run in column if keys[0] in run]
         if not column:
             return "n/a"
-        spread = len(column) > 1
-        text = " / ".join(
-            f"{fmean(values):.1f}" + f" ± {pstdev(values):.1f}" * spread
-            for values in ([run[key] for run in column] for key in keys)
-        )
-        return text + f" ({len(column)} run{'s' * spread})" * (len(column) < most)
+        text = " / ".join(figure([run[key] for run in column]) for key in keys)
+        return text + f" ({len(column)} run{'s' * (len(column) > 1)})" * (len(column) < most)
 
     lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
     lines += [f"| {name} | {' | '.join(map(cell, columns))} |" for name, columns in rows.items()]
     return "\n".join(lines)
 
 
-def origin(record: Mapping[str, Any]) -> str:
-    """Return, as Markdown, by which command, when and on which machine a file's figures were measured."""
+def origin(record: Mapping[str, Any], rows: Rows, key: str) -> str:
+    """Return, as Markdown, by which command, when and on which machine a figure of some rows was measured."""
     others = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name != OWN)
-    runs = max(len(column) for columns in record["rows"].values() for column in columns)
-    cells = f"Means of {runs} runs ± their standard deviation" if runs > 1 else "One run"
+    runs = max(sum(key in run for run in column) for columns in rows.values() for column in columns)
+    cells = "One run"
+    if runs > 1:
+        cells = (
+            f"Medians of {runs} runs" if record.get("medians") else f"Means of {runs} runs ± their standard deviation"
+        )
     changed = " with changes that were not committed" * record["commit"].endswith("-dirty")
     return (
         f"`{record['command']}`: {cells}. Measured on {record['date']} with {OWN} {record['versions'][OWN]} "
@@ -79,11 +91,9 @@ def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
     if "rows" in options:
         rows = {name: rows[name] for name in options["rows"].split(";")}
     keys = options["keys"].split(",") if "keys" in options else record["keys"]
-    rows = {
-        name: columns for name, columns in rows.items() if any(keys[0] in run for column in columns for run in column)
-    }
     headings = [options.get("heading", record["headings"][0]), *record["headings"][1:]]
-    return f"{record['title']}:\n\n{table(headings, rows, keys)}\n\n{origin(record)}"
+    shown = table(headings, rows, keys, record.get("medians", False))
+    return f"{options.get('title', record['title'])}:\n\n{shown}\n\n{origin(record, rows, keys[0])}"
 
 
 def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> str:

@@ -66,9 +66,24 @@ def test_table_by_hand(folder: Path) -> None:
     assert results.render(text, folder) == text
 
 
+def test_medians_by_hand(folder: Path) -> None:
+    runs = [[{"image": 1.0}, {"image": 9.0}, {"image": 3.0}], [{"image": 2.0}]]
+    record = RECORD | {"keys": ["image"], "medians": True, "rows": {"default": runs, "other": [[{"fit": 1.0}], []]}}
+    (folder / "medians.json").write_text(json.dumps(record))
+    text = results.render(page("medians.json"), folder)
+    assert "| default | 3.0 (1.0 to 9.0) | 2.0 (1 run) |\n\n" in text  # and no row of other figures
+    assert "Medians of 3 runs." in text
+    text = results.render(page("medians.json keys=fit"), folder)
+    assert "| other | 1.0 | n/a |" in text
+    assert "One run." in text
+
+
 def test_choice_of_figures_and_rows(folder: Path) -> None:
     text = results.render(page('robustness.json keys=fit heading="fit [s]"'), folder)
     assert "| fit [s] | 0 % | 10 % |\n|---|---:|---:|\n| default | 3.5 ± 0.5 | 5.0 (1 run) |\n\n" in text
+    assert "\nImage / pixel AUROC:\n" in text
+    text = results.render(page('robustness.json title="A title of its own"'), folder)
+    assert "\nA title of its own:\n" in text
     text = results.render(page('robustness.json rows="no times;default"'), folder)
     assert text.index("| no times |") < text.index("| default |")
     text = results.render(page('robustness.json rows="no times"'), folder)
@@ -76,7 +91,7 @@ def test_choice_of_figures_and_rows(folder: Path) -> None:
 
 
 def test_unknown_option_of_a_mark(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"robustness.json: colour. Known are heading, keys, rows"):
+    with pytest.raises(ValueError, match=r"robustness.json: colour. Known are heading, keys, rows, title"):
         results.render(page("robustness.json colour=red"), folder)
 
 
@@ -101,8 +116,8 @@ def test_files_are_shown_and_say_what_they_were_measured_by(path: Path) -> None:
         for name, columns in record["rows"].items():
             for runs in columns:
                 if runs:
-                    mean = np.mean([run[record["keys"][0]] for run in runs])
-                    assert re.search(rf"\| {re.escape(name)} \|.* {mean:.1f}[ |]", pages)
+                    center = (np.median if record.get("medians") else np.mean)([run[record["keys"][0]] for run in runs])
+                    assert re.search(rf"\| {re.escape(name)} \|.* {center:.1f}[ |]", pages)
 
 
 def test_roles_of_docstrings_are_shown_as_names() -> None:

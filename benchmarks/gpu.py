@@ -1,0 +1,151 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Fit and inference on a GPU by stage, against Anomalib's Patchcore there; and whether the CPU gives the same bank.
+
+The models of ``comparison.py`` at the papers' settings: 209 images of 256 px, wide_resnet50_2 (untrained, since the
+shared set has no weights for it), coreset 0.1. Each runs in a process of its own; what the GPU was asked to do is
+waited for before and after each stage. ``search`` is what is left of an inference without backbone and map. At last the
+memory banks of some images are built from the same features on the CPU and on the GPU: which share of the rows is the
+same, and how far the noise scores differ.
+
+Example::
+
+    python benchmarks/gpu.py
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from anomalib.models.components import AnomalibModule
+from torch import nn
+from torch.nn.functional import interpolate
+
+from common import (
+    PeakMemory,
+    describe_machine,
+    in_process,
+    kolektor_images,
+    measure,
+    new_file,
+    parser,
+)
+from comparison import BASELINE, MODELS, TRAINING_BATCH, fit_by_stage, make_model, report
+from exported import choose_coreset
+
+CPU_CENTERS = 200  # of Anomalib's coreset that are timed on a CPU, where all take an hour
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Callable[[], float]]:
+    """Yield a function that returns the peak memory of the device in MiB, above that at the start, after the block."""
+    if device != "cuda":
+        with PeakMemory() as memory:
+            yield lambda: memory.peak / 2**20
+        return
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    yield lambda: (torch.cuda.max_memory_allocated() - start) / 2**20
+
+
+def extract(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return patch features of Patchcore's or of our network, shape ``(images, height, width, channels)``."""
+    if hasattr(network, "extract"):
+        return network.extract(images)
+    stages = network.feature_extractor(images)
+    pooled = {layer: network.feature_pooler(features) for layer, features in stages.items()}
+    return network.generate_embedding(pooled).permute(0, 2, 3, 1).contiguous()
+
+
+@torch.no_grad()
+def run(name: str, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Fit a model and score images; return the figures of each row."""
+    images = kolektor_images(options.datasets, options.images, options.size).to(options.device)
+    model = make_model(name, options).to(options.device)
+    network, size = model.model, (options.size, options.size)
+    with peak_memory(options.device) as peak:
+        stages, features = fit_by_stage(name, model, images, options)
+    figures = {f"fit: {stage} [ms]": [1e3 * seconds] for stage, seconds in stages.items()}
+    figures |= {"fit: whole [ms]": [1e3 * sum(stages.values())], "fit: peak memory [MiB]": [peak()]}
+    if features is not None:
+        network.memory_bank = choose_coreset(features, int(options.ratio * len(features)))
+
+    network.eval()
+    for batch in options.batches:
+        part = images[:batch]
+        with peak_memory(options.device) as peak:
+            for repeat in range(options.repeats + 1):
+                patches, extracting = measure(lambda: extract(network, part))  # noqa: B023
+                scores = patches[..., 0].unsqueeze(1)
+                _, mapping = measure(lambda: network.anomaly_map_generator(interpolate(scores, size, mode="bilinear")))  # noqa: B023
+                _, whole = measure(lambda: network(part))  # noqa: B023
+                if not repeat:  # it warms up
+                    continue
+                parts = {"backbone": extracting, "search": whole - extracting - mapping, "map": mapping, "whole": whole}
+                for stage, seconds in parts.items():
+                    figures.setdefault(f"batch {batch}: {stage} [ms]", []).append(1e3 * seconds)
+        figures[f"batch {batch}: peak memory [MiB]"] = [peak()]
+    return figures | (compare(model, options) if name != BASELINE else {})
+
+
+def compare(model: AnomalibModule, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Build memory banks from equal features on the CPU and on the device; return how far they are the same."""
+    images = kolektor_images(options.datasets, min(options.images, options.compared), options.size)
+    features = torch.cat([extract(model.model, part.to(options.device)).cpu() for part in images.split(TRAINING_BATCH)])
+    builder = model.model.memory_bank_builder
+    expected, found = builder.fit(features), builder.fit(features.to(options.device))
+    same = torch.isin(found.indices.cpu(), expected.indices).float().mean()
+    reference = expected.scores.fused
+    difference = ((found.scores.fused.cpu() - reference).abs() / reference.abs().clamp_min(1e-12)).max()
+    return {
+        "rows as on the CPU [%]": [100 * float(same)],
+        "scores, largest difference [1e-6]": [1e6 * float(difference)],
+    }
+
+
+def main() -> None:
+    """Run every model, print the tables."""
+    arguments = parser(__doc__)
+    arguments.set_defaults(backbone="wide_resnet50_2")
+    arguments.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
+    arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--size", type=int, default=256, help="height and width of the images")
+    arguments.add_argument("--images", type=int, default=209, help="training images")
+    arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
+    arguments.add_argument(
+        "--centers", type=int, help="of Anomalib's coreset that are timed (default: all; 200 on a CPU)"
+    )
+    arguments.add_argument("--compared", type=int, default=64, help="images whose banks are compared with the CPU's")
+    arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images scored at a time")
+    arguments.add_argument("--repeats", type=int, default=10)
+    arguments.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
+    options = arguments.parse_args()
+    if options.quick:
+        options.backbone, options.size, options.images, options.repeats = "resnet18", 64, 8, 2
+        options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [1, 2]
+    if options.device == "cpu" and options.centers is None:
+        options.centers = CPU_CENTERS
+    torch.set_num_threads(options.threads)
+    place = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    print(f"{describe_machine()}\n{place}", flush=True)
+
+    rows: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name in options.models:
+        # One process is enough to see that it works
+        figures = run(name, options) if options.quick else in_process(options.threads, run, name, options)
+        print(f"# {name}: {figures}", flush=True)
+        for row, values in figures.items():
+            key = "wall" if len(values) > 1 else "value"
+            rows.setdefault(row, {})[name] = [{key: value} for value in values]
+    title = (
+        f"{options.backbone}, {options.images} training images of {options.size} px, coreset {options.ratio}, {place}"
+        + f"; Patchcore's coreset extrapolated from {options.centers} centres" * bool(options.centers)
+    )
+    report(options, title, rows)
+
+
+if __name__ == "__main__":
+    main()
