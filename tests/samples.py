@@ -14,3 +14,9 @@ def mixture(rows, columns, seed=0):
     generator = torch.Generator().manual_seed(seed)
     centers = 5 * torch.randn(20, columns, generator=generator)
     return centers[torch.randint(20, (rows,), generator=generator)] + torch.randn(rows, columns, generator=generator)
+
+
+def random_features(images: int, height: int = 4, width: int = 5, channels: int = 8, seed: int = 0) -> torch.Tensor:
+    """Features far from the origin, where expanded distances lose digits."""
+    generator = torch.Generator().manual_seed(seed)
+    return 100 + torch.randn(images, height, width, channels, generator=generator)

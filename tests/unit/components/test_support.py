@@ -20,12 +20,9 @@ from anomalib_softpatch.components.support import (
     support_curve,
     support_distances,
 )
+from samples import random_features
 
 AUTO = {"discriminators": ("simplified_lof",), "thresholds": ("auto", "auto"), "soft_weight": False}
-
-
-def random_features(images: int, height: int = 4, width: int = 5, channels: int = 8, seed: int = 0) -> torch.Tensor:
-    return 10 + torch.randn(images, height, width, channels, generator=torch.Generator().manual_seed(seed))
 
 
 def aligned(images: int = 20, grid: int = 8, channels: int = 16) -> torch.Tensor:

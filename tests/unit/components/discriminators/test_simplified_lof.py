@@ -13,12 +13,7 @@ from scipy.ndimage import gaussian_filter
 from anomalib_softpatch.components import References
 from anomalib_softpatch.components.discriminators import ensemble, lof, simplified_lof
 from anomalib_softpatch.components.discriminators.simplified_lof import number_of_neighbors
-
-
-def random_features(images: int, height: int = 4, width: int = 5, channels: int = 8, seed: int = 0) -> torch.Tensor:
-    """Features far from the origin, where expanded distances lose digits."""
-    generator = torch.Generator().manual_seed(seed)
-    return 100 + torch.randn(images, height, width, channels, generator=generator)
+from samples import random_features
 
 
 def brute_force(features: torch.Tensor, references: References) -> np.ndarray:
