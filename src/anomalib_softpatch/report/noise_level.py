@@ -29,8 +29,9 @@ DEVIATIONS = 3.0
 STRONG_EVIDENCE = 10.0
 # Images that surely are of the upper group, and images that may be
 SURE, POSSIBLE = 0.9, 0.1
-# Between how many there surely are and how many there may be
+# Between how many there surely are and how many there may be, and how many there may be beside "the rest"
 LARGEST_FACTOR = 2.0
+LARGEST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def noise_level(image_scores: torch.Tensor) -> NoiseLevel:
     scores = image_scores.double().cpu().numpy()
     score = float(np.median(scores) + DEVIATIONS * median_abs_deviation(scores, scale="normal"))
     sure, possible = _upper_group(scores)
-    known = bool(0 < possible <= LARGEST_FACTOR * sure)
+    known = bool(0 < possible <= min(LARGEST_FACTOR * sure, LARGEST_SHARE))
     return NoiseLevel(sure if known else 0.0, possible if known else 1.0, known, score)
 
 

@@ -207,6 +207,7 @@ def test_noise_level_counts_the_images_that_stand_apart(share: float) -> None:
         normal(0, 1, 300),
         torch.cat([normal(0, 1, 250), normal(1.5, 1.5, 50)]),  # the two overlap
         torch.cat([normal(0, 1, 9), torch.tensor([3.0])]),
+        torch.cat([normal(0, 1, 100), normal(8, 1, 200)]),  # the lower group is not the rest, but a minority
         torch.zeros(10),
         torch.ones(1),
         torch.arange(3),
