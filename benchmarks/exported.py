@@ -6,13 +6,14 @@
 One image of 256 px, WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels) against a coreset of the patches of
 Kolektor's training images, in ONNX Runtime and OpenVINO at f32. The backbone is untrained, since the shared set has no
 weights for it. Files take turns, so that other work on the machine meets all alike; times are those of the processor
-(all threads of this process together) and of the wall clock.
+(all threads of this process together) and of the wall clock, and ratios those of each turn.
 
-Anomalib's files are exported for one image of this size, since its PatchCore has no other; ours take any.
+Anomalib's files are exported for one image of this size, since its PatchCore has no other, and score the images of a
+batch one after the other; ours take any. "Two banks" are the whole bank and the first two thirds of it.
 
 Example::
 
-    python benchmarks/exported.py --threads 1
+    python benchmarks/exported.py --threads 1 --save exported.json
 """
 
 import argparse
@@ -32,7 +33,11 @@ from anomalib.models.components.dimensionality_reduction import SparseRandomProj
 
 from anomalib_softpatch import SoftPatch
 from anomalib_softpatch.components import k_center_greedy
-from common import MEAN, STD, describe_machine, load_images, parser
+from common import MEAN, STD, describe_machine, load_images, new_file, parser, print_table, save_results
+
+MODELS = ("Anomalib Patchcore", "SoftPatch, plain search", "SoftPatch", "SoftPatch, two banks")
+KINDS = ("good", "defect")
+RUNTIMES = ("OpenVINO", "ONNX Runtime")
 
 
 def in_openvino(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -73,8 +78,10 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     patchcore = Patchcore(**settings, num_neighbors=1).eval()
     patchcore.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
     patchcore.model.memory_bank = bank
-    folders = {name: folder / name for name in ("Anomalib Patchcore", "SoftPatch, plain search", "SoftPatch")}
+    folders = {name: folder / name for name in MODELS}
     for name, path in folders.items():
+        if "two banks" in name:
+            ours.model.set_memory_bank(bank, torch.ones(len(bank)), ((0, len(bank)), (0, 2 * len(bank) // 3)))
         fixed = name.startswith("Anomalib")
         model = patchcore if fixed else ours
         kwargs: dict[str, Any] = {"verbose": False} | (
@@ -98,7 +105,9 @@ def main() -> None:
     arguments.add_argument("--size", type=int, default=256, help="height and width of the images")
     arguments.add_argument("--images", type=int, default=96, help="training images that the bank is chosen from")
     arguments.add_argument("--bank", type=int, default=21_000, help="rows of the bank")
+    arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images that are scored at once")
     arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
     options = arguments.parse_args()
     if options.quick:
         options.backbone, options.images, options.bank, options.repeats = "resnet18", 8, 3000, 2
@@ -106,41 +115,43 @@ def main() -> None:
     print(describe_machine(), flush=True)
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    images = {
-        kind: (load_images([Path(options.datasets) / "kolektor" / "test" / kind], 1, options.size) * std + mean).numpy()
-        for kind in ("good", "defect")
-    }
-    with tempfile.TemporaryDirectory() as name_of_folder:
-        runs, sizes = {}, {}
-        for name, path in export(options, Path(name_of_folder)).items():
-            openvino_file = path / "weights" / "openvino" / "model.xml"
-            onnx_file = path / "weights" / "onnx" / "model.onnx"
-            runs[name, "OpenVINO"] = in_openvino(openvino_file, options.threads)
-            sizes[name, "OpenVINO"] = openvino_file.with_suffix(".bin").stat().st_size
-            runs[name, "ONNX Runtime"] = in_onnx_runtime(onnx_file, options.threads)
-            sizes[name, "ONNX Runtime"] = onnx_file.stat().st_size
-        times: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-        scores = {}
-        for repeat in range(options.repeats + 1):
-            for (name, runtime), run in runs.items():
-                for kind, image in images.items():
+    folders = {kind: Path(options.datasets) / "kolektor" / "test" / kind for kind in KINDS}
+    columns = [(runtime, size, kind) for runtime in RUNTIMES for size in options.batches for kind in KINDS]
+    rows: dict[str, list[list[dict[str, float]]]] = {name: [[] for _ in columns] for name in MODELS}
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = export(options, Path(temporary))
+        files = {}
+        for name, path in paths.items():
+            openvino_file, onnx_file = (path / "weights" / part for part in ("openvino/model.xml", "onnx/model.onnx"))
+            bytes_of_file = openvino_file.with_suffix(".bin").stat().st_size
+            files[name, "OpenVINO"] = in_openvino(openvino_file, options.threads), bytes_of_file
+            files[name, "ONNX Runtime"] = in_onnx_runtime(onnx_file, options.threads), onnx_file.stat().st_size
+        for column, (runtime, size, kind) in enumerate(columns):
+            images = (load_images([folders[kind]], size, options.size) * std + mean).numpy()
+            for repeat in range(options.repeats + 1):
+                for name in MODELS:
+                    run, bytes_of_file = files[name, runtime]
+                    parts = np.split(images, size) if name == MODELS[0] else [images]
                     wall, processor = time.perf_counter(), time.process_time()
-                    scores[name, runtime, kind] = float(run(image).squeeze())
-                    if repeat:  # the first one warms up
-                        seconds = time.process_time() - processor, time.perf_counter() - wall
-                        times.setdefault((name, runtime, kind), []).append(seconds)
-    print("\n| model | runtime | image | file, MiB | score | processor, s | wall, s | ratio of processor | of wall |")
-    print("|---|---|---|---:|---:|---:|---:|---:|---:|")
-    for (name, runtime, kind), values in times.items():
-        median, baseline = (np.median(each, axis=0) for each in (values, times["Anomalib Patchcore", runtime, kind]))
-        low, high = np.min(values, axis=0), np.max(values, axis=0)
-        cells = [f"{median[0]:.2f} ({low[0]:.2f} to {high[0]:.2f})", f"{median[1]:.2f} ({low[1]:.2f} to {high[1]:.2f})"]
-        ratios = median / baseline
-        file_and_score = f"{sizes[name, runtime] / 2**20:.0f} | {scores[name, runtime, kind]:.5f}"
-        print(
-            f"| {name} | {runtime} | {kind} | {file_and_score} | {cells[0]} | {cells[1]} | "
-            f"{ratios[0]:.2f} | {ratios[1]:.2f} |"
-        )
+                    score = max(float(run(part).max()) for part in parts)
+                    times = {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
+                    if repeat == 0:  # warms up
+                        continue
+                    values = {key: 1000 * seconds / size for key, seconds in times.items()}
+                    first = rows[MODELS[0]][column][repeat - 1] if name != MODELS[0] else values
+                    values |= {f"{key}_ratio": 100 * values[key] / first[key] for key in times}
+                    rows[name][column].append(values | {"file": bytes_of_file / 2**20, "score": score})
+    headings = ["", *(f"{runtime}, {kind} x {size}" for runtime, size, kind in columns)]
+    keys = ["processor", "processor_ratio"]
+    for shown in (keys, ["wall", "wall_ratio"], ["file"], ["score"]):
+        print(f"\n{' / '.join(shown)}\n")
+        print_table(headings, rows, shown)
+    title = (
+        "One image in an exported file: milliseconds of processor time / the same in % of Anomalib's Patchcore with "
+        f"the same bank ({options.backbone}, untrained, {options.size} px, {options.bank:,} rows, f32; a normal and a "
+        "defective image, or a batch of each)"
+    )
+    save_results(options.save, title, headings, rows, keys)
 
 
 if __name__ == "__main__":

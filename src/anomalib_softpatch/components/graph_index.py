@@ -12,27 +12,37 @@ from itertools import pairwise
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.nearest_neighbors import BANK_BLOCK, SMALLEST_INDEX, PrunedIndex, nearest_neighbors
+from anomalib_softpatch.components.nearest_neighbors import (
+    BANK_BLOCK,
+    SMALLEST_INDEX,
+    PrunedIndex,
+    combine,
+    disjoint,
+    nearer,
+    nearest_neighbors,
+)
 from anomalib_softpatch.components.pruning import LeadingAxes, leading_axes
 from anomalib_softpatch.components.tracing import without_autocast
 
-# One of so many axes is a leading one. Runtimes take about as long for the bounds as for all the rest then, and the
-# index adds a sixth to the bank's size.
+# One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size, and no more than hold
+# this share of the variance: runtimes take about as long for the bounds as for all the rest then
 REDUCTION = 6
-# Rows of the bank with the lowest bounds, which a query is compared with
-SHORTLIST = 16
-# Rows of the bank whose smallest bound stands for them at first, so that there is less to sort; one group fills a list
+ENOUGH_VARIANCE = 0.998
+# Rows with the lowest bounds that a query is compared with: few at first, more where these leave a doubt
+SHORTLISTS = (5, 33)
+# Rows of the bank whose smallest bound stands for them at first, so that there is less to sort
 GROUP_SIZE = 16
 # Rows from which a shortlist is worth its time
-SMALLEST_BANK = 64 * SHORTLIST
+SMALLEST_BANK = 1024
 
 
 class GraphIndex:
     """Search some ranges of a bank: bounds of all rows, distances to the few that they leave.
 
-    The rows with the lowest bounds make a shortlist for each query and range. Where the last bound on it exceeds the
-    least distance found, no other row can be nearer. Queries for which this is not so go to the plain search, in the
-    same graph: their number is data, so that hard images take longer, and all distances are exact.
+    The rows with the lowest bounds make a shortlist for each query. Where the last bound on it exceeds the least
+    distance found, no other row can be nearer. Queries for which this is not so get a longer shortlist, and if need be
+    go to the plain search, in the same graph: their number is data, so that hard images take longer, and all distances
+    are exact. Where ranges overlap, each part of them is searched once.
 
     Args:
         bank: Shape ``(m, d)``, float32 or float64.
@@ -49,7 +59,7 @@ class GraphIndex:
         self.ranges = tuple(ranges)
         self.axes = axes
         self.blocks: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        for first, last in _disjoint(self.ranges):
+        for first, last in disjoint(self.ranges):
             count = -(-(last - first) // BANK_BLOCK)
             edges = [first + (last - first) * block // count for block in range(count + 1)]
             for start, stop in pairwise(edges):
@@ -65,7 +75,7 @@ class GraphIndex:
         dtypes = PrunedIndex.DTYPES
         if bank.numel() < SMALLEST_INDEX or len(bank) < SMALLEST_BANK or bank.dtype not in dtypes:
             return None
-        axes = leading_axes(bank.detach(), bank.shape[1] // REDUCTION)
+        axes = leading_axes(bank.detach(), bank.shape[1] // REDUCTION, ENOUGH_VARIANCE)
         return None if axes is None else cls(bank.detach(), ranges, axes)
 
     def search(self, queries: torch.Tensor, bank: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -78,37 +88,57 @@ class GraphIndex:
         Returns:
             For each range, distances and rows of the bank, both of shape ``(n,)``; the first one of equal rows.
         """
+        found, in_doubt = self._by_shortlists(queries, bank, SHORTLISTS[0])
+        for size in (*SHORTLISTS[1:], None):
+            # One query at least, since runtimes do not all bear tensors without elements
+            some = F.pad(in_doubt.nonzero().squeeze(1), (1, 0))
+            doubtful = queries.index_select(0, some)
+            if size is None:
+                again = self._by_plain_search(doubtful, bank, in_doubt.any())
+            else:
+                again, still_in_doubt = self._by_shortlists(doubtful, bank, size)
+                in_doubt = torch.zeros_like(in_doubt).index_put((some,), still_in_doubt)
+            found = [_replace_farther(nearest, some, others) for nearest, others in zip(found, again, strict=True)]
+        return found
+
+    def _by_shortlists(
+        self, queries: torch.Tensor, bank: torch.Tensor, size: int
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """Return the nearest rows on the shortlists, as :meth:`search` does, and whether others may be nearer.
+
+        Args:
+            queries: Shape ``(n, d)``.
+            bank: The bank, shape ``(m, d)``.
+            size: Rows on a shortlist.
+        """
         points = self.axes.reduce(queries)
         norms = points.square().sum(dim=1)
         precision = torch.finfo(queries.dtype).eps
-        shortlists = self._shortlists(-2 * points)  # bounds without |q|^2
-        results = []
+        shortlists = self._shortlists(-2 * points, size)  # bounds without |q|^2
+        nearest = {part: _nearest_of_shortlist(queries, bank, rows) for part, (_, rows) in shortlists.items()}
+        found = []
         in_doubt = torch.zeros_like(norms, dtype=torch.bool)
-        for first, last in self.ranges:
-            bounds, rows = _merge([found for (start, _), found in shortlists.items() if first <= start < last])
-            squares, nearest = _nearest_of_shortlist(queries, bank, rows)
+        for (first, last), (squares, rows) in zip(self.ranges, combine(nearest, self.ranges), strict=True):
             distances = squares.sqrt()
             # What rounding can do to the distances, and to the bounds of rows that are nearer than the one found
             rounding = precision * (queries.shape[1] + 8) * squares
             rounding = rounding + precision * (points.shape[1] + 64) * (2 * norms.sqrt() + distances).square()
-            in_doubt = in_doubt | ~(bounds[:, -1] > squares - norms + rounding)  # NaN, too
-            results.append((distances, nearest))
-        # One query at least, since runtimes do not all bear tensors without elements
-        some = F.pad(in_doubt.nonzero().squeeze(1), (1, 0))
-        return [
-            (distances.index_put((some,), found[0]), nearest.index_put((some,), found[1]))
-            for (distances, nearest), found in zip(results, self._search_again(queries, bank, some), strict=True)
-        ]
+            for (start, _), (bounds, _) in shortlists.items():
+                if first <= start < last:
+                    in_doubt = in_doubt | ~(bounds[:, -1] > squares - norms + rounding)  # NaN, too
+            found.append((distances, rows))
+        return found, in_doubt
 
-    def _shortlists(self, scaled: torch.Tensor) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
+    def _shortlists(self, scaled: torch.Tensor, size: int) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
         """Return the lowest bounds in each disjoint range, sorted, and the rows that they belong to.
 
         Args:
             scaled: Reduced queries times -2, shape ``(n, a + 1)``.
+            size: Rows on a shortlist.
         """
         found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         last_rows: torch.Tensor | None = None
-        for first, last in _disjoint(self.ranges):
+        for first, last in disjoint(self.ranges):
             parts: list[tuple[torch.Tensor, torch.Tensor]] = []
             for (start, stop), (points, norms) in self.blocks.items():
                 if not first <= start < last:
@@ -117,37 +147,31 @@ class GraphIndex:
                 rows = scaled if last_rows is None else scaled + last_rows.amin(dim=(0, 1)).clamp(max=0)
                 with without_autocast(scaled.device):
                     bounds = torch.addmm(norms, rows, points)
-                parts = [_merge([*parts, _lowest(bounds, start, stop)])]
+                parts = [_merge([*parts, _lowest(bounds, start, stop, size)])]
                 last_rows = parts[0][1]
             found[first, last] = parts[0]
         return found
 
-    def _search_again(
-        self, queries: torch.Tensor, bank: torch.Tensor, some: torch.Tensor
+    def _by_plain_search(
+        self, queries: torch.Tensor, bank: torch.Tensor, needed: torch.Tensor
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return distances and rows of the nearest in each range for some queries, by the plain search."""
-        queries = queries.index_select(0, some)
+        """Return the nearest rows by the plain search, or, where that is not needed, by a search of a few rows."""
         found = {}
-        for start, stop in _disjoint(self.ranges):
-            distances, rows = nearest_neighbors(queries, bank, within=(start, stop))
-            found[start] = distances.squeeze(1), rows.squeeze(1)
-        results = []
-        for first, last in self.ranges:
-            nearest, *others = (part for start, part in found.items() if first <= start < last)
-            for other in others:
-                closer = nearest[0] <= other[0]
-                nearest = torch.where(closer, nearest[0], other[0]), torch.where(closer, nearest[1], other[1])
-            results.append(nearest)
-        return results
+        for start, stop in disjoint(self.ranges):
+            distances, rows = nearest_neighbors(queries, bank, within=(start, stop), needed=needed)
+            found[start, stop] = distances.squeeze(1), rows.squeeze(1)
+        return combine(found, self.ranges)
 
 
-def _disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut ranges where any of them starts or stops, and return the parts that belong to one at least."""
-    edges = sorted({edge for pair in ranges for edge in pair})
-    return [part for part in pairwise(edges) if any(first <= part[0] < last for first, last in ranges)]
+def _replace_farther(
+    found: tuple[torch.Tensor, torch.Tensor], some: torch.Tensor, others: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return distances and rows with the nearer ones that another search has found for some queries."""
+    distances, rows = nearer((found[0].index_select(0, some), found[1].index_select(0, some)), others)
+    return found[0].index_put((some,), distances), found[1].index_put((some,), rows)
 
 
-def _lowest(bounds: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the lowest bounds of a block of the bank, and the rows that they belong to.
 
     The lowest ones are all in the groups whose smallest bounds are the lowest.
@@ -156,13 +180,16 @@ def _lowest(bounds: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, 
         bounds: Shape ``(n, b)``; b is a multiple of ``GROUP_SIZE``.
         start: The block's first row.
         stop: The row after its last.
+        size: How many.
     """
     count = bounds.shape[1] // GROUP_SIZE
     # A group is one of so many neighbouring columns, since minima over the middle axis are those of whole vectors
     groups = bounds.view(-1, GROUP_SIZE, count)
-    best = groups.amin(dim=1).topk(min(SHORTLIST, count), dim=1, largest=False, sorted=False).indices
-    lowest = groups.gather(2, best[:, None].expand(-1, GROUP_SIZE, -1)).flatten(1)
-    lowest, order = lowest.topk(SHORTLIST, dim=1, largest=False)
+    best = groups.amin(dim=1).topk(min(size, count), dim=1, largest=False, sorted=False).indices
+    # Numbers of elements, since runtimes gather those of a single axis much faster than along one of several
+    vectors = torch.arange(bounds.shape[0] * GROUP_SIZE, device=bounds.device).view(-1, GROUP_SIZE, 1)
+    lowest = bounds.flatten()[vectors * count + best[:, None]].flatten(1)
+    lowest, order = lowest.topk(min(size, lowest.shape[1]), dim=1, largest=False)
     rows = best.gather(1, order % best.shape[1]) + order // best.shape[1] * count + start
     return lowest, rows.clamp(max=stop - 1)  # where there is no row, the last one
 
@@ -172,7 +199,7 @@ def _merge(shortlists: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[tor
     if len(shortlists) == 1:
         return shortlists[0]
     bounds, rows = (torch.cat(parts, dim=1) for parts in zip(*shortlists, strict=True))
-    bounds, order = bounds.topk(SHORTLIST, dim=1, largest=False)
+    bounds, order = bounds.topk(shortlists[0][0].shape[1], dim=1, largest=False)
     return bounds, rows.gather(1, order)
 
 
@@ -184,17 +211,13 @@ def _nearest_of_shortlist(
     Args:
         queries: Shape ``(n, d)``.
         bank: Shape ``(m, d)``.
-        rows: Rows of the bank, shape ``(n, s)``.
+        rows: Rows of the bank, shape ``(n, s)``. The last one does not count: its bound is that of the other rows.
     """
-    squares, nearest = None, rows[:, 0]
-    for candidates in rows.unbind(dim=1):  # one after the other: so few that bounds on the way would not pay
+    rows, squares = rows[:, :-1], []
+    for candidates in rows.unbind(dim=1):  # one after the other, which bounds memory
         # A product, since some runtimes raise to powers slowly
         differences = queries - bank.index_select(0, candidates)
-        others = (differences * differences).sum(dim=1)
-        if squares is None:
-            squares = others
-            continue
-        closer = (others < squares) | ((others == squares) & (candidates < nearest))
-        squares, nearest = torch.where(closer, others, squares), torch.where(closer, candidates, nearest)
-    assert squares is not None
-    return squares, nearest
+        squares.append((differences * differences).sum(dim=1))
+    distances = torch.stack(squares, dim=1)
+    least = distances.amin(dim=1)
+    return least, torch.where(distances == least[:, None], rows, bank.shape[0] - 1).amin(dim=1)

@@ -13,6 +13,9 @@ Example:
     (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
 
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +41,11 @@ LARGEST_REMAINDER = 1 / 64
 
 
 def nearest_neighbors(
-    queries: torch.Tensor, bank: torch.Tensor, k: int = 1, within: tuple[int, int] | None = None
+    queries: torch.Tensor,
+    bank: torch.Tensor,
+    k: int = 1,
+    within: tuple[int, int] | None = None,
+    needed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest rows of the bank by Euclidean distance, exactly, in operations that every export target has.
 
@@ -51,6 +58,8 @@ def nearest_neighbors(
         k: Number of neighbours, at most m.
         within: Rows ``(start, stop)`` of the bank to search, which a graph then does not store beside the bank.
             Default: all.
+        needed: Whether the result will be used, a boolean scalar: if not, a graph searches a row of each block only.
+            Default: it will. For ``k = 1``.
 
     Returns:
         Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
@@ -69,11 +78,13 @@ def nearest_neighbors(
             # Runtimes would work on all blocks at once, and store each of them beside the bank. Rows whose numbers
             # depend on the result of the block before (by the addition of zero) can neither be read early nor copied.
             rows = torch.arange(start, stop, device=bank.device) + nearest.amin(dim=(0, 1)).clamp(max=0)
-            part = bank.index_select(0, rows)
+            if needed is not None:
+                rows = rows[(needed | (rows == start)).nonzero().squeeze(1)]
+            part, part_norms = bank.index_select(0, rows), norms.index_select(0, rows)
         else:
-            part = bank[start:stop]
+            part, part_norms = bank[start:stop], norms[start:stop]
         with without_autocast(queries.device):
-            squares = torch.addmm(norms[start:stop], scaled, part.T)
+            squares = torch.addmm(part_norms, scaled, part.T)
         if k == 1:  # much faster than topk
             value, index = squares.min(dim=1, keepdim=True)
         else:
@@ -91,6 +102,35 @@ def nearest_neighbors(
     return distances, nearest
 
 
+def nearer(
+    first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the nearer of two rows for each query, the first one of equally near ones.
+
+    Args:
+        first: Distances, or their squares, and rows of the bank, both of shape ``(n,)``.
+        second: The same of other rows.
+    """
+    closer = (first[0] < second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
+    return torch.where(closer, first[0], second[0]), torch.where(closer, first[1], second[1])
+
+
+def disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Cut ranges where any of them starts or stops, and return the parts that belong to one at least."""
+    edges = sorted({edge for pair in ranges for edge in pair})
+    return [part for part in pairwise(edges) if any(first <= part[0] < last for first, last in ranges)]
+
+
+def combine(
+    found: Mapping[tuple[int, int], tuple[torch.Tensor, torch.Tensor]], ranges: Sequence[tuple[int, int]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return what was found in each range from what was found in the parts that :func:`disjoint` gives."""
+    return [
+        reduce(nearer, [nearest for (start, _), nearest in found.items() if first <= start < last])
+        for first, last in ranges
+    ]
+
+
 class NearestNeighborSearch:
     """Find nearest neighbours with an index of each bank where that is faster: on a CPU, outside of exported graphs.
 
@@ -106,26 +146,34 @@ class NearestNeighborSearch:
         if is_traced():
             return nearest_neighbors(queries, bank, k)
         if bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX or bank.dtype not in PrunedIndex.DTYPES:
-            self._indexes.clear()
+            self._forget_others(bank)
             return nearest_neighbors(queries, bank, k)
         return self._index(bank).search(queries, k)
 
     def _index(self, bank: torch.Tensor) -> "PrunedIndex":
-        version = 0 if bank.is_inference() else bank._version
-        key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, version)
+        key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, _version(bank))
         if key not in self._indexes:
             # An index holds its bank, so that no other one can come to lie at the same address.
-            storage = bank.untyped_storage().data_ptr()
-            self._indexes = {
-                other: index
-                for other, index in self._indexes.items()
-                if index.bank.untyped_storage().data_ptr() == storage and other[-1] == version
-            }
+            self._forget_others(bank)
             self._indexes[key] = PrunedIndex(bank)
         return self._indexes[key]
 
+    def _forget_others(self, bank: torch.Tensor) -> None:
+        """Keep the indexes of other parts of a bank only, as long as it has not changed."""
+        storage, version = bank.untyped_storage().data_ptr(), _version(bank)
+        self._indexes = {
+            other: index
+            for other, index in self._indexes.items()
+            if index.bank.untyped_storage().data_ptr() == storage and other[-1] == version
+        }
+
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
+
+
+def _version(bank: torch.Tensor) -> int:
+    """Return a number that changes with every change of a bank in place."""
+    return 0 if bank.is_inference() else bank._version
 
 
 class PrunedIndex:

@@ -49,12 +49,13 @@ class LeadingAxes:
         return torch.cat((leading, rest), dim=1)
 
 
-def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
+def leading_axes(rows: torch.Tensor, count: int, enough: float = 1.0) -> LeadingAxes | None:
     """Estimate axes along which rows vary most.
 
     Args:
         rows: Shape ``(m, d)``.
-        count: How many axes, less than d.
+        count: How many axes at most, less than d.
+        enough: Share of the variance that needs no further axes.
 
     Returns:
         The axes, of the rows' type; ``None`` if they hold too little of the variance to be of use.
@@ -70,10 +71,11 @@ def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
     axes = torch.randn(rows.shape[1], count, dtype=torch.double, generator=generator).to(rows.device)
     for _ in range(3):
         axes = torch.linalg.qr(covariance @ axes).Q
-    explained = (axes * (covariance @ axes)).sum()
-    if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained:
+    explained = (axes * (covariance @ axes)).sum(dim=0).cumsum(dim=0)
+    if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained[-1]:
         return None
-    return LeadingAxes(center, axes.to(rows.dtype))
+    count = 1 + int((explained[:-1] < enough * covariance.trace()).sum())
+    return LeadingAxes(center, axes[:, :count].to(rows.dtype))
 
 
 def sample_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -169,8 +169,9 @@ def test_any_bank(rows, columns, decay, scale, offset, k, integers, seed):
     check(queries, bank, k, *module.PrunedIndex(bank).search(queries, k), tolerance=1e-4)
 
 
-def test_index_follows_the_bank(small_index):
+def test_index_follows_the_bank(monkeypatch):
     """The same bank is indexed once; a bank that is replaced or written to anew, with nothing of the old one kept."""
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 1000)
     search = NearestNeighborSearch()
     queries, bank = anisotropic(10), anisotropic(2000, seed=1)
     search(queries, bank[:1000])
@@ -179,6 +180,8 @@ def test_index_follows_the_bank(small_index):
     search(queries, bank[:1000])
     assert search._indexes == first
     assert len(first) == 2
+    search(queries, bank[:3])  # too few rows for an index: those of the other parts stay
+    assert search._indexes == first
     bank += 1
     check(queries, bank[:1000], 1, *search(queries, bank[:1000]))
     assert len(search._indexes) == 1
