@@ -13,7 +13,7 @@ Example:
     (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -91,6 +91,15 @@ def nearest_neighbors(
     return distances, nearest
 
 
+class Index(Protocol):
+    """What searches one bank, made before the queries come."""
+
+    bank: torch.Tensor
+
+    def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
+
+
 class NearestNeighborSearch:
     """Find nearest neighbours with an index of each bank where that is faster: on a CPU, outside of exported graphs.
 
@@ -99,7 +108,7 @@ class NearestNeighborSearch:
     """
 
     def __init__(self) -> None:
-        self._indexes: dict[tuple[Any, ...], PrunedIndex] = {}
+        self._indexes: dict[tuple[Any, ...], Index] = {}
 
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
@@ -110,7 +119,7 @@ class NearestNeighborSearch:
             return nearest_neighbors(queries, bank, k)
         return self._index(bank).search(queries, k)
 
-    def _index(self, bank: torch.Tensor) -> "PrunedIndex":
+    def _index(self, bank: torch.Tensor) -> Index:
         version = 0 if bank.is_inference() else bank._version
         key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, version)
         if key not in self._indexes:
@@ -121,8 +130,11 @@ class NearestNeighborSearch:
                 for other, index in self._indexes.items()
                 if index.bank.untyped_storage().data_ptr() == storage and other[-1] == version
             }
-            self._indexes[key] = PrunedIndex(bank)
+            self._indexes[key] = self._build(bank)
         return self._indexes[key]
+
+    def _build(self, bank: torch.Tensor) -> Index:
+        return PrunedIndex(bank)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
