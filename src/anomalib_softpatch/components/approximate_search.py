@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
@@ -126,7 +127,6 @@ class ApproximateIndex:
 
     @torch.no_grad()
     def __init__(self, bank: torch.Tensor) -> None:
-        faiss = _faiss()
         self.bank = bank
         self.axes = None
         for length in (LENGTH, 2 * LENGTH, 4 * LENGTH):
@@ -138,20 +138,25 @@ class ApproximateIndex:
         # where features are those of an untrained network
         generator = torch.Generator().manual_seed(0)
         self.rotation = torch.linalg.qr(torch.randn(length, length, dtype=torch.double, generator=generator)).Q.float()
-        points = torch.cat([self._reduce(part) for part in bank.split(BANK_BLOCK)]).numpy()
-        clusters = round(CLUSTERS * len(bank) ** 0.5)
+        points = torch.cat([self._reduce(part) for part in bank.split(BANK_BLOCK)])
+        # One thread: how products of matrices round can depend on how many share them, and the clusters with it
+        with _threads(1):
+            self.index = self._build(points.numpy())
+
+    def _build(self, points: np.ndarray) -> Any:
+        faiss = _faiss()
+        clusters = round(CLUSTERS * len(points) ** 0.5)
         # Codes of four bits for two values: the kind of which processors compare many at once
-        codes = faiss.index_factory(length, f"IVF{clusters},PQ{length // 2}x4fs")
+        codes = faiss.index_factory(points.shape[1], f"IVF{clusters},PQ{points.shape[1] // 2}x4fs")
         codes.by_residual = False  # as good: the rows of a coreset lie far apart
         codes.nprobe = max(1, round(PROBED * clusters))
         codes.cp.min_points_per_centroid = 1  # no warnings
         codes.cp.max_points_per_centroid = TRAINING_ROWS
-        self.index = faiss.IndexRefineFlat(codes)
-        self.index.k_factor = REDUCED_CANDIDATES / CANDIDATES
-        # One thread: how products of matrices round can depend on how many share them, and the clusters with it
-        with _threads(1):
-            self.index.train(points)
-            self.index.add(points)
+        index = faiss.IndexRefineFlat(codes)
+        index.k_factor = REDUCED_CANDIDATES / CANDIDATES
+        index.train(points)
+        index.add(points)
+        return index
 
     def _reduce(self, rows: torch.Tensor) -> torch.Tensor:
         points = (rows if self.axes is None else self.axes.reduce(rows)).float()
