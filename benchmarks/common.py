@@ -301,23 +301,42 @@ def kolektor_features(datasets: str, backbone: str, count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def wide_features(datasets: str, backbone: str, count: int, subset: str = "train/good") -> torch.Tensor:
+def wide_features(
+    datasets: str,
+    backbone: str,
+    count: int,
+    subset: str = "train/good",
+    size: int = 256,
+    patches: int | None = None,
+) -> torch.Tensor:
     """Return real patch features with as many dimensions as those of WideResNet50-2: 1,536.
 
     Five stages of MobileNetV2: their 488 channels averaged over 3 x 3 patches as PatchCore does, and the same channels
     with the 3 x 3 neighbourhood unfolded and pooled to the other 1,048 values.
 
+    Args:
+        datasets: Folder that holds ``kolektor/``.
+        backbone: MobileNetV2.
+        count: Number of images.
+        subset: Folder of Kolektor.
+        size: Height and width of the images.
+        patches: Number of patches of each image, chosen at random. Default: all, ``(size / 8)^2``.
+
     Returns:
-        Shape ``(count * 1024, 1536)``.
+        Shape ``(count * patches, 1536)``.
     """
+    generator = torch.Generator().manual_seed(0)
     extractor = PatchFeatureExtractor(backbone, [f"blocks.{stage}" for stage in (0, 1, 2, 4, 6)]).eval()
     rows = []
-    for part in load_images([Path(datasets) / "kolektor" / subset], count).split(8):
+    for part in load_images([Path(datasets) / "kolektor" / subset], count, size).split(max(1, 8 * 256**2 // size**2)):
         stages = extractor.backbone(part)
         grid = stages["blocks.2"].shape[-2:]
         average = [interpolate(extractor.average(stage), size=grid, mode="bilinear") for stage in stages.values()]
         unfolded = [unfold(interpolate(stage, size=grid, mode="bilinear")) for stage in stages.values()]
         average, unfolded = torch.cat(average, dim=1), torch.cat(unfolded, dim=1)
         wide = torch.cat((average, pool_channels(unfolded, 1536 - average.shape[1])), dim=1)
-        rows.append(wide.permute(0, 2, 3, 1).reshape(-1, 1536))
+        wide = wide.permute(0, 2, 3, 1).flatten(1, 2)
+        if patches is not None:
+            wide = wide[:, torch.randperm(wide.shape[1], generator=generator)[:patches]]
+        rows.append(wide.flatten(0, 1))
     return torch.cat(rows)

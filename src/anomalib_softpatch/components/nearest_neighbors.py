@@ -16,7 +16,7 @@ Example:
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -131,6 +131,15 @@ def combine(
     ]
 
 
+class Index(Protocol):
+    """What searches one bank, made before the queries come."""
+
+    bank: torch.Tensor
+
+    def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
+
+
 class NearestNeighborSearch:
     """Find nearest neighbours with an index of each bank where that is faster: on a CPU, outside of exported graphs.
 
@@ -139,7 +148,7 @@ class NearestNeighborSearch:
     """
 
     def __init__(self) -> None:
-        self._indexes: dict[tuple[Any, ...], PrunedIndex] = {}
+        self._indexes: dict[tuple[Any, ...], Index] = {}
 
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
@@ -150,12 +159,12 @@ class NearestNeighborSearch:
             return nearest_neighbors(queries, bank, k)
         return self._index(bank).search(queries, k)
 
-    def _index(self, bank: torch.Tensor) -> "PrunedIndex":
+    def _index(self, bank: torch.Tensor) -> Index:
         key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, _version(bank))
         if key not in self._indexes:
             # An index holds its bank, so that no other one can come to lie at the same address.
             self._forget_others(bank)
-            self._indexes[key] = PrunedIndex(bank)
+            self._indexes[key] = self._build(bank)
         return self._indexes[key]
 
     def _forget_others(self, bank: torch.Tensor) -> None:
@@ -166,6 +175,9 @@ class NearestNeighborSearch:
             for other, index in self._indexes.items()
             if index.bank.untyped_storage().data_ptr() == storage and other[-1] == version
         }
+
+    def _build(self, bank: torch.Tensor) -> Index:
+        return PrunedIndex(bank)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()

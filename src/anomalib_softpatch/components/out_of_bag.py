@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from scipy.stats import median_abs_deviation, norm
 
-# Neighbours looked at before a query is searched without its own image's rows: these are rarely all of the nearest.
-FIRST_NEIGHBORS = 4
+from anomalib_softpatch.components.nearest_neighbors import nearest_neighbors
+
+# Neighbours looked at, the second number where the first are all left out, before the other rows are searched by
+# themselves, without an index: it would have to be built for this one image.
+NEIGHBORS = (4, 32)
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,19 @@ def out_of_bag_neighbors(
     """
     if left_out.all():
         return queries.new_full((len(queries),), math.inf), torch.zeros(len(queries), dtype=torch.long)
-    distances, indices = search(queries, bank, min(FIRST_NEIGHBORS, len(bank)))
-    counts = ~left_out[indices]
-    first = counts.int().argmax(dim=1, keepdim=True)
-    distance, index = distances.gather(1, first).squeeze(1), indices.gather(1, first).squeeze(1)
-    rest = (~counts.any(dim=1)).nonzero().squeeze(1)
-    if len(rest):
-        rows = (~left_out).nonzero().squeeze(1)
-        others, places = search(queries[rest], bank[rows], 1)
-        distance[rest], index[rest] = others.squeeze(1), rows[places.squeeze(1)]
+    distance, index = queries.new_empty(len(queries)), torch.empty(len(queries), dtype=torch.long, device=bank.device)
+    rest = torch.arange(len(queries), device=bank.device)
+    for k in NEIGHBORS:
+        distances, indices = search(queries[rest], bank, min(k, len(bank)))
+        counts = ~left_out[indices]
+        first = counts.int().argmax(dim=1, keepdim=True)
+        distance[rest], index[rest] = distances.gather(1, first).squeeze(1), indices.gather(1, first).squeeze(1)
+        rest = rest[~counts.any(dim=1)]
+        if not len(rest):
+            return distance, index
+    rows = (~left_out).nonzero().squeeze(1)
+    distances, places = nearest_neighbors(queries[rest], bank[rows])
+    distance[rest], index[rest] = distances.squeeze(1), rows[places.squeeze(1)]
     return distance, index
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.components.approximate_search import ApproximateSearch, SearchName
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
@@ -60,6 +61,9 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         num_neighbors: Neighbours that re-weight the image score as in PatchCore; 1, as in the papers, for none.
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
             becomes the image score; 0, as in the papers, for none.
+        search: How memory banks are searched on a CPU: ``"exact"``, or ``"faiss"``, which is approximate, for banks and
+            images so large that the exact search takes too long. Needs the extra ``faiss``. Exported files have the
+            exact search.
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
         patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
@@ -97,6 +101,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         pre_trained: bool = True,
         num_neighbors: int = 1,
         score_smoothing: float = 0.0,
+        search: SearchName = "exact",
         precision: str | PrecisionType = "float32",
         patch_embedding: Literal["average", "unfold"] = "average",
         memory_budget: float | None = None,
@@ -132,6 +137,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
                 pre_trained=pre_trained,
                 num_neighbors=num_neighbors,
                 score_smoothing=score_smoothing,
+                search=search,
                 patch_embedding=patch_embedding,
                 memory_bank_builder=memory_bank_builder,
                 memory_budget=memory_budget,
@@ -272,6 +278,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             if isinstance(tensor, torch.Tensor)
         )
         kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
+        if isinstance(self.model.search, ApproximateSearch):
+            logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():
             return super().to_onnx(*args, **kwargs)
 

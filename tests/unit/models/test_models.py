@@ -193,6 +193,7 @@ def test_the_command_line_knows_all_options(model_class):
         ("lof_k LOF_K", "Neighbours of the local outlier factor", "6"),
         ("coreset_sampling_ratio", "Size of each bank as a share of ALL training patches", "0.1"),
         ("memory_budget", "GiB of features to hold in memory while training", "null"),
+        ("search {exact,faiss}", "How memory banks are searched on a CPU", "exact"),
         ("seed SEED", "Seed of every random number of a fit", "0"),
     ):
         found = re.search(rf"--model\.{option}.*?{explanation}.*?\(type: [^)]*, default: ([^)]*)\)", text)
@@ -255,6 +256,7 @@ NON_DEFAULTS = {
     "precision": "bfloat16",
     "memory_budget": 0.5,
     "noise_report": False,
+    "search": "faiss",
     "seed": 7,
 }
 

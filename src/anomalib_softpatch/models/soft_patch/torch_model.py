@@ -26,10 +26,10 @@ from anomalib_softpatch.components import (
     DenoisingResult,
     FeatureCache,
     FeatureStore,
-    NearestNeighborSearch,
     PatchFeatureExtractor,
     nearest_neighbors,
 )
+from anomalib_softpatch.components.approximate_search import SearchName, make_search
 from anomalib_softpatch.components.graph_index import GraphIndex
 from anomalib_softpatch.components.nearest_neighbors import combine, disjoint
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, out_of_bag_neighbors
@@ -64,6 +64,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         memory_bank_builder: How to build the banks: the first one gives the image score, the last one the map.
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
             becomes the image score; 0, as in the papers, for none.
+        search: ``"exact"``, or ``"faiss"`` for an approximate search of large banks, see
+            :class:`anomalib_softpatch.components.approximate_search.ApproximateSearch`.
         upsampling: How patch scores become a map of the image's size before they are smoothed.
         memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
 
@@ -86,6 +88,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         patch_embedding: Literal["average", "unfold"] = "average",
         memory_bank_builder: DenoisingMemoryBank | None = None,
         score_smoothing: float = 0.0,
+        search: SearchName = "exact",
         upsampling: Literal["bilinear", "nearest"] = "bilinear",
         memory_budget: float | None = None,
     ) -> None:
@@ -99,6 +102,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if score_smoothing < 0:
             msg = f"score_smoothing must be a number of patches of at least 0, got {score_smoothing}."
             raise ValueError(msg)
+        self.search = make_search(search)
         self.tiler: Tiler | None = None
         self.feature_cache: FeatureCache | None = None
         self.score_smoothing = score_smoothing
@@ -108,7 +112,6 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.anomaly_map_generator = AnomalyMapGenerator()
         self.memory_bank_builder = memory_bank_builder or DenoisingMemoryBank()
         self.feature_store = FeatureStore(memory_budget=None if memory_budget is None else memory_budget * 2**30)
-        self.search = NearestNeighborSearch()
         self.denoising: DenoisingResult | None = None
         self.out_of_bag: OutOfBagScores | None = None
         self._graph_index: GraphIndex | None = None

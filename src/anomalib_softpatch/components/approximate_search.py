@@ -1,0 +1,238 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Approximate search of large memory banks with faiss.
+
+An inverted file of short codes: the rows of a bank, reduced to their leading axes, are clustered. A query is compared
+with the codes of the rows in the clusters nearest to it, with the reduced rows of the best of these, and with all
+values of the best of those.
+
+See Also:
+    - Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search, PAMI 2011: codes, inverted file
+    - https://github.com/facebookresearch/faiss: the library
+
+Example:
+    >>> import torch
+    >>> from anomalib_softpatch.components.approximate_search import ApproximateSearch
+    >>> search = ApproximateSearch()
+    >>> bank = torch.randn(10_000, 32)
+    >>> distances, indices = search(torch.randn(1024, 32), bank)
+    >>> distances.shape, indices.shape
+    (torch.Size([1024, 1]), torch.Size([1024, 1]))
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_softpatch.components.constraints import check, one_of
+from anomalib_softpatch.components.nearest_neighbors import (
+    BANK_BLOCK,
+    DIFFERENCE_BLOCK,
+    QUERY_BLOCK,
+    Index,
+    NearestNeighborSearch,
+    nearest_neighbors,
+)
+from anomalib_softpatch.components.pruning import leading_axes
+from anomalib_softpatch.components.tracing import without_autocast
+
+logger = logging.getLogger(__name__)
+
+SearchName: TypeAlias = Literal["exact", "faiss"]
+
+# Banks of fewer rows are searched exactly, which takes at most twice as long.
+SMALLEST_BANK = 8192
+# Rows of a bank for whose nearest other ones an index is tried out, and how much farther, on average, what it finds may
+# be: real features give 0.1 % and less, but codes fail where few rows lie far off.
+TRIALS = 256
+LARGEST_EXCESS = 0.01
+# The others are such that half as much of any loses more than 1 % of the nearest rows, and twice as much finds less
+# than 1 % more: measured with 100,000 real rows x 1,536, see benchmarks/approximate_search.py.
+# Values of reduced rows; twice or four times as many where those hold too little of the variance
+LENGTH = 128
+# Share of the clusters that a query is compared with: a share, so that as much is found in larger banks
+PROBED = 1 / 8
+# For each neighbour: rows compared by all of their values, and rows compared by their reduced ones
+CANDIDATES = 8
+REDUCED_CANDIDATES = 64
+# Clusters, as a multiple of the root of the number of rows, and rows of each to find its centre from; for the time
+CLUSTERS = 2
+TRAINING_ROWS = 64
+
+
+def make_search(name: SearchName) -> NearestNeighborSearch:
+    """Return a search of memory banks.
+
+    Args:
+        name: ``"exact"``: by lower bounds on the CPU, plain elsewhere. ``"faiss"``: approximate for large banks on the
+            CPU, exact else.
+
+    Raises:
+        ValueError: If the name is unknown, or faiss is not installed.
+    """
+    check({"search": name}, {"search": one_of(SEARCHES)})
+    return SEARCHES[name]()
+
+
+class ApproximateSearch(NearestNeighborSearch):
+    """Find rows of a bank that are about the nearest, with faiss, where the bank is large and on a CPU.
+
+    The distances are those of the rows that are found, exactly. Graphs, other devices, small banks and those that turn
+    out not to suit faiss have the exact search. An index is built at the first search, and kept while the bank stays
+    the same. Equal banks give equal answers. Copies and pickles leave the index out and build their own.
+
+    Raises:
+        ValueError: If faiss is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        _faiss()
+
+    def _build(self, bank: torch.Tensor) -> Index:
+        if len(bank) >= SMALLEST_BANK and bank.isfinite().all():
+            index = ApproximateIndex(bank)
+            excess = index.excess()
+            if excess <= LARGEST_EXCESS:
+                return index
+            logger.warning(
+                "The memory bank is searched exactly: faiss would find rows that are %.0f %% farther than the nearest.",
+                100 * excess,
+            )
+        return super()._build(bank)
+
+
+class ApproximateIndex:
+    """Search an inverted file of a bank's reduced rows, then among the candidates by their differences.
+
+    Rows are reduced by :class:`LeadingAxes`, unless they are short or vary along too many axes.
+
+    Args:
+        bank: Shape ``(m, d)``, float32 or float64, finite, on the CPU; m at least 256.
+
+    Attributes:
+        bank: The bank.
+        axes: The leading axes; ``None`` where rows stay as they are.
+        index: The index of faiss.
+
+    Raises:
+        ValueError: If faiss is not installed.
+    """
+
+    @torch.no_grad()
+    def __init__(self, bank: torch.Tensor) -> None:
+        self.bank = bank
+        self.axes = None
+        for length in (LENGTH, 2 * LENGTH, 4 * LENGTH):
+            if self.axes is None and length < bank.shape[1]:
+                self.axes = leading_axes(bank, length - 1)  # one value is the length of the rest
+        length = bank.shape[1] if self.axes is None else self.axes.axes.shape[1] + 1
+        length += length % 2  # a code is of two values
+        # Turned, all values vary alike, as codes of equal lengths want it: without, neighbours are lost, most of them
+        # where features are those of an untrained network
+        generator = torch.Generator().manual_seed(0)
+        self.rotation = torch.linalg.qr(torch.randn(length, length, dtype=torch.double, generator=generator)).Q.float()
+        points = torch.cat([self._reduce(part) for part in bank.split(BANK_BLOCK)])
+        # One thread: how products of matrices round can depend on how many share them, and the clusters with it
+        with _threads(1):
+            self.index = self._build(points.numpy())
+
+    def _build(self, points: np.ndarray) -> Any:
+        faiss = _faiss()
+        clusters = round(CLUSTERS * len(points) ** 0.5)
+        # Codes of four bits for two values: the kind of which processors compare many at once
+        codes = faiss.index_factory(points.shape[1], f"IVF{clusters},PQ{points.shape[1] // 2}x4fs")
+        codes.by_residual = False  # as good: the rows of a coreset lie far apart
+        codes.nprobe = max(1, round(PROBED * clusters))
+        codes.cp.min_points_per_centroid = 1  # no warnings
+        codes.cp.max_points_per_centroid = TRAINING_ROWS
+        index = faiss.IndexRefineFlat(codes)
+        index.k_factor = REDUCED_CANDIDATES / CANDIDATES
+        index.train(points)
+        index.add(points)
+        return index
+
+    def _reduce(self, rows: torch.Tensor) -> torch.Tensor:
+        points = (rows if self.axes is None else self.axes.reduce(rows)).float()
+        with without_autocast(rows.device):
+            return F.pad(points, (0, len(self.rotation) - points.shape[1])) @ self.rotation
+
+    @torch.no_grad()
+    def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find rows of the bank that are about the nearest.
+
+        Args:
+            queries: Shape ``(n, d)``.
+            k: Number of neighbours, at most m.
+
+        Returns:
+            Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
+        """
+        parts = [self._search(part, k) for part in queries.split(QUERY_BLOCK)]
+        distances, indices = zip(*parts, strict=True)
+        return torch.cat(distances), torch.cat(indices)
+
+    def excess(self) -> float:
+        """Return how much farther than the nearest the rows are that are found, on average, as a share.
+
+        Some rows of the bank are the queries, and the nearest other one is what is looked for.
+        """
+        queries = self.bank[:: max(1, len(self.bank) // TRIALS)]
+        nearest = nearest_neighbors(queries, self.bank, k=2)[0][:, 1]
+        found = self.search(queries, k=2)[0][:, 1]
+        distinct = nearest > 0
+        return float((found[distinct] / nearest[distinct]).mean()) - 1 if distinct.any() else 0.0
+
+    def _search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        count = min(k * CANDIDATES, len(self.bank))
+        with _threads(torch.get_num_threads()):
+            _, found = self.index.search(self._reduce(queries).numpy(), count)
+        # Sorted by row, so that the first of equally near ones is named; -1, none, comes first.
+        candidates = torch.from_numpy(found).sort(dim=1).values
+        size = max(1, DIFFERENCE_BLOCK // (queries.shape[1] * count))
+        squares = torch.cat(
+            [
+                (some[:, None] - self.bank[others]).square_().sum(dim=2)
+                for some, others in zip(queries.split(size), candidates.split(size), strict=True)
+            ]
+        )
+        squares[candidates < 0] = torch.inf
+        squares, order = squares.sort(dim=1, stable=True)
+        distances, indices = squares[:, :k].sqrt(), candidates.gather(1, order)[:, :k]
+        short = (indices < 0).any(dim=1)  # clusters with too few rows; queries that are no numbers
+        if short.any():
+            distances[short], indices[short] = nearest_neighbors(queries[short], self.bank, k)
+        return distances, indices
+
+
+SEARCHES: dict[str, type[NearestNeighborSearch]] = {"exact": NearestNeighborSearch, "faiss": ApproximateSearch}
+
+
+def _faiss() -> Any:
+    try:
+        import faiss  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        msg = (
+            "search='faiss' needs faiss: pip install 'anomalib-softpatch[faiss]'. With search='exact' the same model "
+            "finds the same rows or nearer ones, and takes longer."
+        )
+        raise ValueError(msg) from error
+    return faiss
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let faiss, which brings a runtime of its own for threads, use so many in a block."""
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -1,0 +1,248 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The approximate search against NumPy in float64."""
+
+import copy
+import importlib
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from test_nearest_neighbors import anisotropic, brute_force
+
+from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch, make_search
+from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, PrunedIndex
+from anomalib_softpatch.components.out_of_bag import out_of_bag_neighbors
+from samples import mixture
+
+module = importlib.import_module("anomalib_softpatch.components.approximate_search")
+exact = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
+
+
+def check(queries, bank, k, distances, indices, recall=0.9, tolerance=1e-5):
+    """Distances are those of the rows that are named, in order; most rows are the nearest, and none is twice."""
+    expected = brute_force(queries, bank)
+    scale = tolerance * max(1e-30, expected.max())
+    own = np.take_along_axis(expected, indices.numpy(), axis=1)
+    np.testing.assert_allclose(distances, own, rtol=tolerance, atol=scale)
+    assert bool((distances.diff(dim=1) >= -scale).all())
+    assert all(len(set(row)) == k for row in indices.tolist())
+    farthest = np.sort(expected, axis=1)[:, k - 1 : k]
+    assert (own <= farthest + scale).mean() >= recall
+
+
+@pytest.fixture
+def small_index(monkeypatch):
+    """Use an approximate index from 256 rows on."""
+    monkeypatch.setattr(module, "SMALLEST_BANK", 256)
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("columns", "k", "recall"), [(16, 1, 0.99), (16, 32, 0.99), (256, 1, 0.9), (256, 4, 0.85)])
+def test_large_bank(columns, k, recall, dtype, small_index):
+    """Of the wide rows, which random numbers make harder than those of images, some are missed."""
+    queries, bank = anisotropic(300, columns).to(dtype), anisotropic(10_000, columns, seed=1).to(dtype)
+    search = ApproximateSearch()
+    distances, indices = search(queries, bank, k)
+    assert [type(index) for index in search._indexes.values()] == [ApproximateIndex]
+    assert distances.dtype == dtype
+    check(queries, bank, k, distances, indices, recall)
+
+
+def test_rows_are_reduced_where_that_is_of_use():
+    assert ApproximateIndex(anisotropic(2000, 256)).index.d == module.LENGTH
+    assert ApproximateIndex(anisotropic(2000, 64)).index.d == 64
+    spread = torch.randn(2000, 1024)  # no axes hold most of the variance
+    index = ApproximateIndex(spread)
+    assert index.index.d == 1024
+    check(spread[:20], spread, 1, *index.search(spread[:20]), recall=1)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.7])
+def test_variance_along_few_axes(decay):
+    """As features of untrained networks have it: all codes must tell rows apart, not only those of the first axes."""
+    scales = decay ** torch.arange(256)
+    rows = (torch.randn(10_300, 256, generator=torch.Generator().manual_seed(0)) * scales).split((300, 10_000))
+    check(*rows, 1, *ApproximateIndex(rows[1]).search(rows[0]), recall=0.99)
+
+
+def test_banks_that_do_not_suit_faiss_are_searched_exactly(small_index, caplog):
+    """Few rows far off, on which all codes are spent."""
+    queries, bank = anisotropic(100, 16) ** 3, anisotropic(10_000, 16, seed=1) ** 3
+    distances, _ = ApproximateIndex(bank).search(queries)
+    expected = brute_force(queries, bank)
+    assert (distances[:, 0].numpy() / expected.min(axis=1)).mean() > 2  # else the test is none
+    search = ApproximateSearch()
+    check(queries, bank, 1, *search(queries, bank), recall=1)
+    assert [type(index) for index in search._indexes.values()] == [PrunedIndex]
+    assert re.search(r"searched exactly: faiss would find rows that are \d{3} % farther", caplog.text)
+
+
+def test_excess_equals_numpy():
+    bank = anisotropic(2000, 32)
+    index = ApproximateIndex(bank)
+    index.index.k_factor = 1  # misses more
+    queries = bank[::7]
+    nearest = np.sort(brute_force(queries, bank), axis=1)[:, 1]
+    found = index.search(queries, 2)[0][:, 1].numpy()
+    assert index.excess() == pytest.approx((found / nearest).mean() - 1, abs=1e-6)
+    assert index.excess() > 0
+    assert ApproximateIndex(torch.ones(500, 8)).excess() == 0  # no other row is elsewhere
+
+
+def test_queries_far_from_the_bank():
+    """As those of defects are: what is found is not the nearest always, but hardly farther."""
+    queries, bank = anisotropic(200, 256) * 4 + 2, anisotropic(10_000, 256, seed=1)
+    distances, indices = ApproximateIndex(bank).search(queries)
+    check(queries, bank, 1, distances, indices, recall=0.7)
+    assert (distances[:, 0].numpy() / brute_force(queries, bank).min(axis=1)).max() < 1.05
+
+
+@pytest.mark.parametrize("rows", [1, 9, 255, 256, 400])
+@pytest.mark.parametrize("columns", [1, 7])
+def test_tiny_banks(rows, columns, small_index):
+    queries, bank = mixture(20, columns), mixture(rows, columns, seed=1)
+    for k in {1, min(5, rows), rows}:
+        check(queries, bank, k, *ApproximateSearch()(queries, bank, k), recall=0.9)
+
+
+def test_duplicates(small_index):
+    """Equal rows: each is named once, the first of them first. A bank of one row many times is no error."""
+    bank = mixture(100, 8).repeat_interleave(5, dim=0)
+    distances, indices = ApproximateSearch()(bank, bank, 5)
+    assert bool((distances == 0).all())
+    assert indices.tolist() == [[5 * (row // 5) + place for place in range(5)] for row in range(500)]
+    same = torch.ones(1000, 8)
+    distances, indices = ApproximateSearch()(same[:3] + 1, same, 2)
+    np.testing.assert_allclose(distances, 8**0.5, rtol=1e-6)
+
+
+def test_small_banks_are_searched_exactly():
+    search = ApproximateSearch()
+    queries, bank = anisotropic(50, 512), anisotropic(3000, 512, seed=1)
+    distances, indices = search(queries, bank)
+    assert [type(index) for index in search._indexes.values()] == [PrunedIndex]
+    check(queries, bank, 1, distances, indices, recall=1)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_so(value, small_index):
+    queries, bank = mixture(40, 8), mixture(500, 8, seed=1)
+    queries[7] = value
+    distances, indices = ApproximateSearch()(queries, bank)
+    assert not distances[7].isfinite()
+    rest = torch.arange(40) != 7
+    check(queries[rest], bank, 1, distances[rest], indices[rest])
+    bank[7] = value
+    assert not ApproximateSearch()(bank, bank)[0][7].isfinite()
+
+
+def test_equal_banks_give_equal_answers():
+    """With any number of threads, whatever other random numbers were drawn."""
+    queries, bank = anisotropic(300, 256), anisotropic(10_000, 256, seed=1)
+    first = ApproximateSearch()(queries, bank, 3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        second = ApproximateSearch()(queries, bank.clone(), 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(first[1], second[1])
+
+
+def test_threads_are_those_of_torch(monkeypatch):
+    """While it searches; then faiss has as many as before, for others who use it."""
+    faiss = pytest.importorskip("faiss")
+    used = []
+    index = ApproximateIndex(anisotropic(500, 16))
+    search = index.index.search
+    monkeypatch.setattr(index.index, "search", lambda *a: (used.append(faiss.omp_get_max_threads()), search(*a))[1])
+    faiss.omp_set_num_threads(3)
+    index.search(anisotropic(5, 16))
+    assert used == [torch.get_num_threads()]
+    assert faiss.omp_get_max_threads() == 3
+
+
+def test_index_follows_the_bank(small_index):
+    search = ApproximateSearch()
+    queries, bank = anisotropic(30), anisotropic(2000, seed=1)
+    search(queries, bank[:1000])
+    first = dict(search._indexes)
+    search(queries, bank[:1000])
+    assert search._indexes == first
+    bank += 1
+    check(queries, bank[:1000], 1, *search(queries, bank[:1000]))
+    assert len(search._indexes) == 1
+    with torch.inference_mode():
+        other = anisotropic(1500, seed=2)
+        check(queries, other, 1, *search(queries, other))
+    assert [index.bank.data_ptr() for index in search._indexes.values()] == [other.data_ptr()]
+
+
+def test_copies_leave_the_index_out(small_index):
+    search = ApproximateSearch()
+    empty = len(pickle.dumps(search))
+    queries, bank = anisotropic(10), anisotropic(2000)
+    expected = search(queries, bank)
+    assert len(pickle.dumps(search)) == empty
+    for twin in (copy.deepcopy(search), pickle.loads(pickle.dumps(search))):
+        assert type(twin) is ApproximateSearch
+        assert not twin._indexes
+        assert torch.equal(twin(queries, bank)[1], expected[1])
+
+
+def test_autocast(small_index):
+    queries, bank = anisotropic(50, 256), anisotropic(2000, 256, seed=1)
+    expected = ApproximateSearch()(queries, bank)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distances, indices = ApproximateSearch()(queries, bank)
+    assert torch.equal(indices, expected[1])
+    assert torch.equal(distances, expected[0])
+
+
+def test_out_of_bag_needs_no_index_for_an_image(small_index):
+    """Where the nearest rows are all left out, more are looked at, then the others, without another index."""
+    bank = mixture(3000, 12)
+    queries = bank[:40]
+    left_out = torch.zeros(3000, dtype=torch.bool)
+    expected = brute_force(queries, bank)
+    left_out[torch.from_numpy(expected.argsort(axis=1)[:20, :10].ravel())] = True  # a few rows beyond four
+    left_out[torch.from_numpy(expected.argsort(axis=1)[20, :500])] = True  # more than are looked at
+    search = ApproximateSearch()
+    distances, indices = out_of_bag_neighbors(search, queries, bank, left_out)
+    assert [index.bank.data_ptr() for index in search._indexes.values()] == [bank.data_ptr()]
+    assert not left_out[indices].any()
+    expected[:, left_out.numpy()] = np.inf
+    np.testing.assert_allclose(distances, np.take_along_axis(expected, indices[:, None].numpy(), 1)[:, 0], atol=1e-5)
+    assert (indices.numpy() == expected.argmin(axis=1)).mean() >= 0.9
+
+
+@pytest.mark.parametrize("order", ["import torch, faiss", "import faiss, torch"])
+def test_two_runtimes_for_threads_live_together(order, run_python, tmp_path):
+    """PyTorch and faiss bring one each: neither may hang or crash the other, whichever is loaded first."""
+    program = f"""
+{order}
+from anomalib_softpatch.components.approximate_search import ApproximateIndex
+
+torch.set_num_threads(2)
+bank = torch.randn(1000, 64)
+for _ in range(3):
+    index = ApproximateIndex(bank)
+    distances, indices = index.search(bank)
+    products = bank @ bank.T
+print(float((indices[:, 0] == torch.arange(1000)).float().mean()))
+"""
+    result = run_python("-c", program, cwd=tmp_path, env={"OMP_NUM_THREADS": "2"})
+    assert float(result.stdout) > 0.95
+
+
+def test_names():
+    assert type(make_search("exact")) is NearestNeighborSearch
+    assert type(make_search("faiss")) is ApproximateSearch
+    with pytest.raises(ValueError, match=r"search must be one of \['exact', 'faiss'\], got 'flat'"):
+        make_search("flat")

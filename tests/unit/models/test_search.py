@@ -1,0 +1,116 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The option `search` of the models: approximate in torch, exact in exported files."""
+
+import copy
+import importlib
+import logging
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from test_models import engine, lightning_model
+
+from anomalib_softpatch import SoftPatch, SoftPatchPlus, load_memory_bank, load_model, save_memory_bank
+from anomalib_softpatch.components import NearestNeighborSearch
+from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch
+from anomalib_softpatch.integration.last_words import bad_input
+
+module = importlib.import_module("anomalib_softpatch.components.approximate_search")
+MODELS = [SoftPatch, SoftPatchPlus]
+
+
+@pytest.fixture(autouse=True)
+def small_index(monkeypatch):
+    """Use an approximate index of small banks, and one that misses neighbours."""
+    monkeypatch.setattr(module, "SMALLEST_BANK", 256)
+    monkeypatch.setattr(importlib.import_module("anomalib_softpatch.components.nearest_neighbors"), "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(module, "PROBED", 0)
+    monkeypatch.setattr(module, "LARGEST_EXCESS", 1.0)
+
+
+@pytest.fixture(scope="module")
+def unseen():
+    return torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def train(model_class, root, folder, **options):
+    model, runner = lightning_model(model_class, coreset_sampling_ratio=0.3, **options), engine(folder)
+    runner.fit(model, datamodule=MVTecAD(root=root, category="bottle", num_workers=0))
+    return model.eval(), runner
+
+
+def assert_equal(actual, expected):
+    assert torch.equal(actual.pred_score, expected.pred_score)
+    assert torch.equal(actual.anomaly_map, expected.anomaly_map)
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_life_of_a_model(model_class, mvtec_root, unseen, tmp_path):
+    """Fit, copy, checkpoint, memory bank file: the index is built anew, from equal banks to equal scores."""
+    trained, runner = train(model_class, mvtec_root, tmp_path, search="faiss")
+    exact, _ = train(model_class, mvtec_root, tmp_path)
+    assert type(exact.model.search) is NearestNeighborSearch
+    assert torch.equal(trained.model.memory_bank, exact.model.memory_bank)
+    expected = trained.model(unseen)
+    indexes = trained.model.search._indexes.values()
+    assert ApproximateIndex in {type(index) for index in indexes}
+    # Some neighbours are missed here, and what is found instead is little farther
+    ratios = distances(trained, unseen) / distances(exact, unseen)
+    assert bool((ratios >= 1 - 1e-6).all())
+    assert bool((ratios > 1 + 1e-4).any())
+    assert float(ratios.mean()) < 1.05
+
+    copied = copy.deepcopy(trained)
+    assert not copied.model.search._indexes
+    assert_equal(copied.model(unseen), expected)
+    checkpoint = runner.trainer.checkpoint_callback.best_model_path
+    assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["search"] == "faiss"
+    restored = load_model(checkpoint).eval()
+    assert type(restored.model.search) is ApproximateSearch
+    assert_equal(restored.model(unseen), expected)
+    assert_equal(model_class.load_from_checkpoint(checkpoint, search="exact").eval().model(unseen), exact.model(unseen))
+    other = lightning_model(model_class, coreset_sampling_ratio=0.3, search="faiss").eval()
+    load_memory_bank(other, save_memory_bank(exact, tmp_path / "bank.safetensors"))
+    assert_equal(other.model(unseen), expected)
+
+
+def distances(model, images):
+    """Distances of the patches to what the model's search finds in the first bank."""
+    queries = model.model.extract(images).flatten(0, 2)
+    queries = torch.nn.functional.pad(queries, (0, model.model.memory_bank.shape[1] - queries.shape[1]))
+    start, stop = model.model.bank_ranges[0]
+    return model.model.search(queries, model.model.memory_bank[start:stop])[0]
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_exported_file_has_the_exact_search(model_class, mvtec_root, unseen, tmp_path, caplog):
+    trained, _ = train(model_class, mvtec_root, tmp_path, search="faiss")
+    with caplog.at_level(logging.INFO, logger="anomalib_softpatch"):
+        file = trained.to_onnx(tmp_path / "faiss")
+    assert caplog.text.count("The exported file has the exact search") == 1
+    trained.model.search = NearestNeighborSearch()
+    expected = trained(unseen)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {session.get_inputs()[0].name: unseen.numpy()}), strict=True))
+    np.testing.assert_allclose(outputs["pred_score"].squeeze(), expected.pred_score.squeeze(), rtol=1e-4)
+    np.testing.assert_allclose(outputs["anomaly_map"], expected.anomaly_map, rtol=1e-3, atol=1e-4)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="anomalib_softpatch"):
+        trained.to_onnx(tmp_path / "exact")
+    assert "exact search" not in caplog.text
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_missing_faiss_is_named_before_any_work(model_class, monkeypatch):
+    """Before the backbone is made, and on the command line in one line."""
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"pip install 'anomalib-softpatch\[faiss\]'.*search='exact'") as caught:
+        model_class(search="faiss", backbone="no such backbone")
+    assert bad_input(caught.value) == str(caught.value)
+    lightning_model(model_class)  # which does without
