@@ -58,7 +58,7 @@ def test_life_of_a_model(model_class, mvtec_root, unseen, tmp_path):
     assert torch.equal(trained.model.memory_bank, exact.model.memory_bank)
     expected = trained.model(unseen)
     indexes = trained.model.search._indexes.values()
-    assert {type(index) for index in indexes} == {ApproximateIndex}
+    assert ApproximateIndex in {type(index) for index in indexes}
     # Some neighbours are missed here, and what is found instead is little farther
     ratios = distances(trained, unseen) / distances(exact, unseen)
     assert bool((ratios >= 1 - 1e-6).all())
