@@ -160,7 +160,7 @@ def plot(path: Path, results: dict[str, dict[float, list[dict[str, float]]]]) ->
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
     for axis, key in zip(axes, ("image", "pixel"), strict=True):
         for name in (name for name in CURVES if name in results):
             ratios = [100 * ratio for ratio, runs in results[name].items() if runs]
@@ -171,7 +171,8 @@ def plot(path: Path, results: dict[str, dict[float, list[dict[str, float]]]]) ->
         axis.set(xlabel="Noise ratio [%]", ylabel=f"{key.capitalize()} AUROC [%]", ylim=(0, 100))
         axis.tick_params(labelleft=True)
         axis.grid(alpha=0.3)
-    axes[0].legend(loc="lower left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
 
 

@@ -60,6 +60,8 @@ def leading_axes(rows: torch.Tensor, count: int, enough: float = 1.0) -> Leading
     Returns:
         The axes, of the rows' type; ``None`` if they hold too little of the variance to be of use.
     """
+    if count < 1:
+        return None
     sample = sample_rows(rows)
     center = sample.mean(dim=0)
     sample = sample - center
