@@ -20,10 +20,12 @@ Example::
 """
 
 import argparse
+import gc
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ HEADINGS = {
     "wall_ratio": f"% of {BASELINE}'s in the same turn",
     "processor_ratio": "the same of processor time",
 }
+Run = Callable[[np.ndarray], Any]
 RUNTIMES = ("torch", "ONNX Runtime", "OpenVINO")
 TRAINING_BATCH = 8
 FEATURES, BANK = "fit: features [s]", "fit: memory bank [s]"
@@ -146,50 +149,52 @@ def fit(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float
     return figures | {kind: file.stat().st_size / 2**20 for kind, file in files.items()}
 
 
-def load(name: str, options: argparse.Namespace, folder: Path) -> dict[tuple[str, int], Callable[[np.ndarray], Any]]:
-    """Return functions that score a batch of images, for each runtime and batch size."""
-    pre_processor = Patchcore.configure_pre_processor((options.size, options.size))
-    model = MODELS[name][0].load_from_checkpoint(folder / "model.ckpt", pre_processor=pre_processor).eval()
-    runs: dict[tuple[str, int], Callable[[np.ndarray], Any]] = {}
-    files: dict[Path, dict[str, Callable[[np.ndarray], Any]]] = {}
-    for batch in options.batches:
-        file = folder / "weights" / "onnx" / f"model{batch if name == BASELINE else ''}.onnx"
-        if file not in files:
-            files[file] = {
-                "ONNX Runtime": in_onnx_runtime(file, options.threads),
-                "OpenVINO": in_openvino(file.with_suffix(".xml"), options.threads),
-            }
-        runs["torch", batch] = lambda images: model(torch.from_numpy(images)).pred_score.numpy()
-        runs |= {(runtime, batch): run for runtime, run in files[file].items()}
-    return runs
+def load(name: str, runtime: str, batch: int, options: argparse.Namespace, folder: Path) -> Run:
+    """Return a function that scores a batch of images by a model's checkpoint or one of its files."""
+    if runtime == "torch":
+        pre_processor = Patchcore.configure_pre_processor((options.size, options.size))
+        model = MODELS[name][0].load_from_checkpoint(folder / "model.ckpt", pre_processor=pre_processor).eval()
+        return lambda images: model(torch.from_numpy(images)).pred_score.numpy()
+    file = folder / "weights" / "onnx" / f"model{batch if name == BASELINE else ''}.onnx"
+    if runtime == "OpenVINO":
+        return in_openvino(file.with_suffix(".xml"), options.threads)
+    return in_onnx_runtime(file, options.threads)
 
 
 @torch.no_grad()
 def measure_latency(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Score images by every model in every runtime in turn; return the milliseconds of each row's models."""
+    """Score images by every model in turn; return the milliseconds of each row's models.
+
+    Runtime by runtime, since these keep the memory of the largest batch, and all together would not fit.
+    """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     test, count = Path(options.datasets) / "kolektor" / "test", max(options.batches)
     normal, defective = (load_images([test / kind], count, options.size) * std + mean for kind in ("good", "defect"))
     images = torch.stack((normal, defective), dim=1).flatten(0, 1).numpy()
-    models = {name: load(name, options, folder / str(number)) for number, name in enumerate(options.models)}
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
+    expected: dict[tuple[int, int, str], np.ndarray] = {}  # of torch, which is the first runtime
     difference = 0.0
-    for repeat in range(options.repeats + 1):
-        for batch in options.batches:
+    for runtime, batch in product(RUNTIMES, options.batches):
+        runs = {
+            name: load(name, runtime, batch, options, folder / str(number))
+            for number, name in enumerate(options.models)
+        }
+        row = rows.setdefault(latency_row(runtime, batch), {})
+        for repeat in range(options.repeats + 1):
             part = np.roll(images, -repeat, axis=0)[:batch].copy()
-            expected = {}
-            for runtime in RUNTIMES:
-                for name, runs in models.items():
-                    wall, processor = time.perf_counter(), time.process_time()
-                    scores = runs[runtime, batch](part).flatten()
-                    run = {
-                        "wall": 1e3 * (time.perf_counter() - wall),
-                        "processor": 1e3 * (time.process_time() - processor),
-                    }
-                    reference = expected.setdefault(name, scores)  # torch is first
-                    difference = max(difference, float(abs(scores / reference - 1).max()))
-                    if repeat:  # the first turn warms up
-                        rows.setdefault(latency_row(runtime, batch), {}).setdefault(name, []).append(run)
+            for name, score in runs.items():
+                wall, processor = time.perf_counter(), time.process_time()
+                scores = score(part).flatten()
+                figures = {
+                    "wall": 1e3 * (time.perf_counter() - wall),
+                    "processor": 1e3 * (time.process_time() - processor),
+                }
+                reference = expected.setdefault((batch, repeat, name), scores)
+                difference = max(difference, float(abs(scores / reference - 1).max()))
+                if repeat:  # the first turn warms up
+                    row.setdefault(name, []).append(figures)
+        del runs
+        gc.collect()
     print(f"Largest relative difference of image scores to those of torch: {difference:.1e}", flush=True)
     return rows
 
