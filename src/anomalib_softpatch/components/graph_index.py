@@ -88,13 +88,18 @@ class GraphIndex:
         Returns:
             For each range, distances and rows of the bank, both of shape ``(n,)``; the first one of equal rows.
         """
+        norms = bank.square().sum(dim=1)
+        # OpenVINO stores a constant once for each operation that gathers rows of it, and these are dozens. So they
+        # gather from a copy, which is no constant: what is added is 0, but no runtime knows that.
+        rows = torch.arange(len(bank), device=bank.device) + (queries[0, 0] > queries[0, 0])
+        bank = bank.index_select(0, rows)
         found, in_doubt = self._by_shortlists(queries, bank, SHORTLISTS[0])
         for size in (*SHORTLISTS[1:], None):
             # One query at least, since runtimes do not all bear tensors without elements
             some = F.pad(in_doubt.nonzero().squeeze(1), (1, 0))
             doubtful = queries.index_select(0, some)
             if size is None:
-                again = self._by_plain_search(doubtful, bank, in_doubt.any())
+                again = self._by_plain_search(doubtful, bank, norms, in_doubt.any())
             else:
                 again, still_in_doubt = self._by_shortlists(doubtful, bank, size)
                 in_doubt = torch.zeros_like(in_doubt).index_put((some,), still_in_doubt)
@@ -153,12 +158,12 @@ class GraphIndex:
         return found
 
     def _by_plain_search(
-        self, queries: torch.Tensor, bank: torch.Tensor, needed: torch.Tensor
+        self, queries: torch.Tensor, bank: torch.Tensor, norms: torch.Tensor, needed: torch.Tensor
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the nearest rows by the plain search, or, where that is not needed, by a search of a few rows."""
         found = {}
         for start, stop in disjoint(self.ranges):
-            distances, rows = nearest_neighbors(queries, bank, within=(start, stop), needed=needed)
+            distances, rows = nearest_neighbors(queries, bank, within=(start, stop), needed=needed, norms=norms)
             found[start, stop] = distances.squeeze(1), rows.squeeze(1)
         return combine(found, self.ranges)
 

@@ -46,6 +46,7 @@ def nearest_neighbors(
     k: int = 1,
     within: tuple[int, int] | None = None,
     needed: torch.Tensor | None = None,
+    norms: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest rows of the bank by Euclidean distance, exactly, in operations that every export target has.
 
@@ -60,6 +61,7 @@ def nearest_neighbors(
             Default: all.
         needed: Whether the result will be used, a boolean scalar: if not, a graph searches a row of each block only.
             Default: it will. For ``k = 1``.
+        norms: Squared lengths of the rows of the bank, shape ``(m,)``. Default: they are computed.
 
     Returns:
         Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
@@ -70,7 +72,7 @@ def nearest_neighbors(
         parts = [nearest_neighbors(part, bank, k, within) for part in queries.split(QUERY_BLOCK)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     # |q - b|^2 without |q|^2, which is the same for all b
-    scaled, norms = -2 * queries, bank.square().sum(dim=1)
+    scaled, norms = -2 * queries, bank.square().sum(dim=1) if norms is None else norms
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
     for start in range(first, last, BANK_BLOCK):
         stop = min(start + BANK_BLOCK, last)
