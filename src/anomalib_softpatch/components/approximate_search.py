@@ -95,7 +95,8 @@ class ApproximateSearch(NearestNeighborSearch):
         super().__init__()
         _faiss()
 
-    def _build(self, bank: torch.Tensor) -> Index:
+    def make_index(self, bank: torch.Tensor) -> Index:
+        """Return an index of faiss where one suits the bank, else the exact one."""
         if len(bank) >= SMALLEST_BANK and bank.isfinite().all():
             index = ApproximateIndex(bank)
             excess = index.excess()
@@ -105,10 +106,10 @@ class ApproximateSearch(NearestNeighborSearch):
                 "The memory bank is searched exactly: faiss would find rows that are %.0f %% farther than the nearest.",
                 100 * excess,
             )
-        return super()._build(bank)
+        return super().make_index(bank)
 
 
-class ApproximateIndex:
+class ApproximateIndex(Index):
     """Search an inverted file of a bank's reduced rows, then among the candidates by their differences.
 
     Rows are reduced by :class:`LeadingAxes`, unless they are short or vary along too many axes.

@@ -16,7 +16,7 @@ Example:
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -133,13 +133,18 @@ def combine(
     ]
 
 
-class Index(Protocol):
-    """What searches one bank, made before the queries come."""
+class Index:
+    """What searches one bank, made before the queries come.
+
+    Attributes:
+        bank: The bank, shape ``(m, d)``.
+    """
 
     bank: torch.Tensor
 
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
+        raise NotImplementedError
 
 
 class NearestNeighborSearch:
@@ -166,7 +171,7 @@ class NearestNeighborSearch:
         if key not in self._indexes:
             # An index holds its bank, so that no other one can come to lie at the same address.
             self._forget_others(bank)
-            self._indexes[key] = self._build(bank)
+            self._indexes[key] = self.make_index(bank)
         return self._indexes[key]
 
     def _forget_others(self, bank: torch.Tensor) -> None:
@@ -178,7 +183,8 @@ class NearestNeighborSearch:
             if index.bank.untyped_storage().data_ptr() == storage and other[-1] == version
         }
 
-    def _build(self, bank: torch.Tensor) -> Index:
+    def make_index(self, bank: torch.Tensor) -> Index:
+        """Return an index of a bank that is on the CPU and large."""
         return PrunedIndex(bank)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -190,7 +196,7 @@ def _version(bank: torch.Tensor) -> int:
     return 0 if bank.is_inference() else bank._version
 
 
-class PrunedIndex:
+class PrunedIndex(Index):
     """Search a bank by lower bounds of the distances first, and by distances only where the bounds leave a doubt.
 
     Rows are reduced to a fifth of their length, see :class:`LeadingAxes`.
