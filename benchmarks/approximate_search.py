@@ -17,8 +17,6 @@ Example::
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -32,7 +30,7 @@ from anomalib_softpatch.components import DenoisingMemoryBank, k_center_greedy
 from anomalib_softpatch.components.approximate_search import SEARCHES, ApproximateIndex, make_search
 from anomalib_softpatch.components.nearest_neighbors import Index, PrunedIndex
 from anomalib_softpatch.models import SoftPatchModel
-from common import accuracy_parser, describe_machine, print_table, save_results, wide_features
+from common import accuracy_parser, describe_machine, measure_processor, print_table, save_results, wide_features
 
 # name -> search -> the figure
 Results = dict[str, dict[str, float]]
@@ -101,13 +99,6 @@ def build_bank(arguments: argparse.Namespace) -> torch.Tensor:
     return features[k_center_greedy(projected, arguments.rows, first=0)]
 
 
-def seconds(function: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what a function returns, and the processor's time that it took."""
-    start = time.process_time()
-    result = function()
-    return result, time.process_time() - start
-
-
 def index_size(index: Index) -> float:
     """Return what an index holds beside its bank, in MiB."""
     if isinstance(index, ApproximateIndex):
@@ -122,7 +113,7 @@ def measure_speed(arguments: argparse.Namespace, results: Results) -> None:
     bank = build_bank(arguments)
     indexes: dict[str, Index] = {}
     for name, index_type in INDEXES.items():
-        indexes[name], took = seconds(lambda: index_type(bank))  # noqa: B023
+        indexes[name], took = measure_processor(lambda: index_type(bank))  # noqa: B023
         note(results, f"index of {len(bank)} x {bank.shape[1]} built [s]", name, took)
         note(results, "index [MiB]", name, index_size(indexes[name]))
     for kind, title in {"good": "normal", "defect": "defective"}.items():
@@ -132,7 +123,7 @@ def measure_speed(arguments: argparse.Namespace, results: Results) -> None:
         found = {}
         for _ in range(arguments.repeats):
             for name, index in indexes.items():
-                (found[name], _), took = seconds(lambda: index.search(queries))  # noqa: B023
+                (found[name], _), took = measure_processor(lambda: index.search(queries))  # noqa: B023
                 times[name].append(took)
                 print(f"# {where}, {name}: {took:.2f} s", flush=True)
         exact = found["exact"]

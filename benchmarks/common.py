@@ -192,6 +192,13 @@ def measure(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
     return result, shortest
 
 
+def measure_processor(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what a function returns, and the processor time of all threads that it took, in seconds."""
+    start = time.process_time()
+    result = function()
+    return result, time.process_time() - start
+
+
 class Identity:
     """Stands in for the random projection of KCenterGreedy where features come projected."""
 

@@ -286,24 +286,36 @@ def plot(rows: Mapping[str, Mapping[str, list[dict[str, float]]]], batches: Sequ
     print(f"\nPlot: {path}")
 
 
-def main() -> None:
-    """Fit, export, score in turn, print the tables, draw the plot."""
-    arguments = parser(__doc__)
+def models_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of the benchmarks that fit all models and score images."""
+    arguments = parser(description)
     arguments.set_defaults(backbone="wide_resnet50_2")
     arguments.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
     arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     arguments.add_argument("--size", type=int, default=256, help="height and width of the images")
     arguments.add_argument("--images", type=int, default=209, help="training images")
     arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
-    arguments.add_argument("--centers", type=int, default=200, help="of Anomalib's coreset that are timed")
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images scored at a time")
-    arguments.add_argument("--repeats", type=int, default=5)
-    arguments.add_argument("--plot", type=Path, default=Path("comparison.png"), help="where to draw the plot")
     arguments.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
+    return arguments
+
+
+def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options, those of small sizes where it shall be quick."""
     options = arguments.parse_args()
     if options.quick:
         options.backbone, options.size, options.images, options.repeats = "resnet18", 64, 8, 2
         options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [1, 2]
+    return options
+
+
+def main() -> None:
+    """Fit, export, score in turn, print the tables, draw the plot."""
+    arguments = models_parser(__doc__)
+    arguments.add_argument("--centers", type=int, default=200, help="of Anomalib's coreset that are timed")
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--plot", type=Path, default=Path("comparison.png"), help="where to draw the plot")
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
 

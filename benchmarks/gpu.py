@@ -29,10 +29,8 @@ from common import (
     in_process,
     kolektor_images,
     measure,
-    new_file,
-    parser,
 )
-from comparison import BASELINE, MODELS, TRAINING_BATCH, fit_by_stage, make_model, report
+from comparison import BASELINE, TRAINING_BATCH, fit_by_stage, make_model, models_parser, parse, report
 from exported import choose_coreset
 
 CPU_CENTERS = 200  # of Anomalib's coreset that are timed on a CPU, where all take an hour
@@ -107,25 +105,14 @@ def compare(model: AnomalibModule, options: argparse.Namespace) -> dict[str, lis
 
 def main() -> None:
     """Run every model, print the tables."""
-    arguments = parser(__doc__)
-    arguments.set_defaults(backbone="wide_resnet50_2")
+    arguments = models_parser(__doc__)
     arguments.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
-    arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    arguments.add_argument("--size", type=int, default=256, help="height and width of the images")
-    arguments.add_argument("--images", type=int, default=209, help="training images")
-    arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
     arguments.add_argument(
         "--centers", type=int, help="of Anomalib's coreset that are timed (default: all; 200 on a CPU)"
     )
     arguments.add_argument("--compared", type=int, default=64, help="images whose banks are compared with the CPU's")
-    arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images scored at a time")
     arguments.add_argument("--repeats", type=int, default=10)
-    arguments.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
-    options = arguments.parse_args()
-    if options.quick:
-        options.backbone, options.size, options.images, options.repeats = "resnet18", 64, 8, 2
-        options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [1, 2]
+    options = parse(arguments)
     if options.device == "cpu" and options.centers is None:
         options.centers = CPU_CENTERS
     torch.set_num_threads(options.threads)

@@ -21,7 +21,6 @@ Example::
 """
 
 import argparse
-import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -31,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 from ablation import extract
 from anomalib_softpatch.components import DISCRIMINATORS, References
 from anomalib_softpatch.models import SoftPatchModel
-from common import accuracy_parser, describe_machine, print_table, save_results
+from common import accuracy_parser, describe_machine, measure_processor, print_table, save_results
 
 GRID = 32  # positions of an image along a side
 K = 6  # neighbours of the local outlier factor: the papers'
@@ -88,9 +87,7 @@ def score(
     features: torch.Tensor, name: str, cap: int, neighborhood: int | Literal["image"] = 0
 ) -> tuple[torch.Tensor, float]:
     """Score all patches; return the scores and the processor time in seconds."""
-    start = time.process_time()
-    scores = DISCRIMINATORS[name].score(features, References(neighborhood, cap), K)
-    return scores, time.process_time() - start
+    return measure_processor(lambda: DISCRIMINATORS[name].score(features, References(neighborhood, cap), K))
 
 
 def auroc(noise: torch.Tensor, normal: torch.Tensor) -> float:

@@ -17,7 +17,6 @@ Example::
     python benchmarks/robustness.py --ratios 0 0.1 0.2 0.3 0.4 0.5 --plot robustness.png  # with curves
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores
 from anomalib_softpatch.models import SoftPatchModel
 from anomalib_softpatch.report.image_scores import image_scores
-from common import accuracy_parser, describe_machine, new_file, print_table, save_results
+from common import accuracy_parser, describe_machine, measure_processor, new_file, print_table, save_results
 
 AUTO = ("auto", "auto")
 DEFAULT: dict[str, Any] = {
@@ -79,10 +78,8 @@ class SharedScores(DenoisingMemoryBank):
         if key in self.known:
             scores, self.saved = self.known[key]
             return scores
-        started = time.process_time()
-        scores = super()._score(projected)
-        self.known[key] = scores, time.process_time() - started
-        return scores
+        self.known[key] = measure_processor(lambda: super(SharedScores, self)._score(projected))
+        return self.known[key][0]
 
 
 class Oracle(DenoisingMemoryBank):
@@ -124,9 +121,7 @@ def evaluate(
     shared = SharedScores({} if known is None else known, **options)
     model.memory_bank_builder = Oracle(features.noisy, **options) if name == "oracle" else shared
     model.feature_store.append(features.train)
-    started = time.process_time()
-    model.fit()
-    fit_time = time.process_time() - started + shared.saved
+    _, fit_time = measure_processor(model.fit)
     size = features.masks.shape[-2:]
     with torch.no_grad():
         parts = [model.score(part, size) for part in features.test.split(8)]
@@ -135,7 +130,7 @@ def evaluate(
         "image": 100 * roc_auc_score(features.labels, scores),
         "pixel": 100
         * roc_auc_score(features.masks.flatten(), torch.cat([part.anomaly_map for part in parts]).flatten()),
-        "fit": fit_time,
+        "fit": fit_time + shared.saved,
     }
     variant = torch.tensor(["variant" in Path(path).name for path in features.paths])
     if variant.any():  # of the synthetic sets

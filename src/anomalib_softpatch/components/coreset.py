@@ -121,8 +121,8 @@ def _validate(features: torch.Tensor, size: int, first: torch.Tensor, rows: torc
     if not 1 <= len(first) <= size:
         msg = f"first must be 1 to {size} centres for a coreset of {size}, got {len(first)}."
         raise ValueError(msg)
-    if not torch.isin(first, rows).all():
-        wrong = first[~torch.isin(first, rows)]
+    wrong = first[~torch.isin(first, rows)]
+    if len(wrong):
         msg = f"first={int(wrong[0])} is not one of the {len(rows)} rows that may be chosen."
         raise ValueError(msg)
 

@@ -3,15 +3,13 @@
 
 """The approximate search against NumPy in float64."""
 
-import copy
 import importlib
-import pickle
 import re
 
 import numpy as np
 import pytest
 import torch
-from test_nearest_neighbors import anisotropic, brute_force
+from test_nearest_neighbors import anisotropic, brute_force, check_copies
 
 from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch, make_search
 from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, PrunedIndex
@@ -185,15 +183,7 @@ def test_index_follows_the_bank(small_index):
 
 
 def test_copies_leave_the_index_out(small_index):
-    search = ApproximateSearch()
-    empty = len(pickle.dumps(search))
-    queries, bank = anisotropic(10), anisotropic(2000)
-    expected = search(queries, bank)
-    assert len(pickle.dumps(search)) == empty
-    for twin in (copy.deepcopy(search), pickle.loads(pickle.dumps(search))):
-        assert type(twin) is ApproximateSearch
-        assert not twin._indexes
-        assert torch.equal(twin(queries, bank)[1], expected[1])
+    check_copies(ApproximateSearch())
 
 
 def test_autocast(small_index):

@@ -193,15 +193,20 @@ def test_index_follows_the_bank(monkeypatch):
         check(queries, other, 1, *search(queries, other))
 
 
-def test_copies_leave_the_index_out(small_index):
-    search = NearestNeighborSearch()
+def check_copies(search):
+    """Copies and pickles are of the same type, without the index, and find the same."""
     empty = len(pickle.dumps(search))
     queries, bank = anisotropic(10), anisotropic(2000)
     expected = search(queries, bank)
     assert len(pickle.dumps(search)) == empty
     for twin in (copy.deepcopy(search), pickle.loads(pickle.dumps(search))):
+        assert type(twin) is type(search)
         assert not twin._indexes
         assert torch.equal(twin(queries, bank)[1], expected[1])
+
+
+def test_copies_leave_the_index_out(small_index):
+    check_copies(NearestNeighborSearch())
 
 
 class Model(nn.Module):
