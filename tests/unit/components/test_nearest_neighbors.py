@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbors
+from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbors, pruning
 
 module = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
 
@@ -51,8 +51,9 @@ def check(queries, bank, k, distances, indices, tolerance=1e-5):
 
 @pytest.fixture
 def small_index(monkeypatch):
-    """Use an index however small the bank."""
+    """Use an index however small the bank, and however little it may rule out."""
     monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(pruning, "LARGEST_REST", float("inf"))
 
 
 @pytest.mark.parametrize("k", [1, 5, 700])
@@ -85,7 +86,7 @@ def test_pruned_search(k, dtype, small_index, monkeypatch):
     check(queries, bank, k, *NearestNeighborSearch()(queries, bank, k))
 
 
-def test_prunes(monkeypatch):
+def test_prunes(small_index, monkeypatch):
     """The plain search serves as the way out for hard queries, and these are not."""
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     index = module.PrunedIndex(bank)
@@ -115,6 +116,73 @@ def test_queries_far_from_the_bank(small_index):
     queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
     bank = anisotropic(3000, seed=1)
     check(queries, bank, 3, *NearestNeighborSearch()(queries, bank, 3))
+
+
+@pytest.mark.parametrize("index", ["pruned", "none"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_rows_left_out(index, share, small_index, monkeypatch):
+    """Those of which the queries are copies, and others."""
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
+    bank = anisotropic(3000, seed=1)
+    left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < share
+    queries = torch.cat((bank[left_out][:40], anisotropic(40)))
+    distances, indices = NearestNeighborSearch().nearest(queries, bank, left_out)
+    expected = brute_force(queries, bank)
+    expected[:, left_out.numpy()] = np.inf
+    np.testing.assert_array_equal(indices, expected.argmin(axis=1))
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("small", [0, float("inf")], ids=["pruned", "plain"])
+def test_all_rows_left_out(small, monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST_INDEX", small)
+    bank = anisotropic(3000)
+    distances, indices = NearestNeighborSearch().nearest(bank[:2], bank, torch.ones(3000, dtype=torch.bool))
+    assert distances.tolist() == [float("inf")] * 2
+    assert indices.tolist() == [0, 0]
+
+
+def test_limits(small_index):
+    """What is nearer than the limit is found, and no limit is exceeded by a distance that is not a row's."""
+    queries, bank = anisotropic(200), anisotropic(3000, seed=1)
+    expected = brute_force(queries, bank)
+    nearest = torch.from_numpy(expected.min(axis=1)).float()
+    factors = torch.tensor([0.5, 1.0, 1.001, 2.0]).repeat(50)
+    limits = nearest * factors
+    limits[7] = torch.nan  # as none
+    distances, indices = NearestNeighborSearch().nearest(queries, bank, limits=limits)
+    np.testing.assert_allclose(distances, expected[np.arange(200), indices.numpy()], rtol=1e-4)
+    np.testing.assert_allclose(distances[factors >= 1], nearest[factors >= 1], rtol=1e-4)
+    assert (distances[factors < 1] > limits[factors < 1]).all()
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 3000)],
+        [(0, 2000), (900, 3000)],
+        [(0, 3000), (700, 703)],
+        [(0, 2200), (0, 3000)],
+        [(0, 1300), (1300, 3000)],
+        [(0, 3000), (0, 3000)],
+    ],
+)
+def test_ranges(ranges, small_index):
+    """Each part is searched once, with limits from the parts that are shared."""
+    queries, bank = anisotropic(100), anisotropic(3000, seed=1)
+    searched, search = [], NearestNeighborSearch()
+
+    def search_part(start, stop, limits):
+        searched.append((start, stop))
+        distances, indices = search.nearest(queries, bank[start:stop], limits=limits)
+        return distances, indices + start
+
+    found = module.search_ranges(search_part, ranges)
+    assert sorted(searched) == module.disjoint(ranges)
+    expected = brute_force(queries, bank)
+    for (start, stop), (distances, indices) in zip(ranges, found, strict=True):
+        np.testing.assert_array_equal(indices, expected[:, start:stop].argmin(axis=1) + start)
+        np.testing.assert_allclose(distances, expected[:, start:stop].min(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -325,5 +393,5 @@ def test_exported_memory_is_bounded(tmp_path, monkeypatch):
         run(images[:, :, :2])
         with PeakMemory(daemon=True) as memory:
             distances, indices = run(images)
-        assert memory.peak < 6 * block  # the distances of all pairs: 12 blocks
+        assert memory.peak < 7 * block  # the distances of all pairs: 12 blocks
         check(queries[::160], model.bank[10:], 1, torch.tensor(distances[::160]), torch.tensor(indices[::160]))
