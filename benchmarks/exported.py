@@ -10,9 +10,9 @@ keep the memory of the largest batch; times are those of the processor (all thre
 wall clock, and ratios those of each turn.
 
 Anomalib's files are exported for one image of this size, since its PatchCore has no other, and score the images of a
-batch one after the other; ours take any. Two banks are as large, and share as many rows, as those that were fitted to
-209 images of KolektorSDD: SoftPatch+'s default with 1,368 channels of MobileNetV2 (where it had two: with an untrained
-network it removed nothing), and with the papers' settings.
+batch one after the other; ours take any. Two banks are as large, and share as many rows, as those of fits to 209 images
+of KolektorSDD: by SoftPatch+'s default with 1,368 channels of MobileNetV2 (with this untrained network it removes
+nothing, and has one bank), and with the papers' settings.
 
 Example::
 
@@ -84,7 +84,7 @@ def choose_coreset(features: torch.Tensor, size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """Make models with one bank, export each, return their folders."""
+    """Make models of the same patches, export each, return their folders."""
     size = (options.size, options.size)
     settings: dict[str, Any] = {"backbone": options.backbone, "layers": options.layers, "pre_trained": False}
     settings |= {"visualizer": False, "post_processor": False}
@@ -97,7 +97,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     patchcore = Patchcore(**settings, num_neighbors=1).eval()
     patchcore.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
     patchcore.model.memory_bank = rows[: options.bank].clone()
-    folders = {name: folder / name for name in MODELS}
+    folders = {name: folder / str(number) for number, name in enumerate(MODELS)}
     for name, path in folders.items():
         ranges = tuple((int(start * options.bank), int(stop * options.bank)) for start, stop in MODELS[name])
         bank = rows[: ranges[-1][1]].clone()  # the first centres of a coreset are a smaller one

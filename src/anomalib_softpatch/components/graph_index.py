@@ -85,7 +85,8 @@ class GraphIndex:
             bank: The bank, shape ``(m, d)``.
 
         Returns:
-            For each range, distances and rows of the bank, both of shape ``(n,)``; the first one of equal rows.
+            For each range, distances and rows of the bank, both of shape ``(n,)``; the first one of rows that rounding
+            leaves equally near.
         """
         norms = bank.square().sum(dim=1)
         bank = _no_constant(bank, queries)

@@ -31,7 +31,7 @@ QUERY_BLOCK = 4096
 
 # Banks of fewer elements are searched as fast without an index
 SMALLEST_INDEX = 2**20
-# One of so many axes is a leading one
+# One of so many axes at most is a leading one
 REDUCTION = 5
 # Rows of the bank whose minimum a graph takes at first
 ROWS_OF_GROUP = 16
@@ -66,7 +66,8 @@ def nearest_neighbors(
             Default: all.
         needed: Whether the result will be used, a boolean scalar: if not, a graph searches a few rows of each block.
             Default: it will. For ``k = 1``.
-        norms: Squared lengths of the rows of the bank, shape ``(m,)``. Default: they are computed.
+        norms: Squared lengths of the rows of the bank, shape ``(m,)``; infinity where a row does not count. Default:
+            they are computed.
 
     Returns:
         Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
@@ -77,7 +78,7 @@ def nearest_neighbors(
         parts = [nearest_neighbors(part, bank, k, within, norms=norms) for part in queries.split(QUERY_BLOCK)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     # |q - b|^2 without |q|^2, which is the same for all b
-    scaled, norms = -2 * queries, bank.square().sum(dim=1) if norms is None else norms
+    scaled, norms = -2 * queries, _squared_lengths(bank) if norms is None else norms
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
     for start in range(first, last, BANK_BLOCK):
         stop = min(start + BANK_BLOCK, last)
@@ -92,14 +93,14 @@ def nearest_neighbors(
         else:
             part, part_norms = bank[start:stop], norms[start:stop]
         with without_autocast(queries.device):
-            squares = F.linear(scaled, part, part_norms)
+            squares = F.linear(scaled, part, part_norms)  # which exporters write without turning the bank
         if groups is not None:
             value, index = _least(squares, groups.shape[0])
         elif k == 1:  # much faster than topk
             value, index = squares.min(dim=1, keepdim=True)
         else:
             value, index = squares.topk(min(k, stop - start), dim=1, largest=False)
-        index = index + start
+        index = (index + start).clamp(max=stop - 1)  # a group may repeat the block's last row
         if start == first:
             values, nearest = value, index
         elif k == 1:
@@ -163,17 +164,14 @@ def nearer(
 def disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Cut ranges where any of them starts or stops, and return the parts that belong to one at least."""
     edges = sorted({edge for pair in ranges for edge in pair})
-    return [part for part in pairwise(edges) if any(first <= part[0] < last for first, last in ranges)]
+    return [part for part in pairwise(edges) if any(_contains(pair, part) for pair in ranges)]
 
 
 def combine(
     found: Mapping[tuple[int, int], tuple[torch.Tensor, torch.Tensor]], ranges: Sequence[tuple[int, int]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return what was found in each range from what was found in the parts that :func:`disjoint` gives."""
-    return [
-        reduce(nearer, [nearest for (start, _), nearest in found.items() if first <= start < last])
-        for first, last in ranges
-    ]
+    return [reduce(nearer, [nearest for part, nearest in found.items() if _contains(pair, part)]) for pair in ranges]
 
 
 def search_ranges(
@@ -193,17 +191,17 @@ def search_ranges(
         For each range, distances and rows of the bank, both of shape ``(n,)``.
     """
     found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def owners(part: tuple[int, int]) -> list[tuple[int, int]]:
-        return [(first, last) for first, last in ranges if first <= part[0] < last]
-
-    for part in sorted(disjoint(ranges), key=lambda part: len(owners(part)), reverse=True):
-        limits = None
-        known = {other: nearest for other, nearest in found.items() if set(owners(part)) <= set(owners(other))}
-        if known:
-            limits = reduce(torch.minimum, [distances for distances, _ in known.values()])
-        found[part] = search(*part, limits)
+    in_ranges = {part: {pair for pair in ranges if _contains(pair, part)} for part in disjoint(ranges)}
+    for part, of_part in sorted(in_ranges.items(), key=lambda item: len(item[1]), reverse=True):
+        # What was found in all ranges that the part belongs to
+        known = [distances for other, (distances, _) in found.items() if of_part <= in_ranges[other]]
+        found[part] = search(*part, reduce(torch.minimum, known) if known else None)
     return combine(found, ranges)
+
+
+def _contains(pair: tuple[int, int], part: tuple[int, int]) -> bool:
+    """Return whether a range contains a part that :func:`disjoint` gives."""
+    return pair[0] <= part[0] < pair[1]
 
 
 class Index:
@@ -222,7 +220,7 @@ class Index:
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find the nearest row; arguments and returns are those of :meth:`NearestNeighborSearch.nearest`."""
+        """Find the nearest row, as :meth:`NearestNeighborSearch.nearest` does; one row counts at least."""
         if left_out is None:
             distances, indices = self.search(queries)
             return distances.squeeze(1), indices.squeeze(1)
@@ -236,7 +234,7 @@ class Index:
             rest = rest[~counts.any(dim=1)]
             if not len(rest):
                 return distance, index
-        distances, indices = nearest_neighbors(queries[rest], self.bank, norms=_lengths(self.bank, left_out))
+        distances, indices = nearest_neighbors(queries[rest], self.bank, norms=_squared_lengths(self.bank, left_out))
         distance[rest], index[rest] = distances.squeeze(1), indices.squeeze(1)
         return distance, index
 
@@ -245,7 +243,7 @@ class NearestNeighborSearch:
     """Find nearest neighbours with an index of each bank where that is faster: on a CPU, outside of exported graphs.
 
     An index is built at the first search, in about the time of two plain ones, and kept while the bank stays the same.
-    It adds a fifth to the bank's memory. Copies and pickles leave it out and build their own.
+    It adds a fifth to the bank's memory at most. Copies and pickles leave it out and build their own.
     """
 
     def __init__(self) -> None:
@@ -253,12 +251,8 @@ class NearestNeighborSearch:
 
     def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
-        if is_traced():
-            return nearest_neighbors(queries, bank, k)
-        if self._pays(bank):
-            return self._index(bank).search(queries, k)
-        self._forget_others(bank)
-        return nearest_neighbors(queries, bank, k)
+        index = self._index(bank)
+        return nearest_neighbors(queries, bank, k) if index is None else index.search(queries, k)
 
     def nearest(
         self,
@@ -273,28 +267,28 @@ class NearestNeighborSearch:
             queries: Shape ``(n, d)``.
             bank: Shape ``(m, d)``.
             left_out: Rows of the bank that do not count, boolean of shape ``(m,)``. Default: all count.
-            limits: Distances of shape ``(n,)``. Where no row is nearer, any one may be named. Default: none.
+            limits: Distances of shape ``(n,)``. Where all rows are farther, any of them may be named, with its
+                distance. Default: none.
 
         Returns:
             Distances and indices of shape ``(n,)``; infinite and 0 if all rows are left out.
         """
-        if not is_traced() and left_out is not None and left_out.all():
+        if left_out is not None and left_out.all():
             nothing = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
             return queries.new_full((len(queries),), torch.inf), nothing
-        if not is_traced():
-            if self._pays(bank):
-                return self._index(bank).nearest(queries, left_out, limits)
-            self._forget_others(bank)
-        norms = None if left_out is None else _lengths(bank, left_out)
-        distances, indices = nearest_neighbors(queries, bank, norms=norms)
+        index = self._index(bank)
+        if index is not None:
+            return index.nearest(queries, left_out, limits)
+        distances, indices = nearest_neighbors(queries, bank, norms=_squared_lengths(bank, left_out))
         return distances.squeeze(1), indices.squeeze(1)
 
-    @staticmethod
-    def _pays(bank: torch.Tensor) -> bool:
-        """Return whether an index of a bank is faster than none."""
-        return bank.device.type == "cpu" and bank.numel() >= SMALLEST_INDEX and bank.dtype in PrunedIndex.DTYPES
-
-    def _index(self, bank: torch.Tensor) -> Index:
+    def _index(self, bank: torch.Tensor) -> Index | None:
+        """Return the index of a bank; ``None`` where none is faster, and in graphs."""
+        if is_traced():
+            return None
+        if bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX or bank.dtype not in PrunedIndex.DTYPES:
+            self._forget_others(bank)
+            return None
         key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, _version(bank))
         if key not in self._indexes:
             # An index holds its bank, so that no other one can come to lie at the same address.
@@ -319,9 +313,11 @@ class NearestNeighborSearch:
         return type(self), ()
 
 
-def _lengths(bank: torch.Tensor, left_out: torch.Tensor) -> torch.Tensor:
-    """Return the squared lengths of rows of a bank, infinity where they do not count."""
-    return bank.square().sum(dim=1).masked_fill(left_out, torch.inf)
+def _squared_lengths(bank: torch.Tensor, left_out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the squared lengths of the rows of a bank, infinity where they are left out."""
+    parts = (bank,) if is_traced() else bank.split(BANK_BLOCK)  # squares of a large bank are another one
+    lengths = torch.cat([part.square().sum(dim=1) for part in parts])
+    return lengths if left_out is None else lengths.masked_fill(left_out, torch.inf)
 
 
 def _version(bank: torch.Tensor) -> int:
@@ -332,14 +328,14 @@ def _version(bank: torch.Tensor) -> int:
 class PrunedIndex(Index):
     """Search a bank by lower bounds of the distances first, and by distances only where the bounds leave a doubt.
 
-    Rows are reduced to a fifth of their length, see :class:`LeadingAxes`.
+    Rows are reduced to a fifth of their length or less, see :class:`LeadingAxes`.
 
     Args:
         bank: Shape ``(m, d)``, float32 or float64, on the CPU.
 
     Attributes:
         bank: The bank.
-        points: Reduced bank, padded to whole groups; ``None`` if the variance is spread over too many axes.
+        points: Reduced bank, padded to whole groups; ``None`` if bounds would rule out too little.
     """
 
     DTYPES = (torch.float32, torch.float64)
@@ -347,7 +343,7 @@ class PrunedIndex(Index):
     @torch.no_grad()
     def __init__(self, bank: torch.Tensor) -> None:
         self.bank = bank
-        self.squared_lengths = bank.square().sum(dim=1)
+        self.squared_lengths = _squared_lengths(bank)
         self.points: torch.Tensor | None = None
         axes = sufficient_axes(bank, bank.shape[1] // REDUCTION)
         if axes is None:
@@ -368,7 +364,7 @@ class PrunedIndex(Index):
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find the nearest row; arguments and returns are those of :meth:`NearestNeighborSearch.nearest`."""
+        """Find the nearest row, as :meth:`NearestNeighborSearch.nearest` does; one row counts at least."""
         distances, indices = self._search(queries, 1, left_out, limits)
         return distances.squeeze(1), indices.squeeze(1)
 

@@ -88,8 +88,9 @@ def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
 def sufficient_axes(rows: torch.Tensor, most: int) -> LeadingAxes | None:
     """Estimate leading axes of a set of rows, as few as suffice for the search of the nearest row.
 
-    A bound falls short of the squared distance by twice the variance along the other axes, on average. That is to be
-    little of the squared distance between neighbours, however small a share of the whole variance either of them is.
+    A bound falls short of the squared distance of independent rows by twice the variance along the other axes at most,
+    on average. That is to be little of the squared distance between neighbours, however small a share of the whole
+    variance either of them is.
 
     Args:
         rows: Shape ``(m, d)``.
@@ -104,13 +105,14 @@ def sufficient_axes(rows: torch.Tensor, most: int) -> LeadingAxes | None:
     queries = rows[:: max(1, len(rows) // QUERY_SAMPLE_SIZE)] - axes.center
     with without_autocast(rows.device):
         distances = torch.cat([torch.cdist(queries, part - axes.center) for part in rows.split(SAMPLE_SIZE)], dim=1)
-    distances = distances.topk(min(2, len(rows)), dim=1, largest=False).values[:, -1]  # the nearest is the row itself
+    distances = distances.topk(2, dim=1, largest=False).values[:, 1]  # the nearest is the row itself
     variances = axes.reduce(sample_rows(rows)).square().mean(dim=0)  # the last one is that of the rest
-    rests = variances.sum() - variances[:-1].cumsum(dim=0)
+    rests = variances.flip(0).cumsum(dim=0).flip(0)[1:]
     neighbors = distances.median().square()
     if rests[-1] > LARGEST_REST * neighbors:
         return None
-    return LeadingAxes(axes.center, axes.axes[:, : 1 + int((rests[:-1] > NEGLIGIBLE_REST * neighbors).sum())])
+    count = 1 + int((rests[:-1] > NEGLIGIBLE_REST * neighbors).sum())
+    return LeadingAxes(axes.center, axes.axes[:, :count].contiguous())
 
 
 def rounding_allowance(queries: torch.Tensor, reduced: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:

@@ -97,6 +97,15 @@ def test_prunes(small_index, monkeypatch):
     assert torch.equal(distances, expected[0])
 
 
+def test_one_row_far_away_costs_nothing(small_index, monkeypatch):
+    """Allowances for rounding are those of the rows that matter."""
+    queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
+    bank[17] *= 100
+    index = module.PrunedIndex(bank)
+    monkeypatch.delattr(module, "nearest_neighbors")
+    check(queries, bank, 1, *index.search(queries))
+
+
 def test_far_from_the_origin(small_index):
     """The index centres the bank, so that expanded distances keep their digits (the plain search does not)."""
     queries, bank = anisotropic(100, offset=1000), anisotropic(20_000, seed=1, offset=1000)
@@ -133,9 +142,7 @@ def test_rows_left_out(index, share, small_index, monkeypatch):
     np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("small", [0, float("inf")], ids=["pruned", "plain"])
-def test_all_rows_left_out(small, monkeypatch):
-    monkeypatch.setattr(module, "SMALLEST_INDEX", small)
+def test_all_rows_left_out():
     bank = anisotropic(3000)
     distances, indices = NearestNeighborSearch().nearest(bank[:2], bank, torch.ones(3000, dtype=torch.bool))
     assert distances.tolist() == [float("inf")] * 2
@@ -143,7 +150,7 @@ def test_all_rows_left_out(small, monkeypatch):
 
 
 def test_limits(small_index):
-    """What is nearer than the limit is found, and no limit is exceeded by a distance that is not a row's."""
+    """What is nearer than the limit is found; elsewhere some row is named, and not looked for long."""
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
     expected = brute_force(queries, bank)
     nearest = torch.from_numpy(expected.min(axis=1)).float()
@@ -154,6 +161,7 @@ def test_limits(small_index):
     np.testing.assert_allclose(distances, expected[np.arange(200), indices.numpy()], rtol=1e-4)
     np.testing.assert_allclose(distances[factors >= 1], nearest[factors >= 1], rtol=1e-4)
     assert (distances[factors < 1] > limits[factors < 1]).all()
+    assert (distances[factors < 1] > 1.001 * nearest[factors < 1]).any()
 
 
 @pytest.mark.parametrize(
@@ -170,15 +178,18 @@ def test_limits(small_index):
 def test_ranges(ranges, small_index):
     """Each part is searched once, with limits from the parts that are shared."""
     queries, bank = anisotropic(100), anisotropic(3000, seed=1)
-    searched, search = [], NearestNeighborSearch()
+    searched, search = {}, NearestNeighborSearch()
 
     def search_part(start, stop, limits):
-        searched.append((start, stop))
+        searched[start, stop] = limits
         distances, indices = search.nearest(queries, bank[start:stop], limits=limits)
         return distances, indices + start
 
     found = module.search_ranges(search_part, ranges)
     assert sorted(searched) == module.disjoint(ranges)
+    owners = {part: sum(start <= part[0] < stop for start, stop in ranges) for part in searched}
+    shared = max(owners.values())
+    assert all((limits is not None) == (owners[part] < shared) for part, limits in searched.items())
     expected = brute_force(queries, bank)
     for (start, stop), (distances, indices) in zip(ranges, found, strict=True):
         np.testing.assert_array_equal(indices, expected[:, start:stop].argmin(axis=1) + start)
@@ -234,7 +245,11 @@ def test_any_bank(rows, columns, decay, scale, offset, k, integers, seed):
     values = torch.randn(rows + 20, columns, generator=generator) * scales + offset
     values = scale * (values.mul(4).round() if integers else values)
     queries, bank = values[:20], values[20:]
-    check(queries, bank, k, *module.PrunedIndex(bank).search(queries, k), tolerance=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
+        patch.setattr(pruning, "LARGEST_REST", float("inf"))
+        index = module.PrunedIndex(bank)
+    check(queries, bank, k, *index.search(queries, k), tolerance=1e-4)
 
 
 def test_index_follows_the_bank(monkeypatch):
@@ -333,7 +348,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("kind", ["pruned", "hard queries", "plain"])
-def test_memory_is_bounded(kind, k, monkeypatch):
+def test_memory_is_bounded(kind, k, small_index, monkeypatch):
     """No tensor is larger than a block, though the distances of all pairs would be 90 times as large."""
     monkeypatch.setattr(module, "BANK_BLOCK", 512)
     monkeypatch.setattr(module, "QUERY_BLOCK", 512)
@@ -345,7 +360,7 @@ def test_memory_is_bounded(kind, k, monkeypatch):
         queries = queries + 100
     search = NearestNeighborSearch()
     search(queries[:1], bank, k)  # builds the index
-    assert (kind == "plain") == (not search._indexes)
+    assert [index.points is not None for index in search._indexes.values()] == [True] * (kind != "plain")
     with LargestTensor(bank) as largest:
         distances, indices = search(queries, bank, k)
     # Room for what is as large as the queries, and for pairs in doubt: numbers of row and column, one for each group
