@@ -5,11 +5,14 @@
 
 One image of 256 px, WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels) against a coreset of the patches of
 Kolektor's training images, in ONNX Runtime and OpenVINO at f32. The backbone is untrained, since the shared set has no
-weights for it. Files take turns, so that other work on the machine meets all alike; times are those of the processor
-(all threads of this process together) and of the wall clock, and ratios those of each turn.
+weights for it. Files take turns, so that other work on the machine meets all alike, runtime by runtime, since these
+keep the memory of the largest batch; times are those of the processor (all threads of this process together) and of the
+wall clock, and ratios those of each turn.
 
 Anomalib's files are exported for one image of this size, since its PatchCore has no other, and score the images of a
-batch one after the other; ours take any. "Two banks" are the whole bank and the first two thirds of it.
+batch one after the other; ours take any. Two banks are as large, and share as many rows, as those of fits to 209 images
+of KolektorSDD: by SoftPatch+'s default with 1,368 channels of MobileNetV2 (with this untrained network it removes
+nothing, and has one bank), and with the papers' settings.
 
 Example::
 
@@ -18,9 +21,11 @@ Example::
 
 import argparse
 import contextlib
+import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,22 @@ from anomalib_softpatch import SoftPatch
 from anomalib_softpatch.components import k_center_greedy
 from common import MEAN, STD, describe_machine, load_images, new_file, parser, print_table, save_results
 
-MODELS = ("Anomalib Patchcore", "SoftPatch, plain search", "SoftPatch", "SoftPatch, two banks")
+BASELINE, ONE_BANK = "Anomalib Patchcore", "SoftPatch"
+# Of each model, the rows of its banks in sizes of one bank
+MODELS = {
+    BASELINE: ((0, 1),),
+    "SoftPatch, plain search": ((0, 1),),
+    ONE_BANK: ((0, 1),),
+    "SoftPatchPlus, two banks": ((0, 1), (0.48, 1.25)),
+    "SoftPatchPlus as published": ((0, 1), (0.84, 1.84)),
+}
+RATIOS = {"of_baseline": BASELINE, "of_one_bank": ONE_BANK}  # of the processor time in the same turn
+HEADINGS = {
+    "processor": "processor time [ms]",
+    **{key: f"% of {name}'s" for key, name in RATIOS.items()},
+    "wall": "wall time [ms]",
+    "file": "file [MiB]",
+}
 KINDS = ("good", "defect")
 RUNTIMES = ("OpenVINO", "ONNX Runtime")
 
@@ -64,7 +84,7 @@ def choose_coreset(features: torch.Tensor, size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """Make models with one bank, export each, return their folders."""
+    """Make models of the same patches, export each, return their folders."""
     size = (options.size, options.size)
     settings: dict[str, Any] = {"backbone": options.backbone, "layers": options.layers, "pre_trained": False}
     settings |= {"visualizer": False, "post_processor": False}
@@ -73,16 +93,16 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     ours = SoftPatch(**settings).eval()
     images = load_images([Path(options.datasets) / "kolektor" / "train" / "good"], options.images, options.size)
     features = torch.cat([ours.model.extract(part).flatten(0, 2) for part in images.split(8)])
-    bank = choose_coreset(features, options.bank)
-    ours.model.set_memory_bank(bank, torch.ones(len(bank)), ((0, len(bank)),))
+    rows = choose_coreset(features, int(max(ranges[-1][1] for ranges in MODELS.values()) * options.bank))
     patchcore = Patchcore(**settings, num_neighbors=1).eval()
     patchcore.model.feature_extractor.load_state_dict(ours.model.feature_extractor.backbone.state_dict())
-    patchcore.model.memory_bank = bank
-    folders = {name: folder / name for name in MODELS}
+    patchcore.model.memory_bank = rows[: options.bank].clone()
+    folders = {name: folder / str(number) for number, name in enumerate(MODELS)}
     for name, path in folders.items():
-        if "two banks" in name:
-            ours.model.set_memory_bank(bank, torch.ones(len(bank)), ((0, len(bank)), (0, 2 * len(bank) // 3)))
-        fixed = name.startswith("Anomalib")
+        ranges = tuple((int(start * options.bank), int(stop * options.bank)) for start, stop in MODELS[name])
+        bank = rows[: ranges[-1][1]].clone()  # the first centres of a coreset are a smaller one
+        ours.model.set_memory_bank(bank, torch.ones(len(bank)), ranges)
+        fixed = name == BASELINE
         model = patchcore if fixed else ours
         kwargs: dict[str, Any] = {"verbose": False} | (
             {"dynamic_shapes": None, "external_data": False} if fixed else {}
@@ -90,11 +110,40 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
         plain = "plain" in name
         if plain:
             ours.model.pruned_graphs = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        model.to_openvino(path, input_size=size if fixed else None, onnx_kwargs=dict(kwargs))
-        model.to_onnx(path, input_size=size if fixed else None, **kwargs)
+        file = model.to_onnx(path, input_size=size if fixed else None, **kwargs)
+        # What to_openvino does, without a second export
+        openvino.save_model(openvino.convert_model(file), file.with_suffix(".xml"), compress_to_fp16=False)
         if plain:
             del ours.model.pruned_graphs
     return folders
+
+
+def load(runtime: str, folder: Path, threads: int) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+    """Return a function that scores images by an exported file, and the file's size in bytes."""
+    file = folder / "weights" / "onnx" / "model.onnx"
+    if runtime == "OpenVINO":
+        return in_openvino(file.with_suffix(".xml"), threads), file.with_suffix(".bin").stat().st_size
+    return in_onnx_runtime(file, threads), file.stat().st_size
+
+
+def measure_turns(
+    files: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], int]], images: np.ndarray, repeats: int
+) -> Iterator[dict[str, dict[str, float]]]:
+    """Score a batch of images by each file in turn; yield the figures of each turn, but for one that warms up."""
+    for repeat in range(repeats + 1):
+        turn: dict[str, dict[str, float]] = {}
+        for name, (run, bytes_of_file) in files.items():
+            parts = np.split(images, len(images)) if name == BASELINE else [images]
+            wall, processor = time.perf_counter(), time.process_time()
+            score = max(float(run(part).max()) for part in parts)
+            times = {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
+            turn[name] = {key: 1000 * seconds / len(images) for key, seconds in times.items()}
+            turn[name] |= {"file": bytes_of_file / 2**20, "score": score}
+        for figures in turn.values():
+            for key, other in RATIOS.items():
+                figures[key] = 100 * figures["processor"] / turn[other]["processor"]
+        if repeat:
+            yield turn
 
 
 def main() -> None:
@@ -103,8 +152,8 @@ def main() -> None:
     arguments.set_defaults(backbone="wide_resnet50_2")
     arguments.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
     arguments.add_argument("--size", type=int, default=256, help="height and width of the images")
-    arguments.add_argument("--images", type=int, default=96, help="training images that the bank is chosen from")
-    arguments.add_argument("--bank", type=int, default=21_000, help="rows of the bank")
+    arguments.add_argument("--images", type=int, default=209, help="training images that the bank is chosen from")
+    arguments.add_argument("--bank", type=int, default=21_401, help="rows of one bank")
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images that are scored at once")
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
@@ -116,42 +165,27 @@ def main() -> None:
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     folders = {kind: Path(options.datasets) / "kolektor" / "test" / kind for kind in KINDS}
-    columns = [(runtime, size, kind) for runtime in RUNTIMES for size in options.batches for kind in KINDS]
-    rows: dict[str, list[list[dict[str, float]]]] = {name: [[] for _ in columns] for name in MODELS}
+    rows: dict[str, list[list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         paths = export(options, Path(temporary))
-        files = {}
-        for name, path in paths.items():
-            openvino_file, onnx_file = (path / "weights" / part for part in ("openvino/model.xml", "onnx/model.onnx"))
-            bytes_of_file = openvino_file.with_suffix(".bin").stat().st_size
-            files[name, "OpenVINO"] = in_openvino(openvino_file, options.threads), bytes_of_file
-            files[name, "ONNX Runtime"] = in_onnx_runtime(onnx_file, options.threads), onnx_file.stat().st_size
-        for column, (runtime, size, kind) in enumerate(columns):
-            images = (load_images([folders[kind]], size, options.size) * std + mean).numpy()
-            for repeat in range(options.repeats + 1):
-                for name in MODELS:
-                    run, bytes_of_file = files[name, runtime]
-                    parts = np.split(images, size) if name == MODELS[0] else [images]
-                    wall, processor = time.perf_counter(), time.process_time()
-                    score = max(float(run(part).max()) for part in parts)
-                    times = {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
-                    if repeat == 0:  # warms up
-                        continue
-                    values = {key: 1000 * seconds / size for key, seconds in times.items()}
-                    first = rows[MODELS[0]][column][repeat - 1] if name != MODELS[0] else values
-                    values |= {f"{key}_ratio": 100 * values[key] / first[key] for key in times}
-                    rows[name][column].append(values | {"file": bytes_of_file / 2**20, "score": score})
-    headings = ["", *(f"{runtime}, {kind} x {size}" for runtime, size, kind in columns)]
-    keys = ["processor", "processor_ratio"]
-    for shown in (keys, ["wall", "wall_ratio"], ["file"], ["score"]):
-        print(f"\n{' / '.join(shown)}\n")
-        print_table(headings, rows, shown)
+        for runtime in RUNTIMES:
+            files = {name: load(runtime, path, options.threads) for name, path in paths.items()}
+            for size, kind in product(options.batches, KINDS):
+                images = (load_images([folders[kind]], size, options.size) * std + mean).numpy()
+                turns = list(measure_turns(files, images, options.repeats))
+                rows[f"{runtime}, batch {size}, {kind}"] = [[turn[name] for turn in turns] for name in MODELS]
+            del files
+            gc.collect()
     title = (
-        "One image in an exported file: milliseconds of processor time / the same in % of Anomalib's Patchcore with "
-        f"the same bank ({options.backbone}, untrained, {options.size} px, {options.bank:,} rows, f32; a normal and a "
-        "defective image, or a batch of each)"
+        "One image in an exported file, milliseconds of processor time "
+        f"({options.backbone}, untrained, {options.size} px, f32, banks of {options.bank:,} rows; normal and defective "
+        "images, alone or in batches)"
     )
-    save_results(options.save, title, headings, rows, keys)
+    headings = ["", *MODELS]
+    save_results(options.save, title, headings, rows, ["processor"], medians=True)
+    for key, heading in HEADINGS.items():
+        print()
+        print_table([heading, *MODELS], rows, [key], medians=True)
 
 
 if __name__ == "__main__":

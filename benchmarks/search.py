@@ -66,7 +66,7 @@ def main() -> None:
 
     index, seconds = measure(lambda: PrunedIndex(bank))
     if index.points is None:
-        print("The index was not built: the variance of this bank is spread over too many axes.")
+        print("The index was not built: bounds of this bank would rule out too little.")
     else:
         axes = index.axes.axes
         size = (index.points.numel() + axes.numel()) * 4

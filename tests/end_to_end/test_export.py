@@ -50,6 +50,7 @@ def trained(request, mvtec_root, tmp_path_factory, monkeypatch_module):
     if "pruned" in request.param:
         monkeypatch_module.setattr(graph_index, "SMALLEST_INDEX", 0)
         monkeypatch_module.setattr(pruning, "EXPLAINED_VARIANCE", 0.1)
+        monkeypatch_module.setattr(pruning, "LARGEST_REST", float("inf"))
     model = SETTINGS[request.param]()
     engine = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
     engine.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))

@@ -43,6 +43,24 @@ def values(record: dict, row: str, key: str = "value") -> list[list[float]]:
     return [[run[key] for run in runs] for runs in record["rows"][row]]
 
 
+def test_exported(measure: Callable) -> None:
+    _, record = measure("exported.py", "--batches", "1")
+    assert record["headings"] == [
+        "",
+        "Anomalib Patchcore",
+        "SoftPatch, plain search",
+        "SoftPatch",
+        "SoftPatchPlus, two banks",
+        "SoftPatchPlus as published",
+    ]
+    for name in record["rows"]:
+        expected, *others = values(record, name, "score")
+        for found in others:  # the first bank, which gives the image score, is the same in all
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=0)
+        sizes = [sizes[0] for sizes in values(record, name, "file")]
+        assert sizes[2:] == sorted(sizes[2:])
+
+
 def test_comparison(measure: Callable, tmp_path: Path) -> None:
     printed, record = measure("comparison.py", "--plot=plot.png")
     assert record["headings"] == ["", "Patchcore", "SoftPatchPlus (paper)"]

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.nearest_neighbors import (
     BANK_BLOCK,
+    ROWS_OF_GROUP,
     SMALLEST_INDEX,
     PrunedIndex,
     combine,
@@ -21,17 +22,15 @@ from anomalib_softpatch.components.nearest_neighbors import (
     nearer,
     nearest_neighbors,
 )
-from anomalib_softpatch.components.pruning import LeadingAxes, leading_axes
+from anomalib_softpatch.components.pruning import LeadingAxes, rounding_allowance, sufficient_axes
 from anomalib_softpatch.components.tracing import without_autocast
 
-# One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size, and no more than hold
-# this share of the variance: runtimes take about as long for the bounds as for all the rest then
+# One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size
 REDUCTION = 6
-ENOUGH_VARIANCE = 0.998
 # Rows with the lowest bounds that a query is compared with: few at first, more where these leave a doubt
 SHORTLISTS = (5, 33)
-# Rows of the bank whose smallest bound stands for them at first, so that there is less to sort
-GROUP_SIZE = 16
+# Share of the queries in doubt from which the longer shortlist is not worth its time
+MANY_IN_DOUBT = 0.5
 # Rows from which a shortlist is worth its time
 SMALLEST_BANK = 1024
 
@@ -65,7 +64,7 @@ class GraphIndex:
             for start, stop in pairwise(edges):
                 points = axes.reduce(bank[start:stop])
                 norms = points.square().sum(dim=1)
-                padding = -len(points) % GROUP_SIZE
+                padding = -len(points) % ROWS_OF_GROUP
                 points = F.pad(points, (0, 0, 0, padding)).T.contiguous()
                 self.blocks[start, stop] = points, F.pad(norms, (0, padding), value=torch.inf)
 
@@ -75,7 +74,7 @@ class GraphIndex:
         dtypes = PrunedIndex.DTYPES
         if bank.numel() < SMALLEST_INDEX or len(bank) < SMALLEST_BANK or bank.dtype not in dtypes:
             return None
-        axes = leading_axes(bank.detach(), bank.shape[1] // REDUCTION, ENOUGH_VARIANCE)
+        axes = sufficient_axes(bank.detach(), bank.shape[1] // REDUCTION)
         return None if axes is None else cls(bank.detach(), ranges, axes)
 
     def search(self, queries: torch.Tensor, bank: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -86,25 +85,20 @@ class GraphIndex:
             bank: The bank, shape ``(m, d)``.
 
         Returns:
-            For each range, distances and rows of the bank, both of shape ``(n,)``; the first one of equal rows.
+            For each range, distances and rows of the bank, both of shape ``(n,)``; the first one of rows that rounding
+            leaves equally near.
         """
         norms = bank.square().sum(dim=1)
-        # OpenVINO stores a constant once for each operation that gathers rows of it, and these are dozens. So they
-        # gather from a copy, which is no constant: what is added is 0, but no runtime knows that.
-        rows = torch.arange(len(bank), device=bank.device) + (queries[0, 0] > queries[0, 0])
-        bank = bank.index_select(0, rows)
+        bank = _no_constant(bank, queries)
         found, in_doubt = self._by_shortlists(queries, bank, SHORTLISTS[0])
-        for size in (*SHORTLISTS[1:], None):
-            # One query at least, since runtimes do not all bear tensors without elements
-            some = F.pad(in_doubt.nonzero().squeeze(1), (1, 0))
-            doubtful = queries.index_select(0, some)
-            if size is None:
-                again = self._by_plain_search(doubtful, bank, norms, in_doubt.any())
-            else:
-                again, still_in_doubt = self._by_shortlists(doubtful, bank, size)
-                in_doubt = torch.zeros_like(in_doubt).index_put((some,), still_in_doubt)
-            found = [_replace_farther(nearest, some, others) for nearest, others in zip(found, again, strict=True)]
-        return found
+        # A longer shortlist helps where a few queries are harder than the others. Where most are, it leaves many, too.
+        some = _rows_of(in_doubt & (in_doubt.to(norms.dtype).mean() <= MANY_IN_DOUBT))
+        longer, still = self._by_shortlists(queries.index_select(0, some), bank, SHORTLISTS[1])
+        found = _replace_farther(found, some, longer)
+        in_doubt = in_doubt.index_put((some,), still)
+        some = _rows_of(in_doubt)
+        rest = self._by_plain_search(queries.index_select(0, some), bank, norms, in_doubt.any())
+        return _replace_farther(found, some, rest)
 
     def _by_shortlists(
         self, queries: torch.Tensor, bank: torch.Tensor, size: int
@@ -118,19 +112,16 @@ class GraphIndex:
         """
         points = self.axes.reduce(queries)
         norms = points.square().sum(dim=1)
-        precision = torch.finfo(queries.dtype).eps
         shortlists = self._shortlists(-2 * points, size)  # bounds without |q|^2
         nearest = {part: _nearest_of_shortlist(queries, bank, rows) for part, (_, rows) in shortlists.items()}
         found = []
         in_doubt = torch.zeros_like(norms, dtype=torch.bool)
-        for (first, last), (squares, rows) in zip(self.ranges, combine(nearest, self.ranges), strict=True):
-            distances = squares.sqrt()
-            # What rounding can do to the distances, and to the bounds of rows that are nearer than the one found
-            rounding = precision * (queries.shape[1] + 8) * squares
-            rounding = rounding + precision * (points.shape[1] + 64) * (2 * norms.sqrt() + distances).square()
+        for (first, last), (distances, rows) in zip(self.ranges, combine(nearest, self.ranges), strict=True):
+            squares = distances.square()
+            limits = squares - norms + rounding_allowance(queries, points, squares)
             for (start, _), (bounds, _) in shortlists.items():
                 if first <= start < last:
-                    in_doubt = in_doubt | ~(bounds[:, -1] > squares - norms + rounding)  # NaN, too
+                    in_doubt = in_doubt | ~(bounds[:, -1] > limits)  # NaN, too
             found.append((distances, rows))
         return found, in_doubt
 
@@ -168,12 +159,35 @@ class GraphIndex:
         return combine(found, self.ranges)
 
 
+def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Return the bank as what runtimes do not take for a constant, and do not copy.
+
+    OpenVINO stores a constant once for each operation that gathers rows of it, and these are dozens. So they gather
+    from a reshaped one. Its number of rows is that of the bank and depends on the queries, by the addition of zero.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return bank
+    rows = (queries[:1, :1] > queries[:1, :1]).flatten().long() + len(bank)
+    shape = torch.cat((rows, torch.full_like(rows, bank.shape[1])))
+    return torch.onnx.ops.symbolic("Reshape", (bank, shape), dtype=bank.dtype, shape=bank.shape)
+
+
+def _rows_of(mask: torch.Tensor) -> torch.Tensor:
+    """Return which elements are true, and the first one, since runtimes do not all bear tensors without elements."""
+    return F.pad(mask.nonzero().squeeze(1), (1, 0))
+
+
 def _replace_farther(
-    found: tuple[torch.Tensor, torch.Tensor], some: torch.Tensor, others: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return distances and rows with the nearer ones that another search has found for some queries."""
-    distances, rows = nearer((found[0].index_select(0, some), found[1].index_select(0, some)), others)
-    return found[0].index_put((some,), distances), found[1].index_put((some,), rows)
+    found: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    some: torch.Tensor,
+    others: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return distances and rows of each range with the nearer ones that another search has found for some queries."""
+    replaced = []
+    for (distances, rows), other in zip(found, others, strict=True):
+        new = nearer((distances.index_select(0, some), rows.index_select(0, some)), other)
+        replaced.append((distances.index_put((some,), new[0]), rows.index_put((some,), new[1])))
+    return replaced
 
 
 def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,18 +196,17 @@ def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[tor
     The lowest ones are all in the groups whose smallest bounds are the lowest.
 
     Args:
-        bounds: Shape ``(n, b)``; b is a multiple of ``GROUP_SIZE``.
+        bounds: Shape ``(n, b)``; b is a multiple of ``ROWS_OF_GROUP``.
         start: The block's first row.
         stop: The row after its last.
         size: How many.
     """
-    count = bounds.shape[1] // GROUP_SIZE
+    count = bounds.shape[1] // ROWS_OF_GROUP
     # A group is one of so many neighbouring columns, since minima over the middle axis are those of whole vectors
-    groups = bounds.view(-1, GROUP_SIZE, count)
+    groups = bounds.view(-1, ROWS_OF_GROUP, count)
     best = groups.amin(dim=1).topk(min(size, count), dim=1, largest=False, sorted=False).indices
-    # Numbers of elements, since runtimes gather those of a single axis much faster than along one of several
-    vectors = torch.arange(bounds.shape[0] * GROUP_SIZE, device=bounds.device).view(-1, GROUP_SIZE, 1)
-    lowest = bounds.flatten()[vectors * count + best[:, None]].flatten(1)
+    columns = torch.arange(ROWS_OF_GROUP, device=bounds.device)[:, None] * count + best[:, None]
+    lowest = bounds.gather(1, columns.flatten(1))
     lowest, order = lowest.topk(min(size, lowest.shape[1]), dim=1, largest=False)
     rows = best.gather(1, order % best.shape[1]) + order // best.shape[1] * count + start
     return lowest, rows.clamp(max=stop - 1)  # where there is no row, the last one
@@ -211,18 +224,16 @@ def _merge(shortlists: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[tor
 def _nearest_of_shortlist(
     queries: torch.Tensor, bank: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return squared distances to the nearest rows of the bank on the shortlists, and these; both of shape ``(n,)``.
+    """Return distances to the nearest rows of the bank on the shortlists, and these; both of shape ``(n,)``.
 
     Args:
         queries: Shape ``(n, d)``.
         bank: Shape ``(m, d)``.
         rows: Rows of the bank, shape ``(n, s)``. The last one does not count: its bound is that of the other rows.
     """
-    rows, squares = rows[:, :-1], []
-    for candidates in rows.unbind(dim=1):  # one after the other, which bounds memory
-        # A product, since some runtimes raise to powers slowly
-        differences = queries - bank.index_select(0, candidates)
-        squares.append((differences * differences).sum(dim=1))
-    distances = torch.stack(squares, dim=1)
+    rows, negated = rows[:, :-1], -queries
+    # One after the other, which bounds memory
+    found = [torch.linalg.norm(bank.index_select(0, candidates) + negated, dim=1) for candidates in rows.unbind(dim=1)]
+    distances = torch.stack(found, dim=1)
     least = distances.amin(dim=1)
     return least, torch.where(distances == least[:, None], rows, bank.shape[0] - 1).amin(dim=1)

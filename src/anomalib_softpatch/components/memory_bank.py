@@ -271,7 +271,8 @@ class DenoisingMemoryBank:
         coresets: list[torch.Tensor] = []
         for mask in kept.flatten(1).to(device):
             eligible = mask.nonzero().squeeze(1)
-            first = eligible[torch.randint(high=len(eligible), size=(1,), device=device)]
+            # Of the CPU's generator, as KCenterGreedy draws on a CPU: another device then starts from the same patch
+            first = eligible[torch.randint(high=len(eligible), size=(1,)).to(device)]
             if coresets and "auto" in self.thresholds:
                 # As dense as the first bank, and of its rows as far as they may stay
                 size = min(size, max(1, size * len(eligible) // int(kept[0].sum())))

@@ -4,18 +4,11 @@
 """Out-of-bag scores: how training images would score had they not been in training, and a threshold from them."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.stats import median_abs_deviation, norm
-
-from anomalib_softpatch.components.nearest_neighbors import nearest_neighbors
-
-# Neighbours looked at, the second number where the first are all left out, before the other rows are searched by
-# themselves, without an index: it would have to be built for this one image.
-NEIGHBORS = (4, 32)
 
 
 @dataclass(frozen=True)
@@ -29,41 +22,6 @@ class OutOfBagScores:
 
     image_scores: torch.Tensor
     map_peaks: torch.Tensor
-
-
-def out_of_bag_neighbors(
-    search: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]],
-    queries: torch.Tensor,
-    bank: torch.Tensor,
-    left_out: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the nearest row of a bank for each query, some rows left out.
-
-    Args:
-        search: Finds the k nearest rows: :func:`nearest_neighbors` or :class:`NearestNeighborSearch`.
-        queries: Shape ``(n, d)``.
-        bank: Shape ``(m, d)``.
-        left_out: Which rows do not count, boolean of shape ``(m,)``.
-
-    Returns:
-        Distances and indices of shape ``(n,)``; infinite and 0 if all rows are left out.
-    """
-    if left_out.all():
-        return queries.new_full((len(queries),), math.inf), torch.zeros(len(queries), dtype=torch.long)
-    distance, index = queries.new_empty(len(queries)), torch.empty(len(queries), dtype=torch.long, device=bank.device)
-    rest = torch.arange(len(queries), device=bank.device)
-    for k in NEIGHBORS:
-        distances, indices = search(queries[rest], bank, min(k, len(bank)))
-        counts = ~left_out[indices]
-        first = counts.int().argmax(dim=1, keepdim=True)
-        distance[rest], index[rest] = distances.gather(1, first).squeeze(1), indices.gather(1, first).squeeze(1)
-        rest = rest[~counts.any(dim=1)]
-        if not len(rest):
-            return distance, index
-    rows = (~left_out).nonzero().squeeze(1)
-    distances, places = nearest_neighbors(queries[rest], bank[rows])
-    distance[rest], index[rest] = distances.squeeze(1), rows[places.squeeze(1)]
-    return distance, index
 
 
 def false_alarm_threshold(scores: torch.Tensor, false_alarms: float) -> float:

@@ -14,6 +14,12 @@ from anomalib_softpatch.components.tracing import without_autocast
 # Rows from which leading axes are estimated, and the share of the variance that they must hold to be of use
 SAMPLE_SIZE = 8192
 EXPLAINED_VARIANCE = 0.8
+# Rows whose nearest others are looked for, to learn how far apart neighbours are; variances along the other axes, as
+# shares of the squared distance of neighbours: where more axes would take longer than they save, and where most rows
+# would have too many others within their bounds
+QUERY_SAMPLE_SIZE = 128
+NEGLIGIBLE_REST = 0.03
+LARGEST_REST = 0.1
 # Rows of the set that are ruled out together where the smallest of their bounds is too large
 GROUP_SIZE = 64
 
@@ -49,13 +55,12 @@ class LeadingAxes:
         return torch.cat((leading, rest), dim=1)
 
 
-def leading_axes(rows: torch.Tensor, count: int, enough: float = 1.0) -> LeadingAxes | None:
+def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
     """Estimate axes along which rows vary most.
 
     Args:
         rows: Shape ``(m, d)``.
-        count: How many axes at most, less than d.
-        enough: Share of the variance that needs no further axes.
+        count: How many axes, less than d.
 
     Returns:
         The axes, of the rows' type; ``None`` if they hold too little of the variance to be of use.
@@ -73,11 +78,57 @@ def leading_axes(rows: torch.Tensor, count: int, enough: float = 1.0) -> Leading
     axes = torch.randn(rows.shape[1], count, dtype=torch.double, generator=generator).to(rows.device)
     for _ in range(3):
         axes = torch.linalg.qr(covariance @ axes).Q
-    explained = (axes * (covariance @ axes)).sum(dim=0).cumsum(dim=0)
-    if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained[-1]:
+    explained = (axes * (covariance @ axes)).sum()
+    if not 0 < EXPLAINED_VARIANCE * covariance.trace() <= explained:
         return None
-    count = 1 + int((explained[:-1] < enough * covariance.trace()).sum())
-    return LeadingAxes(center, axes[:, :count].to(rows.dtype))
+    return LeadingAxes(center, axes.to(rows.dtype))
+
+
+@torch.no_grad()
+def sufficient_axes(rows: torch.Tensor, most: int) -> LeadingAxes | None:
+    """Estimate leading axes of a set of rows, as few as suffice for the search of the nearest row.
+
+    A bound falls short of the squared distance of independent rows by twice the variance along the other axes at most,
+    on average. That is to be little of the squared distance between neighbours, however small a share of the whole
+    variance either of them is.
+
+    Args:
+        rows: Shape ``(m, d)``.
+        most: How many axes at most, less than d.
+
+    Returns:
+        The axes, of the rows' type; ``None`` if bounds by ``most`` axes rule out too little to be of use.
+    """
+    axes = leading_axes(rows, most)
+    if axes is None:
+        return None
+    queries = rows[:: max(1, len(rows) // QUERY_SAMPLE_SIZE)] - axes.center
+    with without_autocast(rows.device):
+        distances = torch.cat([torch.cdist(queries, part - axes.center) for part in rows.split(SAMPLE_SIZE)], dim=1)
+    distances = distances.topk(2, dim=1, largest=False).values[:, 1]  # the nearest is the row itself
+    variances = axes.reduce(sample_rows(rows)).square().mean(dim=0)  # the last one is that of the rest
+    rests = variances.flip(0).cumsum(dim=0).flip(0)[1:]
+    neighbors = distances.median().square()
+    if rests[-1] > LARGEST_REST * neighbors:
+        return None
+    count = 1 + int((rests[:-1] > NEGLIGIBLE_REST * neighbors).sum())
+    return LeadingAxes(axes.center, axes.axes[:, :count].contiguous())
+
+
+def rounding_allowance(queries: torch.Tensor, reduced: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Return what rounding can do to squared distances and to the bounds of rows that are nearer; see docs/pruning.md.
+
+    Args:
+        queries: Shape ``(n, d)``.
+        reduced: The same reduced, shape ``(n, a + 1)``.
+        squares: Squared distances, one of each query, shape ``(n,)``.
+
+    Returns:
+        Shape ``(n,)``.
+    """
+    precision = torch.finfo(queries.dtype).eps
+    lengths = 2 * reduced.square().sum(dim=1).sqrt() + squares.sqrt()
+    return precision * ((queries.shape[1] + 8) * squares + (reduced.shape[1] + 64) * lengths.square())
 
 
 def sample_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ from test_nearest_neighbors import anisotropic, brute_force, check_copies
 
 from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch, make_search
 from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, PrunedIndex
-from anomalib_softpatch.components.out_of_bag import out_of_bag_neighbors
 from samples import mixture
 
 module = importlib.import_module("anomalib_softpatch.components.approximate_search")
@@ -204,7 +203,7 @@ def test_out_of_bag_needs_no_index_for_an_image(small_index):
     left_out[torch.from_numpy(expected.argsort(axis=1)[:20, :10].ravel())] = True  # a few rows beyond four
     left_out[torch.from_numpy(expected.argsort(axis=1)[20, :500])] = True  # more than are looked at
     search = ApproximateSearch()
-    distances, indices = out_of_bag_neighbors(search, queries, bank, left_out)
+    distances, indices = search.nearest(queries, bank, left_out)
     assert [index.bank.data_ptr() for index in search._indexes.values()] == [bank.data_ptr()]
     assert not left_out[indices].any()
     expected[:, left_out.numpy()] = np.inf

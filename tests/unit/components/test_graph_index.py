@@ -14,7 +14,7 @@ from test_nearest_neighbors import PeakMemory, anisotropic, brute_force
 from torch import nn
 
 from anomalib_softpatch.components import graph_index as module
-from anomalib_softpatch.components import nearest_neighbors
+from anomalib_softpatch.components import nearest_neighbors, pruning
 from anomalib_softpatch.components.graph_index import GraphIndex
 from anomalib_softpatch.components.nearest_neighbors import disjoint
 
@@ -32,6 +32,7 @@ RANGES = {
 def any_bank(monkeypatch):
     """Index banks however small, in several blocks."""
     monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(pruning, "LARGEST_REST", float("inf"))
     for name in ("graph_index", "nearest_neighbors"):
         monkeypatch.setattr(sys.modules[f"anomalib_softpatch.components.{name}"], "BANK_BLOCK", 1024)
 
@@ -63,7 +64,8 @@ def check(queries, bank, ranges, found, tolerance=1e-5):
 
 @pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ranges(ranges, dtype, searched_again):
+def test_ranges(ranges, dtype, searched_again, monkeypatch):
+    monkeypatch.setattr(module, "MANY_IN_DOUBT", 1.0)
     queries, bank = anisotropic(200).to(dtype), anisotropic(3000, seed=1).to(dtype)
     index = GraphIndex.build(bank, ranges)
     check(queries, bank, ranges, index.search(queries, bank))
@@ -79,14 +81,27 @@ def test_hard_queries_go_to_the_plain_search(searched_again):
     assert max(searched_again) > 10
 
 
+def test_many_hard_queries_have_no_longer_shortlist(searched_again):
+    """Where most of them are in doubt, these go to the plain search at once; few get a longer shortlist first."""
+    bank = anisotropic(3000, seed=1)
+    index = GraphIndex.build(bank, [(0, 3000)])
+    hard = 10 * torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    for easy in (100, 1000):
+        queries = torch.cat((bank[:easy], hard))
+        check(queries, bank, [(0, 3000)], index.search(queries, bank))
+    many, few = searched_again
+    assert 150 < many <= 201
+    assert few < many
+
+
 def test_a_shortlist_alone_would_be_wrong():
     """What the tests of hard queries check does not come by itself."""
     queries = 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     bank = anisotropic(3000, seed=1)
     index = GraphIndex.build(bank, [(0, 3000)])
     ((_, rows),) = index._shortlists(-2 * index.axes.reduce(queries), max(module.SHORTLISTS)).values()
-    squares, _ = module._nearest_of_shortlist(queries, bank, rows)
-    assert (squares.sqrt().numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
+    distances, _ = module._nearest_of_shortlist(queries, bank, rows)
+    assert (distances.numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
 
 
 @pytest.mark.parametrize("size", module.SHORTLISTS)

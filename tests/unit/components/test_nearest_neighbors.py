@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbors
+from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbors, pruning
 
 module = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
 
@@ -51,8 +51,9 @@ def check(queries, bank, k, distances, indices, tolerance=1e-5):
 
 @pytest.fixture
 def small_index(monkeypatch):
-    """Use an index however small the bank."""
+    """Use an index however small the bank, and however little it may rule out."""
     monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(pruning, "LARGEST_REST", float("inf"))
 
 
 @pytest.mark.parametrize("k", [1, 5, 700])
@@ -85,7 +86,7 @@ def test_pruned_search(k, dtype, small_index, monkeypatch):
     check(queries, bank, k, *NearestNeighborSearch()(queries, bank, k))
 
 
-def test_prunes(monkeypatch):
+def test_prunes(small_index, monkeypatch):
     """The plain search serves as the way out for hard queries, and these are not."""
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     index = module.PrunedIndex(bank)
@@ -94,6 +95,15 @@ def test_prunes(monkeypatch):
     distances, indices = index.search(queries)
     assert torch.equal(indices, expected[1])
     assert torch.equal(distances, expected[0])
+
+
+def test_one_row_far_away_costs_nothing(small_index, monkeypatch):
+    """Allowances for rounding are those of the rows that matter."""
+    queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
+    bank[17] *= 100
+    index = module.PrunedIndex(bank)
+    monkeypatch.delattr(module, "nearest_neighbors")
+    check(queries, bank, 1, *index.search(queries))
 
 
 def test_far_from_the_origin(small_index):
@@ -115,6 +125,75 @@ def test_queries_far_from_the_bank(small_index):
     queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
     bank = anisotropic(3000, seed=1)
     check(queries, bank, 3, *NearestNeighborSearch()(queries, bank, 3))
+
+
+@pytest.mark.parametrize("index", ["pruned", "none"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_rows_left_out(index, share, small_index, monkeypatch):
+    """Those of which the queries are copies, and others."""
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
+    bank = anisotropic(3000, seed=1)
+    left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < share
+    queries = torch.cat((bank[left_out][:40], anisotropic(40)))
+    distances, indices = NearestNeighborSearch().nearest(queries, bank, left_out)
+    expected = brute_force(queries, bank)
+    expected[:, left_out.numpy()] = np.inf
+    np.testing.assert_array_equal(indices, expected.argmin(axis=1))
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_all_rows_left_out():
+    bank = anisotropic(3000)
+    distances, indices = NearestNeighborSearch().nearest(bank[:2], bank, torch.ones(3000, dtype=torch.bool))
+    assert distances.tolist() == [float("inf")] * 2
+    assert indices.tolist() == [0, 0]
+
+
+def test_limits(small_index):
+    """What is nearer than the limit is found; elsewhere some row is named, and not looked for long."""
+    queries, bank = anisotropic(200), anisotropic(3000, seed=1)
+    expected = brute_force(queries, bank)
+    nearest = torch.from_numpy(expected.min(axis=1)).float()
+    factors = torch.tensor([0.5, 1.0, 1.001, 2.0]).repeat(50)
+    limits = nearest * factors
+    limits[7] = torch.nan  # as none
+    distances, indices = NearestNeighborSearch().nearest(queries, bank, limits=limits)
+    np.testing.assert_allclose(distances, expected[np.arange(200), indices.numpy()], rtol=1e-4)
+    np.testing.assert_allclose(distances[factors >= 1], nearest[factors >= 1], rtol=1e-4)
+    assert (distances[factors < 1] > limits[factors < 1]).all()
+    assert (distances[factors < 1] > 1.001 * nearest[factors < 1]).any()
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 3000)],
+        [(0, 2000), (900, 3000)],
+        [(0, 3000), (700, 703)],
+        [(0, 2200), (0, 3000)],
+        [(0, 1300), (1300, 3000)],
+        [(0, 3000), (0, 3000)],
+    ],
+)
+def test_ranges(ranges, small_index):
+    """Each part is searched once, with limits from the parts that are shared."""
+    queries, bank = anisotropic(100), anisotropic(3000, seed=1)
+    searched, search = {}, NearestNeighborSearch()
+
+    def search_part(start, stop, limits):
+        searched[start, stop] = limits
+        distances, indices = search.nearest(queries, bank[start:stop], limits=limits)
+        return distances, indices + start
+
+    found = module.search_ranges(search_part, ranges)
+    assert sorted(searched) == module.disjoint(ranges)
+    owners = {part: sum(start <= part[0] < stop for start, stop in ranges) for part in searched}
+    shared = max(owners.values())
+    assert all((limits is not None) == (owners[part] < shared) for part, limits in searched.items())
+    expected = brute_force(queries, bank)
+    for (start, stop), (distances, indices) in zip(ranges, found, strict=True):
+        np.testing.assert_array_equal(indices, expected[:, start:stop].argmin(axis=1) + start)
+        np.testing.assert_allclose(distances, expected[:, start:stop].min(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +245,11 @@ def test_any_bank(rows, columns, decay, scale, offset, k, integers, seed):
     values = torch.randn(rows + 20, columns, generator=generator) * scales + offset
     values = scale * (values.mul(4).round() if integers else values)
     queries, bank = values[:20], values[20:]
-    check(queries, bank, k, *module.PrunedIndex(bank).search(queries, k), tolerance=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
+        patch.setattr(pruning, "LARGEST_REST", float("inf"))
+        index = module.PrunedIndex(bank)
+    check(queries, bank, k, *index.search(queries, k), tolerance=1e-4)
 
 
 def test_index_follows_the_bank(monkeypatch):
@@ -265,7 +348,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("kind", ["pruned", "hard queries", "plain"])
-def test_memory_is_bounded(kind, k, monkeypatch):
+def test_memory_is_bounded(kind, k, small_index, monkeypatch):
     """No tensor is larger than a block, though the distances of all pairs would be 90 times as large."""
     monkeypatch.setattr(module, "BANK_BLOCK", 512)
     monkeypatch.setattr(module, "QUERY_BLOCK", 512)
@@ -277,7 +360,7 @@ def test_memory_is_bounded(kind, k, monkeypatch):
         queries = queries + 100
     search = NearestNeighborSearch()
     search(queries[:1], bank, k)  # builds the index
-    assert (kind == "plain") == (not search._indexes)
+    assert [index.points is not None for index in search._indexes.values()] == [True] * (kind != "plain")
     with LargestTensor(bank) as largest:
         distances, indices = search(queries, bank, k)
     # Room for what is as large as the queries, and for pairs in doubt: numbers of row and column, one for each group
@@ -325,5 +408,5 @@ def test_exported_memory_is_bounded(tmp_path, monkeypatch):
         run(images[:, :, :2])
         with PeakMemory(daemon=True) as memory:
             distances, indices = run(images)
-        assert memory.peak < 6 * block  # the distances of all pairs: 12 blocks
+        assert memory.peak < 7 * block  # the distances of all pairs: 12 blocks
         check(queries[::160], model.bank[10:], 1, torch.tensor(distances[::160]), torch.tensor(indices[::160]))

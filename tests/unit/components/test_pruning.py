@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
+from anomalib_softpatch.components.pruning import (
+    GROUP_SIZE,
+    GroupedBounds,
+    LeadingAxes,
+    rounding_allowance,
+    sufficient_axes,
+)
 
 
 @pytest.fixture
@@ -54,3 +60,29 @@ def test_most_promising():
     second = bounds.gather(1, promising[:, 1:]).squeeze(1)
     smallest = bounds.view(9, 4, GROUP_SIZE).amin(dim=2).sort(dim=1).values[:, 1]
     assert torch.equal(second, smallest)
+
+
+def set_of_rows(spread, seed=0):
+    """Rows along four axes, in pairs as far apart as ``spread`` says, and a little along the other ones."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.zeros(2000, 64)
+    rows[:1000, :4] = 10 * torch.randn(1000, 4, generator=generator)
+    rows[1000:] = rows[:1000]
+    rows[1000:, 4:12] += spread * torch.randn(1000, 8, generator=generator) / 8**0.5
+    return rows + 0.01 * torch.randn(2000, 64, generator=generator)
+
+
+def test_axes_suffice_for_neighbors():
+    """Four axes hold nearly all of the variance in both sets; what counts is how far apart neighbours are."""
+    assert sufficient_axes(set_of_rows(0.0), 16) is None  # neighbours differ along all axes
+    assert 8 < sufficient_axes(set_of_rows(0.7), 16).axes.shape[1] <= 12
+    far = set_of_rows(0.0)[:1000]
+    assert sufficient_axes(far, 16).axes.shape[1] == 4
+
+
+def test_rounding_allowance_is_that_of_the_derivation():
+    """Section 4 of docs/pruning.md, in plain numbers."""
+    queries = torch.tensor([[3.0, 4.0, 0.0, 0.0]])
+    reduced = torch.tensor([[3.0, 4.0]])
+    found = rounding_allowance(queries, reduced, torch.tensor([4.0])).item()
+    assert found == pytest.approx(2**-23 * ((4 + 8) * 4 + (2 + 64) * (2 * 5 + 2) ** 2))

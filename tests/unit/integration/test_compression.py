@@ -95,6 +95,7 @@ def test_pruned_search_is_left_out(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(graph_index, "SMALLEST_INDEX", 0)
     monkeypatch.setattr(graph_index, "SMALLEST_BANK", 0)
     monkeypatch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
+    monkeypatch.setattr(pruning, "LARGEST_REST", float("inf"))
     pruned = openvino.convert_model(model.to_onnx(tmp_path, verbose=False))
     names = set(search_operations(pruned, model.model.memory_bank))
     kinds = {"MatMul": set(), "Convolution": set()}

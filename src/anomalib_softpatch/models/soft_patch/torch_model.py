@@ -31,8 +31,8 @@ from anomalib_softpatch.components import (
 )
 from anomalib_softpatch.components.approximate_search import SearchName, make_search
 from anomalib_softpatch.components.graph_index import GraphIndex
-from anomalib_softpatch.components.nearest_neighbors import combine, disjoint
-from anomalib_softpatch.components.out_of_bag import OutOfBagScores, out_of_bag_neighbors
+from anomalib_softpatch.components.nearest_neighbors import search_ranges
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.smoothing import smooth
 from anomalib_softpatch.components.tracing import is_traced
 
@@ -289,19 +289,14 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if self._graph_index is not None and is_traced():
             found = self._graph_index.search(queries, self.memory_bank)
         else:
-            parts = {part: self._search(queries, *part, left_out) for part in disjoint(ranges)}
-            found = combine(parts, ranges)
-        return tuple((distance * self.weights[index], index) for distance, index in found)
 
-    def _search(
-        self, queries: torch.Tensor, start: int, stop: int, left_out: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        bank = self.memory_bank[start:stop]
-        if left_out is not None:
-            distances, indices = out_of_bag_neighbors(self.search, queries, bank, left_out[start:stop])
-            return distances, indices + start
-        distances, indices = self.search(queries, bank)
-        return distances.squeeze(1), indices.squeeze(1) + start
+            def search(start: int, stop: int, limits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+                rows = None if left_out is None else left_out[start:stop]
+                distances, indices = self.search.nearest(queries, self.memory_bank[start:stop], rows, limits)
+                return distances, indices + start
+
+            found = search_ranges(search, ranges)
+        return tuple((distance * self.weights[index], index) for distance, index in found)
 
     def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Return the score of each image, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
