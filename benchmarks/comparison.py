@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import torch
 import yaml
 from anomalib.models import Patchcore
@@ -51,7 +50,7 @@ from common import (
     print_table,
     save_results,
 )
-from exported import choose_coreset, in_onnx_runtime, in_openvino
+from exported import choose_coreset, in_runtime, write_openvino
 from fit import fit_anomalib, fit_ours, warm_up
 
 PAPER_FILE = Path(__file__).resolve().parents[1] / "configs" / "model" / "soft_patch_plus_paper.yaml"
@@ -143,8 +142,7 @@ def fit(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float
     for batch in options.batches if name == BASELINE else (None,):
         fixed = {} if batch is None else {"dynamic_shapes": ({0: batch},), "external_data": False}
         path = model.to_onnx(folder, f"model{batch or ''}", None if batch is None else size, verbose=False, **fixed)
-        # What to_openvino does, without a second export
-        openvino.save_model(openvino.convert_model(path), path.with_suffix(".xml"), compress_to_fp16=False)
+        write_openvino(path)
     files = {"checkpoint": folder / "model.ckpt", "ONNX": path, "OpenVINO": path.with_suffix(".bin")}
     return figures | {kind: file.stat().st_size / 2**20 for kind, file in files.items()}
 
@@ -156,9 +154,7 @@ def load(name: str, runtime: str, batch: int, options: argparse.Namespace, folde
         model = MODELS[name][0].load_from_checkpoint(folder / "model.ckpt", pre_processor=pre_processor).eval()
         return lambda images: model(torch.from_numpy(images)).pred_score.numpy()
     file = folder / "weights" / "onnx" / f"model{batch if name == BASELINE else ''}.onnx"
-    if runtime == "OpenVINO":
-        return in_openvino(file.with_suffix(".xml"), options.threads)
-    return in_onnx_runtime(file, options.threads)
+    return in_runtime(runtime, file, options.threads)
 
 
 @torch.no_grad()

@@ -76,6 +76,18 @@ def in_onnx_runtime(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarr
     return lambda images: session.run(["pred_score"], {name: images})[0]
 
 
+def write_openvino(file: Path) -> None:
+    """Write the OpenVINO file of an ONNX file beside it: what ``to_openvino`` does, without a second export."""
+    openvino.save_model(openvino.convert_model(file), file.with_suffix(".xml"), compress_to_fp16=False)
+
+
+def in_runtime(runtime: str, file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that scores images by an ONNX file, or the OpenVINO file beside it."""
+    if runtime == "OpenVINO":
+        return in_openvino(file.with_suffix(".xml"), threads)
+    return in_onnx_runtime(file, threads)
+
+
 def choose_coreset(features: torch.Tensor, size: int) -> torch.Tensor:
     """Choose rows of features, shape ``(patches, channels)``, as PatchCore does."""
     projected = SparseRandomProjection(eps=0.9).fit(features).transform(features)
@@ -111,8 +123,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
         if plain:
             ours.model.pruned_graphs = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         file = model.to_onnx(path, input_size=size if fixed else None, **kwargs)
-        # What to_openvino does, without a second export
-        openvino.save_model(openvino.convert_model(file), file.with_suffix(".xml"), compress_to_fp16=False)
+        write_openvino(file)
         if plain:
             del ours.model.pruned_graphs
     return folders
@@ -121,9 +132,8 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
 def load(runtime: str, folder: Path, threads: int) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     """Return a function that scores images by an exported file, and the file's size in bytes."""
     file = folder / "weights" / "onnx" / "model.onnx"
-    if runtime == "OpenVINO":
-        return in_openvino(file.with_suffix(".xml"), threads), file.with_suffix(".bin").stat().st_size
-    return in_onnx_runtime(file, threads), file.stat().st_size
+    weights = file.with_suffix(".bin") if runtime == "OpenVINO" else file
+    return in_runtime(runtime, file, threads), weights.stat().st_size
 
 
 def measure_turns(

@@ -18,6 +18,7 @@ from anomalib_softpatch.components.nearest_neighbors import (
     SMALLEST_INDEX,
     PrunedIndex,
     combine,
+    contains,
     disjoint,
     nearer,
     nearest_neighbors,
@@ -116,11 +117,11 @@ class GraphIndex:
         nearest = {part: _nearest_of_shortlist(queries, bank, rows) for part, (_, rows) in shortlists.items()}
         found = []
         in_doubt = torch.zeros_like(norms, dtype=torch.bool)
-        for (first, last), (distances, rows) in zip(self.ranges, combine(nearest, self.ranges), strict=True):
+        for pair, (distances, rows) in zip(self.ranges, combine(nearest, self.ranges), strict=True):
             squares = distances.square()
             limits = squares - norms + rounding_allowance(queries, points, squares)
-            for (start, _), (bounds, _) in shortlists.items():
-                if first <= start < last:
+            for part, (bounds, _) in shortlists.items():
+                if contains(pair, part):
                     in_doubt = in_doubt | ~(bounds[:, -1] > limits)  # NaN, too
             found.append((distances, rows))
         return found, in_doubt
@@ -134,10 +135,10 @@ class GraphIndex:
         """
         found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         last_rows: torch.Tensor | None = None
-        for first, last in disjoint(self.ranges):
+        for part in disjoint(self.ranges):
             parts: list[tuple[torch.Tensor, torch.Tensor]] = []
             for (start, stop), (points, norms) in self.blocks.items():
-                if not first <= start < last:
+                if not contains(part, (start, stop)):
                     continue
                 # As in the plain search: a product that depends on the block before cannot be computed early
                 rows = scaled if last_rows is None else scaled + last_rows.amin(dim=(0, 1)).clamp(max=0)
@@ -145,7 +146,7 @@ class GraphIndex:
                     bounds = torch.addmm(norms, rows, points)
                 parts = [_merge([*parts, _lowest(bounds, start, stop, size)])]
                 last_rows = parts[0][1]
-            found[first, last] = parts[0]
+            found[part] = parts[0]
         return found
 
     def _by_plain_search(

@@ -164,14 +164,14 @@ def nearer(
 def disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Cut ranges where any of them starts or stops, and return the parts that belong to one at least."""
     edges = sorted({edge for pair in ranges for edge in pair})
-    return [part for part in pairwise(edges) if any(_contains(pair, part) for pair in ranges)]
+    return [part for part in pairwise(edges) if any(contains(pair, part) for pair in ranges)]
 
 
 def combine(
     found: Mapping[tuple[int, int], tuple[torch.Tensor, torch.Tensor]], ranges: Sequence[tuple[int, int]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return what was found in each range from what was found in the parts that :func:`disjoint` gives."""
-    return [reduce(nearer, [nearest for part, nearest in found.items() if _contains(pair, part)]) for pair in ranges]
+    return [reduce(nearer, [nearest for part, nearest in found.items() if contains(pair, part)]) for pair in ranges]
 
 
 def search_ranges(
@@ -191,7 +191,7 @@ def search_ranges(
         For each range, distances and rows of the bank, both of shape ``(n,)``.
     """
     found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-    in_ranges = {part: {pair for pair in ranges if _contains(pair, part)} for part in disjoint(ranges)}
+    in_ranges = {part: {pair for pair in ranges if contains(pair, part)} for part in disjoint(ranges)}
     for part, of_part in sorted(in_ranges.items(), key=lambda item: len(item[1]), reverse=True):
         # What was found in all ranges that the part belongs to
         known = [distances for other, (distances, _) in found.items() if of_part <= in_ranges[other]]
@@ -199,7 +199,7 @@ def search_ranges(
     return combine(found, ranges)
 
 
-def _contains(pair: tuple[int, int], part: tuple[int, int]) -> bool:
+def contains(pair: tuple[int, int], part: tuple[int, int]) -> bool:
     """Return whether a range contains a part that :func:`disjoint` gives."""
     return pair[0] <= part[0] < pair[1]
 

@@ -10,22 +10,13 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from test_nearest_neighbors import PeakMemory, anisotropic, brute_force
+from test_nearest_neighbors import RANGES, PeakMemory, anisotropic, brute_force
 from torch import nn
 
 from anomalib_softpatch.components import graph_index as module
 from anomalib_softpatch.components import nearest_neighbors, pruning
 from anomalib_softpatch.components.graph_index import GraphIndex
 from anomalib_softpatch.components.nearest_neighbors import disjoint
-
-RANGES = {
-    "one": [(0, 3000)],
-    "two that share rows": [(0, 2000), (900, 3000)],
-    "nested": [(0, 3000), (700, 703)],
-    "nested, from the same row": [(0, 3000), (0, 2200)],
-    "nested, the larger one last": [(0, 2200), (0, 3000)],
-    "apart": [(0, 1300), (1300, 3000)],
-}
 
 
 @pytest.fixture(autouse=True)

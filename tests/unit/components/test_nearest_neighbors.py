@@ -24,6 +24,16 @@ from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbo
 
 module = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
 
+RANGES = {
+    "one": [(0, 3000)],
+    "two that share rows": [(0, 2000), (900, 3000)],
+    "nested": [(0, 3000), (700, 703)],
+    "nested, from the same row": [(0, 3000), (0, 2200)],
+    "nested, the larger one last": [(0, 2200), (0, 3000)],
+    "apart": [(0, 1300), (1300, 3000)],
+    "the same": [(0, 3000), (0, 3000)],
+}
+
 
 def anisotropic(rows, columns=64, seed=0, offset=0.0):
     """Rows whose variance falls along the axes as that of image features does."""
@@ -164,17 +174,7 @@ def test_limits(small_index):
     assert (distances[factors < 1] > 1.001 * nearest[factors < 1]).any()
 
 
-@pytest.mark.parametrize(
-    "ranges",
-    [
-        [(0, 3000)],
-        [(0, 2000), (900, 3000)],
-        [(0, 3000), (700, 703)],
-        [(0, 2200), (0, 3000)],
-        [(0, 1300), (1300, 3000)],
-        [(0, 3000), (0, 3000)],
-    ],
-)
+@pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
 def test_ranges(ranges, small_index):
     """Each part is searched once, with limits from the parts that are shared."""
     queries, bank = anisotropic(100), anisotropic(3000, seed=1)
