@@ -359,9 +359,13 @@ def test_thousands_of_images_in_the_browser(run_browser: Callable[..., str], tmp
         slider.value = 0; slider.dispatchEvent(new Event("input")); click("#mark");
         const all = aside().length;
         press("u");
-        const loaded = [...document.images].filter((image) => image.complete && image.naturalWidth).length;
-        result([all, aside().length, loaded]);
+        const lazy = [...document.querySelectorAll("figure img")].every((image) => image.loading === "lazy");
+        const options = {contentVisibilityAuto: true};
+        const laid_out = [...document.querySelectorAll("figure > a")].filter((one) => one.checkVisibility(options));
+        result([all, aside().length, lazy, laid_out.length]);
     """
-    everything, left, loaded = drive(page, script, run_browser)
+    everything, left, lazy, laid_out = drive(page, script, run_browser)
     assert (everything, left) == (count, 1)
-    assert loaded < count / 2  # those in sight, and as many around them as the browser likes
+    # How many images a browser has loaded by now is up to it (700 to all of them); what it lays out is not.
+    assert lazy
+    assert 4 <= laid_out < 200  # four columns, 2,000 pixels high
