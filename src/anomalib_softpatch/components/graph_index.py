@@ -7,24 +7,24 @@ See ``docs/pruning.md`` for why it finds what a full search finds.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.components.bank_search import Search, disjoint
 from anomalib_softpatch.components.nearest_neighbors import (
     BANK_BLOCK,
     ROWS_OF_GROUP,
     SMALLEST_INDEX,
+    Nearest,
     PrunedIndex,
-    combine,
-    contains,
-    disjoint,
     nearer,
     nearest_neighbors,
 )
 from anomalib_softpatch.components.pruning import LeadingAxes, rounding_allowance, sufficient_axes
-from anomalib_softpatch.components.tracing import without_autocast
+from anomalib_softpatch.components.tracing import put, rows_of, select, without_autocast
 
 # One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size
 REDUCTION = 6
@@ -37,37 +37,37 @@ SMALLEST_BANK = 1024
 
 
 class GraphIndex:
-    """Search some ranges of a bank: bounds of all rows, distances to the few that they leave.
+    """Search parts of a bank: bounds of all rows, distances to the few that they leave.
 
     The rows with the lowest bounds make a shortlist for each query. Where the last bound on it exceeds the least
     distance found, no other row can be nearer. Queries for which this is not so get a longer shortlist, and if need be
     go to the plain search, in the same graph: their number is data, so that hard images take longer, and all distances
-    are exact. Where ranges overlap, each part of them is searched once.
+    are exact.
 
     Args:
         bank: Shape ``(m, d)``, float32 or float64.
-        ranges: Rows ``(start, stop)`` of each range, at least one row.
+        ranges: Rows ``(start, stop)`` of each range, at least one row. Parts are what :func:`disjoint` makes of them.
         axes: What rows are reduced by.
 
     Attributes:
-        blocks: Reduced rows of the bank in blocks, by their first and last row: transposed reduced rows of shape
+        blocks: Of each part, its reduced rows in blocks by their first and last row: transposed reduced rows of shape
             ``(a + 1, b)``, and their squared lengths, infinity where the block has no row.
     """
 
     @torch.no_grad()
     def __init__(self, bank: torch.Tensor, ranges: Sequence[tuple[int, int]], axes: LeadingAxes) -> None:
-        self.ranges = tuple(ranges)
         self.axes = axes
-        self.blocks: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        for first, last in disjoint(self.ranges):
+        self.blocks: dict[tuple[int, int], dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]] = {}
+        for first, last in disjoint(ranges):
             count = -(-(last - first) // BANK_BLOCK)
             edges = [first + (last - first) * block // count for block in range(count + 1)]
+            blocks = self.blocks[first, last] = {}
             for start, stop in pairwise(edges):
                 points = axes.reduce(bank[start:stop])
                 norms = points.square().sum(dim=1)
                 padding = -len(points) % ROWS_OF_GROUP
                 points = F.pad(points, (0, 0, 0, padding)).T.contiguous()
-                self.blocks[start, stop] = points, F.pad(norms, (0, padding), value=torch.inf)
+                blocks[start, stop] = points, F.pad(norms, (0, padding), value=torch.inf)
 
     @classmethod
     def build(cls, bank: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> "GraphIndex | None":
@@ -78,86 +78,81 @@ class GraphIndex:
         axes = sufficient_axes(bank.detach(), bank.shape[1] // REDUCTION)
         return None if axes is None else cls(bank.detach(), ranges, axes)
 
-    def search(self, queries: torch.Tensor, bank: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Find the nearest row in each range.
+    def in_graph(self, queries: torch.Tensor, bank: torch.Tensor) -> Search:
+        """Return a search of the parts, for the graph that is recorded.
 
         Args:
-            queries: Shape ``(n, d)``.
+            queries: All queries that will come, shape ``(n, d)``.
             bank: The bank, shape ``(m, d)``.
 
         Returns:
-            For each range, distances and rows of the bank, both of shape ``(n,)``; the first one of rows that rounding
-            leaves equally near.
+            A function of queries, the rows ``(start, stop)`` of a part, and what is known of them or ``None``. It gives
+            the nearest row, that or what is known, the first one of rows that rounding leaves equally near.
         """
-        norms = bank.square().sum(dim=1)
-        bank = _no_constant(bank, queries)
-        found, in_doubt = self._by_shortlists(queries, bank, SHORTLISTS[0])
-        # A longer shortlist helps where a few queries are harder than the others. Where most are, it leaves many, too.
-        some = _rows_of(in_doubt & (in_doubt.to(norms.dtype).mean() <= MANY_IN_DOUBT))
-        longer, still = self._by_shortlists(queries.index_select(0, some), bank, SHORTLISTS[1])
-        found = _replace_farther(found, some, longer)
-        in_doubt = in_doubt.index_put((some,), still)
-        some = _rows_of(in_doubt)
-        rest = self._by_plain_search(queries.index_select(0, some), bank, norms, in_doubt.any())
-        return _replace_farther(found, some, rest)
+        return partial(self._search, _no_constant(bank, queries), bank.square().sum(dim=1))
 
-    def _by_shortlists(
-        self, queries: torch.Tensor, bank: torch.Tensor, size: int
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-        """Return the nearest rows on the shortlists, as :meth:`search` does, and whether others may be nearer.
+    def _search(
+        self,
+        bank: torch.Tensor,
+        norms: torch.Tensor,
+        queries: torch.Tensor,
+        part: tuple[int, int],
+        known: Nearest | None,
+    ) -> Nearest:
+        found, in_doubt = self._by_shortlist(bank, queries, part, known, SHORTLISTS[0])
+        # A longer shortlist helps where a few queries are harder than the others. Where most are, it leaves many, too.
+        some = rows_of(in_doubt & (in_doubt.to(norms.dtype).mean() <= MANY_IN_DOUBT))
+        longer, still = self._by_shortlist(
+            bank, queries.index_select(0, some), part, select(found, some), SHORTLISTS[1]
+        )
+        found, in_doubt = put(found, some, longer), in_doubt.index_put((some,), still)
+        some = rows_of(in_doubt)
+        # Where it is not needed, of a few rows only
+        distances, rows = nearest_neighbors(
+            queries.index_select(0, some), bank, within=part, needed=in_doubt.any(), norms=norms
+        )
+        return put(found, some, nearer(select(found, some), (distances.squeeze(1), rows.squeeze(1))))
+
+    def _by_shortlist(
+        self, bank: torch.Tensor, queries: torch.Tensor, part: tuple[int, int], known: Nearest | None, size: int
+    ) -> tuple[Nearest, torch.Tensor]:
+        """Return the nearest rows on the shortlists, or what is known, and whether other rows may be nearer.
 
         Args:
-            queries: Shape ``(n, d)``.
             bank: The bank, shape ``(m, d)``.
+            queries: Shape ``(n, d)``.
+            part: Rows ``(start, stop)`` of the bank.
+            known: See :meth:`in_graph`.
             size: Rows on a shortlist.
         """
         points = self.axes.reduce(queries)
-        norms = points.square().sum(dim=1)
-        shortlists = self._shortlists(-2 * points, size)  # bounds without |q|^2
-        nearest = {part: _nearest_of_shortlist(queries, bank, rows) for part, (_, rows) in shortlists.items()}
-        found = []
-        in_doubt = torch.zeros_like(norms, dtype=torch.bool)
-        for pair, (distances, rows) in zip(self.ranges, combine(nearest, self.ranges), strict=True):
-            squares = distances.square()
-            limits = squares - norms + rounding_allowance(queries, points, squares)
-            for part, (bounds, _) in shortlists.items():
-                if contains(pair, part):
-                    in_doubt = in_doubt | ~(bounds[:, -1] > limits)  # NaN, too
-            found.append((distances, rows))
-        return found, in_doubt
+        after = torch.zeros_like(queries[0, 0], dtype=torch.long) if known is None else known[1].amin(dim=0)
+        bounds, rows = self._shortlist(-2 * points, part, after.clamp(max=0), size)  # bounds without |q|^2
+        found = _nearest_of_shortlist(queries, bank, rows)
+        found = found if known is None else nearer(known, found)
+        squares = found[0].square()
+        limits = squares - points.square().sum(dim=1) + rounding_allowance(queries, points, squares)
+        return found, ~(bounds[:, -1] > limits)  # NaN, too
 
-    def _shortlists(self, scaled: torch.Tensor, size: int) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
-        """Return the lowest bounds in each disjoint range, sorted, and the rows that they belong to.
+    def _shortlist(
+        self, scaled: torch.Tensor, part: tuple[int, int], after: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the lowest bounds in a part, sorted, and the rows that they belong to, both of shape ``(n, size)``.
 
         Args:
             scaled: Reduced queries times -2, shape ``(n, a + 1)``.
+            part: Rows ``(start, stop)`` of the bank.
+            after: 0, from what has to be computed before.
             size: Rows on a shortlist.
         """
-        found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        last_rows: torch.Tensor | None = None
-        for part in disjoint(self.ranges):
-            parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-            for (start, stop), (points, norms) in self.blocks.items():
-                if not contains(part, (start, stop)):
-                    continue
-                # As in the plain search: a product that depends on the block before cannot be computed early
-                rows = scaled if last_rows is None else scaled + last_rows.amin(dim=(0, 1)).clamp(max=0)
-                with without_autocast(scaled.device):
-                    bounds = torch.addmm(norms, rows, points)
-                parts = [_merge([*parts, _lowest(bounds, start, stop, size)])]
-                last_rows = parts[0][1]
-            found[part] = parts[0]
-        return found
-
-    def _by_plain_search(
-        self, queries: torch.Tensor, bank: torch.Tensor, norms: torch.Tensor, needed: torch.Tensor
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return the nearest rows by the plain search, or, where that is not needed, by a search of a few rows."""
-        found = {}
-        for start, stop in disjoint(self.ranges):
-            distances, rows = nearest_neighbors(queries, bank, within=(start, stop), needed=needed, norms=norms)
-            found[start, stop] = distances.squeeze(1), rows.squeeze(1)
-        return combine(found, self.ranges)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for (start, stop), (points, norms) in self.blocks[part].items():
+            # As in the plain search: a product that depends on the block before cannot be computed early
+            after = found[0][1].amin(dim=(0, 1)).clamp(max=0) if found else after
+            with without_autocast(scaled.device):
+                bounds = torch.addmm(norms, scaled + after, points)
+            found = [_merge([*found, _lowest(bounds, start, stop, size)])]
+        return found[0]
 
 
 def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
@@ -171,24 +166,6 @@ def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     rows = (queries[:1, :1] > queries[:1, :1]).flatten().long() + len(bank)
     shape = torch.cat((rows, torch.full_like(rows, bank.shape[1])))
     return torch.onnx.ops.symbolic("Reshape", (bank, shape), dtype=bank.dtype, shape=bank.shape)
-
-
-def _rows_of(mask: torch.Tensor) -> torch.Tensor:
-    """Return which elements are true, and the first one, since runtimes do not all bear tensors without elements."""
-    return F.pad(mask.nonzero().squeeze(1), (1, 0))
-
-
-def _replace_farther(
-    found: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    some: torch.Tensor,
-    others: Sequence[tuple[torch.Tensor, torch.Tensor]],
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return distances and rows of each range with the nearer ones that another search has found for some queries."""
-    replaced = []
-    for (distances, rows), other in zip(found, others, strict=True):
-        new = nearer((distances.index_select(0, some), rows.index_select(0, some)), other)
-        replaced.append((distances.index_put((some,), new[0]), rows.index_put((some,), new[1])))
-    return replaced
 
 
 def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,10 +199,8 @@ def _merge(shortlists: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[tor
     return bounds, rows.gather(1, order)
 
 
-def _nearest_of_shortlist(
-    queries: torch.Tensor, bank: torch.Tensor, rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return distances to the nearest rows of the bank on the shortlists, and these; both of shape ``(n,)``.
+def _nearest_of_shortlist(queries: torch.Tensor, bank: torch.Tensor, rows: torch.Tensor) -> Nearest:
+    """Return the nearest rows of the bank on the shortlists.
 
     Args:
         queries: Shape ``(n, d)``.

@@ -13,9 +13,6 @@ Example:
     (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,6 +40,9 @@ DIFFERENCE_BLOCK = 2**20
 NEIGHBORS = (4, 32)
 # Share of the bank that a query may be compared with one by one: beyond it a matrix product is faster
 LARGEST_REMAINDER = 1 / 64
+
+# Distances to rows of a bank, and these rows, one of each query; both of shape (n,)
+Nearest = tuple[torch.Tensor, torch.Tensor]
 
 
 def nearest_neighbors(
@@ -148,60 +148,10 @@ def _least(squares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     return value, best * ROWS_OF_GROUP + place
 
 
-def nearer(
-    first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the nearer of two rows for each query, the first one of equally near ones.
-
-    Args:
-        first: Distances, or their squares, and rows of the bank, both of shape ``(n,)``.
-        second: The same of other rows.
-    """
+def nearer(first: Nearest, second: Nearest) -> Nearest:
+    """Return the nearer of two rows for each query, the first one of equally near ones."""
     closer = (first[0] < second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
     return torch.where(closer, first[0], second[0]), torch.where(closer, first[1], second[1])
-
-
-def disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut ranges where any of them starts or stops, and return the parts that belong to one at least."""
-    edges = sorted({edge for pair in ranges for edge in pair})
-    return [part for part in pairwise(edges) if any(contains(pair, part) for pair in ranges)]
-
-
-def combine(
-    found: Mapping[tuple[int, int], tuple[torch.Tensor, torch.Tensor]], ranges: Sequence[tuple[int, int]]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return what was found in each range from what was found in the parts that :func:`disjoint` gives."""
-    return [reduce(nearer, [nearest for part, nearest in found.items() if contains(pair, part)]) for pair in ranges]
-
-
-def search_ranges(
-    search: Callable[[int, int, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]],
-    ranges: Sequence[tuple[int, int]],
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Search ranges of a bank, each part of them once.
-
-    Parts that several ranges share come first: of the others only what is nearer matters then.
-
-    Args:
-        search: Searches the rows from the first to the second argument; the third one is what
-            :meth:`NearestNeighborSearch.nearest` calls ``limits``.
-        ranges: Rows ``(start, stop)`` of each.
-
-    Returns:
-        For each range, distances and rows of the bank, both of shape ``(n,)``.
-    """
-    found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-    in_ranges = {part: {pair for pair in ranges if contains(pair, part)} for part in disjoint(ranges)}
-    for part, of_part in sorted(in_ranges.items(), key=lambda item: len(item[1]), reverse=True):
-        # What was found in all ranges that the part belongs to
-        known = [distances for other, (distances, _) in found.items() if of_part <= in_ranges[other]]
-        found[part] = search(*part, reduce(torch.minimum, known) if known else None)
-    return combine(found, ranges)
-
-
-def contains(pair: tuple[int, int], part: tuple[int, int]) -> bool:
-    """Return whether a range contains a part that :func:`disjoint` gives."""
-    return pair[0] <= part[0] < pair[1]
 
 
 class Index:
@@ -219,7 +169,7 @@ class Index:
 
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Nearest:
         """Find the nearest row, as :meth:`NearestNeighborSearch.nearest` does; one row counts at least."""
         if left_out is None:
             distances, indices = self.search(queries)
@@ -363,7 +313,7 @@ class PrunedIndex(Index):
     @torch.no_grad()
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Nearest:
         """Find the nearest row, as :meth:`NearestNeighborSearch.nearest` does; one row counts at least."""
         distances, indices = self._search(queries, 1, left_out, limits)
         return distances.squeeze(1), indices.squeeze(1)

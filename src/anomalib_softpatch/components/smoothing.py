@@ -9,17 +9,24 @@ from torch.nn import functional as F  # noqa: N812
 SIGMA = 1.0  # patches
 
 
+def radius_of(sigma: float) -> int:
+    """Return how many patches away a score counts."""
+    return int(3 * sigma + 0.5)
+
+
 def smooth(scores: torch.Tensor, sigma: float = SIGMA) -> torch.Tensor:
     """Smooth scores over the grid with a Gaussian, in operations that every export target has.
 
     Args:
         scores: Shape ``(images, height, width)``.
-        sigma: Standard deviation in patches.
+        sigma: Standard deviation in patches; 0: scores stay as they are.
 
     Returns:
         Same shape; scores at the border count for what lies beyond it.
     """
-    radius = int(3 * sigma + 0.5)
+    if not sigma:
+        return scores
+    radius = radius_of(sigma)
     offsets = torch.arange(-radius, radius + 1, device=scores.device, dtype=scores.dtype)
     kernel = torch.exp(-offsets.square() / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)

@@ -4,6 +4,7 @@
 """The pruned search of exported graphs against NumPy in float64, eager and in the runtimes."""
 
 import sys
+from functools import reduce
 
 import numpy as np
 import onnxruntime
@@ -15,8 +16,8 @@ from torch import nn
 
 from anomalib_softpatch.components import graph_index as module
 from anomalib_softpatch.components import nearest_neighbors, pruning
+from anomalib_softpatch.components.bank_search import disjoint
 from anomalib_softpatch.components.graph_index import GraphIndex
-from anomalib_softpatch.components.nearest_neighbors import disjoint
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,17 @@ def searched_again(monkeypatch):
     return counts
 
 
+def parts_of(ranges):
+    """Parts of each range."""
+    return [[part for part in disjoint(ranges) if start <= part[0] < stop] for start, stop in ranges]
+
+
+def search_ranges(index, queries, bank, ranges):
+    """Search each range part by part."""
+    search = index.in_graph(queries, bank)
+    return [reduce(lambda known, part: search(queries, part, known), parts, None) for parts in parts_of(ranges)]
+
+
 def check(queries, bank, ranges, found, tolerance=1e-5):
     """Distances are the smallest of each range and those of the rows that are named, which are rows of the range."""
     expected = brute_force(queries, bank)
@@ -59,7 +71,7 @@ def test_ranges(ranges, dtype, searched_again, monkeypatch):
     monkeypatch.setattr(module, "MANY_IN_DOUBT", 1.0)
     queries, bank = anisotropic(200).to(dtype), anisotropic(3000, seed=1).to(dtype)
     index = GraphIndex.build(bank, ranges)
-    check(queries, bank, ranges, index.search(queries, bank))
+    check(queries, bank, ranges, search_ranges(index, queries, bank, ranges))
     # It prunes: few are left to the plain search
     assert max(searched_again) < 60
 
@@ -68,7 +80,7 @@ def test_hard_queries_go_to_the_plain_search(searched_again):
     """Far from the bank the bounds rule out little."""
     queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
     bank, ranges = anisotropic(3000, seed=1), RANGES["two that share rows"]
-    check(queries, bank, ranges, GraphIndex.build(bank, ranges).search(queries, bank))
+    check(queries, bank, ranges, search_ranges(GraphIndex.build(bank, ranges), queries, bank, ranges))
     assert max(searched_again) > 10
 
 
@@ -79,7 +91,7 @@ def test_many_hard_queries_have_no_longer_shortlist(searched_again):
     hard = 10 * torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
     for easy in (100, 1000):
         queries = torch.cat((bank[:easy], hard))
-        check(queries, bank, [(0, 3000)], index.search(queries, bank))
+        check(queries, bank, [(0, 3000)], search_ranges(index, queries, bank, [(0, 3000)]))
     many, few = searched_again
     assert 150 < many <= 201
     assert few < many
@@ -90,7 +102,8 @@ def test_a_shortlist_alone_would_be_wrong():
     queries = 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     bank = anisotropic(3000, seed=1)
     index = GraphIndex.build(bank, [(0, 3000)])
-    ((_, rows),) = index._shortlists(-2 * index.axes.reduce(queries), max(module.SHORTLISTS)).values()
+    nothing = torch.tensor(0)
+    _, rows = index._shortlist(-2 * index.axes.reduce(queries), (0, 3000), nothing, max(module.SHORTLISTS))
     distances, _ = module._nearest_of_shortlist(queries, bank, rows)
     assert (distances.numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
 
@@ -101,7 +114,7 @@ def test_shortlist_is_that_of_the_lowest_bounds(size):
     queries, bank = anisotropic(30), anisotropic(2777, seed=1)
     index = GraphIndex.build(bank, [(0, len(bank))])
     points = index.axes.reduce(queries)
-    ((bounds, rows),) = index._shortlists(-2 * points, size).values()
+    bounds, rows = index._shortlist(-2 * points, (0, len(bank)), torch.tensor(0), size)
     expected = brute_force(points, index.axes.reduce(bank)) ** 2
     found = bounds.double().numpy() + points.double().square().sum(dim=1)[:, None].numpy()
     np.testing.assert_allclose(found, np.sort(expected, axis=1)[:, :size], atol=1e-5)
@@ -112,7 +125,8 @@ def test_one_row_far_away_costs_nothing(searched_again):
     """Allowances for rounding are those of the rows that matter."""
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
     bank[17] *= 100
-    check(queries, bank, [(0, 3000)], GraphIndex.build(bank, [(0, 3000)]).search(queries, bank))
+    index = GraphIndex.build(bank, [(0, 3000)])
+    check(queries, bank, [(0, 3000)], search_ranges(index, queries, bank, [(0, 3000)]))
     assert max(searched_again) < 60
 
 
@@ -120,7 +134,8 @@ def test_duplicates(searched_again):
     """Members of the bank are at distance zero, and the first of equal rows is named, on any number of them."""
     for copies in (4, 40):
         bank = anisotropic(300).repeat(copies, 1)
-        ((distances, rows),) = GraphIndex.build(bank, [(0, len(bank))]).search(bank[:300], bank)
+        ranges = [(0, len(bank))]
+        ((distances, rows),) = search_ranges(GraphIndex.build(bank, ranges), bank[:300], bank, ranges)
         assert (distances == 0).all()
         assert torch.equal(rows, torch.arange(300))
 
@@ -128,7 +143,7 @@ def test_duplicates(searched_again):
 def test_nan_stays_nan():
     queries, bank = anisotropic(10), anisotropic(3000, seed=1)
     queries[3, 5] = torch.nan
-    ((distances, _),) = GraphIndex.build(bank, [(0, 3000)]).search(queries, bank)
+    ((distances, _),) = search_ranges(GraphIndex.build(bank, [(0, 3000)]), queries, bank, [(0, 3000)])
     assert distances.isnan().tolist() == [row == 3 for row in range(10)]
 
 
@@ -147,11 +162,12 @@ class Model(nn.Module):
     def __init__(self, bank, ranges):
         super().__init__()
         self.register_buffer("bank", bank)
+        self.ranges = ranges
         self.index = GraphIndex.build(bank, ranges)
 
     def forward(self, images):
         queries = images.flatten(2).mT.reshape(-1, images.shape[1])
-        found = self.index.search(queries, self.bank)
+        found = search_ranges(self.index, queries, self.bank, self.ranges)
         return tuple(tensor for pair in found for tensor in pair)
 
 
@@ -163,8 +179,9 @@ def export(bank, ranges, folder):
     torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
     openvino.save_model(openvino.convert_model(path), folder / "model.xml", compress_to_fp16=False)
     for file in (path, folder / "model.bin"):
-        # Beside the operations of each part's search nothing but one bank and its index
-        assert file.stat().st_size < (1.3 * bank.numel() * 4 + 8 * len(bank)) + 170_000 * len(disjoint(ranges))
+        # Beside the operations of each search nothing but one bank and its index
+        searches = sum(map(len, parts_of(ranges)))
+        assert file.stat().st_size < (1.3 * bank.numel() * 4 + 8 * len(bank)) + 240_000 * searches
     session = onnxruntime.InferenceSession(path)
     compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
@@ -177,7 +194,7 @@ def export(bank, ranges, folder):
     }
 
 
-@pytest.mark.parametrize("name", ["one", "two that share rows", "nested"])  # an export takes long
+@pytest.mark.parametrize("name", ["one", "two that share rows"])  # an export takes long
 def test_export(name, tmp_path):
     """Any number of queries, easy and hard ones in turn: what is left over from the image before does no harm."""
     bank, ranges = anisotropic(3000, 32), RANGES[name]

@@ -174,28 +174,6 @@ def test_limits(small_index):
     assert (distances[factors < 1] > 1.001 * nearest[factors < 1]).any()
 
 
-@pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
-def test_ranges(ranges, small_index):
-    """Each part is searched once, with limits from the parts that are shared."""
-    queries, bank = anisotropic(100), anisotropic(3000, seed=1)
-    searched, search = {}, NearestNeighborSearch()
-
-    def search_part(start, stop, limits):
-        searched[start, stop] = limits
-        distances, indices = search.nearest(queries, bank[start:stop], limits=limits)
-        return distances, indices + start
-
-    found = module.search_ranges(search_part, ranges)
-    assert sorted(searched) == module.disjoint(ranges)
-    owners = {part: sum(start <= part[0] < stop for start, stop in ranges) for part in searched}
-    shared = max(owners.values())
-    assert all((limits is not None) == (owners[part] < shared) for part, limits in searched.items())
-    expected = brute_force(queries, bank)
-    for (start, stop), (distances, indices) in zip(ranges, found, strict=True):
-        np.testing.assert_array_equal(indices, expected[:, start:stop].argmin(axis=1) + start)
-        np.testing.assert_allclose(distances, expected[:, start:stop].min(axis=1), rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     "bank",
     [torch.ones(300, 8), torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), torch.randn(1, 8)],

@@ -30,10 +30,10 @@ from anomalib_softpatch.components import (
     nearest_neighbors,
 )
 from anomalib_softpatch.components.approximate_search import SearchName, make_search
+from anomalib_softpatch.components.bank_search import Search, score_by_banks
 from anomalib_softpatch.components.graph_index import GraphIndex
-from anomalib_softpatch.components.nearest_neighbors import search_ranges
+from anomalib_softpatch.components.nearest_neighbors import Nearest, nearer
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
-from anomalib_softpatch.components.smoothing import smooth
 from anomalib_softpatch.components.tracing import is_traced
 
 if TYPE_CHECKING:
@@ -194,9 +194,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         queries = features.reshape(-1, channels)
         # Of a bank with a further coordinate, see support_distances, which is 0 in queries
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
-        (scores, nearest), (map_scores, _) = self._score_patches(queries, left_out)
-        scores = self._smooth(scores.view(batch_size, height, width)).flatten(1)
-        image_scores = self._score_images(scores, nearest.view(batch_size, -1), queries)
+        shape = (batch_size, height, width)
+        scores, nearest, map_scores = score_by_banks(
+            self._make_search(queries, left_out), queries, self.weights, self._used_ranges, shape, self.score_smoothing
+        )
+        image_scores = self._score_images(scores, nearest, queries)
         return image_scores, map_scores.view(batch_size, 1, height, width)
 
     def fit(self, map_size: tuple[int, int] | None = None) -> None:
@@ -269,34 +271,31 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             Nothing.
         """
         if self.bank_ranges:
-            self._graph_index = GraphIndex.build(self.memory_bank, (self.bank_ranges[0], self.bank_ranges[-1]))
+            self._graph_index = GraphIndex.build(self.memory_bank, self._used_ranges)
         try:
             yield
         finally:
             self._graph_index = None
 
-    def _score_patches(
-        self, queries: torch.Tensor, left_out: torch.Tensor | None = None
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Score patches against the first and the last bank.
+    @property
+    def _used_ranges(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows of the banks that give the image score and the map."""
+        return self.bank_ranges[0], self.bank_ranges[-1]
 
-        Where two banks share rows, each part of them is searched once.
-
-        Returns:
-            For each bank: scores of shape ``(n,)`` and indices of the nearest rows, shape ``(n,)``.
-        """
-        ranges = (self.bank_ranges[0], self.bank_ranges[-1])
+    def _make_search(self, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
+        """Return a search of parts of the banks; for the arguments see :meth:`_score`."""
         if self._graph_index is not None and is_traced():
-            found = self._graph_index.search(queries, self.memory_bank)
-        else:
+            return self._graph_index.in_graph(queries, self.memory_bank)
 
-            def search(start: int, stop: int, limits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-                rows = None if left_out is None else left_out[start:stop]
-                distances, indices = self.search.nearest(queries, self.memory_bank[start:stop], rows, limits)
-                return distances, indices + start
+        def search(some: torch.Tensor, part: tuple[int, int], known: Nearest | None) -> Nearest:
+            start, stop = part
+            rows = None if left_out is None else left_out[start:stop]
+            limits = None if known is None else known[0]
+            distances, indices = self.search.nearest(some, self.memory_bank[start:stop], rows, limits)
+            found = distances, indices + start
+            return found if known is None else nearer(known, found)
 
-            found = search_ranges(search, ranges)
-        return tuple((distance * self.weights[index], index) for distance, index in found)
+        return search
 
     def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Return the score of each image, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
@@ -310,9 +309,6 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         _, support = nearest_neighbors(nearest_patch, bank, k=min(self.num_neighbors, stop - start))  # N_b(m^*)
         distances = (feature - bank[support]).square().sum(dim=2).sqrt()
         return (1 - F.softmax(distances, dim=1)[:, 0]) * score.squeeze(1)  # s
-
-    def _smooth(self, scores: torch.Tensor) -> torch.Tensor:
-        return smooth(scores, self.score_smoothing) if self.score_smoothing else scores
 
     def _make_map(self, scores: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:
         """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them.

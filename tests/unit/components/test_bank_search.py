@@ -1,0 +1,210 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Scores against two memory banks: what is left out must not change them."""
+
+from functools import partial
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from test_nearest_neighbors import RANGES, anisotropic, brute_force
+from torch import nn
+
+from anomalib_softpatch.components import bank_search as module
+from anomalib_softpatch.components import nearest_neighbors
+from anomalib_softpatch.components.bank_search import disjoint, score_by_banks
+from anomalib_softpatch.components.nearest_neighbors import nearer
+
+TWO = (RANGES["two that share rows"][0], RANGES["two that share rows"][1])
+SHAPE = (3, 9, 7)
+
+
+@pytest.fixture(autouse=True)
+def prune_small_parts(monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST_PART", 0)
+
+
+def plain_search(bank, queries, part, known):
+    distances, rows = nearest_neighbors(queries, bank[slice(*part)])
+    found = distances.squeeze(1), rows.squeeze(1) + part[0]
+    return found if known is None else nearer(known, found)
+
+
+class Search:
+    """The plain search, which remembers what it was asked for."""
+
+    def __init__(self, bank):
+        self.bank = bank
+        self.searched = []
+
+    def __call__(self, queries, part, known):
+        self.searched.append((part, len(queries), known))
+        return plain_search(self.bank, queries, part, known)
+
+    def share(self, part):
+        """Share of the patches that were compared with a part."""
+        return sum(count for other, count, _ in self.searched if other == part) / np.prod(SHAPE)
+
+
+def expected_scores(queries, bank, weights, rows, shape, smoothing=0.0):
+    """Scores of all patches in float64, of shape (batch, height * width), smoothed by SciPy."""
+    distances = brute_force(queries, bank[slice(*rows)])
+    scores = distances.min(axis=1) * weights[slice(*rows)].double().numpy()[distances.argmin(axis=1)]
+    return gaussian_filter(scores.reshape(shape), (0, smoothing, smoothing), mode="nearest", truncate=3).reshape(
+        shape[0], -1
+    )
+
+
+def check(found, queries, bank, weights, ranges, shape, smoothing=0.0):
+    scores, nearest, map_scores = map(np.asarray, found)
+    expected = expected_scores(queries, bank, weights, ranges[0], shape, smoothing)
+    np.testing.assert_allclose(scores.max(axis=1), expected.max(axis=1), rtol=1e-4)
+    possible = scores > -np.inf
+    np.testing.assert_allclose(scores[possible], expected[possible], rtol=1e-3, atol=1e-5)
+    best = scores.argmax(axis=1)
+    queries_of_best = np.arange(shape[0]) * shape[1] * shape[2] + best
+    distances = brute_force(queries, bank)[queries_of_best, slice(*ranges[0])]
+    np.testing.assert_array_equal(nearest[np.arange(shape[0]), best], distances.argmin(axis=1) + ranges[0][0])
+    of_map = expected_scores(queries, bank, weights, ranges[1], shape)
+    np.testing.assert_allclose(map_scores, of_map, rtol=1e-3, atol=1e-5)
+
+
+def make_weights(rows, spread=1.0):
+    return 1 + spread * torch.rand(rows, generator=torch.Generator().manual_seed(5))
+
+
+def hard_and_easy(shape=SHAPE):
+    """Images whose patches are all alike, and one with some that stand apart."""
+    queries = anisotropic(int(np.prod(shape)), seed=3).view(*shape, -1)
+    queries[0, 2:4, 3:5] += 3 * anisotropic(1, seed=4)
+    return queries.flatten(0, 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+@pytest.mark.parametrize("ranges", [pair for pair in RANGES.values() if len(pair) == 2])
+def test_scores(ranges, smoothing):
+    queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
+    found = score_by_banks(Search(bank), queries, weights, tuple(ranges), SHAPE, smoothing)
+    check(found, queries, bank, weights, ranges, SHAPE, smoothing)
+
+
+@pytest.mark.parametrize(("smoothing", "most"), [(0.0, 0.3), (1.0, 0.9)])
+def test_most_patches_are_not_compared(smoothing, most):
+    """All of them with what the map needs, a few with the rest, and no part twice."""
+    queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000, 0.1)
+    search = Search(bank)
+    score_by_banks(search, queries, weights, TWO, SHAPE, smoothing)
+    own, shared, rest = disjoint(TWO)
+    assert search.share(shared) == search.share(rest) == 1
+    assert 0 < search.share(own) < most
+    # What is known from the shared rows limits the other searches
+    assert [known is None for _, _, known in search.searched] == [True, False, False, False]
+
+
+def test_nothing_is_pruned_where_it_does_not_pay(monkeypatch):
+    queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
+    monkeypatch.setattr(module, "SMALLEST_PART", 900 * 64 + 1)
+    search = Search(bank)
+    scores, _, _ = score_by_banks(search, queries, weights, TWO, SHAPE)
+    assert [part for part, _, _ in search.searched] == [(900, 2000), (2000, 3000), (0, 900)]
+    assert scores.isfinite().all()
+    np.testing.assert_allclose(scores, expected_scores(queries, bank, weights, TWO[0], SHAPE), rtol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    cuts=st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(1, 20)),
+    spread=st.sampled_from([0.0, 0.1, 5.0]),
+    smoothing=st.sampled_from([0.0, 0.5, 1.0]),
+    integers=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_any_banks(shape, cuts, spread, smoothing, integers, seed):
+    """Small images, ties, rows at distance zero, weights that differ much, banks that share nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    own, shared, rest = cuts
+    queries = torch.randn(int(np.prod(shape)), 3, generator=generator)
+    bank = torch.randn(own + shared + rest, 3, generator=generator)
+    if integers:
+        queries, bank = queries.round(), bank.round()
+    weights = 1 + spread * torch.rand(len(bank), generator=generator)
+    ranges = ((0, own + shared), (own, len(bank)))
+    scores, _, map_scores = score_by_banks(Search(bank), queries, weights, ranges, shape, smoothing)
+    # Ties may go to either row, whose weights differ: compare with what the search says of all patches
+    search = Search(bank)
+    for pair, found in ((ranges[0], scores.amax(dim=1)), (ranges[1], map_scores)):
+        distances, rows = search(queries, pair, None)
+        expected = (distances * weights[rows]).view(shape)
+        if pair == ranges[0]:
+            expected = module.smooth(expected, smoothing).flatten(1).amax(dim=1)
+        torch.testing.assert_close(found.view(expected.shape), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_zero_and_nothing_known():
+    """The rows that both banks share may all be left out: their distances are infinite then."""
+    queries, bank = hard_and_easy(), anisotropic(3000, seed=1)
+    plain = Search(bank)
+
+    def search(some, part, known):
+        if part == (900, 2000):
+            return torch.full((len(some),), torch.inf), torch.full((len(some),), 900)
+        return plain(some, part, known)
+
+    weights = make_weights(3000)
+    scores, _, _ = score_by_banks(search, queries, weights, TWO, SHAPE)
+    np.testing.assert_allclose(scores, expected_scores(queries, bank, weights, (0, 900), SHAPE), rtol=1e-4)
+    scores, _, map_scores = score_by_banks(search, queries, torch.zeros(3000), TWO, SHAPE)
+    assert (scores.amax(dim=1) == 0).all()
+    assert (map_scores == 0).all()
+
+
+def test_nan_stays_nan_in_its_image():
+    queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
+    queries[70, 5] = torch.nan  # of the second image
+    scores, _, map_scores = score_by_banks(Search(bank), queries, weights, TWO, SHAPE)
+    assert scores.amax(dim=1).isnan().tolist() == [False, True, False]
+    assert map_scores.isnan().nonzero().tolist() == [[1, 7]]
+    expected = expected_scores(queries, bank, weights, TWO[0], SHAPE)
+    np.testing.assert_allclose(scores.amax(dim=1)[[0, 2]], expected.max(axis=1)[[0, 2]], rtol=1e-4)
+
+
+class Model(nn.Module):
+    """Scores by two banks, as the models have them."""
+
+    def __init__(self, bank, weights):
+        super().__init__()
+        self.register_buffer("bank", bank)
+        self.register_buffer("weights", weights)
+
+    def forward(self, images):
+        batch, channels, height, width = images.shape
+        queries = images.permute(0, 2, 3, 1).reshape(-1, channels)
+        search = partial(plain_search, self.bank)
+        return score_by_banks(search, queries, self.weights, TWO, (batch, height, width), 1.0)
+
+
+def test_export(tmp_path):
+    """Any number of images of any size, easy and hard ones in turn, in both runtimes."""
+    bank, weights = anisotropic(3000, 32), make_weights(3000)
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    path = tmp_path / "model.onnx"
+    example = torch.zeros(2, 32, 5, 6)
+    torch.onnx.export(
+        Model(bank, weights), (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(path)
+    compiled = openvino.Core().compile_model(openvino.convert_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for number, shape in enumerate([(1, 5, 6), (3, 9, 7), (1, 4, 4), (2, 9, 12)]):
+        queries = anisotropic(int(np.prod(shape)), 32, seed=number + 2)
+        queries[0] += (number % 2) * 3
+        images = queries.view(*shape, 32).permute(0, 3, 1, 2).contiguous().numpy()
+        found = session.run(None, {session.get_inputs()[0].name: images})
+        check(found, queries, bank, weights, TWO, shape, 1.0)
+        check([output.copy() for output in compiled(images).values()], queries, bank, weights, TWO, shape, 1.0)
