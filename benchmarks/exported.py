@@ -10,9 +10,10 @@ keep the memory of the largest batch; times are those of the processor (all thre
 wall clock, and ratios those of each turn.
 
 Anomalib's files are exported for one image of this size, since its PatchCore has no other, and score the images of a
-batch one after the other; ours take any. SoftPatch+ as published has the banks of a fit with its paper's settings. Its
-default removes nothing with this untrained network, and has one bank: the two banks here are as large, and share as
-many rows, as those of a fit with 1,368 channels of MobileNetV2.
+batch one after the other; ours take any. SoftPatch+ as published has the banks of a fit with its paper's
+discriminators, shares and weights. Its default removes nothing with this untrained network, and has one bank: the two
+banks here are as large, and share as many rows, as those of a fit with 1,368 channels of MobileNetV2. The rows that the
+first of them has alone are its first centres, the farthest apart of all, which makes the bounds by the others loose.
 
 Example::
 
@@ -107,7 +108,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     images = load_images([Path(options.datasets) / "kolektor" / "train" / "good"], options.images, options.size)
     grids = torch.cat([ours.model.extract(part) for part in images.split(8)])
     features = grids.flatten(0, 2)
-    ratio = (options.bank + 0.5) / len(features)  # not less than so many rows
+    ratio = (options.bank + 0.5) / len(features)  # half a row more, since the product is rounded down
     published = DenoisingMemoryBank(("lof", "gaussian"), (0.15, 0.5), ratio).fit(grids)
     rows = choose_coreset(
         features, int(max(stop for ranges, _ in MODELS.values() for _, stop in ranges) * options.bank)

@@ -49,7 +49,7 @@ def trained(request, mvtec_root, tmp_path_factory, monkeypatch_module):
     folder = tmp_path_factory.mktemp("export")
     if "pruned" in request.param:
         monkeypatch_module.setattr(graph_index, "SMALLEST_INDEX", 0)
-        monkeypatch_module.setattr(bank_search, "SMALLEST_PART", 0)
+        monkeypatch_module.setattr(bank_search, "SMALLEST_OWN_PART", 0)
         monkeypatch_module.setattr(pruning, "EXPLAINED_VARIANCE", 0.1)
         monkeypatch_module.setattr(pruning, "LARGEST_REST", float("inf"))
     model = SETTINGS[request.param]()

@@ -3,9 +3,10 @@
 
 """Scores of patches against two memory banks: the first one gives the image score, the last one the map.
 
-A map needs the scores of all patches, an image score the largest one only. Most patches cannot have it: the distance to
-any row of a bank is an upper bound of the distance to the nearest one, and the rows that both banks share have been
-searched for the map. Only the patches that such a bound leaves are compared with the rest of the first bank.
+A map needs the scores of all patches, an image score the largest one only. The distance of a patch to any row of a bank
+is an upper bound of its distance to the nearest one, and the rows that both banks share have been searched for the map.
+So where the rows that the first bank has alone are many, they are compared only with the patches that can have the
+largest score. See ``docs/pruning.md``.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,23 +15,24 @@ from itertools import pairwise
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.nearest_neighbors import Nearest
+from anomalib_softpatch.components.nearest_neighbors import Nearest, put, select
 from anomalib_softpatch.components.smoothing import radius_of, smooth
-from anomalib_softpatch.components.tracing import put, rows_of, select
+from anomalib_softpatch.components.tracing import is_traced, rows_of
 
-# Searches rows (start, stop) of a bank for queries of shape (n, d), and returns what is nearest, that or what is known
+# Searches rows (start, stop) of the banks for queries of shape (n, d), where what is nearest so far may be known, and
+# returns what is nearest now
 Search = Callable[[torch.Tensor, tuple[int, int], Nearest | None], Nearest]
 
-# Patches with the largest bounds that are searched first, of each image; fewer where each comes with its neighbours
-FIRST = 16
-# Elements of the rows that the first bank has alone: fewer are searched as fast for all patches
-SMALLEST_PART = 2**20
+# Patches of each image that are compared first; fewer where each brings those along that smoothing mixes with it
+TRIED_FIRST = 16
+# Elements of the rows that the first bank has alone: fewer are compared as fast with all patches
+SMALLEST_OWN_PART = 2**20
 
 
 def disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Cut ranges where any of them starts or stops, and return the parts that belong to one at least."""
-    edges = sorted({edge for pair in ranges for edge in pair})
-    return [part for part in pairwise(edges) if any(_contains(pair, part) for pair in ranges)]
+    edges = sorted({edge for each in ranges for edge in each})
+    return [part for part in pairwise(edges) if any(_contains(each, part) for each in ranges)]
 
 
 def score_by_banks(
@@ -52,80 +54,81 @@ def score_by_banks(
         smoothing: Standard deviation, in patches, of what smooths the scores against the first bank.
 
     Returns:
-        Smoothed scores against the first bank, of shape ``(batch, height * width)``: all that can be the largest one of
-        their image, and negative infinity for others. Nearest rows of the first bank, right where such a score is not
-        smoothed or the largest, shape ``(batch, height * width)``. Scores against the last bank, the same shape.
+        All of shape ``(batch, height * width)``: smoothed scores against the first bank, of which the largest of each
+        image is right and no other one is larger; the nearest row of the first bank, right for the patch with the
+        largest score; scores against the last bank.
     """
-    first, last = ranges
+    first_bank, last_bank = ranges
     parts = disjoint(ranges)
-    shared = [part for part in parts if _contains(first, part) and _contains(last, part)]
-    own = [part for part in parts if not _contains(last, part)]
+    own = [part for part in parts if not _contains(last_bank, part)]
 
-    known = None
-    for part in shared:
-        known = search(queries, part, known)
-    nearest = known
+    shared = None
     for part in parts:
-        if not _contains(first, part):
-            nearest = search(queries, part, nearest)
-    assert nearest is not None  # no bank is empty
-    map_scores = nearest[0] * weights[nearest[1]]
+        if _contains(first_bank, part) and _contains(last_bank, part):
+            shared = search(queries, part, shared)
+    of_map = shared
+    for part in parts:
+        if not _contains(first_bank, part):
+            of_map = search(queries, part, of_map)
+    assert of_map is not None  # no bank is empty
+    map_scores = of_map[0] * weights[of_map[1]]
 
-    def compare(some: torch.Tensor, known: Nearest | None) -> Nearest:
+    def compare(some: torch.Tensor, nearest: Nearest | None) -> Nearest:
         for part in own:
-            known = search(some, part, known)
-        assert known is not None
-        return known
+            nearest = search(some, part, nearest)
+        assert nearest is not None
+        return nearest
 
-    if known is None or not _worth_pruning(queries, own):
-        known = compare(queries, known)
-        scores = smooth((known[0] * weights[known[1]]).view(shape), smoothing).flatten(1)
+    if shared is not None and _worth_pruning(queries, own):
+        largest_weight = weights[slice(*first_bank)].amax(dim=0)
+        nearest = _compare_possible(compare, queries, weights, largest_weight, shared, shape, smoothing)
     else:
-        scores, known = _largest_scores(compare, queries, weights, first, known, shape, smoothing)
-    return scores, known[1].view(shape[0], -1), map_scores.view(shape[0], -1)
+        nearest = compare(queries, shared)
+    scores = _score(nearest, weights[nearest[1]], shape, smoothing)
+    return scores, nearest[1].view(shape[0], -1), map_scores.view(shape[0], -1)
 
 
-def _largest_scores(
+def _compare_possible(
     compare: Callable[[torch.Tensor, Nearest], Nearest],
     queries: torch.Tensor,
     weights: torch.Tensor,
-    rows: tuple[int, int],
+    largest_weight: torch.Tensor,
     known: Nearest,
     shape: tuple[int, int, int],
     smoothing: float,
-) -> tuple[torch.Tensor, Nearest]:
-    """Return scores as :func:`score_by_banks` does, and the nearest rows of the patches that were compared.
-
-    Rounding keeps the order of products and of sums, so that no score exceeds its bound.
+) -> Nearest:
+    """Return the nearest rows of the patches that can have the largest score, and what is known of the others.
 
     Args:
         compare: Compares some of the queries with the rows that the first bank has alone.
         queries: See :func:`score_by_banks`.
         weights: Likewise.
-        rows: Rows ``(start, stop)`` of the first bank.
+        largest_weight: That of the first bank, a scalar.
         known: Rows of the first bank, no matter which, one of each query.
         shape: See :func:`score_by_banks`.
         smoothing: Likewise.
     """
     radius = radius_of(smoothing)
 
-    def compare_patches(mask: torch.Tensor, known: Nearest) -> Nearest:
+    def compare_patches(mask: torch.Tensor, nearest: Nearest) -> Nearest:
         some = rows_of(mask)
-        return put(known, some, compare(queries.index_select(0, some), select(known, some)))
+        return put(nearest, some, compare(queries.index_select(0, some), select(nearest, some)))
 
-    # Positive, since an infinite distance times zero has no value
-    largest = weights[slice(*rows)].amax(dim=0).clamp(min=torch.finfo(weights.dtype).tiny)
-    bounds = smooth((known[0] * largest).view(shape), smoothing).flatten(1)
-    count = max(1, FIRST // (1 + radius))
-    enough = F.pad(bounds, (0, count), value=-torch.inf).topk(count, dim=1).values[:, -1:]  # of small images, too
-    first = ~(bounds < enough)  # NaN, too
-    compared = _around(first, shape, radius)
-    known = compare_patches(compared, known)
-    scores = smooth((known[0] * weights[known[1]]).view(shape), smoothing).flatten(1)
-    possible = ~(bounds < scores.masked_fill(~first, -torch.inf).amax(dim=1, keepdim=True))
-    known = compare_patches(_around(possible, shape, radius) & ~compared, known)
-    scores = smooth((known[0] * weights[known[1]]).view(shape), smoothing).flatten(1)
-    return scores.masked_fill(~possible, -torch.inf), known
+    # What has no value, as an infinite distance times zero, may be anything: such patches are compared
+    bounds = _score(known, largest_weight, shape, smoothing)
+    count = max(1, TRIED_FIRST // (1 + radius))
+    limit = F.pad(bounds, (0, count), value=-torch.inf).topk(count, dim=1).values[:, -1:]  # images may be smaller
+    tried = ~(bounds < limit)
+    around_tried = _around(tried, shape, radius)
+    nearest = compare_patches(around_tried, known)
+    scores = _score(nearest, weights[nearest[1]], shape, smoothing)
+    possible = ~(bounds < scores.masked_fill(~tried, -torch.inf).amax(dim=1, keepdim=True))
+    return compare_patches(_around(possible, shape, radius) & ~around_tried, nearest)
+
+
+def _score(nearest: Nearest, weights: torch.Tensor, shape: tuple[int, int, int], smoothing: float) -> torch.Tensor:
+    """Return smoothed scores of shape ``(batch, height * width)``."""
+    return smooth((nearest[0] * weights).view(shape), smoothing).flatten(1)
 
 
 def _around(mask: torch.Tensor, shape: tuple[int, int, int], radius: int) -> torch.Tensor:
@@ -137,10 +140,11 @@ def _around(mask: torch.Tensor, shape: tuple[int, int, int], radius: int) -> tor
 
 
 def _worth_pruning(queries: torch.Tensor, parts: Sequence[tuple[int, int]]) -> bool:
-    rows = sum(stop - start for start, stop in parts)
-    return queries.device.type == "cpu" and rows * queries.shape[1] >= SMALLEST_PART
+    """Return whether it takes less time to compare few patches with some parts; on a GPU it does not."""
+    count = sum(stop - start for start, stop in parts)
+    return (is_traced() or queries.device.type == "cpu") and count * queries.shape[1] >= SMALLEST_OWN_PART
 
 
-def _contains(pair: tuple[int, int], part: tuple[int, int]) -> bool:
+def _contains(rows: tuple[int, int], part: tuple[int, int]) -> bool:
     """Return whether a range contains a part that :func:`disjoint` gives."""
-    return pair[0] <= part[0] < pair[1]
+    return rows[0] <= part[0] < rows[1]

@@ -22,9 +22,11 @@ from anomalib_softpatch.components.nearest_neighbors import (
     PrunedIndex,
     nearer,
     nearest_neighbors,
+    put,
+    select,
 )
 from anomalib_softpatch.components.pruning import LeadingAxes, rounding_allowance, sufficient_axes
-from anomalib_softpatch.components.tracing import put, rows_of, select, without_autocast
+from anomalib_softpatch.components.tracing import rows_of, without_autocast
 
 # One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size
 REDUCTION = 6
@@ -50,7 +52,7 @@ class GraphIndex:
         axes: What rows are reduced by.
 
     Attributes:
-        blocks: Of each part, its reduced rows in blocks by their first and last row: transposed reduced rows of shape
+        blocks: Of each part, blocks of rows by their range ``(start, stop)``: transposed reduced rows of shape
             ``(a + 1, b)``, and their squared lengths, infinity where the block has no row.
     """
 
@@ -58,10 +60,11 @@ class GraphIndex:
     def __init__(self, bank: torch.Tensor, ranges: Sequence[tuple[int, int]], axes: LeadingAxes) -> None:
         self.axes = axes
         self.blocks: dict[tuple[int, int], dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]] = {}
-        for first, last in disjoint(ranges):
-            count = -(-(last - first) // BANK_BLOCK)
-            edges = [first + (last - first) * block // count for block in range(count + 1)]
-            blocks = self.blocks[first, last] = {}
+        for part in disjoint(ranges):
+            size = part[1] - part[0]
+            count = -(-size // BANK_BLOCK)
+            edges = [part[0] + size * block // count for block in range(count + 1)]
+            blocks = self.blocks[part] = {}
             for start, stop in pairwise(edges):
                 points = axes.reduce(bank[start:stop])
                 norms = points.square().sum(dim=1)
@@ -86,8 +89,7 @@ class GraphIndex:
             bank: The bank, shape ``(m, d)``.
 
         Returns:
-            A function of queries, the rows ``(start, stop)`` of a part, and what is known of them or ``None``. It gives
-            the nearest row, that or what is known, the first one of rows that rounding leaves equally near.
+            The search, which names the first one of rows that rounding leaves equally near.
         """
         return partial(self._search, _no_constant(bank, queries), bank.square().sum(dim=1))
 
@@ -116,18 +118,17 @@ class GraphIndex:
     def _by_shortlist(
         self, bank: torch.Tensor, queries: torch.Tensor, part: tuple[int, int], known: Nearest | None, size: int
     ) -> tuple[Nearest, torch.Tensor]:
-        """Return the nearest rows on the shortlists, or what is known, and whether other rows may be nearer.
+        """Return what is nearest of the rows on the shortlists and what is known, and whether other rows may be nearer.
 
         Args:
             bank: The bank, shape ``(m, d)``.
             queries: Shape ``(n, d)``.
             part: Rows ``(start, stop)`` of the bank.
-            known: See :meth:`in_graph`.
+            known: What is nearest so far.
             size: Rows on a shortlist.
         """
         points = self.axes.reduce(queries)
-        after = torch.zeros_like(queries[0, 0], dtype=torch.long) if known is None else known[1].amin(dim=0)
-        bounds, rows = self._shortlist(-2 * points, part, after.clamp(max=0), size)  # bounds without |q|^2
+        bounds, rows = self._shortlist(-2 * points, part, size, known)  # bounds without |q|^2
         found = _nearest_of_shortlist(queries, bank, rows)
         found = found if known is None else nearer(known, found)
         squares = found[0].square()
@@ -135,23 +136,25 @@ class GraphIndex:
         return found, ~(bounds[:, -1] > limits)  # NaN, too
 
     def _shortlist(
-        self, scaled: torch.Tensor, part: tuple[int, int], after: torch.Tensor, size: int
+        self, scaled: torch.Tensor, part: tuple[int, int], size: int, known: Nearest | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the lowest bounds in a part, sorted, and the rows that they belong to, both of shape ``(n, size)``.
 
         Args:
             scaled: Reduced queries times -2, shape ``(n, a + 1)``.
             part: Rows ``(start, stop)`` of the bank.
-            after: 0, from what has to be computed before.
             size: Rows on a shortlist.
+            known: What was found before.
         """
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        before = None if known is None else known[1][:, None]
         for (start, stop), (points, norms) in self.blocks[part].items():
-            # As in the plain search: a product that depends on the block before cannot be computed early
-            after = found[0][1].amin(dim=(0, 1)).clamp(max=0) if found else after
+            # As in the plain search: a product that depends on what was found before cannot be computed early
+            rows = scaled if before is None else scaled + before.amin(dim=(0, 1)).clamp(max=0)
             with without_autocast(scaled.device):
-                bounds = torch.addmm(norms, scaled + after, points)
+                bounds = torch.addmm(norms, rows, points)
             found = [_merge([*found, _lowest(bounds, start, stop, size)])]
+            before = found[0][1]
         return found[0]
 
 

@@ -154,6 +154,16 @@ def nearer(first: Nearest, second: Nearest) -> Nearest:
     return torch.where(closer, first[0], second[0]), torch.where(closer, first[1], second[1])
 
 
+def select(nearest: Nearest, some: torch.Tensor) -> Nearest:
+    """Return what is nearest to some of the queries."""
+    return nearest[0].index_select(0, some), nearest[1].index_select(0, some)
+
+
+def put(nearest: Nearest, some: torch.Tensor, others: Nearest) -> Nearest:
+    """Return what is nearest with other rows for some of the queries; a query that is named twice has equal ones."""
+    return nearest[0].index_put((some,), others[0]), nearest[1].index_put((some,), others[1])
+
+
 class Index:
     """What searches one bank, made before the queries come.
 
@@ -210,7 +220,7 @@ class NearestNeighborSearch:
         bank: torch.Tensor,
         left_out: torch.Tensor | None = None,
         limits: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Nearest:
         """Find the nearest row of the bank, which may be restricted.
 
         Args:

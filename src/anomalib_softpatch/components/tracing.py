@@ -27,15 +27,3 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def rows_of(mask: torch.Tensor) -> torch.Tensor:
     """Return which elements are true, and the first one, since runtimes do not all bear tensors without elements."""
     return F.pad(mask.nonzero().squeeze(1), (1, 0))
-
-
-def select(pair: tuple[torch.Tensor, torch.Tensor], some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return some elements of two vectors."""
-    return pair[0].index_select(0, some), pair[1].index_select(0, some)
-
-
-def put(
-    pair: tuple[torch.Tensor, torch.Tensor], some: torch.Tensor, others: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two vectors with other values at some places, which may repeat with equal values."""
-    return pair[0].index_put((some,), others[0]), pair[1].index_put((some,), others[1])

@@ -102,8 +102,7 @@ def test_a_shortlist_alone_would_be_wrong():
     queries = 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     bank = anisotropic(3000, seed=1)
     index = GraphIndex.build(bank, [(0, 3000)])
-    nothing = torch.tensor(0)
-    _, rows = index._shortlist(-2 * index.axes.reduce(queries), (0, 3000), nothing, max(module.SHORTLISTS))
+    _, rows = index._shortlist(-2 * index.axes.reduce(queries), (0, 3000), max(module.SHORTLISTS))
     distances, _ = module._nearest_of_shortlist(queries, bank, rows)
     assert (distances.numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
 
@@ -114,7 +113,7 @@ def test_shortlist_is_that_of_the_lowest_bounds(size):
     queries, bank = anisotropic(30), anisotropic(2777, seed=1)
     index = GraphIndex.build(bank, [(0, len(bank))])
     points = index.axes.reduce(queries)
-    bounds, rows = index._shortlist(-2 * points, (0, len(bank)), torch.tensor(0), size)
+    bounds, rows = index._shortlist(-2 * points, (0, len(bank)), size)
     expected = brute_force(points, index.axes.reduce(bank)) ** 2
     found = bounds.double().numpy() + points.double().square().sum(dim=1)[:, None].numpy()
     np.testing.assert_allclose(found, np.sort(expected, axis=1)[:, :size], atol=1e-5)
@@ -128,6 +127,16 @@ def test_one_row_far_away_costs_nothing(searched_again):
     index = GraphIndex.build(bank, [(0, 3000)])
     check(queries, bank, [(0, 3000)], search_ranges(index, queries, bank, [(0, 3000)]))
     assert max(searched_again) < 60
+
+
+def test_what_is_known_leaves_no_doubt(searched_again, monkeypatch):
+    """About a part that would go to the plain search if it were the only one."""
+    monkeypatch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
+    bank, ranges = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0)), [(0, 3000), (2000, 3000)]
+    check(bank[:200], bank, ranges, search_ranges(GraphIndex.build(bank, ranges), bank[:200], bank, ranges))
+    _, after_the_other_part, alone = searched_again
+    assert after_the_other_part == 1  # which comes along always
+    assert alone > 150
 
 
 def test_duplicates(searched_again):

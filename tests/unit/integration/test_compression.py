@@ -92,7 +92,7 @@ def test_unprotected_compression_quantizes_the_bank(exported, model):
 
 def test_pruned_search_is_left_out(model, tmp_path, monkeypatch) -> None:
     """All products but the backbone's, of which there are none: the axes, the bounds and the plain search."""
-    monkeypatch.setattr(bank_search, "SMALLEST_PART", 0)
+    monkeypatch.setattr(bank_search, "SMALLEST_OWN_PART", 0)
     monkeypatch.setattr(graph_index, "SMALLEST_INDEX", 0)
     monkeypatch.setattr(graph_index, "SMALLEST_BANK", 0)
     monkeypatch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)

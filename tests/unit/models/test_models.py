@@ -4,6 +4,7 @@
 """The models against Anomalib's PatchCore and NumPy in float64, their options, their state, and their errors."""
 
 import copy
+import importlib
 import re
 
 import numpy as np
@@ -20,10 +21,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
-from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.components import DenoisingMemoryBank, bank_search
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.models import SoftPatchModel
 
+nearest_neighbors_module = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
 LAYERS = ["layer1", "layer2"]
 # SoftPatch+ as in its paper
 PAPER = {
@@ -64,6 +66,40 @@ def fit(model, images, seed=0):
 @pytest.fixture(scope="module")
 def images():
     return torch.randn(12, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 3])
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_scores_are_those_of_a_whole_search(num_neighbors, smoothing, indexed, monkeypatch):
+    """Although few patches are compared with the rows that only the image score needs; with rows left out, too."""
+    rows = torch.randn(1300, 6, generator=torch.Generator().manual_seed(0)) @ torch.randn(
+        6, 192, generator=torch.Generator().manual_seed(1)
+    )
+    bank, features = rows[:500], rows[500:].view(2, 20, 20, 192) + 0.1
+    features[:, 4:8, 5:9] *= 6
+    model = softpatch_model(num_neighbors=num_neighbors, score_smoothing=smoothing).eval()
+    weights = 1 + torch.rand(500, generator=torch.Generator().manual_seed(2))
+    model.set_memory_bank(bank, weights, [(0, 300), (200, 500)])
+    some = torch.zeros(500, dtype=torch.bool)
+    some[100:250] = True
+    shared = torch.zeros(500, dtype=torch.bool)
+    shared[200:300] = True
+    monkeypatch.setattr(nearest_neighbors_module, "SMALLEST_INDEX", 0 if indexed else 2**40)
+    counts = []
+    nearest = model.search.nearest
+    monkeypatch.setattr(model.search, "nearest", lambda *args: (counts.append(len(args[0])), nearest(*args))[1])
+    for left_out in (None, some, shared):
+        found, compared = [], []
+        for smallest in (0, 2**40):
+            monkeypatch.setattr(bank_search, "SMALLEST_OWN_PART", smallest)
+            counts.clear()
+            found.append(model.score(features, (80, 80), left_out))
+            compared.append(sum(counts))
+        assert compared[1] == 3 * 800
+        assert compared[0] < compared[1] or left_out is shared
+        torch.testing.assert_close(found[0].pred_score, found[1].pred_score, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found[0].anomaly_map, found[1].anomaly_map, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("num_neighbors", "seed"), [(1, 0), (4, 0), (9, 3)])

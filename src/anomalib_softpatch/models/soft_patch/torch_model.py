@@ -196,7 +196,12 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
         shape = (batch_size, height, width)
         scores, nearest, map_scores = score_by_banks(
-            self._make_search(queries, left_out), queries, self.weights, self._used_ranges, shape, self.score_smoothing
+            self._search_of_parts(queries, left_out),
+            queries,
+            self.weights,
+            self._used_ranges,
+            shape,
+            self.score_smoothing,
         )
         image_scores = self._score_images(scores, nearest, queries)
         return image_scores, map_scores.view(batch_size, 1, height, width)
@@ -282,8 +287,13 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         """Rows of the banks that give the image score and the map."""
         return self.bank_ranges[0], self.bank_ranges[-1]
 
-    def _make_search(self, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
-        """Return a search of parts of the banks; for the arguments see :meth:`_score`."""
+    def _search_of_parts(self, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
+        """Return a search of parts of the banks.
+
+        Args:
+            queries: All queries that will come, shape ``(n, d)``.
+            left_out: See :meth:`score`.
+        """
         if self._graph_index is not None and is_traced():
             return self._graph_index.in_graph(queries, self.memory_bank)
 
