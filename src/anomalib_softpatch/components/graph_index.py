@@ -129,8 +129,7 @@ class GraphIndex:
         """
         points = self.axes.reduce(queries)
         bounds, rows = self._shortlist(-2 * points, part, size, known)  # bounds without |q|^2
-        found = _nearest_of_shortlist(queries, bank, rows)
-        found = found if known is None else nearer(known, found)
+        found = nearer(known, _nearest_of_shortlist(queries, bank, rows))
         squares = found[0].square()
         limits = squares - points.square().sum(dim=1) + rounding_allowance(queries, points, squares)
         return found, ~(bounds[:, -1] > limits)  # NaN, too

@@ -148,8 +148,10 @@ def _least(squares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     return value, best * ROWS_OF_GROUP + place
 
 
-def nearer(first: Nearest, second: Nearest) -> Nearest:
-    """Return the nearer of two rows for each query, the first one of equally near ones."""
+def nearer(first: Nearest | None, second: Nearest) -> Nearest:
+    """Return the nearer of two rows for each query, the first of equally near ones; the second where it is alone."""
+    if first is None:
+        return second
     closer = (first[0] < second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
     return torch.where(closer, first[0], second[0]), torch.where(closer, first[1], second[1])
 

@@ -32,8 +32,7 @@ def prune_small_parts(monkeypatch):
 
 def plain_search(bank, queries, part, known):
     distances, rows = nearest_neighbors(queries, bank[slice(*part)])
-    found = distances.squeeze(1), rows.squeeze(1) + part[0]
-    return found if known is None else nearer(known, found)
+    return nearer(known, (distances.squeeze(1), rows.squeeze(1) + part[0]))
 
 
 class Search:
@@ -123,8 +122,7 @@ def test_any_scores(smoothing, monkeypatch):
         weights = torch.tensor([1.0, 1 + 0.6 * float(torch.rand(1, generator=generator)), 1.0])
 
         def search(some, part, known, distances=distances):
-            found = distances[part[0], some[:, 0]], torch.full((len(some),), part[0])
-            return found if known is None else nearer(known, found)
+            return nearer(known, (distances[part[0], some[:, 0]], torch.full((len(some),), part[0])))
 
         results = []
         for smallest in (0, 2**40):

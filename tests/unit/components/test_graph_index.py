@@ -203,7 +203,7 @@ def export(bank, ranges, folder):
     }
 
 
-@pytest.mark.parametrize("name", ["one", "two that share rows"])  # an export takes long
+@pytest.mark.parametrize("name", ["one", "two that share rows", "nested"])  # an export takes long
 def test_export(name, tmp_path):
     """Any number of queries, easy and hard ones in turn: what is left over from the image before does no harm."""
     bank, ranges = anisotropic(3000, 32), RANGES[name]

@@ -302,8 +302,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             rows = None if left_out is None else left_out[start:stop]
             limits = None if known is None else known[0]
             distances, indices = self.search.nearest(some, self.memory_bank[start:stop], rows, limits)
-            found = distances, indices + start
-            return found if known is None else nearer(known, found)
+            return nearer(known, (distances, indices + start))
 
         return search
 
