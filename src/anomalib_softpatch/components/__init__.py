@@ -13,6 +13,7 @@ from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearc
 from anomalib_softpatch.components.patch_features import PatchFeatureExtractor
 from anomalib_softpatch.components.patch_scores import PatchScores, score_patches
 from anomalib_softpatch.components.references import References, nearest_patches
+from anomalib_softpatch.components.support_radii import support_radii
 from anomalib_softpatch.components.threshold import keep_mask
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "nearest_patches",
     "ranks",
     "score_patches",
+    "support_radii",
 ]

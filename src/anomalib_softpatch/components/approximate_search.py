@@ -95,10 +95,10 @@ class ApproximateSearch(NearestNeighborSearch):
         super().__init__()
         _faiss()
 
-    def make_index(self, bank: torch.Tensor) -> Index:
-        """Return an index of faiss where one suits the bank, else the exact one."""
+    def make_index(self, bank: torch.Tensor, radii: torch.Tensor | None = None) -> Index:
+        """Return an index of faiss where one suits the bank, and the exact one otherwise."""
         if len(bank) >= SMALLEST_BANK and bank.isfinite().all():
-            index = ApproximateIndex(bank)
+            index = ApproximateIndex(bank, radii)
             excess = index.excess()
             if excess <= LARGEST_EXCESS:
                 return index
@@ -106,7 +106,7 @@ class ApproximateSearch(NearestNeighborSearch):
                 "The memory bank is searched exactly: faiss would find rows that are %.0f %% farther than the nearest.",
                 100 * excess,
             )
-        return super().make_index(bank)
+        return super().make_index(bank, radii)
 
 
 class ApproximateIndex(Index):
@@ -116,9 +116,11 @@ class ApproximateIndex(Index):
 
     Args:
         bank: Shape ``(m, d)``, float32 or float64, finite, on the CPU; m at least 256.
+        radii: Support radii of its rows, shape ``(m,)``. Default: none.
 
     Attributes:
         bank: The bank.
+        radii: The support radii. They choose among the candidates, which the distances alone bring up.
         axes: The leading axes; ``None`` where rows stay as they are.
         index: The index of faiss.
 
@@ -127,8 +129,9 @@ class ApproximateIndex(Index):
     """
 
     @torch.no_grad()
-    def __init__(self, bank: torch.Tensor) -> None:
+    def __init__(self, bank: torch.Tensor, radii: torch.Tensor | None = None) -> None:
         self.bank = bank
+        self.radii = radii
         self.axes = None
         for length in (LENGTH, 2 * LENGTH, 4 * LENGTH):
             if self.axes is None and length < bank.shape[1]:
@@ -185,7 +188,7 @@ class ApproximateIndex(Index):
         Some rows of the bank are the queries, and the nearest other one is what is looked for.
         """
         queries = self.bank[:: max(1, len(self.bank) // TRIALS)]
-        nearest = nearest_neighbors(queries, self.bank, k=2)[0][:, 1]
+        nearest = nearest_neighbors(queries, self.bank, k=2, radii=self.radii)[0][:, 1]
         found = self.search(queries, k=2)[0][:, 1]
         distinct = nearest > 0
         return float((found[distinct] / nearest[distinct]).mean()) - 1 if distinct.any() else 0.0
@@ -203,12 +206,14 @@ class ApproximateIndex(Index):
                 for some, others in zip(queries.split(size), candidates.split(size), strict=True)
             ]
         )
+        if self.radii is not None:
+            squares = torch.maximum(squares, self.radii[candidates].square())
         squares[candidates < 0] = torch.inf
         squares, order = squares.sort(dim=1, stable=True)
         distances, indices = squares[:, :k].sqrt(), candidates.gather(1, order)[:, :k]
         short = (indices < 0).any(dim=1)  # clusters with too few rows; queries that are no numbers
         if short.any():
-            distances[short], indices[short] = nearest_neighbors(queries[short], self.bank, k)
+            distances[short], indices[short] = nearest_neighbors(queries[short], self.bank, k, radii=self.radii)
         return distances, indices
 
 

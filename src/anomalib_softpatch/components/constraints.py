@@ -37,11 +37,13 @@ def at_least(minimum: float, unit: str = "") -> Constraint:
 SHARE_TO_REMOVE = Constraint(
     lambda value: _is_number(value) and 0 <= value < 1, "at least 0 and below 1 (a share of the patches)"
 )
-SHARE_TO_REMOVE_OR_AUTO = Constraint(
-    lambda value: value == "auto" or SHARE_TO_REMOVE.holds(value), f"'auto', or {SHARE_TO_REMOVE.text}"
-)
 SHARE_TO_KEEP = Constraint(
     lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1 (a share of the patches)"
+)
+MIN_IMAGES = Constraint(
+    lambda value: value == "auto"
+    or (_is_number(value) and (0 < value < 1 or (value >= 1 and value == int(value)))),
+    "'auto', a number of images of at least 1, or a share of the images above 0 and below 1",
 )
 NEIGHBORHOOD = Constraint(
     lambda value: value == "image" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0),

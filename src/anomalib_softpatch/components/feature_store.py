@@ -166,11 +166,23 @@ class FeatureStore:
         images, height, width, channels = self.shape
         device = self.device if matrix is None else matrix.device
         projected = torch.empty(images, height, width, channels if matrix is None else matrix.shape[1], device=device)
+        for numbers, batch in self.numbered_batches(device):
+            projected[numbers] = batch if matrix is None else batch @ matrix
+        return projected
+
+    def numbered_batches(self, device: torch.device | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the features batch by batch, with the numbers of their images.
+
+        Args:
+            device: Where to put them. Default: the device of the features.
+
+        Yields:
+            Numbers of the images, shape ``(b,)``, and features of shape ``(b, height, width, channels)``, float32.
+        """
+        device = device or self.device
         numbers = self._numbers().to(device)
         for batch, rows in zip(self._batches, numbers.split([len(batch) for batch in self._batches]), strict=True):
-            part = batch.to(device, torch.float32)
-            projected[rows] = part if matrix is None else part @ matrix
-        return projected
+            yield rows, batch.to(device, torch.float32)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the features of some patches.

@@ -9,6 +9,7 @@ See ``docs/pruning.md`` for why it finds what a full search finds.
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -37,6 +38,8 @@ MANY_IN_DOUBT = 0.5
 # Rows from which a shortlist is worth its time
 SMALLEST_BANK = 1024
 
+Block: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
 
 class GraphIndex:
     """Search parts of a bank: bounds of all rows, distances to the few that they leave.
@@ -50,16 +53,24 @@ class GraphIndex:
         bank: Shape ``(m, d)``, float32 or float64.
         ranges: Rows ``(start, stop)`` of each range, at least one row. Parts are what :func:`disjoint` makes of them.
         axes: What rows are reduced by.
+        radii: Support radii of the rows, shape ``(m,)``; ``None`` for none.
 
     Attributes:
         blocks: Of each part, blocks of rows by their range ``(start, stop)``: transposed reduced rows of shape
-            ``(a + 1, b)``, and their squared lengths, infinity where the block has no row.
+            ``(a + 1, b)``; their squared lengths, infinity where the block has no row; and their squared radii.
     """
 
     @torch.no_grad()
-    def __init__(self, bank: torch.Tensor, ranges: Sequence[tuple[int, int]], axes: LeadingAxes) -> None:
+    def __init__(
+        self,
+        bank: torch.Tensor,
+        ranges: Sequence[tuple[int, int]],
+        axes: LeadingAxes,
+        radii: torch.Tensor | None = None,
+    ) -> None:
         self.axes = axes
-        self.blocks: dict[tuple[int, int], dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]] = {}
+        self.radii = radii
+        self.blocks: dict[tuple[int, int], dict[tuple[int, int], Block]] = {}
         for part in disjoint(ranges):
             size = part[1] - part[0]
             count = -(-size // BANK_BLOCK)
@@ -70,16 +81,19 @@ class GraphIndex:
                 norms = points.square().sum(dim=1)
                 padding = -len(points) % ROWS_OF_GROUP
                 points = F.pad(points, (0, 0, 0, padding)).T.contiguous()
-                blocks[start, stop] = points, F.pad(norms, (0, padding), value=torch.inf)
+                smallest = None if radii is None else F.pad(radii[start:stop].square(), (0, padding))
+                blocks[start, stop] = points, F.pad(norms, (0, padding), value=torch.inf), smallest
 
     @classmethod
-    def build(cls, bank: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> "GraphIndex | None":
+    def build(
+        cls, bank: torch.Tensor, ranges: Sequence[tuple[int, int]], radii: torch.Tensor | None = None
+    ) -> "GraphIndex | None":
         """Return an index of a bank, or ``None`` where the plain search is as fast."""
         dtypes = PrunedIndex.DTYPES
         if bank.numel() < SMALLEST_INDEX or len(bank) < SMALLEST_BANK or bank.dtype not in dtypes:
             return None
         axes = sufficient_axes(bank.detach(), bank.shape[1] // REDUCTION)
-        return None if axes is None else cls(bank.detach(), ranges, axes)
+        return None if axes is None else cls(bank.detach(), ranges, axes, radii)
 
     def in_graph(self, queries: torch.Tensor, bank: torch.Tensor) -> Search:
         """Return a search of the parts, for the graph that is recorded.
@@ -111,7 +125,7 @@ class GraphIndex:
         some = rows_of(in_doubt)
         # Where it is not needed, of a few rows only
         distances, rows = nearest_neighbors(
-            queries.index_select(0, some), bank, within=part, needed=in_doubt.any(), norms=norms
+            queries.index_select(0, some), bank, within=part, needed=in_doubt.any(), norms=norms, radii=self.radii
         )
         return put(found, some, nearer(select(found, some), (distances.squeeze(1), rows.squeeze(1))))
 
@@ -128,33 +142,62 @@ class GraphIndex:
             size: Rows on a shortlist.
         """
         points = self.axes.reduce(queries)
-        bounds, rows = self._shortlist(-2 * points, part, size, known)  # bounds without |q|^2
-        found = nearer(known, _nearest_of_shortlist(queries, bank, rows))
+        lengths = points.square().sum(dim=1)
+        bounds, rows = self._shortlist(-2 * points, lengths, part, size, known)  # bounds without |q|^2
+        found = nearer(known, self._nearest_of_shortlist(queries, bank, rows))
         squares = found[0].square()
-        limits = squares - points.square().sum(dim=1) + rounding_allowance(queries, points, squares)
+        limits = squares - lengths + rounding_allowance(queries, points, squares)
         return found, ~(bounds[:, -1] > limits)  # NaN, too
 
     def _shortlist(
-        self, scaled: torch.Tensor, part: tuple[int, int], size: int, known: Nearest | None = None
+        self,
+        scaled: torch.Tensor,
+        lengths: torch.Tensor,
+        part: tuple[int, int],
+        size: int,
+        known: Nearest | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the lowest bounds in a part, sorted, and the rows that they belong to, both of shape ``(n, size)``.
 
         Args:
             scaled: Reduced queries times -2, shape ``(n, a + 1)``.
+            lengths: Squared lengths of the reduced queries, shape ``(n,)``.
             part: Rows ``(start, stop)`` of the bank.
             size: Rows on a shortlist.
             known: What was found before.
         """
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         before = None if known is None else known[1][:, None]
-        for (start, stop), (points, norms) in self.blocks[part].items():
+        for (start, stop), (points, norms, smallest) in self.blocks[part].items():
             # As in the plain search: a product that depends on what was found before cannot be computed early
             rows = scaled if before is None else scaled + before.amin(dim=(0, 1)).clamp(max=0)
             with without_autocast(scaled.device):
                 bounds = torch.addmm(norms, rows, points)
+            if smallest is not None:
+                bounds = torch.maximum(bounds, smallest - lengths[:, None])
             found = [_merge([*found, _lowest(bounds, start, stop, size)])]
             before = found[0][1]
         return found[0]
+
+    def _nearest_of_shortlist(self, queries: torch.Tensor, bank: torch.Tensor, rows: torch.Tensor) -> Nearest:
+        """Return the nearest rows of the bank on the shortlists.
+
+        Args:
+            queries: Shape ``(n, d)``.
+            bank: Shape ``(m, d)``.
+            rows: Rows of the bank, shape ``(n, s)``. The last one does not count: its bound is that of the other rows.
+        """
+        rows, negated = rows[:, :-1], -queries
+        # One after the other, which bounds memory
+        found = [
+            torch.linalg.norm(bank.index_select(0, candidates) + negated, dim=1) for candidates in rows.unbind(dim=1)
+        ]
+        distances = torch.stack(found, dim=1)
+        if self.radii is not None:
+            distances = torch.maximum(distances, self.radii[rows])
+        least = distances.amin(dim=1)
+        return least, torch.where(distances == least[:, None], rows, bank.shape[0] - 1).amin(dim=1)
+
 
 
 def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
@@ -199,19 +242,3 @@ def _merge(shortlists: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[tor
     bounds, rows = (torch.cat(parts, dim=1) for parts in zip(*shortlists, strict=True))
     bounds, order = bounds.topk(shortlists[0][0].shape[1], dim=1, largest=False)
     return bounds, rows.gather(1, order)
-
-
-def _nearest_of_shortlist(queries: torch.Tensor, bank: torch.Tensor, rows: torch.Tensor) -> Nearest:
-    """Return the nearest rows of the bank on the shortlists.
-
-    Args:
-        queries: Shape ``(n, d)``.
-        bank: Shape ``(m, d)``.
-        rows: Rows of the bank, shape ``(n, s)``. The last one does not count: its bound is that of the other rows.
-    """
-    rows, negated = rows[:, :-1], -queries
-    # One after the other, which bounds memory
-    found = [torch.linalg.norm(bank.index_select(0, candidates) + negated, dim=1) for candidates in rows.unbind(dim=1)]
-    distances = torch.stack(found, dim=1)
-    least = distances.amin(dim=1)
-    return least, torch.where(distances == least[:, None], rows, bank.shape[0] - 1).amin(dim=1)

@@ -3,7 +3,8 @@
 
 """Denoising memory bank: from the features of noisy training images to patches and weights to compare with.
 
-The stages, each a module of its own: features -> discriminator scores -> kept patches and weights -> coreset -> bank.
+The stages, each a module of its own: features -> discriminator scores -> kept patches and weights -> coreset ->
+support radii -> bank.
 
 Example:
     >>> import torch
@@ -15,6 +16,7 @@ Example:
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +28,10 @@ import torch
 from anomalib.models.components.dimensionality_reduction import SparseRandomProjection
 
 from anomalib_softpatch.components.constraints import (
+    MIN_IMAGES,
     NEIGHBORHOOD,
     SHARE_TO_KEEP,
-    SHARE_TO_REMOVE_OR_AUTO,
+    SHARE_TO_REMOVE,
     at_least,
     check,
     check_discriminators,
@@ -36,32 +39,26 @@ from anomalib_softpatch.components.constraints import (
 )
 from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
-from anomalib_softpatch.components.duplicates import duplicate_groups
+from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
-from anomalib_softpatch.components.prototypes import prototypes
-from anomalib_softpatch.components.support import (
-    bearable_share,
-    exceptional_distances,
-    support_curve,
-    support_distances,
-)
+from anomalib_softpatch.components.support_radii import calibrate, support_radii
 from anomalib_softpatch.components.threshold import keep_mask
 
 logger = logging.getLogger(__name__)
 
 CONSTRAINTS = {
-    "thresholds": SHARE_TO_REMOVE_OR_AUTO,
+    "thresholds": SHARE_TO_REMOVE,
+    "min_images": MIN_IMAGES,
     "coreset_sampling_ratio": SHARE_TO_KEEP,
     "lof_k": at_least(1),
     "neighborhood": NEIGHBORHOOD,
     "max_references": at_least(1),
     "seed": at_least(0),
-    "prototypes": one_of((False, True)),
 }
-# Share that "auto" removes at most, from the first bank and from a second one, for the map: an image score wants to
-# keep rare normal patches, a map wants a clean bank (SoftPatch+).
-LARGEST_SHARES = (0.35, 0.5)
+# How many images must show something by default, the patch's own included: two cost little on any set, while each
+# further one is paid for by rare normal patches; see docs/results.md.
+AUTO_MIN_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -69,25 +66,28 @@ class DenoisingResult:
     """What a fit gives. Patches are numbered ``image * height * width + row * width + column``.
 
     Attributes:
-        features: Patches of all banks, each stored once, or their prototypes, shape ``(m, channels)``, or
-            ``(m, channels + 1)`` with the further coordinate of :func:`support_distances`.
+        features: Patches of all banks, each stored once, shape ``(m, channels)``.
         weights: Weight of each of them, shape ``(m,)``; ones without soft weights.
+        radii: Support radius of each of them, calibrated, shape ``(m,)``; zeros with ``min_images=1``.
         indices: Which training patch each of them is, shape ``(m,)``.
         bank_ranges: Rows that belong to each bank as ``(start, stop)``, one per threshold.
         scores: Noise scores of all training patches; ``None`` if nothing asked for scores.
         kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
         shares: Share of all patches that was to be removed from each bank.
+        min_images: How many images must show something, the patch's own included.
         groups: Number of each image's group of duplicates, see :func:`duplicate_groups`, shape ``(images,)``.
         keys: Keys of the images in their order; empty if some came without.
     """
 
     features: torch.Tensor
     weights: torch.Tensor
+    radii: torch.Tensor
     indices: torch.Tensor
     bank_ranges: tuple[tuple[int, int], ...]
     scores: PatchScores | None
     kept: torch.Tensor
     shares: tuple[float, ...]
+    min_images: int
     groups: torch.Tensor
     keys: tuple[str, ...] = ()
 
@@ -98,20 +98,17 @@ class DenoisingMemoryBank:
     Args:
         discriminators: Names of the noise discriminators. One: its scores are used as they are (SoftPatch). Several:
             the mean of their ranks (SoftPatch+).
-        thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks. ``"auto"``: as
-            many as normal images can bear, see :mod:`anomalib_softpatch.components.support`; where that is little, as
-            with objects that lie in any direction, none, and patches with exceptionally little support vouch for
-            others only as far as other images vouch for them.
+        thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks.
         coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
-            the papers. With ``"auto"`` the second bank takes over what it may of the first one and is as dense: smaller
-            by as much as it has fewer patches to choose from.
+            the papers.
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
             paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
             for 1 + r; ``"lof"`` for the local outlier factor; ``True`` for the default of SoftPatch+, see there.
-        prototypes: Replace each patch of the bank by its mean with its nearest ones in other images, see
-            :func:`prototypes`. Where nothing is removed and nothing is weighed, and where positions do not correspond,
-            patches stay as they are.
-        lof_k: Neighbours of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
+        min_images: Normal is what at least so many training images show: a number, a share of the images, or
+            ``"auto"`` (3). Patches of the bank get support radii, see
+            :mod:`anomalib_softpatch.components.support_radii`; copies of an image count as one. 1, as in the papers:
+            no radii.
+        lof_k: Neighbors of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
         neighborhood: Compare patches with those of other images at the same grid position (0, as in the papers), up to
             so many positions away, or of the whole ``"image"``.
         max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
@@ -127,10 +124,10 @@ class DenoisingMemoryBank:
     def __init__(
         self,
         discriminators: Sequence[str] = ("lof",),
-        thresholds: Sequence[float | Literal["auto"]] = (0.15,),
+        thresholds: Sequence[float] = (0.15,),
         coreset_sampling_ratio: float = 0.1,
         soft_weight: bool | Literal["rank", "lof"] = True,
-        prototypes: bool = False,
+        min_images: int | float | Literal["auto"] = 1,
         lof_k: int = 6,
         neighborhood: int | Literal["image"] = 0,
         max_references: int = 4096,
@@ -140,7 +137,7 @@ class DenoisingMemoryBank:
         self.thresholds = tuple(thresholds)
         self.coreset_sampling_ratio = coreset_sampling_ratio
         self.soft_weight = soft_weight
-        self.prototypes = prototypes
+        self.min_images = min_images
         self.lof_k = lof_k
         self.neighborhood = neighborhood
         self.max_references = max_references
@@ -160,8 +157,13 @@ class DenoisingMemoryBank:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether patches have to be scored: not if none is removed and none is weighed, which is PatchCore."""
-        return bool(self.soft_weight) or any(self.thresholds)
+        """Whether patches have to be scored: not if none is removed, weighed or given a radius, which is PatchCore."""
+        return bool(self.soft_weight) or any(self.thresholds) or self.has_radii
+
+    @property
+    def has_radii(self) -> bool:
+        """Whether the patches of the bank get support radii."""
+        return self.min_images != 1
 
     def fit(self, features: torch.Tensor | FeatureStore) -> DenoisingResult:
         """Score all patches, remove the noisiest, choose coresets of the rest and weigh them.
@@ -190,66 +192,55 @@ class DenoisingMemoryBank:
                 f"bank: use at least {1 / patches:.1e}."
             )
             raise ValueError(msg)
-        scores, shares, aligned, projected = None, tuple(0.0 for _ in self.thresholds), True, None
-        groups = torch.arange(images)
+        scores, min_images, groups = None, 1, torch.arange(images)
         if self.needs_scores:
             projected = store.project(projection_matrix(store.shape[-1], store.device, self.seed))
-            scores = self._score(projected)
-            shares, aligned = self._shares(projected, scores)
             hashes = [sha256(image.cpu().numpy().tobytes()).digest() for image in projected]
             groups = duplicate_groups(hashes, projected)
-        kept = torch.stack([self._keep(scores, share, store) for share in shares])
-        if aligned and not self.prototypes:
-            projected = None  # a copy of all features, which the selection has better uses for
+            min_images = number_of_images(self.min_images, int(groups.max()) + 1)
+            scores = self._score(projected, groups, min_images - 1)
+            del projected  # of the size of the features, and what follows has better uses for the memory
+        kept = torch.stack([self._keep(scores, threshold, store) for threshold in self.thresholds])
         with seeded(self.seed):
             indices, bank_ranges = self._select(store, kept, size)
-        if projected is None:
-            features = store.rows(indices)
-        elif aligned:
-            features = prototypes(store, projected, indices)
-        else:
-            distances = exceptional_distances(support_distances(projected, indices), indices // (height * width))
-            features = torch.cat((store.rows(indices), distances[:, None]), dim=1)
+        features = store.rows(indices)
+        radii = torch.zeros(len(indices), device=indices.device)
+        if self.has_radii and scores is not None:
+            logger.info("Support radii: what fewer than %d images show does not count as normal.", min_images)
+            radii = support_radii(store, indices, groups, min_images - 1, self.neighborhood)
+            radii *= calibrate(store, features, indices, radii, scores.fused)
         return DenoisingResult(
             features=features,
             weights=self.weigh(scores, indices),
+            radii=radii,
             indices=indices,
             bank_ranges=bank_ranges,
             scores=scores,
             kept=kept.cpu(),
-            shares=shares,
+            shares=tuple(float(threshold) for threshold in self.thresholds),
+            min_images=min_images,
             groups=groups,
             keys=store.keys,
         )
 
-    def _score(self, projected: torch.Tensor) -> PatchScores:
-        return score_patches(
-            projected,
-            self.discriminators,
-            lof_k=self.lof_k,
-            neighborhood=self.neighborhood,
-            max_references=self.max_references,
-            seed=self.seed,
-        )
+    def _score(self, projected: torch.Tensor, groups: torch.Tensor, knn_k: int) -> PatchScores:
+        def score(features: torch.Tensor) -> PatchScores:
+            return score_patches(
+                features,
+                self.discriminators,
+                lof_k=self.lof_k,
+                knn_k=max(1, knn_k),
+                neighborhood=self.neighborhood,
+                max_references=self.max_references,
+                seed=self.seed,
+            )
 
-    def _shares(self, projected: torch.Tensor, scores: PatchScores) -> tuple[tuple[float, ...], bool]:
-        """Decide how much to remove from each bank, and whether positions correspond so that anything may go."""
-        if "auto" not in self.thresholds:
-            return tuple(float(threshold) for threshold in self.thresholds), True
-        curve = support_curve(projected, scores.fused)
-        largest = LARGEST_SHARES[: len(self.thresholds)]
-        shares = [
-            bearable_share(curve, most) if threshold == "auto" else float(threshold)
-            for threshold, most in zip(self.thresholds, largest, strict=True)
-        ]
-        unaligned = any(
-            threshold == "auto" and share < most / 2
-            for threshold, share, most in zip(self.thresholds, shares, largest, strict=True)
+        if not self.has_radii or not groups.any():  # as in the papers, where each image has a vote; copies of one image
+            return score(projected)
+        scores = score(projected[representatives(groups).to(projected.device)])
+        return PatchScores(
+            scores.fused[groups], {name: values[groups] for name, values in scores.by_discriminator.items()}
         )
-        if unaligned:
-            shares = [0.0 if threshold == "auto" else float(threshold) for threshold in self.thresholds]
-        logger.info("Shares of patches to remove: %s.", ", ".join(f"{100 * share:.0f} %" for share in shares))
-        return tuple(shares), not unaligned
 
     @staticmethod
     def _keep(scores: PatchScores | None, threshold: float, store: FeatureStore) -> torch.Tensor:
@@ -269,15 +260,14 @@ class DenoisingMemoryBank:
         projection.fit(torch.empty(1, device=device).expand(images * height * width, channels))
         projected = store.project(projection.sparse_random_matrix.T.contiguous()).flatten(0, 2)
         coresets: list[torch.Tensor] = []
-        for mask in kept.flatten(1).to(device):
+        masks = kept.flatten(1).to(device)
+        for mask in masks:
+            if coresets and torch.equal(mask, masks[0]):
+                coresets.append(coresets[0])
+                continue
             eligible = mask.nonzero().squeeze(1)
             # Of the CPU's generator, as KCenterGreedy draws on a CPU: another device then starts from the same patch
             first = eligible[torch.randint(high=len(eligible), size=(1,)).to(device)]
-            if coresets and "auto" in self.thresholds:
-                # As dense as the first bank, and of its rows as far as they may stay
-                size = min(size, max(1, size * len(eligible) // int(kept[0].sum())))
-                shared = _distinct(coresets[0][mask[coresets[0]]])[:size]
-                first = shared if len(shared) else first
             coreset = k_center_greedy(
                 projected,
                 size=min(size, len(eligible)),
@@ -350,3 +340,18 @@ def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[t
 def _distinct(coreset: torch.Tensor) -> torch.Tensor:
     """Return a coreset without what it repeats, as it does a row once all eligible ones coincide with centres."""
     return torch.tensor(list(dict.fromkeys(coreset.tolist())), dtype=torch.long, device=coreset.device)
+
+
+def number_of_images(min_images: float | Literal["auto"], images: int) -> int:
+    """Return how many images must show something for it to count as normal.
+
+    Args:
+        min_images: A number of images, a share of them below 1, or ``"auto"``.
+        images: How many there are, copies not counted.
+
+    Returns:
+        At least 1. A share is at least 2 images, since one shows everything that is in training.
+    """
+    if min_images == "auto":
+        return AUTO_MIN_IMAGES
+    return max(2, math.ceil(min_images * images)) if min_images < 1 else int(min_images)

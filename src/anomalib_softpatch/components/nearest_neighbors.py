@@ -52,11 +52,15 @@ def nearest_neighbors(
     within: tuple[int, int] | None = None,
     needed: torch.Tensor | None = None,
     norms: torch.Tensor | None = None,
+    radii: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest rows of the bank by Euclidean distance, exactly, in operations that every export target has.
 
-    Matrix products find the neighbours; the distances come from the differences, so that they keep their digits where
-    a query lies close to its neighbour. (Anomalib's PatchCore takes them from the expanded square.)
+    Matrix products find the neighbors; the distances come from the differences, so that they keep their digits where
+    a query lies close to its neighbor. (Anomalib's PatchCore takes them from the expanded square.)
+
+    A row with a support radius is no nearer than that: its distance is the mutual reachability distance
+    ``max(distance, radius)``, see :mod:`anomalib_softpatch.components.support_radii`.
 
     Args:
         queries: Shape ``(n, d)``.
@@ -68,6 +72,7 @@ def nearest_neighbors(
             Default: it will. For ``k = 1``.
         norms: Squared lengths of the rows of the bank, shape ``(m,)``; infinity where a row does not count. Default:
             they are computed.
+        radii: Support radii of the rows of the bank, shape ``(m,)``. Default: none.
 
     Returns:
         Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
@@ -75,10 +80,12 @@ def nearest_neighbors(
     traced = is_traced()
     first, last = within or (0, len(bank))
     if not traced and len(queries) > QUERY_BLOCK:
-        parts = [nearest_neighbors(part, bank, k, within, norms=norms) for part in queries.split(QUERY_BLOCK)]
+        parts = [nearest_neighbors(part, bank, k, within, norms=norms, radii=radii) for part in queries.split(QUERY_BLOCK)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, _squared_lengths(bank) if norms is None else norms
+    smallest = None if radii is None else radii.square()
+    lengths = None if radii is None else queries.square().sum(dim=1, keepdim=True)
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
     for start in range(first, last, BANK_BLOCK):
         stop = min(start + BANK_BLOCK, last)
@@ -90,10 +97,14 @@ def nearest_neighbors(
             groups = _first_of_groups(start, stop, after, needed) if k == 1 else None
             rows = torch.arange(start, stop, device=bank.device) + after if groups is None else _members(groups, stop)
             part, part_norms = bank.index_select(0, rows), norms.index_select(0, rows)
+            part_smallest = None if smallest is None else smallest.index_select(0, rows)
         else:
             part, part_norms = bank[start:stop], norms[start:stop]
+            part_smallest = None if smallest is None else smallest[start:stop]
         with without_autocast(queries.device):
-            squares = F.linear(scaled, part, part_norms)  # which exporters write without turning the bank
+            squares = F.linear(scaled, part, part_norms)  # which exporters write without transposing the bank
+        if part_smallest is not None:
+            squares = torch.maximum(squares, part_smallest - lengths)
         if groups is not None:
             value, index = _least(squares, groups.shape[0])
         elif k == 1:  # much faster than topk
@@ -110,7 +121,7 @@ def nearest_neighbors(
             values, best = torch.cat((values, value), dim=1).topk(min(k, stop - first), dim=1, largest=False)
             nearest = torch.cat((nearest, index), dim=1).gather(1, best)
     distances = (queries[:, None] - bank[nearest]).square().sum(dim=2).sqrt()
-    return distances, nearest
+    return distances if radii is None else torch.maximum(distances, radii[nearest]), nearest
 
 
 def _first_of_groups(start: int, stop: int, after: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
@@ -171,9 +182,11 @@ class Index:
 
     Attributes:
         bank: The bank, shape ``(m, d)``.
+        radii: Support radii of its rows, shape ``(m,)``; ``None`` for none.
     """
 
     bank: torch.Tensor
+    radii: torch.Tensor | None
 
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Find rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
@@ -196,7 +209,8 @@ class Index:
             rest = rest[~counts.any(dim=1)]
             if not len(rest):
                 return distance, index
-        distances, indices = nearest_neighbors(queries[rest], self.bank, norms=_squared_lengths(self.bank, left_out))
+        norms = _squared_lengths(self.bank, left_out)
+        distances, indices = nearest_neighbors(queries[rest], self.bank, norms=norms, radii=self.radii)
         distance[rest], index[rest] = distances.squeeze(1), indices.squeeze(1)
         return distance, index
 
@@ -211,10 +225,12 @@ class NearestNeighborSearch:
     def __init__(self) -> None:
         self._indexes: dict[tuple[Any, ...], Index] = {}
 
-    def __call__(self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, queries: torch.Tensor, bank: torch.Tensor, k: int = 1, radii: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest rows of the bank; arguments and returns are those of :func:`nearest_neighbors`."""
-        index = self._index(bank)
-        return nearest_neighbors(queries, bank, k) if index is None else index.search(queries, k)
+        index = self._index(bank, radii)
+        return nearest_neighbors(queries, bank, k, radii=radii) if index is None else index.search(queries, k)
 
     def nearest(
         self,
@@ -222,6 +238,7 @@ class NearestNeighborSearch:
         bank: torch.Tensor,
         left_out: torch.Tensor | None = None,
         limits: torch.Tensor | None = None,
+        radii: torch.Tensor | None = None,
     ) -> Nearest:
         """Find the nearest row of the bank, which may be restricted.
 
@@ -231,6 +248,7 @@ class NearestNeighborSearch:
             left_out: Rows of the bank that do not count, boolean of shape ``(m,)``. Default: all count.
             limits: Distances of shape ``(n,)``. Where all rows are farther, any of them may be named, with its
                 distance. Default: none.
+            radii: Support radii of the rows of the bank, shape ``(m,)``. Default: none.
 
         Returns:
             Distances and indices of shape ``(n,)``; infinite and 0 if all rows are left out.
@@ -238,24 +256,25 @@ class NearestNeighborSearch:
         if left_out is not None and left_out.all():
             nothing = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
             return queries.new_full((len(queries),), torch.inf), nothing
-        index = self._index(bank)
+        index = self._index(bank, radii)
         if index is not None:
             return index.nearest(queries, left_out, limits)
-        distances, indices = nearest_neighbors(queries, bank, norms=_squared_lengths(bank, left_out))
+        distances, indices = nearest_neighbors(queries, bank, norms=_squared_lengths(bank, left_out), radii=radii)
         return distances.squeeze(1), indices.squeeze(1)
 
-    def _index(self, bank: torch.Tensor) -> Index | None:
+    def _index(self, bank: torch.Tensor, radii: torch.Tensor | None) -> Index | None:
         """Return the index of a bank; ``None`` where none is faster, and in graphs."""
         if is_traced():
             return None
         if bank.device.type != "cpu" or bank.numel() < SMALLEST_INDEX or bank.dtype not in PrunedIndex.DTYPES:
             self._forget_others(bank)
             return None
-        key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, _version(bank))
+        of_radii = None if radii is None else (radii.data_ptr(), _version(radii))
+        key = (bank.data_ptr(), bank.shape, bank.stride(), bank.dtype, of_radii, _version(bank))
         if key not in self._indexes:
-            # An index holds its bank, so that no other one can come to lie at the same address.
+            # An index holds its bank and radii, so that no others can come to lie at the same addresses.
             self._forget_others(bank)
-            self._indexes[key] = self.make_index(bank)
+            self._indexes[key] = self.make_index(bank, radii)
         return self._indexes[key]
 
     def _forget_others(self, bank: torch.Tensor) -> None:
@@ -267,9 +286,9 @@ class NearestNeighborSearch:
             if index.bank.untyped_storage().data_ptr() == storage and other[-1] == version
         }
 
-    def make_index(self, bank: torch.Tensor) -> Index:
+    def make_index(self, bank: torch.Tensor, radii: torch.Tensor | None = None) -> Index:
         """Return an index of a bank that is on the CPU and large."""
-        return PrunedIndex(bank)
+        return PrunedIndex(bank, radii)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
@@ -294,17 +313,20 @@ class PrunedIndex(Index):
 
     Args:
         bank: Shape ``(m, d)``, float32 or float64, on the CPU.
+        radii: Support radii of its rows, shape ``(m,)``. Default: none.
 
     Attributes:
         bank: The bank.
+        radii: The support radii.
         points: Reduced bank, padded to whole groups; ``None`` if bounds would rule out too little.
     """
 
     DTYPES = (torch.float32, torch.float64)
 
     @torch.no_grad()
-    def __init__(self, bank: torch.Tensor) -> None:
+    def __init__(self, bank: torch.Tensor, radii: torch.Tensor | None = None) -> None:
         self.bank = bank
+        self.radii = radii
         self.squared_lengths = _squared_lengths(bank)
         self.points: torch.Tensor | None = None
         axes = sufficient_axes(bank, bank.shape[1] // REDUCTION)
@@ -316,6 +338,7 @@ class PrunedIndex(Index):
         padding = -len(bank) % GROUP_SIZE
         self.points = F.pad(points, (0, 0, 0, padding))
         self.norms = F.pad(norms, (0, padding), value=torch.inf)
+        self.smallest = None if radii is None else F.pad(radii.square(), (0, padding))
 
     @torch.no_grad()
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -341,7 +364,7 @@ class PrunedIndex(Index):
         if left_out is not None:  # an infinite length is never within a limit
             squared_lengths = squared_lengths.masked_fill(left_out, torch.inf)
         if self.points is None or k > len(self.points) // GROUP_SIZE:
-            return nearest_neighbors(queries, self.bank, k, norms=squared_lengths)
+            return nearest_neighbors(queries, self.bank, k, norms=squared_lengths, radii=self.radii)
         norms = self.norms
         if left_out is not None:
             norms = norms.masked_fill(F.pad(left_out, (0, len(norms) - len(left_out))), torch.inf)
@@ -372,11 +395,17 @@ class PrunedIndex(Index):
         norms = points.square().sum(dim=1)
         # Squared bounds without |q|^2
         with without_autocast(queries.device):
-            bounds = GroupedBounds(torch.addmm(bank_norms, points, self.points.T, alpha=-2))
+            squares = torch.addmm(bank_norms, points, self.points.T, alpha=-2)
+        if self.smallest is not None:
+            squares = torch.maximum(squares, self.smallest - norms[:, None])
+        bounds = GroupedBounds(squares)
 
-        # The k-th neighbour is no farther than k promising rows
+        # The k-th neighbor is no farther than k promising rows
         promising = bounds.most_promising(k)
-        farthest = (queries[:, None] - self.bank[promising]).square().sum(dim=2).amax(dim=1)
+        farthest = (queries[:, None] - self.bank[promising]).square().sum(dim=2)
+        if self.radii is not None:
+            farthest = torch.maximum(farthest, self.radii[promising].square())
+        farthest = farthest.amax(dim=1)
         least = farthest if limits is None else torch.where(limits.square() < farthest, limits.square(), farthest)
         row, column = bounds.within(least - norms + rounding_allowance(queries, points, least))
         count = torch.bincount(row, minlength=len(queries))
@@ -392,6 +421,8 @@ class PrunedIndex(Index):
                 for some, others in zip(row.split(size), column.split(size), strict=True)
             ]
         )
+        if self.radii is not None:
+            squares = torch.maximum(squares, self.radii[column].square())
 
         # Sorted by row, then distance, then column: the first k of each row
         order = squares.argsort(stable=True)
@@ -401,5 +432,7 @@ class PrunedIndex(Index):
         distances, indices = farthest.sqrt()[:, None].repeat(1, k), promising
         distances[easy], indices[easy] = squares[found].sqrt(), column[found]
         if hard.any():
-            distances[hard], indices[hard] = nearest_neighbors(queries[hard], self.bank, k, norms=squared_lengths)
+            distances[hard], indices[hard] = nearest_neighbors(
+                queries[hard], self.bank, k, norms=squared_lengths, radii=self.radii
+            )
         return distances, indices

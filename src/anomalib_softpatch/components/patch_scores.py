@@ -67,6 +67,7 @@ def score_patches(
     discriminators: Sequence[str] = ("lof",),
     *,
     lof_k: int = 6,
+    knn_k: int = 2,
     neighborhood: int | Literal["image"] = 0,
     max_references: int = 4096,
     seed: int = 0,
@@ -77,7 +78,8 @@ def score_patches(
         features: Shape ``(images, height, width, channels)``, float32. They are projected to 128 dimensions where they
             have more, see :func:`projection_matrix`; whoever cannot hold all of them projects them beforehand.
         discriminators: One or more names of ``DISCRIMINATORS``.
-        lof_k: Neighbours of the local outlier factor.
+        lof_k: Neighbors of the local outlier factor.
+        knn_k: Which of the nearest other images the distance of ``knn`` is to.
         neighborhood: See :class:`References`.
         max_references: See :class:`References`.
         seed: Seed of the projection and of the choice of references.
@@ -99,7 +101,7 @@ def score_patches(
     scores = {}
     for name in discriminators:
         logger.info("Scoring %d patches: %s", features[..., 0].numel(), name)
-        k = lof_k
+        k = knn_k if name == "knn" else lof_k
         if name == "lof" and k > available:
             warnings.warn(
                 f"lof_k={k} exceeds the {available} patches to compare with: using {available}.", stacklevel=2
@@ -117,7 +119,7 @@ def _available(images: int, grid_size: tuple[int, int], references: References, 
     if images < 2:  # noqa: PLR2004
         msg = (
             f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
-            f"least 2 training images, got {images}. With threshold=0 and soft_weight=False one image is enough."
+            f"least 2 training images, got {images}. With min_images=1, threshold=0 and soft_weight=False one image is enough."
         )
         raise ValueError(msg)
     available = references.available(images, grid_size)

@@ -17,6 +17,7 @@ from anomalib_softpatch.models.compatibility import (
     BACKBONE_SHAPES,
     SCORE_SMOOTHING,
     Origin,
+    current_options,
     own_name,
     reason_against,
     reason_against_format,
@@ -32,9 +33,14 @@ else:  # a mixin at run time: Anomalib finds models among the direct subclasses 
 
 # Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
 KEY = "anomalib_softpatch"
-FORMAT = 1  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
+FORMAT = 2  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
 OWN_STATE = {"model.memory_bank", "model.weights"}  # no model of Anomalib has both
 EXTRACTOR = "model.feature_extractor."
+# What read_options may have changed from what a checkpoint says
+OPTIONS_OF_FILES = {
+    "backbone", "pre_trained", "discriminator", "discriminators", "classification_threshold", "segmentation_threshold",
+    "min_images", "neighborhood",
+}  # fmt: skip
 FOLDER = "local-dir:"
 
 
@@ -100,9 +106,10 @@ class CheckpointMixin(_Module):
         Raises:
             ValueError: If it cannot be read, not safely, or does not fit.
         """
-        if "backbone" not in kwargs and os.path.isfile(checkpoint_path):  # noqa: PTH113  # may be a URL or an open file
+        if os.path.isfile(checkpoint_path):  # noqa: PTH113  # may be a URL or an open file
             options = read_options(checkpoint_path)[1]
-            kwargs = {name: options[name] for name in ("backbone", "pre_trained") if name in options} | kwargs
+            theirs = OPTIONS_OF_FILES - ({"backbone", "pre_trained"} if "backbone" in kwargs else set())
+            kwargs = {name: value for name, value in options.items() if name in theirs} | kwargs
         with readable(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
@@ -148,7 +155,7 @@ def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     with readable(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # its tensors are not read
     mark = checkpoint.get(KEY, {}) if isinstance(checkpoint, dict) else {}
-    options = dict(checkpoint.get("hyper_parameters", {})) if isinstance(checkpoint, dict) else {}
+    options = current_options(checkpoint.get("hyper_parameters", {})) if isinstance(checkpoint, dict) else {}
     backbone = options.get("backbone")
     if backbone is not None:
         options["pre_trained"] = False

@@ -34,6 +34,34 @@ REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
 }
 
 
+# Of version 0.2, whose checkpoints still name them
+GONE_OPTIONS = frozenset({"prototypes"})
+GONE_DISCRIMINATORS = frozenset({"simplified_lof", "ensemble"})
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a checkpoint as this version has them.
+
+    They say how a memory bank would be built. How a checkpoint scores is in its memory bank, which stays as it is.
+
+    Args:
+        options: Options by name, as some version saved them.
+
+    Returns:
+        Options by name.
+    """
+    current = {name: value for name, value in options.items() if name not in GONE_OPTIONS}
+    current |= {name: 0.0 for name, value in current.items() if name.endswith("threshold") and value == "auto"}
+    if GONE_DISCRIMINATORS & {current.get("discriminator")}:
+        current["discriminator"] = "knn"
+    if GONE_DISCRIMINATORS & set(current.get("discriminators") or ()):
+        kept = [name for name in current["discriminators"] if name not in GONE_DISCRIMINATORS]
+        current["discriminators"] = kept or ["knn"]
+    if "classification_threshold" in current and "min_images" not in current:  # SoftPatchPlus of before 0.3
+        current |= {"min_images": 1, "neighborhood": current.get("neighborhood", 0)}
+    return current
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a file says of the model that wrote it.

@@ -29,6 +29,7 @@ from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
+from anomalib_softpatch.models.compatibility import GONE_OPTIONS
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
@@ -95,7 +96,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def __init__(
         self,
         discriminators: Sequence[str],
-        thresholds: Sequence[float | Literal["auto"]],
+        thresholds: Sequence[float],
         backbone: str | Network = "wide_resnet50_2",
         layers: Sequence[str] = ("layer2", "layer3"),
         pre_trained: bool = True,
@@ -115,6 +116,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         visualizer: Visualizer | bool = True,
         **bank_options: Any,
     ) -> None:
+        for name in GONE_OPTIONS:  # which checkpoints of version 0.2 bring
+            bank_options.pop(name, None)
         memory_bank_builder = DenoisingMemoryBank(
             discriminators=discriminators, thresholds=thresholds, seed=seed, **bank_options
         )
@@ -148,7 +151,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     def _clean_hyper_parameters(self, precision: str) -> None:
         """Leave the model's own options, as plain data: a checkpoint loads without code and gives them again."""
-        self.hparams.pop("thresholds", None)
+        for name in ("thresholds", *GONE_OPTIONS):
+            self.hparams.pop(name, None)
         if "discriminator" in self.hparams:
             self.hparams.pop("discriminators", None)
         self.hparams["precision"] = precision

@@ -129,7 +129,8 @@ def _broadcast_memory_bank(model: SoftPatchModel, group: distributed.ProcessGrou
     first = distributed.get_rank() == 0
     tensors = []
     if first and model.out_of_bag is not None:
-        tensors = [model.memory_bank, model.weights, model.out_of_bag.image_scores, model.out_of_bag.map_peaks]
+        bank = [model.memory_bank, model.weights, model.radii]
+        tensors = [*bank, model.out_of_bag.image_scores, model.out_of_bag.map_peaks]
     header = [([tensor.shape for tensor in tensors], model.bank_ranges)]
     distributed.broadcast_object_list(header, src=0, group=group)
     shapes, bank_ranges = header[0]
@@ -139,6 +140,6 @@ def _broadcast_memory_bank(model: SoftPatchModel, group: distributed.ProcessGrou
             distributed.broadcast(tensor, src=0, group=group)
     if not first:
         device = model.memory_bank.device
-        bank, weights, image_scores, map_peaks = (tensor.to(device) for tensor in tensors)
-        model.set_memory_bank(bank, weights, bank_ranges)
+        features, weights, radii, image_scores, map_peaks = (tensor.to(device) for tensor in tensors)
+        model.set_memory_bank(features, weights, bank_ranges, radii)
         model.out_of_bag = OutOfBagScores(image_scores, map_peaks)

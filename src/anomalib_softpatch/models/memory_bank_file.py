@@ -3,7 +3,8 @@
 
 """Memory banks as safetensors files, for exchange: they hold numbers and texts only, and no loader runs code for them.
 
-Tensors: ``memory_bank`` (patches x channels, or one channel more, see ``support_distances``), ``weights`` (patches),
+Tensors: ``memory_bank`` (patches x channels, or one channel more in files of version 0.2), ``weights`` (patches),
+``radii`` (patches; their support radii, none in files of before 0.3),
 ``banks`` (first row and row after the last of each bank) and ``post_processor.*`` (thresholds and ranges of the
 scores). Metadata, JSON texts: ``format``, ``version`` of this package, ``model``, ``backbone``, ``input_size`` (height
 and width, or null) and what a model must have in common with the one that was trained: ``layers``,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised whenever an older version could not, or not rightly, read a newer one's files
+FORMAT = 2  # to be raised whenever an older version could not, or not rightly, read a newer one's files
 POST_PROCESSOR = "post_processor."
 TENSORS = ("memory_bank", "weights", "banks")
 ASKED_FOR = ("layers", "patch_embedding", "precision", BACKBONE_HASH)  # of the model, see compatibility
@@ -76,6 +77,7 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
     tensors = {
         "memory_bank": torch_model.memory_bank,
         "weights": torch_model.weights,
+        "radii": torch_model.radii,
         "banks": torch.tensor(torch_model.bank_ranges),
         **{POST_PROCESSOR + name: value for name, value in _post_processor_state(model).items()},
     }
@@ -114,6 +116,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     """
     path = Path(path)
     tensors, metadata = _read(path)
+    tensors.setdefault("radii", torch.zeros_like(tensors["weights"]))
     _check_tensors(path, tensors)
     origin = Origin(
         model=metadata["model"],
@@ -135,7 +138,8 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     if metadata["input_size"] != size:
         logger.warning("%s is of images of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
 
-    torch_model.set_memory_bank(tensors["memory_bank"].to(model.device), tensors["weights"].to(model.device), banks)
+    features, weights, radii = (tensors[name].to(model.device) for name in ("memory_bank", "weights", "radii"))
+    torch_model.set_memory_bank(features, weights, banks, radii)
     model._is_fitted = torch.tensor([True], device=model.device)  # Anomalib's flag
     state = _post_processor_state(model)
     for name, tensor in stored.items():
@@ -169,12 +173,14 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse numbers that no fit has given, which would end in an error or worse far from here."""
     features, weights, banks = (tensors[name] for name in TENSORS)
+    radii = tensors["radii"]
     rows = len(features) if features.ndim else 0
     sound = (
         features.ndim == 2  # noqa: PLR2004
-        and features.dtype == weights.dtype == torch.float32
-        and weights.shape == (rows,)
-        and bool(features.isfinite().all() and weights.isfinite().all() and (weights >= 0).all())
+        and features.dtype == weights.dtype == radii.dtype == torch.float32
+        and weights.shape == radii.shape == (rows,)
+        and bool(features.isfinite().all())
+        and all(bool(values.isfinite().all() and (values >= 0).all()) for values in (weights, radii))
         and banks.dtype == torch.int64
         and banks.shape in {(1, 2), (2, 2)}
         # The first bank begins with the first row, the last one ends with the last, and no row is in neither.
@@ -185,8 +191,8 @@ def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     )
     if not sound:
         msg = (
-            f"{path} is damaged: its features ({describe(features)}), weights ({describe(weights)}) and banks "
-            f"({banks.tolist()}) do not belong together or are not finite. Write it again with save_memory_bank."
+            f"{path} is damaged: its features ({describe(features)}), weights ({describe(weights)}), radii "
+            f"({describe(radii)}) and banks ({banks.tolist()}) do not belong together or are not finite. Write it again with save_memory_bank."
         )
         raise ValueError(msg)
 

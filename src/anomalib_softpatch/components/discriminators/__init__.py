@@ -12,22 +12,20 @@ from dataclasses import dataclass
 
 import torch
 
-from anomalib_softpatch.components.discriminators.ensemble import ensemble
 from anomalib_softpatch.components.discriminators.gaussian import gaussian
+from anomalib_softpatch.components.discriminators.knn import knn
 from anomalib_softpatch.components.discriminators.lof import local_outlier_factor, lof
 from anomalib_softpatch.components.discriminators.nearest import nearest
-from anomalib_softpatch.components.discriminators.simplified_lof import simplified_lof
 from anomalib_softpatch.components.references import References
 
 __all__ = [
     "DISCRIMINATORS",
     "Discriminator",
-    "ensemble",
     "gaussian",
+    "knn",
     "local_outlier_factor",
     "lof",
     "nearest",
-    "simplified_lof",
 ]
 
 
@@ -48,6 +46,5 @@ DISCRIMINATORS = {
     "lof": Discriminator(lof, weight_offset=0.0),
     "nearest": Discriminator(nearest, weight_offset=1.0),
     "gaussian": Discriminator(gaussian, weight_offset=1.0),
-    "ensemble": Discriminator(ensemble, weight_offset=1.0),
-    "simplified_lof": Discriminator(simplified_lof, weight_offset=0.0),
+    "knn": Discriminator(knn, weight_offset=1.0),
 }

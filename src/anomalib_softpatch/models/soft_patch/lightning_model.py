@@ -26,8 +26,7 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
 
     Args:
         discriminator: How noise is scored: ``"lof"`` (local outlier factor, the paper's best), ``"nearest"``,
-            ``"gaussian"`` (Mahalanobis distance); ``"simplified_lof"`` (neighbours are a fifth of the images) and
-            ``"ensemble"`` (distance to small memory banks) are not of the paper.
+            ``"gaussian"`` (Mahalanobis distance); ``"knn"`` (distance to the k-th nearest image) is not of the paper.
         threshold: Share of all training patches that is removed, tau; 0.15 in the paper.
         **options: Options that all models have: of the backbone and the fit, see :class:`DenoisingMixin`; of the
             memory bank, see :class:`DenoisingMemoryBank`.

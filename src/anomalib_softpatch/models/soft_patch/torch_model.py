@@ -51,7 +51,9 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     evaluation mode a forward pass returns scores and maps.
 
     The score of a patch is its Euclidean distance to the nearest patch of the bank times the weight of that patch; the
-    weight does not choose the neighbour (SoftPatch, equation 8). The official code has the square of the distance in
+    weight does not choose the neighbor (SoftPatch, equation 8). Where patches of the bank have support radii, the
+    mutual reachability distance takes the place of the distance, see
+    :mod:`anomalib_softpatch.components.support_radii`. The official code has the square of the distance in
     its place, because the library it searches with returns squares; on real images both rank alike.
 
     Args:
@@ -74,6 +76,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         feature_cache: Looks up features on disk; ``None``, but for the time of a fit that asks for it.
         memory_bank: Patches of all banks, shape ``(m, channels)``.
         weights: Weight of each, shape ``(m,)``.
+        radii: Support radius of each, shape ``(m,)``; zeros where they have none.
         bank_ranges: Rows ``(start, stop)`` of each bank.
         denoising: What the last fit found (scores of all training patches, kept patches); ``None`` after loading.
         out_of_bag: Scores of training images as if they had not been in training; ``None`` after loading.
@@ -120,6 +123,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.weights: torch.Tensor
         self.register_buffer("memory_bank", torch.empty(0))
         self.register_buffer("weights", torch.empty(0))
+        self.radii: torch.Tensor
+        self.register_buffer("radii", torch.empty(0))
         self.bank_ranges: tuple[tuple[int, int], ...] = ()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -129,6 +134,13 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self.bank_ranges = tuple((start, stop) for start, stop in state["banks"])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load the buffers; checkpoints of before 0.3 have no radii."""
+        weights = state_dict.get(f"{prefix}weights")
+        if weights is not None:
+            state_dict.setdefault(f"{prefix}radii", torch.zeros_like(weights))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what the last fit found, which is about the training images, out of copies and exported files."""
@@ -192,7 +204,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
         batch_size, height, width, channels = features.shape
         queries = features.reshape(-1, channels)
-        # Of a bank with a further coordinate, see support_distances, which is 0 in queries
+        # Version 0.2 gave some banks a further coordinate, which is 0 in queries
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
         shape = (batch_size, height, width)
         scores, nearest, map_scores = score_by_banks(
@@ -217,7 +229,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         """
         try:
             result = self.memory_bank_builder.fit(self.feature_store)
-            self.set_memory_bank(result.features, result.weights, result.bank_ranges)
+            self.set_memory_bank(result.features, result.weights, result.bank_ranges, result.radii)
             self.denoising = result
             self.out_of_bag = self._score_out_of_bag(result, map_size)
         finally:
@@ -250,7 +262,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_peaks else torch.empty(0))
 
     def set_memory_bank(
-        self, features: torch.Tensor, weights: torch.Tensor, bank_ranges: Sequence[tuple[int, int]]
+        self,
+        features: torch.Tensor,
+        weights: torch.Tensor,
+        bank_ranges: Sequence[tuple[int, int]],
+        radii: torch.Tensor | None = None,
     ) -> None:
         """Replace the memory banks.
 
@@ -258,9 +274,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             features: Patches of all banks, shape ``(m, channels)``.
             weights: Weight of each, shape ``(m,)``.
             bank_ranges: Rows ``(start, stop)`` of each bank.
+            radii: Support radius of each patch, shape ``(m,)``. Default: none.
         """
         self.memory_bank = features
         self.weights = weights
+        self.radii = torch.zeros_like(weights) if radii is None else radii
         self.bank_ranges = tuple((start, stop) for start, stop in bank_ranges)
         self.denoising = None
         self.out_of_bag = None
@@ -276,7 +294,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             Nothing.
         """
         if self.bank_ranges:
-            self._graph_index = GraphIndex.build(self.memory_bank, self._used_ranges)
+            self._graph_index = GraphIndex.build(self.memory_bank, self._used_ranges, self._counting_radii)
         try:
             yield
         finally:
@@ -286,6 +304,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def _used_ranges(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows of the banks that give the image score and the map."""
         return self.bank_ranges[0], self.bank_ranges[-1]
+
+    @property
+    def _counting_radii(self) -> torch.Tensor | None:
+        """Support radii, ``None`` where no patch of the bank has one: the search is simpler then."""
+        return self.radii if bool(self.radii.any()) else None
 
     def _search_of_parts(self, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
         """Return a search of parts of the banks.
@@ -297,11 +320,14 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if self._graph_index is not None and is_traced():
             return self._graph_index.in_graph(queries, self.memory_bank)
 
+        radii = self._counting_radii
+
         def search(some: torch.Tensor, part: tuple[int, int], known: Nearest | None) -> Nearest:
             start, stop = part
+            part_radii = None if radii is None else radii[start:stop]
             rows = None if left_out is None else left_out[start:stop]
             limits = None if known is None else known[0]
-            distances, indices = self.search.nearest(some, self.memory_bank[start:stop], rows, limits)
+            distances, indices = self.search.nearest(some, self.memory_bank[start:stop], rows, limits, part_radii)
             return nearer(known, (distances, indices + start))
 
         return search

@@ -1,0 +1,41 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Distance of every training patch to the k-th nearest image."""
+
+import torch
+
+from anomalib_softpatch.components.references import References, squares_to_others
+
+
+def knn(features: torch.Tensor, references: References, k: int = 2) -> torch.Tensor:
+    """Score patches by their distance to the k-th nearest other image, divided by nothing (not in the papers).
+
+    Each image counts once, by its nearest patch, so that a defect that covers several patches of an image does not
+    support itself. It is the outlier score of Ramaswamy, Rastogi and Shim (SIGMOD 2000), one neighbor an image, and
+    the support radius of :mod:`anomalib_softpatch.components.support_radii`.
+
+    Args:
+        features: Shape ``(images, height, width, dimensions)``.
+        references: Which patches are compared.
+        k: Which of the other images, by distance; the last one where there are fewer.
+
+    Returns:
+        Shape ``(images, height, width)``.
+    """
+    images, height, width, dimensions = features.shape
+    patches = height * width
+    flat = features.reshape(-1, dimensions)
+    distances = flat.new_empty(len(flat))
+    cost = max(2 * references.count(images, (height, width)), 2 * dimensions)
+    for scored, compared in references.blocks(features, cost):
+        # The images of the references are the same for all groups, and in order
+        _, sizes = (compared[0] // patches).unique_consecutive(return_counts=True)
+        squares = squares_to_others(features, scored, compared)
+        values, places = zip(*(part.min(dim=2) for part in squares.split(sizes.tolist(), dim=2)), strict=True)
+        starts = sizes.cumsum(dim=0) - sizes
+        image = torch.stack(values, dim=2).topk(min(k, len(sizes) - 1), dim=2, largest=False).indices[:, :, -1:]
+        place = (torch.stack(places, dim=2) + starts).gather(2, image).squeeze(2)
+        # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
+        distances[scored] = torch.linalg.vector_norm(flat[scored] - flat[compared.gather(1, place)], dim=2)
+    return distances.view(images, height, width)

@@ -1,0 +1,196 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Support radii: how many other images must show something before a patch of the memory bank counts as normal.
+
+The support radius r(m) of a patch m is its distance to the k-th nearest other image. A test patch x scores the smallest
+mutual reachability distance max(d(x, m), r(m)) over the memory bank: a patch makes others look normal only as far as k
+other images make the patch itself look normal. A defect among the training images then scores as it would if it had
+not been there. Nothing is removed, so nothing can be removed wrongly.
+
+Copies of an image count as one image. Otherwise a defect whose image was copied would support itself.
+
+References:
+    - Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000: the
+      distance to the k-th nearest neighbor as an outlier score
+    - Campello, Moulavi and Sander, Density-Based Clustering Based on Hierarchical Density Estimates, PAKDD 2013,
+      definition 3: the mutual reachability distance
+
+Example:
+    >>> import torch
+    >>> from anomalib_softpatch.components import FeatureStore
+    >>> from anomalib_softpatch.components.support_radii import support_radii
+    >>> store = FeatureStore()
+    >>> store.append(torch.randn(20, 8, 8, 16))
+    >>> support_radii(store, torch.arange(100), torch.arange(20), k=2).shape
+    torch.Size([100])
+"""
+
+import math
+from typing import Literal
+
+import torch
+
+from anomalib_softpatch.components.feature_store import FeatureStore
+from anomalib_softpatch.components.references import References
+
+# Elements of the largest temporary tensors
+BLOCK = 2**24
+# Of the calibration: images, and the share of their patches, those with the highest noise scores, that are compared.
+# They decide the image scores, and the mean of some is steadier than the largest.
+CALIBRATION_IMAGES = 64
+CALIBRATION_SHARE = 0.01
+# Scales that are tried; beyond them something else is wrong
+SMALLEST_SCALE, LARGEST_SCALE = 0.25, 4.0
+SCALES = 33
+
+
+@torch.no_grad()
+def support_radii(
+    store: FeatureStore,
+    indices: torch.Tensor,
+    groups: torch.Tensor,
+    k: int,
+    neighborhood: int | Literal["image"] = 1,
+) -> torch.Tensor:
+    """Return the distance of patches to the k-th nearest other image.
+
+    The distance to an image is the distance to its nearest patch at about the same position.
+
+    Args:
+        store: Features of all patches.
+        indices: Numbers of the patches, ``image * height * width + row * width + column``, shape ``(m,)``.
+        groups: Number of each image's group of copies, shape ``(images,)``; a group counts as one image. Where all
+            images are copies of one, they count as different images.
+        k: Which of the other images, by distance; the last one where there are fewer.
+        neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
+
+    Returns:
+        Shape ``(m,)``, in the units of the features; zeros where there is no other image.
+    """
+    images, height, width, channels = store.shape
+    patches, device = height * width, indices.device
+    groups = groups.to(device)
+    if not groups.any():
+        groups = torch.arange(images, device=device)
+    _, groups = groups.unique(return_inverse=True)
+    k = min(k, int(groups.max()))
+    if k < 1:
+        return torch.zeros(len(indices), device=device)
+    positions, windows = (each.to(device) for each in References(neighborhood).positions((height, width)))
+    window_of = torch.empty(patches, dtype=torch.long, device=device)
+    window_of[positions.flatten()] = torch.arange(len(positions), device=device).repeat_interleave(positions.shape[1])
+
+    radii = torch.empty(len(indices), device=device)
+    order = window_of[indices % patches].argsort(stable=True)
+    for part in order.split(max(1, BLOCK // (2 * images))):
+        rows = indices[part]
+        squares, nearest = _nearest_patches_of_images(store, rows, window_of, windows)
+        of_groups = squares.new_full((len(rows), int(groups.max()) + 1), torch.inf)
+        of_groups.scatter_reduce_(1, groups.expand(len(rows), -1), squares, reduce="amin")
+        of_groups.scatter_(1, groups[rows // patches][:, None], torch.inf)
+        supporting = of_groups.topk(k, dim=1, largest=False).indices[:, -1:]
+        image = squares.masked_fill_(groups != supporting, torch.inf).argmin(dim=1, keepdim=True)
+        # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
+        patch = nearest.gather(1, image).squeeze(1)
+        for some, own, other in zip(*(each.split(max(1, BLOCK // channels)) for each in (part, rows, patch)), strict=True):
+            radii[some] = torch.linalg.vector_norm(store.rows(own) - store.rows(other), dim=1)
+    return radii
+
+
+def _nearest_patches_of_images(
+    store: FeatureStore, rows: torch.Tensor, window_of: torch.Tensor, windows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the nearest patch of each image within a window of positions.
+
+    Args:
+        store: Features of all patches.
+        rows: Numbers of patches, those with the same window next to each other, shape ``(n,)``.
+        window_of: Window of each position, shape ``(height * width,)``.
+        windows: Positions of each window, shape ``(windows, w)``.
+
+    Returns:
+        Squared distances, up to rounding, and numbers of the patches, both of shape ``(n, images)``.
+    """
+    images, height, width, channels = store.shape
+    patches, device = height * width, rows.device
+    queries = store.rows(rows)
+    center = queries.mean(dim=0)  # expanded squares lose digits far from the origin
+    queries -= center
+    lengths = queries.square().sum(dim=1, keepdim=True)
+    names, counts = window_of[rows % patches].unique_consecutive(return_counts=True)
+    stops = counts.cumsum(dim=0).tolist()
+    squares = queries.new_empty(len(rows), images)
+    nearest = torch.empty(len(rows), images, dtype=torch.long, device=device)
+    for numbers, batch in store.numbered_batches(device):
+        flat = batch.reshape(len(batch), patches, channels) - center
+        norms = flat.square().sum(dim=2)
+        for start, stop, window in zip([0, *stops[:-1]], stops, windows[names], strict=True):
+            others, other_norms = flat[:, window].flatten(0, 1), norms[:, window].flatten()
+            size = max(1, BLOCK // len(others))
+            for first in range(start, stop, size):
+                some = slice(first, min(first + size, stop))
+                products = torch.addmm(other_norms, queries[some], others.T, alpha=-2) + lengths[some]
+                values, places = products.view(len(products), len(batch), -1).min(dim=2)
+                squares[some, numbers] = values.clamp_min_(0)
+                nearest[some, numbers] = numbers * patches + window[places]
+    return squares, nearest
+
+
+@torch.no_grad()
+def calibrate(
+    store: FeatureStore, bank: torch.Tensor, indices: torch.Tensor, radii: torch.Tensor, scores: torch.Tensor
+) -> float:
+    """Return the scale of the radii at which a training image looks no better than a new one.
+
+    Radii are distances to patches of all images, where scores are distances to the few patches of the memory bank,
+    which are longer. And an image that is in training finds its own patches in the memory bank, which a new image does
+    not. Both are corrected by one scale: the one at which the typical training image scores as much with its own
+    patches in the memory bank (in-bag, radii counting) as without them (out-of-bag, no radii). The typical image is
+    the median, so that it is a normal one while most images are.
+
+    Args:
+        store: Features of all patches.
+        bank: Patches of the memory bank, shape ``(m, channels)``.
+        indices: Numbers of these patches, shape ``(m,)``.
+        radii: Their support radii, shape ``(m,)``.
+        scores: Noise scores, which say which patches of an image are compared: shape ``(images, height, width)``.
+
+    Returns:
+        The scale; 1 where it does not matter, as with a single image.
+    """
+    images, height, width, _ = store.shape
+    patches = height * width
+    chosen = torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).round().long()
+    count = max(1, math.ceil(CALIBRATION_SHARE * patches))
+    places = scores.flatten(1)[chosen.to(scores.device)].topk(count, dim=1).indices.to(indices.device)
+    chosen = chosen.to(indices.device)
+    queries = (chosen[:, None] * patches + places).flatten()
+    scales = torch.linspace(math.log(SMALLEST_SCALE), math.log(LARGEST_SCALE), SCALES, dtype=torch.double).exp()
+    center = bank.mean(dim=0)
+    rows = bank - center
+    norms = rows.square().sum(dim=1)
+    smallest = radii.square()
+    in_bag, out_of_bag = [], []
+    for some in queries.split(max(1, BLOCK // (4 * len(bank)))):
+        features = store.rows(some) - center
+        squares = torch.addmm(norms, features, rows.T, alpha=-2) + features.square().sum(dim=1, keepdim=True)
+        squares.clamp_min_(0)
+        in_bag.append(
+            torch.stack([torch.maximum(squares, float(s) ** 2 * smallest).amin(dim=1).sqrt() for s in scales], dim=1)
+        )
+        own = (some // patches)[:, None] == indices // patches
+        out_of_bag.append(squares.masked_fill_(own, torch.inf).amin(dim=1).sqrt())
+    typical = torch.cat(out_of_bag).view(-1, count).mean(dim=1)
+    with_own = torch.cat(in_bag).view(len(typical), count, -1).mean(dim=1)
+    known = typical.isfinite()
+    if not known.any():
+        return 1.0
+    target = float(typical[known].quantile(0.5))
+    curve = with_own[known].quantile(0.5, dim=0).double().cpu()
+    above = int((curve < target).sum())
+    if above in {0, SCALES}:  # nothing to scale, as where all images are equal
+        return 1.0
+    low, high = curve[above - 1], curve[above]
+    share = float((target - low) / (high - low))
+    return float(scales[above - 1] ** (1 - share) * scales[above] ** share)
