@@ -96,8 +96,10 @@ def extract(
     if (folder / "ground_truth").is_dir():
         wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
     else:
+        folders = {"normal_dir": "train/good", "abnormal_dir": "test/defect", "normal_test_dir": "test/good"}
+        # By default, half of the test set would become a validation set
         wrapped = Folder(
-            arguments.category, "train/good", folder, "test/defect", "test/good", num_workers=0, seed=0
+            arguments.category, root=folder, **folders, num_workers=0, val_split_mode="same_as_test", seed=0
         )  # fmt: skip
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=overlap, seed=seed)
     datamodule.prepare_data()
