@@ -156,6 +156,11 @@ class NoisyDataModule(AnomalibDataModule):
         return f"{self.datamodule.name}-{self._protocol if self.manifest is None else self.manifest.stem}"
 
     @property
+    def _has_list(self) -> bool:
+        """Whether the noise comes from a list of images, which is no manifest."""
+        return self._listed_noise is not None and tuple(self._listed_noise) == LIST_COLUMNS
+
+    @property
     def _protocol(self) -> str:
         """Ratio in percent, protocol and seed, for the names of folders and files."""
         return f"noise{100 * self.noise_ratio:g}-{'overlap' if self.overlap else 'no_overlap'}-seed{self.seed}"
@@ -247,7 +252,9 @@ class NoisyDataModule(AnomalibDataModule):
         """
         super().setup(stage)
         if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.is_global_zero:
-            file_name = f"manifest-{self._protocol}.csv" if self.manifest is None else f"{self.manifest.stem}.csv"
+            file_name = f"manifest-{self._protocol if self.manifest is None else self.manifest.stem}.csv"
+            if self.manifest is not None and not self._has_list:
+                file_name = self.manifest.name
             path = self.write_manifest(Path(self.trainer.default_root_dir) / file_name)
             logger.info("Manifest of the injected images: %s", path)
 
@@ -334,9 +341,8 @@ class NoisyDataModule(AnomalibDataModule):
 
     def _take(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
         """Take the images that a manifest or a list of images names."""
-        is_list = tuple(listed) == LIST_COLUMNS
-        rows = self._take_list(pool, listed) if is_list else self._take_manifest(pool, listed)
-        unused = "noise_ratio, resample and seed" if is_list else "noise_ratio, overlap, resample and seed"
+        rows = self._take_list(pool, listed) if self._has_list else self._take_manifest(pool, listed)
+        unused = "noise_ratio, resample and seed" if self._has_list else "noise_ratio, overlap, resample and seed"
         logger.info("Noise is taken from %s; %s are not used.", self.manifest, unused)
         self.noise_ratio = len(rows) / max(self._normal_count(), 1)
         return rows

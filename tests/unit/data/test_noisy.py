@@ -614,6 +614,19 @@ class TestImageList:
         for subset in ("train_data", "test_data"):
             assert paths(getattr(again, subset)) == paths(getattr(first, subset))
 
+    def test_a_fit_leaves_a_manifest_beside_a_list_of_the_same_folder(
+        self, nut: Callable, tmp_path: Path, write: Callable
+    ) -> None:
+        path = write(*(f"nut/{path}" for path in self.NOISE), name="noise.csv")
+        before = path.read_text()
+        datamodule = NoisyDataModule(nut(), manifest=path)
+        datamodule.trainer = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=True, model=None)
+        datamodule.setup("fit")
+        assert path.read_text() == before
+        assert list(pd.read_csv(tmp_path / "manifest-noise.csv")["image_path"]) == [
+            f"nut/{path}" for path in self.NOISE
+        ]
+
     @pytest.mark.parametrize("val_split_mode", ["from_test", "from_train"])
     def test_images_that_went_into_the_validation_set(
         self, nut: Callable, write: Callable, val_split_mode: str
