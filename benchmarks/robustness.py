@@ -414,7 +414,7 @@ def main() -> None:
         f"{options.image_size} px, coreset {options.coreset:.3g}"
     )
     headings = [*map(heading, options.ratios), MOST, AS_IT_IS]
-    rows, commits = read_rows(options.save, title, headings)
+    rows, commits = read_rows(options.save, title, ["", *headings])
 
     model = SoftPatchModel(options.layers, options.backbone).eval()
     with tempfile.TemporaryDirectory() as temporary:
