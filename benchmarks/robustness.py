@@ -310,9 +310,9 @@ def rows_of(rows: Rows, name: str) -> Rows:
 def print_tables(rows: Rows, headings: Sequence[str], names: Sequence[str]) -> None:
     """Print three tables for each set. The share of noise in their headings is the measured one."""
     tables = {
-        "image / pixel AUROC": ("image", "pixel"),
-        "distance to PatchCore, trained clean": ("image distance", "pixel distance"),
-        "5 % of false alarms asked for: had / defects found / found with labels": ("had 5", "found 5", "labeled 5"),
+        "image / pixel AUROC [%]": ("image", "pixel"),
+        "distance to PatchCore, trained clean [points]": ("image distance", "pixel distance"),
+        "5 % of false alarms asked for: had / defects found / found with labels [%]": ("had 5", "found 5", "labeled 5"),
     }
     for name in names:
         chosen = rows_of(rows, name)
@@ -324,7 +324,7 @@ def print_tables(rows: Rows, headings: Sequence[str], names: Sequence[str]) -> N
         measured = {key for row in chosen.values() for runs in row for run in runs for key in run}
         for title, keys in tables.items():
             print()
-            print_table([f"{name}: {title} [%]", *exact], chosen, [key for key in keys if key in measured])
+            print_table([f"{name}: {title}", *exact], chosen, [key for key in keys if key in measured])
 
 
 def plot(path: Path, rows: Rows, names: Sequence[str], settings: Sequence[str]) -> None:
