@@ -16,11 +16,12 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from anomalib.data import MVTecAD
+from anomalib.data import AnomalibDataModule, Folder, MVTecAD
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2.functional import rotate
 
@@ -77,15 +78,29 @@ class Features:
     test: torch.Tensor
     labels: torch.Tensor
     masks: torch.Tensor
-    injected: np.ndarray  # which training images were injected
+    injected: np.ndarray  # which training images were injected, or are known to have a defect
     paths: list[str]  # of the test images
+    doubtful: np.ndarray  # which training images may have a defect
 
 
 def extract(
     model: SoftPatchModel, ratio: float, seed: int, overlap: bool, rotated: bool, arguments: argparse.Namespace
 ) -> Features:
-    """Extract the features of one noisy set; ``rotated`` turns every image by a seeded multiple of 90 degrees."""
-    wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
+    """Extract the features of one noisy set; ``rotated`` turns every image by a seeded multiple of 90 degrees.
+
+    A set need not have masks. If it has noise of its own, the names of the training images say so: ``defect_...``, or
+    ``doubtful_...`` where it is not certain.
+    """
+    folder = Path(arguments.root, arguments.category)
+    wrapped: AnomalibDataModule
+    if (folder / "ground_truth").is_dir():
+        wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
+    else:
+        folders = {"normal_dir": "train/good", "abnormal_dir": "test/defect", "normal_test_dir": "test/good"}
+        # By default, half of the test set would become a validation set
+        wrapped = Folder(
+            arguments.category, root=folder, **folders, num_workers=0, val_split_mode="same_as_test", seed=0
+        )  # fmt: skip
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=overlap, seed=seed)
     datamodule.prepare_data()
     datamodule.setup()
@@ -103,9 +118,10 @@ def extract(
             yield model.extract(images), batch.gt_label, masks, batch.image_path
 
     torch.manual_seed(seed)
-    train, noisy, injected = [], [], []
+    train, noisy, injected, names = [], [], [], []
     for features, _, _, paths in batches(datamodule.train_dataloader()):
         injected.extend(datamodule.truth.loc[paths, "true_label_index"])
+        names.extend(Path(path).name for path in paths)
         train.append(features)
         # What was injected is known for the images as they are on disk
         noisy.extend(true_patches(datamodule, path, tuple(features.shape[1:3])) & (not rotated) for path in paths)
@@ -116,8 +132,9 @@ def extract(
         torch.cat([features for features, *_ in test]),
         torch.cat([labels for _, labels, *_ in test]),
         torch.cat([masks for _, _, masks, _ in test]).bool(),
-        np.array(injected, dtype=bool),
+        np.array(injected, dtype=bool) | [name.startswith("defect_") for name in names],
         [path for *_, paths in test for path in paths],
+        np.array([name.startswith("doubtful_") for name in names]),
     )
 
 

@@ -57,16 +57,22 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def accuracy_parser(description: str | None, ratios: Sequence[float]) -> argparse.ArgumentParser:
+def accuracy_parser(
+    description: str | None, ratios: Sequence[float], sets: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     """Return a parser with the arguments of the benchmarks that count what is found on a noisy set.
 
     Args:
         description: Docstring of the benchmark.
         ratios: Noise ratios to measure by default.
+        sets: Of a benchmark of several sets, those to measure by default. It continues the file of ``--save``.
     """
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--root", default=DATASETS, help="folder that holds the category in MVTec AD's layout")
-    result.add_argument("--category", default="kolektor")
+    if sets:
+        result.add_argument("--sets", nargs="+", default=list(sets), help="folders in --root, or sets that are made")
+    else:
+        result.add_argument("--category", default="kolektor")
     result.add_argument("--backbone", default=BACKBONE, help="timm's name, or local-dir:<folder>")
     result.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
     result.add_argument("--image-size", type=int, default=256)
@@ -74,7 +80,9 @@ def accuracy_parser(description: str | None, ratios: Sequence[float]) -> argpars
     result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     result.add_argument("--coreset", type=float, default=0.01)
     result.add_argument("--threads", type=int, default=torch.get_num_threads())
-    result.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
+    result.add_argument(
+        "--save", type=Path if sets else new_file, help="JSON file to write all figures to, see docs/results/"
+    )
     return result
 
 
@@ -133,6 +141,7 @@ def save_results(
     rows: Rows,
     keys: Sequence[str],
     medians: bool = False,
+    commit: str = COMMIT,
 ) -> None:
     """Write the figures of all runs, and by what they were measured, into a file that the documents can show.
 
@@ -146,6 +155,7 @@ def save_results(
             left out.
         keys: Which figures a cell shows.
         medians: Show medians and ranges in place of means and standard deviations.
+        commit: What was measured; of a file that was continued, the earlier commits, too.
     """
     if path is None:
         return
@@ -153,7 +163,7 @@ def save_results(
         "title": title,
         "command": describe_command(),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": COMMIT,
+        "commit": commit,
         "machine": describe_machine(versions=False),
         "versions": {
             OWN: __version__,

@@ -42,14 +42,17 @@ def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: boo
         medians: Show the median of the runs, the smallest and the largest one.
 
     Returns:
-        The table, without rows that have no such figures. A cell of fewer runs than another one says of how many; a
-        single run has no spread.
+        The table, without rows and columns that have no such figures. A cell of fewer runs than another one says of
+        how many; a single run has no spread.
     """
     rows = {
         name: [[run for run in column if keys[0] in run] for column in columns]
         for name, columns in rows.items()
         if any(keys[0] in run for column in columns for run in column)
     }
+    shown = [number for number, _ in enumerate(headings[1:]) if any(columns[number] for columns in rows.values())]
+    headings = [headings[0], *(headings[1:][number] for number in shown)]
+    rows = {name: [columns[number] for number in shown] for name, columns in rows.items()}
     most = max((len(column) for columns in rows.values() for column in columns), default=0)
 
     def figure(values: Sequence[float]) -> str:

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""How far the memory banks hold on sets that are made for one question each, without a download.
+"""Sets that are made for one question each, without a download, for ``robustness.py`` and ``noise_level.py``.
 
-Every set is drawn anew, in the layout of MVTec AD, into a temporary folder or into ``--folder``:
+Every set is drawn anew, in the layout of MVTec AD:
 
 - ``gravel``: the demo's, an aligned texture;
 - ``plates``: a milled metal plate with three holes, always in the same place; a few pixels and a few degrees of play;
@@ -14,29 +14,16 @@ Every set is drawn anew, in the layout of MVTec AD, into a temporary folder or i
   among the test images, lit differently again, against good ones;
 - ``ten plates``: ten good training images and nothing else;
 - ``two kinds``: half of the plates, in training as among the test images, have the fourth hole.
-
-On the first three and the last, defective test images are injected by :class:`NoisyDataModule`, protocol "overlap".
-
-Example::
-
-    python benchmarks/synthetic.py --settings patchcore published default
 """
 
-import tempfile
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 from skimage.draw import disk, line
 
-from ablation import extract
 from anomalib_softpatch.demo.dataset import IMAGE_SIZE, _blob, _relight, _save, make_dataset
-from anomalib_softpatch.models import SoftPatchModel
-from common import accuracy_parser, describe_machine, print_table, save_results
-from robustness import SETTINGS, evaluate
 
 HALF = IMAGE_SIZE // 2
 PLATE = (36, 84)  # half height and half width of the plate
@@ -118,7 +105,7 @@ def write_plates(
         image, mask = damage(plate(rng, any_direction=any_direction), kind if not repeated else "stain", rng)
         image = _relight(image, np.random.default_rng((seed, 3, number)))
         if repeated and number < REPEATED:
-            _save(image, category / f"train/good/{TRAIN + number:03d}.png")
+            _save(image, category / f"train/good/defect_{number:03d}.png")
             continue
         _save(image, category / f"test/{kind}/{number:03d}.png")
         _save(mask, category / f"ground_truth/{kind}/{number:03d}_mask.png")
@@ -133,52 +120,13 @@ def write_gravel(category: Path, seed: int) -> None:
     made.rename(category)
 
 
-SETS: dict[str, tuple[Callable[[Path, int], None], tuple[float, ...]]] = {
-    "gravel": (write_gravel, (0, 0.1, 0.4)),
-    "plates": (write_plates, (0, 0.1, 0.4)),
-    "turned plates": (lambda folder, seed: write_plates(folder, seed, any_direction=True), (0, 0.1, 0.4)),
-    "rare variant": (lambda folder, seed: write_plates(folder, seed, fourth_hole=RARE), (0,)),
-    "repeated defect": (lambda folder, seed: write_plates(folder, seed, repeated=True), (0,)),
-    "ten plates": (lambda folder, seed: write_plates(folder, seed, train=10), (0,)),
-    "two kinds": (lambda folder, seed: write_plates(folder, seed, fourth_hole=2), (0, 0.1, 0.4)),
+# How each is drawn, and whether noise is to be injected; the others are measured as they are
+SETS: dict[str, tuple[Callable[[Path, int], None], bool]] = {
+    "gravel": (write_gravel, True),
+    "plates": (write_plates, True),
+    "turned plates": (lambda folder, seed: write_plates(folder, seed, any_direction=True), True),
+    "rare variant": (lambda folder, seed: write_plates(folder, seed, fourth_hole=RARE), False),
+    "repeated defect": (lambda folder, seed: write_plates(folder, seed, repeated=True), False),
+    "ten plates": (lambda folder, seed: write_plates(folder, seed, train=10), False),
+    "two kinds": (lambda folder, seed: write_plates(folder, seed, fourth_hole=2), True),
 }
-
-
-def main() -> None:
-    """Print the table."""
-    parser = accuracy_parser(__doc__, ratios=[])
-    parser.add_argument("--folder", type=Path, help="where to draw the sets, to look at them; must not exist")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["patchcore", "published", "default"])
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(describe_machine(), flush=True)
-    if arguments.folder:
-        arguments.folder.mkdir(parents=True)
-    model = SoftPatchModel(arguments.layers, arguments.backbone).eval()
-    headings = ["image / pixel AUROC", *arguments.settings]
-    rows: dict[str, list[list[dict[str, float]]]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, seed in product(arguments.sets, arguments.seeds):
-            write, ratios = SETS[name]
-            arguments.root = (arguments.folder or Path(temporary)) / f"seed{seed}"
-            arguments.category = name.replace(" ", "_")
-            arguments.root.mkdir(exist_ok=True)
-            write(arguments.root / arguments.category, seed)
-            for ratio in arguments.ratios or ratios:
-                features = extract(model, ratio, seed, overlap=True, rotated=False, arguments=arguments)
-                row = rows.setdefault(f"{name}, {ratio:.0%}", [[] for _ in arguments.settings])
-                for setting, column in zip(arguments.settings, row, strict=True):
-                    column.append(evaluate(model, features, setting, arguments.coreset, seed))
-                    print(f"# {name} {ratio:.0%} seed {seed} {setting}: {column[-1]}", flush=True)
-                title = "Synthetic sets, each without noise and with so much of it (protocol overlap), in %"
-                save_results(arguments.save, title, headings, rows, ["image", "pixel"])
-    print_table(headings, rows, ["image", "pixel"])
-    of_variant = {name: row for name, row in rows.items() if "false alarms" in row[0][0]}
-    if of_variant:
-        print()
-        print_table(["false alarms on the rare variant [%]", *arguments.settings], of_variant, ["false alarms"])
-
-
-if __name__ == "__main__":
-    main()

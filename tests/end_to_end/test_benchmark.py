@@ -145,7 +145,11 @@ def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_i
 
     compare = "from anomalib_softpatch.cli import main; main()"
     shown = run_python("-c", compare, "compare", folder / "results.csv", cwd=tmp_path).stdout
-    assert "### MVTecAD, 20 % noise, overlap" in shown
+    assert table.groupby("data.init_args.noise_ratio")["noise_share"].unique().map(list).to_dict() == {
+        0: [0],
+        0.2: [pytest.approx(3 / 19)],
+    }
+    assert "### MVTecAD, 20 % noise (15.8 % of the training images), overlap" in shown
     assert "nut; mean ± standard deviation over 2 seeds." in shown
     assert shown.count("| SoftPatch |") == 2
     assert (folder / "comparison.md").read_text(encoding="utf-8") in shown

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -94,6 +95,70 @@ def test_gpu_on_the_cpu(measure: Callable) -> None:
         for model in range(2):
             summed = [sum(run) for run in zip(*(part[model] for part in parts), strict=True)]
             assert summed == pytest.approx(whole[model], abs=1e-3)
+
+
+@pytest.fixture
+def elpv(tmp_path: Path) -> Path:
+    """Folder like that of the package elpv-dataset: 40 polycrystalline cells, 16 of them defective and 4 doubtful."""
+    data = tmp_path / "elpv" / "elpv_dataset" / "data"
+    (data / "images").mkdir(parents=True)
+    probabilities = 20 * ["0.0"] + 8 * ["0.6666666666666666"] + 8 * ["1.0"] + 4 * ["0.3333333333333333"] + 9 * ["1.0"]
+    lines = []
+    for number, probability in enumerate(probabilities):
+        pixels = np.random.default_rng(number).integers(100, 156, (64, 64), dtype=np.uint8)
+        pixels[20:40, 20 : 20 + int(30 * float(probability))] = 0
+        Image.fromarray(pixels).save(data / "images" / f"cell{number:04}.png")
+        lines.append(f"images/cell{number:04}.png  {probability}  {'poly' if number < 40 else 'mono'}")
+    (data / "labels.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "elpv"
+
+
+def test_robustness(measure: Callable, mvtec_root: Path, elpv: Path, tmp_path: Path) -> None:
+    options = ["--sets", "bottle", "solar", f"--root={mvtec_root}", f"--elpv={elpv}", "--coreset=0.1"]
+    options += ["--ratios", "0", "0.2", "0.4", "--settings", "patchcore", "softpatch", f"--cache={tmp_path / 'cache'}"]
+    printed, record = measure("robustness.py", *options, "--plot=plot.png")
+    assert record["headings"][1:] == ["0%", "20% (16.7% of all)", "40% (28.6% of all)", "most", "as it is"]
+    # 8 normal training images; of 4 anomalous ones 2 must stay in the test set
+    for setting in ("PatchCore, trained clean", "patchcore", "softpatch"):
+        shares = {
+            name: values(record, f"{name}: {setting}", "share") for name in ("bottle, overlap", "bottle, no overlap")
+        }
+        one, two, three = ([pytest.approx(100 * noise / (8 + noise), abs=1e-3)] for noise in (1, 2, 3))
+        assert shares == {"bottle, overlap": [[0], one, three, [], []], "bottle, no overlap": [[0], one, [], two, []]}
+    assert "most (20.0% of all)" in printed
+    assert "| no overlap: softpatch |" in printed
+    # A share of half of the cells, which the names of the files do not decide
+    *none, (share,) = values(record, "solar, as it is: patchcore", "share")
+    assert none == [[], [], [], []]
+    (doubtful,) = values(record, "solar, as it is: patchcore", "doubtful")[-1]
+    assert 0 < share < doubtful < 100
+    assert share * 20 / 100 == pytest.approx(round(share * 20 / 100), abs=1e-3)
+    assert "pixel" not in record["rows"]["solar, as it is: patchcore"][-1][0]
+    # Distances are those of the same training images without noise, on the same test images
+    for name in ("bottle, overlap", "bottle, no overlap", "solar, as it is"):
+        for column, clean in enumerate(record["rows"][f"{name}: PatchCore, trained clean"]):
+            for run in record["rows"][f"{name}: patchcore"][column]:
+                assert run["image distance"] == pytest.approx(run["image"] - clean[0]["image"], abs=1e-3)
+                assert all(
+                    0 <= run[f"{key} {asked}"] <= 100 for key in ("had", "found", "labeled") for asked in (1, 5, 10)
+                )
+                if run["share"]:
+                    assert 0 <= run["ranking out of bag"] <= 100
+    assert record["rows"]["bottle, overlap: patchcore"][0][0]["image distance"] == 0
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.format == "PNG"
+
+    # The same file again: what is there stays, what is missing is measured; other options are refused
+    del record["rows"]["bottle, overlap: softpatch"][2][0]
+    (tmp_path / "figures.json").write_text(json.dumps(record))
+    printed, again = measure("robustness.py", *options)
+    assert printed.count("\n# ") == 1
+    assert [len(runs) for runs in again["rows"]["bottle, overlap: softpatch"]] == [1, 1, 1, 0, 0]
+    assert again["rows"]["bottle, overlap: patchcore"] == record["rows"]["bottle, overlap: patchcore"]
+    with pytest.raises(pytest.fail.Exception, match="has figures of other options"):
+        measure("robustness.py", *options, "--coreset=0.2")
+    with pytest.raises(pytest.fail.Exception, match="there is no set 'bottel'"):
+        measure("robustness.py", "--sets=bottel")
 
 
 def test_references(measure: Callable) -> None:

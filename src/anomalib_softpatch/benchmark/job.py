@@ -8,7 +8,7 @@ from typing import Any
 
 from anomalib.pipelines.benchmark.job import BenchmarkJob
 
-from anomalib_softpatch.benchmark.results import DATA_OPTIONS
+from anomalib_softpatch.benchmark.results import DATA_OPTIONS, NOISE_SHARE
 from anomalib_softpatch.data.noisy import NoisyDataModule
 
 
@@ -39,4 +39,5 @@ class NoiseBenchmarkJob(BenchmarkJob):
             self.datamodule.write_manifest(self.manifests / f"{name}.csv")
             noise = {"noise_ratio": self.datamodule.noise_ratio, "overlap": self.datamodule.overlap}
             row.update({f"{DATA_OPTIONS}{key}": value for key, value in noise.items()})  # defaults too
+            row[NOISE_SHARE] = self.datamodule.noise_share
         return row

@@ -3,8 +3,9 @@
 
 """What a benchmark measures, and the CSV file that it leaves: one row per run.
 
-Columns: those of :data:`MEASURES`, ``job_duration``, ``accelerator``, and one for every option of the configuration
-(``seed``, ``model.class_path``, ``data.init_args.noise_ratio`` ...).
+Columns: those of :data:`MEASURES`, ``job_duration``, ``accelerator``, ``noise_share`` (injected images among all
+training images; the ratio counts them for each normal one), and one for every option of the configuration (``seed``,
+``model.class_path``, ``data.init_args.noise_ratio`` ...).
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ DATA = "data.class_path"
 SEED = "seed"
 ACCELERATOR = "accelerator"
 JOB_DURATION = "job_duration"  # seconds
+NOISE_SHARE = "noise_share"
 MODEL_OPTIONS = "model.init_args."
 DATA_PARTS = "data."  # of a wrapped datamodule too
 DATA_OPTIONS = "data.init_args."

@@ -18,6 +18,7 @@ from anomalib_softpatch.benchmark.results import (
     MEASURES,
     MODEL,
     MODEL_OPTIONS,
+    NOISE_SHARE,
     REQUIRED,
     SEED,
 )
@@ -59,7 +60,8 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
     Returns:
         One row per run with the columns ``model`` (class, with those options that differ between runs of the class),
         ``noise_ratio``, ``protocol`` (``overlap``, ``no overlap``, or empty where no noise was asked for), ``dataset``,
-        ``category``, ``seed``, and those of :data:`MEASURES` that were measured.
+        ``category``, ``seed``, ``noise_share`` (not a number where the file does not have it), and those of
+        :data:`MEASURES` that were measured.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -78,6 +80,7 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
     )
     keys = list(runs.columns)
     measured = [name for name in MEASURES if name in table]
+    runs[NOISE_SHARE] = pd.to_numeric(table[NOISE_SHARE]) if NOISE_SHARE in table else float("nan")
     runs[measured] = table[measured].apply(pd.to_numeric)
     return runs.drop_duplicates(keys, keep="last", ignore_index=True)
 
@@ -183,7 +186,7 @@ def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
         categories = group["category"].nunique()
         seeds = group["seed"].nunique()
         lines += [
-            f"### {', '.join(filter(None, (dataset, f'{100 * ratio:g} % noise', protocol)))}",
+            f"### {', '.join(filter(None, (dataset, f'{100 * ratio:g} % noise{_true_share(group)}', protocol)))}",
             "",
             f"{_category_name(group)}; "
             + (f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."),
@@ -203,6 +206,12 @@ def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
             if count < categories * seeds
         ]
     return "\n".join(lines)
+
+
+def _true_share(runs: pd.DataFrame) -> str:
+    """Say what share of all training images the noise of some runs is; nothing where there is none."""
+    shares = {f"{100 * share:.1f}" for share in (runs[NOISE_SHARE].min(), runs[NOISE_SHARE].max()) if share > 0}
+    return f" ({' to '.join(sorted(shares, key=float))} % of the training images)" if shares else ""
 
 
 def _cell(mean: float, std: float) -> str:

@@ -7,9 +7,15 @@ Columns: ``image_path`` and ``mask_path`` (relative to the dataset's root, ``/``
 the dataset has none), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
 :func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test`` (whether the image stays in the test set). One row
 per injected image, in the order of injection.
+
+Others publish plain lists of images instead. Such a file is read too: a CSV file with a column ``filename`` and, if it
+has several categories, a column ``clsname``; a CSV file with one column; or a text file with one path a line. Each path
+is relative to the dataset's root or to the category's folder, or absolute. The header tells a list from a manifest.
 """
 
-from pathlib import Path
+import csv
+import io
+from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
@@ -18,6 +24,8 @@ from anomalib_softpatch.data.noise import NOISE_COLUMNS
 from anomalib_softpatch.files import atomic_output
 
 MANIFEST_COLUMNS = (*NOISE_COLUMNS, "mask_path", "in_test")
+LIST_COLUMNS = ("path", "category")
+PATH_COLUMN, CATEGORY_COLUMN = "filename", "clsname"  # in the header of a published list
 
 
 def write_manifest(noise: pd.DataFrame, path: str | Path) -> Path:
@@ -33,6 +41,61 @@ def write_manifest(noise: pd.DataFrame, path: str | Path) -> Path:
     with atomic_output(path) as temporary:
         noise.to_csv(temporary, columns=list(MANIFEST_COLUMNS), index=False)
     return Path(path)
+
+
+def read_noise_file(path: str | Path) -> pd.DataFrame:
+    """Read a manifest or a list of images, whichever it is.
+
+    Args:
+        path: The file, see above.
+
+    Returns:
+        Table with the columns of :data:`MANIFEST_COLUMNS` for a manifest, of :data:`LIST_COLUMNS` for a list: the path
+        with ``/`` as separator, and the category, empty where the list does not say. An image may be named twice.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is neither.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    header = _cells(lines[0]) if lines else []
+    if PATH_COLUMN in header:
+        rows = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True)
+        paths, categories = list(rows[PATH_COLUMN]), rows.get(CATEGORY_COLUMN, "")
+    elif not header or (len(header) > 1 and set(header) & set(MANIFEST_COLUMNS)):
+        return read_manifest(path)
+    elif len(header) > 1 and not PurePath(header[-1]).suffix:  # with a suffix it is a path that has a comma
+        msg = (
+            f"manifest={str(path)!r} has the columns {header}. A list of images needs the column {PATH_COLUMN!r}, or "
+            f"nothing but paths; a manifest needs {list(MANIFEST_COLUMNS)}."
+        )
+        raise ValueError(msg)
+    else:
+        rows_of_paths = lines[not PurePath(header[-1]).suffix :]  # without the header, if there is one
+        paths = [cells[0] if len(cells := _cells(line)) == 1 else line for line in rows_of_paths]
+        categories = ""
+    paths = [path.replace("\\", "/") for path in paths]
+    return pd.DataFrame({"path": paths, "category": categories}, dtype=object)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line]))]
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        msg = (
+            f"manifest={str(path)!r} is not a file. Give the CSV file that an earlier run wrote beside its results, or "
+            "a list of images."
+        )
+        raise FileNotFoundError(msg)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"manifest={str(path)!r} cannot be read as a CSV file: {error}"
+        raise ValueError(msg) from error
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
@@ -51,12 +114,9 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             image is said to be both in the test set and not.
     """
     path = Path(path)
-    if not path.is_file():
-        msg = f"manifest={str(path)!r} is not a file. Give the CSV file that an earlier run wrote beside its results."
-        raise FileNotFoundError(msg)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        table = pd.read_csv(io.StringIO(_read_text(path)), dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         msg = f"manifest={str(path)!r} cannot be read as a CSV file: {error}"
         raise ValueError(msg) from error
     if "mask_path" not in table:

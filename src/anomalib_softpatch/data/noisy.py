@@ -30,8 +30,8 @@ from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
-from anomalib_softpatch.data.manifest import read_manifest, write_manifest
-from anomalib_softpatch.data.noise import largest_ratio, rotate_and_shift, select_noise
+from anomalib_softpatch.data.manifest import LIST_COLUMNS, read_noise_file, write_manifest
+from anomalib_softpatch.data.noise import NOISE_COLUMNS, largest_ratio, rotate_and_shift, select_noise
 from anomalib_softpatch.instantiate import instantiate
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class NoisyDataModule(AnomalibDataModule):
     in all of them, and in all runs, is not its path but its row number in ``train_data.samples``: first the images that
     the wrapped datamodule trains with, by path, then the injected ones in the order of injection.
 
+    With a list of images as others publish them (``manifest=``), its anomalous test images are the noise. Where it also
+    names normal training images, it states the training set: those that it leaves out are left out here, too. Where it
+    names none, all of them stay. It does not say what becomes of the test set: ``overlap`` does.
+
     The splits and augmentations are those of the wrapped datamodule, and so are batch sizes and workers unless they are
     given here. Its datasets are left as they are.
 
@@ -68,9 +72,11 @@ class NoisyDataModule(AnomalibDataModule):
         resample: Repeat images when there are too few, each repetition rotated by up to 3 degrees and shifted by up
             to 3 %. Only under ``overlap=True``.
         seed: Seed of the choice, 0 or more. It is not the wrapped datamodule's, which decides how that splits.
-        manifest: CSV file that an earlier run wrote (see :mod:`anomalib_softpatch.data.manifest`). It decides which
-            images are injected and which of them stay in the test set; ``noise_ratio``, ``overlap``, ``resample``
-            and ``seed`` are then not used, and ``setup`` sets the first two to what the manifest makes them.
+        manifest: File that says which images are injected (see :mod:`anomalib_softpatch.data.manifest`). Either the CSV
+            file that an earlier run wrote, which also decides which of them stay in the test set: ``noise_ratio``,
+            ``overlap``, ``resample`` and ``seed`` are then not used, and ``setup`` sets the first two to what the
+            manifest makes them. Or a list of images, for which ``overlap`` counts as given. Rows of other categories
+            are ignored, and an image that is named twice counts once.
         train_batch_size: Images in a training batch. Default: that of the wrapped datamodule, which gets the value
             given here; so do the next two.
         eval_batch_size: Images in a batch of the validation and test sets.
@@ -79,7 +85,7 @@ class NoisyDataModule(AnomalibDataModule):
     Raises:
         TypeError: If ``datamodule`` is not an image datamodule.
         ValueError: If an argument is out of range, or (in ``setup``) if there are too few images.
-        FileNotFoundError: If there is no such manifest.
+        FileNotFoundError: If there is no such manifest or list.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -136,7 +142,7 @@ class NoisyDataModule(AnomalibDataModule):
         self.overlap = overlap
         self.resample = resample
         self.manifest = None if manifest is None else Path(manifest)
-        self._listed_noise = None if self.manifest is None else read_manifest(self.manifest)
+        self._listed_noise = None if self.manifest is None else read_noise_file(self.manifest)
         self._manifest_rows: pd.DataFrame | None = None
         self._noise: pd.DataFrame | None = None
         self._repeats: TemporaryDirectory[str] | None = None
@@ -145,9 +151,14 @@ class NoisyDataModule(AnomalibDataModule):
     def name(self) -> str:  # type: ignore[override]  # a property in Anomalib, too
         """Name of the results folder, for example ``MVTecAD-noise10-no_overlap-seed0``.
 
-        With a manifest it ends with the manifest's file name.
+        With a manifest or a list it ends with the name of that file.
         """
         return f"{self.datamodule.name}-{self._protocol if self.manifest is None else self.manifest.stem}"
+
+    @property
+    def _has_list(self) -> bool:
+        """Whether the noise comes from a list of images, which is no manifest."""
+        return self._listed_noise is not None and tuple(self._listed_noise) == LIST_COLUMNS
 
     @property
     def _protocol(self) -> str:
@@ -173,6 +184,14 @@ class NoisyDataModule(AnomalibDataModule):
         :func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test``.
         """
         return self._after_setup(self._noise)
+
+    @property
+    def noise_share(self) -> float:
+        """True share of noise: injected images among all training images, in [0, 1).
+
+        ``noise_ratio`` counts them for each normal image: a ratio of 40 % is a share of 28.6 %.
+        """
+        return len(self.noise) / len(self.train_data)
 
     @property
     def truth(self) -> pd.DataFrame:
@@ -233,7 +252,9 @@ class NoisyDataModule(AnomalibDataModule):
         """
         super().setup(stage)
         if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.is_global_zero:
-            file_name = f"manifest-{self._protocol}.csv" if self.manifest is None else self.manifest.name
+            file_name = f"manifest-{self._protocol if self.manifest is None else self.manifest.stem}.csv"
+            if self.manifest is not None and not self._has_list:
+                file_name = self.manifest.name
             path = self.write_manifest(Path(self.trainer.default_root_dir) / file_name)
             logger.info("Manifest of the injected images: %s", path)
 
@@ -247,7 +268,7 @@ class NoisyDataModule(AnomalibDataModule):
             msg = _not_images_message(self.datamodule)
             raise TypeError(msg)
         pool = self._anomalous_images()
-        rows = self._select(pool) if self._listed_noise is None else self._find_listed(pool, self._listed_noise)
+        rows = self._select(pool) if self._listed_noise is None else self._take(pool, self._listed_noise)
         self._manifest_rows = rows.assign(mask_path=pool.loc[rows["image_path"], "relative_mask_path"].to_numpy())
         self._noise = self._join_training_set(rows, pool)
         removed = set(pool.loc[rows.loc[~rows["in_test"], "image_path"].unique(), "image_path"])
@@ -261,7 +282,13 @@ class NoisyDataModule(AnomalibDataModule):
                     f"{self.datamodule.name}. At least one must remain to test with."
                 )
                 raise ValueError(msg)
-        logger.info("Injected %d images into %s.", len(rows), self.datamodule.name)
+        logger.info(
+            "Injected %d images into %s: %.1f %% of its %d training images.",
+            len(rows),
+            self.datamodule.name,
+            100 * self.noise_share,
+            len(self.train_data),
+        )
 
     def _create_test_split(self) -> None:
         """Nothing to do: the wrapped datamodule has split its datasets."""
@@ -312,7 +339,15 @@ class NoisyDataModule(AnomalibDataModule):
             raise ValueError(msg)
         return select_noise(list(pool.index), count, self.seed).assign(in_test=self.overlap)
 
-    def _find_listed(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
+    def _take(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
+        """Take the images that a manifest or a list of images names."""
+        rows = self._take_list(pool, listed) if self._has_list else self._take_manifest(pool, listed)
+        unused = "noise_ratio, resample and seed" if self._has_list else "noise_ratio, overlap, resample and seed"
+        logger.info("Noise is taken from %s; %s are not used.", self.manifest, unused)
+        self.noise_ratio = len(rows) / max(self._normal_count(), 1)
+        return rows
+
+    def _take_manifest(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
         """Take the images that the manifest lists."""
         unknown = sorted(set(listed["image_path"]) - set(pool.index))
         if unknown:
@@ -322,10 +357,74 @@ class NoisyDataModule(AnomalibDataModule):
                 "Is it the manifest of this dataset and category?"
             )
             raise ValueError(msg)
-        logger.info("Noise is taken from %s; noise_ratio, overlap, resample and seed are not used.", self.manifest)
-        self.noise_ratio = len(listed) / max(self._normal_count(), 1)
         self.overlap = bool(listed["in_test"].all())
         return listed.drop(columns="mask_path")
+
+    def _take_list(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
+        """Take the anomalous images that a list names, and of the normal training images those that it names, if any.
+
+        Returns:
+            The rows of a manifest that has these images.
+        """
+        datasets = {"train": self.train_data, "test": self.test_data}
+        if self.val_split_mode in {ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST}:
+            datasets["val"] = self.val_data
+        subset_of = {_real(path): name for name, data in datasets.items() for path in data.samples["image_path"]}
+        folder = Path(os.path.commonpath({path.parent for path in subset_of}))
+        top_folders = {path.relative_to(folder).parts[:1] for path in subset_of}
+        keys = dict(zip(map(_real, pool["image_path"]), pool.index, strict=True))
+        places = (folder, *folder.parents)  # that paths may be relative to: the category's folder, the dataset's root
+
+        found: dict[Path, None] = {}  # each once, in the order of the list
+        unknown = []
+        for path, category in listed.itertuples(index=False):
+            if category and self.category and category != self.category:
+                continue
+            candidates = [_real(os.path.normpath(place / path)) for place in places]
+            known = next((candidate for candidate in candidates if candidate in subset_of), None)
+            if known is not None:
+                found[known] = None
+            elif (
+                (category and category == self.category)
+                or any(candidate.is_relative_to(folder) for candidate in candidates[1:])
+                or Path(path).parts[:1] in top_folders
+            ):
+                unknown.append(path)
+        name = f"manifest={str(self.manifest)!r}"
+        if unknown:
+            msg = (
+                f"{name} lists {len(unknown)} images that {self.datamodule.name} does not have in {folder}, for "
+                f"example {unknown[0]!r}. Paths are relative to the dataset's root or to the category's folder, or "
+                "absolute. Correct the list, or complete the dataset."
+            )
+            raise ValueError(msg)
+        if not found:
+            msg = f"{name} lists no image of {folder}. Give a list of this dataset and category."
+            raise ValueError(msg)
+        noise = [path for path in found if path in keys]
+        trained = {path for path in found if path not in keys and subset_of[path] == "train"}
+        normal = [
+            path
+            for path in found
+            if path not in keys
+            and (subset_of[path] == "test" or (subset_of[path], self.val_split_mode) == ("val", ValSplitMode.FROM_TEST))
+        ]
+        if normal:
+            msg = (
+                f"{name} lists {len(normal)} images of the test set that are not anomalous, for example "
+                f"{str(normal[0])!r}. Noise is anomalous test images: take the others out of the list."
+            )
+            raise ValueError(msg)
+        if trained:
+            paths = self.train_data.samples["image_path"]
+            left_out = {path for path in paths if _real(path) not in trained}
+            self.train_data = _without(self.train_data, left_out)
+            if left_out:
+                logger.info("%d normal training images are left out, as %s leaves them out.", len(left_out), name)
+        rows = pd.DataFrame({"image_path": [keys[path] for path in noise]}, dtype=object)
+        return rows.assign(repeat=0, angle=0.0, shift_x=0.0, shift_y=0.0, in_test=self.overlap)[
+            [*NOISE_COLUMNS, "in_test"]
+        ]
 
     def _normal_count(self) -> int:
         return int((self.train_data.samples["label_index"] == LabelName.NORMAL).sum())

@@ -54,6 +54,18 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results.csv"
 
 
+def test_headings_have_the_true_share_of_noise(tmp_path: Path) -> None:
+    rows = [run("SoftPatch", 0.4, "01", seed, 0.9, noise_share=share) for seed, share in enumerate((0.285, 0.2857))]
+    rows += [run("SoftPatch", 0.1, "01", seed, 0.9, noise_share=1 / 11) for seed in range(2)]
+    rows += [run("SoftPatch", 0, "01", 0, 0.9, noise_share=0)]
+    runs = read_results([write(tmp_path / "results.csv", *rows)])
+    assert [line for line in to_markdown(summarise(runs), runs).splitlines() if line.startswith("###")] == [
+        "### MVTecAD, 0 % noise, overlap",
+        "### MVTecAD, 10 % noise (9.1 % of the training images), overlap",
+        "### MVTecAD, 40 % noise (28.5 to 28.6 % of the training images), overlap",
+    ]
+
+
 def write(path: Path, *rows: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)

@@ -79,6 +79,14 @@ class TestInjection:
             assert len(datamodule.noise) == int(ratio * NORMAL)
             assert len(datamodule.train_data) == NORMAL + int(ratio * NORMAL)
 
+    def test_the_true_share_of_noise_is_that_of_all_training_images(
+        self, nut: Callable, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO):
+            datamodule = noisy(nut(), noise_ratio=0.4, overlap=True)
+        assert datamodule.noise_share == datamodule.truth["true_label_index"].mean() == 8 / 28
+        assert "Injected 8 images into MVTecAD: 28.6 % of its 28 training images." in caplog.text
+
     def test_injected_images_train_as_normal_ones_and_their_truth_is_known(self, nut: Callable, root: Path) -> None:
         datamodule = noisy(nut(), noise_ratio=0.2, overlap=True)
         injected = set(datamodule.noise["image_path"])
@@ -337,7 +345,12 @@ class TestLimits:
 
     def test_asking_for_the_noise_before_it_is_chosen(self, nut: Callable) -> None:
         datamodule = NoisyDataModule(nut())
-        for ask in (lambda: datamodule.noise, lambda: datamodule.truth, lambda: datamodule.write_manifest("x.csv")):
+        for ask in (
+            lambda: datamodule.noise,
+            lambda: datamodule.truth,
+            lambda: datamodule.write_manifest("x.csv"),
+            lambda: datamodule.noise_share,
+        ):
             with pytest.raises(RuntimeError, match="Call setup"):
                 ask()
 
@@ -510,6 +523,150 @@ class TestManifest:
     def test_a_missing_manifest_is_named_at_once(self, nut: Callable, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"manifest=.*nothing\.csv"):
             NoisyDataModule(nut(), manifest=tmp_path / "nothing.csv")
+
+
+class TestImageList:
+    """Lists as others publish them: written by hand, not by the package."""
+
+    NOISE = ("test/cut/003.png", "test/hole/001.png", "test/cut/000.png")
+
+    @pytest.fixture
+    def write(self, tmp_path: Path) -> Callable[..., Path]:
+        def write(*lines: str, name: str = "list.csv") -> Path:
+            (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            return tmp_path / name
+
+        return write
+
+    def published(self, *kept: int) -> list[str]:
+        """Lines of a list with these normal training images and the noise, among those of another category."""
+        normal = [f"nut/train/good/{number:03}.png,nut" for number in kept]
+        others = ["zipper/train/good/002.png,zipper", "zipper/test/teeth/000.png,zipper"]
+        return ["filename,clsname", *normal, others[0], *(f"nut/{path},nut" for path in self.NOISE), others[1]]
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_a_published_list(self, nut: Callable, root: Path, write: Callable, overlap: bool) -> None:
+        path = write(*self.published(*range(NORMAL)), name="train_set_nr15_seed_0.csv")
+        datamodule = noisy(nut(), manifest=path, overlap=overlap, noise_ratio=0.7, seed=5)
+        assert list(datamodule.noise["image_path"]) == [str(root / "nut" / each) for each in self.NOISE]
+        assert len(datamodule.train_data) == NORMAL + 3
+        assert datamodule.truth["true_label_index"].sum() == 3
+        assert {item.gt_label.item() for item in datamodule.train_data} == {0}
+        assert (datamodule.true_mask(str(root / "nut/test/cut/003.png"))).sum() == 9 * 12
+        tested = {Path(each).relative_to(root / "nut").as_posix() for each in paths(datamodule.test_data)}
+        assert len(tested) == (14 if overlap else 11)
+        assert (set(self.NOISE) <= tested) == overlap
+        assert (datamodule.noise_ratio, datamodule.overlap) == (3 / NORMAL, overlap)
+        assert datamodule.noise_share == pytest.approx(3 / 23)
+        assert datamodule.name == "MVTecAD-train_set_nr15_seed_0"
+
+    def test_normal_images_that_the_list_leaves_out_are_left_out(
+        self, nut: Callable, root: Path, write: Callable, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO):
+            datamodule = noisy(nut(), manifest=write(*self.published(0, 1, 7, 11)))
+        normal = [path for path in paths(datamodule.train_data) if "train" in path]
+        assert normal == [str(root / f"nut/train/good/{number:03}.png") for number in (0, 1, 7, 11)]
+        assert len(datamodule.train_data) == 7
+        assert datamodule.noise_ratio == 3 / 4
+        assert "16 normal training images are left out" in caplog.text
+
+    def test_a_list_of_nothing_but_normal_images_is_a_clean_training_set(self, nut: Callable, write: Callable) -> None:
+        lines = ["filename,clsname", *(f"nut/train/good/{number:03}.png,nut" for number in range(12))]
+        datamodule = noisy(nut(), manifest=write(*lines))
+        assert datamodule.noise.empty
+        assert (len(datamodule.train_data), datamodule.noise_share) == (12, 0)
+
+    @pytest.mark.parametrize("relative_to", ["root", "category", "absolute", "windows"])
+    @pytest.mark.parametrize("header", [(), ("path",), ("filename",), ("image_path",)])
+    def test_a_list_of_noise_keeps_all_normal_images(
+        self, nut: Callable, root: Path, write: Callable, relative_to: str, header: tuple[str, ...]
+    ) -> None:
+        prefix = {"root": "nut/", "category": "", "absolute": f"{root}/nut/", "windows": "nut\\"}[relative_to]
+        lines = [prefix + (each.replace("/", "\\") if relative_to == "windows" else each) for each in self.NOISE]
+        others = ["zipper/test/teeth/000.png", "/elsewhere/zipper/test/teeth/000.png"]
+        datamodule = noisy(nut(), manifest=write(*header, *lines, *others, "", lines[0], name="noise.txt"))
+        assert [Path(path).relative_to(root / "nut").as_posix() for path in datamodule.noise["image_path"]] == [
+            *self.NOISE
+        ]
+        assert len(datamodule.train_data) == NORMAL + 3
+
+    def test_paths_with_a_comma_and_a_folder_behind_a_link(self, root: Path, tmp_path: Path, write: Callable) -> None:
+        shutil.copytree(root / "nut", tmp_path / "real/nut")
+        (tmp_path / "real/nut/test/hole").rename(tmp_path / "real/nut/test/hole, big")
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        folders = {
+            "normal_dir": "train/good",
+            "abnormal_dir": ["test/cut", "test/hole, big"],
+            "normal_test_dir": "test/good",
+        }
+        for number, line in enumerate(["test/hole, big/001.png", '"test/hole, big/001.png"']):
+            for header in ([], ["filename"]) if number else ([],):
+                path = write(*header, line, f"{tmp_path}/link/nut/test/cut/002.png")
+                wrapped = Folder(name="nuts", root=tmp_path / "link/nut", **folders, num_workers=0)
+                assert len(noisy(wrapped, manifest=path, overlap=True).noise) == 2
+
+    def test_the_manifest_of_a_list_gives_the_same_run_again(
+        self, nut: Callable, tmp_path: Path, write: Callable
+    ) -> None:
+        first = noisy(nut(), manifest=write(*(f"nut/{path}" for path in self.NOISE), name="noise.txt"))
+        again = noisy(nut(), manifest=first.write_manifest(tmp_path / "manifest.csv"))
+        for subset in ("train_data", "test_data"):
+            assert paths(getattr(again, subset)) == paths(getattr(first, subset))
+
+    def test_a_fit_leaves_a_manifest_beside_a_list_of_the_same_folder(
+        self, nut: Callable, tmp_path: Path, write: Callable
+    ) -> None:
+        path = write(*(f"nut/{path}" for path in self.NOISE), name="noise.csv")
+        before = path.read_text()
+        datamodule = NoisyDataModule(nut(), manifest=path)
+        datamodule.trainer = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=True, model=None)
+        datamodule.setup("fit")
+        assert path.read_text() == before
+        assert list(pd.read_csv(tmp_path / "manifest-noise.csv")["image_path"]) == [
+            f"nut/{path}" for path in self.NOISE
+        ]
+
+    @pytest.mark.parametrize("val_split_mode", ["from_test", "from_train"])
+    def test_images_that_went_into_the_validation_set(
+        self, nut: Callable, write: Callable, val_split_mode: str
+    ) -> None:
+        """Those of the test set are noise as the others are; those of the training set stay in validation."""
+        clean = nut(val_split_mode=val_split_mode)
+        clean.setup()
+        path = write(*self.published(*range(NORMAL)))
+        datamodule = noisy(nut(val_split_mode=val_split_mode), manifest=path)
+        assert len(datamodule.noise) == 3
+        assert len(datamodule.train_data) == len(clean.train_data) + 3
+        assert not set(datamodule.noise["image_path"]) & {*paths(datamodule.test_data), *paths(datamodule.val_data)}
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            (["nut/test/cut/000.png", "nut/test/cut/999.png"], r"lists 1 images that MVTecAD does not.*cut/999.png'"),
+            (["test/cut/000.png", "test/gap/000.png"], r"lists 1 images that MVTecAD does not have.*'test/gap/000"),
+            (["filename,clsname", "gap/000.png,nut"], r"lists 1 images that MVTecAD does not have.*complete the data"),
+            (["nut/test/cut/000.png", "nut/test/good/000.png"], r"lists 1 images of the test set that are not anom"),
+            (["zipper/test/teeth/000.png"], r"lists no image of .*nut\. Give a list of this dataset and category"),
+            (["filename,clsname", "nut/test/cut/000.png,zipper"], "lists no image of"),
+            (["filename"], "lists no image of"),
+            (["image,label", "nut/test/cut/000.png,1"], r"has the columns \['image', 'label'\].*needs the column"),
+            (
+                [
+                    f"test/{kind}/{number:03}.png"
+                    for kind, count in (("cut", 5), ("hole", 3))
+                    for number in range(count)
+                ],
+                "At least one must remain",
+            ),
+        ],
+    )
+    def test_a_list_that_does_not_fit_is_refused(
+        self, nut: Callable, write: Callable, lines: list[str], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            noisy(nut(), manifest=write(*lines))
+        assert "\n" not in str(error.value)
 
 
 class TestNames:
