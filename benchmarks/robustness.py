@@ -65,10 +65,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "softpatch": {},
     "published": PLUS,
     "default": {
-        "discriminators": ("simplified_lof",),
-        "thresholds": ("auto", "auto"),
+        "discriminators": ("knn",),
+        "thresholds": (0.0,),
         "soft_weight": False,
-        "prototypes": True,
+        "min_images": "auto",
+        "neighborhood": 1,
         "model.score_smoothing": 1.0,
     },
 }

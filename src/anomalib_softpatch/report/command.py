@@ -25,10 +25,10 @@ def report(
     output: Path = Path("noise_report"),
     backbone: str = "wide_resnet50_2",
     layers: list[str] = ["layer2", "layer3"],  # noqa: B006  # a tuple would ask for another syntax on the command line
-    discriminators: list[str] = ["simplified_lof"],  # noqa: B006
+    discriminators: list[str] = ["knn"],  # noqa: B006
     threshold: float = 0.15,
     lof_k: int = 6,
-    neighborhood: int | Literal["image"] = 0,
+    neighborhood: int | Literal["image"] = 1,
     image_size: int = 256,
     suspicious: float = 0.1,
     write_list: Path | None = None,
@@ -50,12 +50,12 @@ def report(
         output: Folder to write the report to: report.html, images.csv, skipped.csv and thumbnails.
         backbone: Name of a timm model, or local-dir:<folder> for weights on disk.
         layers: Names of the layers to extract features from, the finest grid first.
-        discriminators: How noise is scored: simplified_lof, lof, gaussian, nearest or ensemble; the ranks of several
-            are averaged.
+        discriminators: How noise is scored: knn (distance to the second nearest other image), lof, gaussian or nearest;
+            the ranks of several are averaged.
         threshold: Share of all patches that counts as removed in the report.
-        lof_k: Neighbours of lof.
-        neighborhood: Compare patches with those of other images at the same grid position (0), up to so many
-            positions away, or of the whole image, for objects that lie in any direction.
+        lof_k: Neighbors of lof.
+        neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
+            position), or of the whole image.
         image_size: Side in pixels of the square that images are resized to.
         suspicious: Share of the images, the highest-scored ones, that write_list and copy_rest take as suspicious.
         write_list: File to write the paths of the suspicious images to, one in a line, the most suspicious first. A

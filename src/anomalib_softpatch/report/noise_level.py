@@ -10,8 +10,7 @@ with a defect; on KolektorSDD, where normal and anomalous images overlap, and of
 it cannot tell.
 
 It is not the share of anomalous images: a rare variant of normal images stands apart like a defect, and a defect that
-more than about 15 % of the images show at one position does not. Nothing is removed by it; what the thresholds ``auto``
-of SoftPatch+ go by is how much normal images can bear, see :mod:`anomalib_softpatch.components.support`.
+several images show does not. Nothing is removed by it.
 """
 
 import warnings

@@ -37,10 +37,10 @@ def rank_images(
     *,
     backbone: str = "wide_resnet50_2",
     layers: Sequence[str] = ("layer2", "layer3"),
-    discriminators: Sequence[str] = ("simplified_lof",),
+    discriminators: Sequence[str] = ("knn",),
     threshold: float = 0.15,
     lof_k: int = 6,
-    neighborhood: int | Literal["image"] = 0,
+    neighborhood: int | Literal["image"] = 1,
     image_size: int = 256,
     batch_size: int = 16,
     num_workers: int = 0,
@@ -58,12 +58,12 @@ def rank_images(
             show one kind of thing.
         backbone: Name of a timm model, or ``local-dir:<folder>`` for weights on disk.
         layers: Names of the layers to extract features from, the finest grid first.
-        discriminators: How noise is scored, one or more of ``DISCRIMINATORS``: ``simplified_lof``, ``lof``,
-            ``gaussian``, ``nearest``, ``ensemble``; the ranks of several are averaged.
+        discriminators: How noise is scored, one or more of ``DISCRIMINATORS``: ``knn`` (the distance to the second
+            nearest other image), ``lof``, ``gaussian``, ``nearest``; the ranks of several are averaged.
         threshold: Share of all patches that counts as removed.
-        lof_k: Neighbours of ``lof``.
-        neighborhood: Compare patches with those of other images at the same grid position (0), up to so many
-            positions away, or of the whole image (``"image"``), for objects that lie in any direction.
+        lof_k: Neighbors of ``lof``.
+        neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
+            position), or of the whole image (``"image"``).
         image_size: Side in pixels of the square that images are resized to.
         batch_size: Number of images to send through the backbone at a time.
         num_workers: Processes that read images, 0 for none beside this one.
