@@ -3,29 +3,31 @@
 
 """Duplicates: groups of training images that are one image, copied exactly or nearly.
 
-Discriminators take what is frequent for normal, so that a defect whose image was copied vouches for itself. One vote
-a group mends that: the discriminators score one image of each group, and the others get its scores.
+What several images show counts as normal, so that a defect whose image was copied would support itself. Therefore
+copies count as one image.
 """
 
 from collections.abc import Hashable, Sequence
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
-# Neighbours of each image that its distances are judged by. An image with so many near copies is not recognized.
-NEIGHBORS = 10
-# Of the neighbours, the nearest ones may be copies and do not take part in the estimate of the set's dimension.
-POSSIBLE_COPIES = 4
+from anomalib_softpatch.components.references import References
+
+# Which nearest image the distance to a copy is held against. More copies of one image than half of the last are not
+# recognized.
+RANKS = (8, 16, 32)
+# The distance to the k-th nearest image grows with the root of k of the dimension of the family that the images are of.
+# Rigid objects that lie anywhere in any direction are a family of three dimensions. A copy is nearer than that allows.
+DIMENSION = 3.0
 # With fewer images there is too little to tell a copy from a similar image by: exact copies only.
-FEWEST_IMAGES = 2 * NEIGHBORS
-# Expected number of pairs per set that are grouped by chance
-FALSE_PAIRS = 0.05
-# A copy's distance is below this share of that to the tenth neighbour, whatever the estimate says.
-LARGEST_RATIO = 0.9
-DESCRIPTOR_SIZE = 8  # side of the pooled grid in which candidates are found
-# Share of the grid's side that is left out at each edge: what a rotation or a shift brings in there, be it black, makes
-# different images alike.
-BORDER = 1 / 16
+FEWEST_IMAGES = 20
+# Patches of an image that are compared, and how far from its own place a patch of a copy may be: on a grid of 32, two
+# patches cover a shift of 3 % and, at the edge, a rotation by 3 degrees
+MOST_PLACES, FEWEST_PLACES = 64, 9
+RADIUS = 2
+# Comparisons of two patches, so that thousands of images are compared at fewer places
+LARGEST_PRODUCT = 2**28
+BLOCK = 2**24
 
 
 def duplicate_groups(
@@ -33,19 +35,13 @@ def duplicate_groups(
 ) -> torch.Tensor:
     """Group the images that are copies of each other.
 
-    Exact copies have the same hash. Near copies (saved again as JPEG, rotated or shifted a little) are nearer to each
-    other than chance allows: of points in a space of dimension m, the ratio of the distances to the first and the
-    tenth neighbour, to the power of m, is distributed as the smallest of nine uniform numbers. The dimension is
-    estimated from the set's own fifth to tenth neighbours (Levina and Bickel, Maximum likelihood estimation of
-    intrinsic dimension, NIPS 2004, equation 8), so that sets of images that are all alike, as aligned ones are, get a
-    bound that normal images of theirs keep. On KolektorSDD (MobileNetV2 features, 180 images and 30 copies) all copies
-    saved as JPEG of quality 95 to 50 and all rotated by one degree are grouped, none of those rotated by three degrees
-    or shrunk to half the size, and no image is grouped that is no copy.
+    Exact copies have the same hash. Near copies (saved again as JPEG, rotated by up to 3 degrees, shifted by up to 3 %,
+    photographed again in other light) are told by :func:`near_pairs`.
 
     Args:
         hashes: Hash of the content of each image; ``None`` not to look for exact copies.
         features: Features of the patches, shape ``(images, height, width, channels)``; ``None`` not to look for near
-            copies. Sets of less than 20 different images are not searched for them.
+            copies. Sets of fewer than 20 different images are not searched for them.
         block_size: Number of images that are compared with all others at a time.
 
     Returns:
@@ -87,67 +83,64 @@ def representatives(groups: torch.Tensor) -> torch.Tensor:
 
 
 def near_pairs(features: torch.Tensor, block_size: int = 512) -> torch.Tensor:
-    """Find pairs of images that are nearer to each other than chance allows, see :func:`duplicate_groups`.
+    """Find pairs of images that are nearer to each other than different images are.
 
-    Candidates are the nearest ones by features pooled to 8 x 8 patches; their distances are those of all patches but
-    the ones at the edge of the image.
+    Most patches of each have the other image nearer than the k-th nearest image by the factor ``(k / 4)^(-1/3)``, for a
+    k of 8, 16 or 32. The distance to an image is that to its nearest patch at about the same place.
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
         block_size: Number of images that are compared with all others at a time.
 
     Returns:
-        Indices of the images, shape ``(pairs, 2)``.
+        Indices of the images, each pair once, shape ``(pairs, 2)``.
     """
-    if len(features) < FEWEST_IMAGES:
+    images, height, width, channels = features.shape
+    if images < FEWEST_IMAGES:
         return torch.empty(0, 2, dtype=torch.long)
-    top, left = (round(BORDER * side) for side in features.shape[1:3])
-    inner = features[:, top : features.shape[1] - top, left : features.shape[2] - left]
-    distances, neighbors = _nearest_images(inner, block_size)
-    bound = _bound(distances)
-    # Both images must find the other exceptionally near, and nearer than the set's images usually are: two that are
-    # both unlike the rest may be each other's nearest by far without being copies.
-    tenth = distances[:, -1].clamp(max=distances[:, -1].median())
-    limits = bound * torch.minimum(tenth[:, None], tenth[neighbors])
-    image, place = (distances <= limits).nonzero(as_tuple=True)
-    return torch.stack((image, neighbors[image, place]), dim=1)
+    ranks = [k for k in RANKS if k < images / 2]
+    window = References(RADIUS).positions((height, width))[1].to(features.device)
+    flat = features.flatten(1, 2)
+    places = _places(height, width, LARGEST_PRODUCT // images**2)
+    counts = torch.zeros(len(ranks), images, images, dtype=torch.uint8, device=features.device)
+    for place in places:
+        # Expanded squares lose digits far from the origin
+        others = (flat[:, window[place]] - flat[:, place].mean(dim=0)).float().reshape(-1, channels)
+        queries = (flat[:, place] - flat[:, place].mean(dim=0)).float()
+        norms = others.square().sum(dim=1)
+        size = max(1, min(block_size, BLOCK // len(others)))
+        for start in range(0, images, size):
+            part = queries[start : start + size]
+            squares = torch.addmm(norms, part, others.T, alpha=-2).view(len(part), images, -1).amin(dim=2)
+            squares = (squares + part.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+            squares[torch.arange(len(part)), torch.arange(start, start + len(part))] = torch.inf
+            nearest = squares.topk(ranks[-1], dim=1, largest=False).values
+            for count, k in zip(counts, ranks, strict=True):
+                limit = (k / 4) ** (-2 / DIMENSION) * nearest[:, k - 1 : k]
+                count[start : start + size] += squares < limit
+    most = (counts > len(places) // 2).any(dim=0)
+    return (most & most.T).triu(diagonal=1).nonzero().cpu()
 
 
-def _nearest_images(features: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return distances to and indices of each image's nearest ones, shape ``(images, NEIGHBORS)``, ascending."""
-    pooled = torch.cat(
-        [
-            F.adaptive_avg_pool2d(part.permute(0, 3, 1, 2).float(), DESCRIPTOR_SIZE).flatten(1)
-            for part in features.split(block_size)
-        ]
+def _places(height: int, width: int, most: int) -> list[int]:
+    """Return numbers of positions, evenly spread over the grid, without its border.
+
+    What a rotation or a shift brings in at the border, be it black, makes different images alike.
+
+    Args:
+        height: Height of the grid.
+        width: Width of the grid.
+        most: How many there may be; a few more where that is very little.
+    """
+    side = int(max(FEWEST_PLACES, min(MOST_PLACES, most)) ** 0.5)
+    rows, columns = (
+        torch.linspace(min(RADIUS, (length - 1) // 2), length - 1 - min(RADIUS, (length - 1) // 2), min(side, length))
+        .round()
+        .long()
+        .unique()
+        for length in (height, width)
     )
-    pooled -= pooled.mean(dim=0)  # squared distances by products lose digits far from the origin
-    blocks = []
-    for start in range(0, len(pooled), block_size):
-        rough = torch.cdist(pooled[start : start + block_size], pooled)
-        rough[torch.arange(len(rough)), torch.arange(start, start + len(rough))] = torch.inf
-        blocks.append(rough.topk(NEIGHBORS, dim=1, largest=False).indices)
-    neighbors = torch.cat(blocks)
-    distances = torch.stack(
-        [
-            torch.linalg.vector_norm((features[candidates] - features[image]).float(), dim=(1, 2, 3))
-            for image, candidates in enumerate(neighbors)
-        ]
-    )
-    distances, order = distances.sort(dim=1, stable=True)
-    return distances.cpu(), neighbors.gather(1, order).cpu()
-
-
-def _bound(distances: torch.Tensor) -> float:
-    """Return the ratio to the last distance below which a distance is too small to be chance."""
-    tiny = torch.finfo(distances.dtype).tiny
-    ratios = distances[:, POSSIBLE_COPIES:-1] / distances[:, -1:].clamp_min(tiny)
-    # Levina and Bickel's estimate of 1 / m, averaged over the images as MacKay and Ghahramani advise. The expected
-    # logarithm of the ratio of the k-th to the j-th distance is the sum of 1 / i over i = j ... k - 1, divided by m.
-    expected = [sum(1 / i for i in range(j, NEIGHBORS)) for j in range(POSSIBLE_COPIES + 1, NEIGHBORS)]
-    inverse_dimension = -ratios.clamp_min(1e-6).log().mean() / (sum(expected) / len(expected))
-    smallest = torch.tensor(FALSE_PAIRS / (len(distances) * (NEIGHBORS - 1)))
-    return min(LARGEST_RATIO, (inverse_dimension * smallest.log()).exp().item())
+    return (rows[:, None] * width + columns).flatten().tolist()
 
 
 def _join(count: int, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -199,7 +199,6 @@ class GraphIndex:
         return least, torch.where(distances == least[:, None], rows, bank.shape[0] - 1).amin(dim=1)
 
 
-
 def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """Return the bank as what runtimes do not take for a constant, and do not copy.
 

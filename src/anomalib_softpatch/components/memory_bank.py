@@ -16,7 +16,6 @@ Example:
 """
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
-from anomalib_softpatch.components.support_radii import calibrate, support_radii
+from anomalib_softpatch.components.support_radii import calibrate, support_of, support_radii
 from anomalib_softpatch.components.threshold import keep_mask
 
 logger = logging.getLogger(__name__)
@@ -56,9 +55,6 @@ CONSTRAINTS = {
     "max_references": at_least(1),
     "seed": at_least(0),
 }
-# How many images must show something by default, the patch's own included: two cost little on any set, while each
-# further one is paid for by rare normal patches; see docs/results.md.
-AUTO_MIN_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class DenoisingResult:
         scores: Noise scores of all training patches; ``None`` if nothing asked for scores.
         kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
         shares: Share of all patches that was to be removed from each bank.
-        min_images: How many images must show something, the patch's own included.
+        support: Factors of the distances to the k-th nearest images, by k, of which radii are made; empty for no radii.
         groups: Number of each image's group of duplicates, see :func:`duplicate_groups`, shape ``(images,)``.
         keys: Keys of the images in their order; empty if some came without.
     """
@@ -87,7 +83,7 @@ class DenoisingResult:
     scores: PatchScores | None
     kept: torch.Tensor
     shares: tuple[float, ...]
-    min_images: int
+    support: dict[int, float]
     groups: torch.Tensor
     keys: tuple[str, ...] = ()
 
@@ -105,7 +101,7 @@ class DenoisingMemoryBank:
             paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
             for 1 + r; ``"lof"`` for the local outlier factor; ``True`` for the default of SoftPatch+, see there.
         min_images: Normal is what at least so many training images show: a number, a share of the images, or
-            ``"auto"`` (3). Patches of the bank get support radii, see
+            ``"auto"`` (2, or 3 where one of them looks like a copy). Patches of the bank get support radii, see
             :mod:`anomalib_softpatch.components.support_radii`; copies of an image count as one. 1, as in the papers:
             no radii.
         lof_k: Neighbors of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
@@ -192,22 +188,21 @@ class DenoisingMemoryBank:
                 f"bank: use at least {1 / patches:.1e}."
             )
             raise ValueError(msg)
-        scores, min_images, groups = None, 1, torch.arange(images)
+        scores, support, groups = None, {}, torch.arange(images)
         if self.needs_scores:
             projected = store.project(projection_matrix(store.shape[-1], store.device, self.seed))
             hashes = [sha256(image.cpu().numpy().tobytes()).digest() for image in projected]
             groups = duplicate_groups(hashes, projected)
-            min_images = number_of_images(self.min_images, int(groups.max()) + 1)
-            scores = self._score(projected, groups, min_images - 1)
+            support = support_of(self.min_images, int(groups.max()) + 1)
+            scores = self._score(projected, groups, max(support, default=1))
             del projected  # of the size of the features, and what follows has better uses for the memory
         kept = torch.stack([self._keep(scores, threshold, store) for threshold in self.thresholds])
         with seeded(self.seed):
             indices, bank_ranges = self._select(store, kept, size)
         features = store.rows(indices)
         radii = torch.zeros(len(indices), device=indices.device)
-        if self.has_radii and scores is not None:
-            logger.info("Support radii: what fewer than %d images show does not count as normal.", min_images)
-            radii = support_radii(store, indices, groups, min_images - 1, self.neighborhood)
+        if scores is not None and support:
+            radii = support_radii(store, indices, groups, support, self.neighborhood)
             radii *= calibrate(store, features, indices, radii, scores.fused)
         return DenoisingResult(
             features=features,
@@ -218,7 +213,7 @@ class DenoisingMemoryBank:
             scores=scores,
             kept=kept.cpu(),
             shares=tuple(float(threshold) for threshold in self.thresholds),
-            min_images=min_images,
+            support=support,
             groups=groups,
             keys=store.keys,
         )
@@ -229,7 +224,7 @@ class DenoisingMemoryBank:
                 features,
                 self.discriminators,
                 lof_k=self.lof_k,
-                knn_k=max(1, knn_k),
+                knn_k=knn_k,
                 neighborhood=self.neighborhood,
                 max_references=self.max_references,
                 seed=self.seed,
@@ -340,18 +335,3 @@ def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[t
 def _distinct(coreset: torch.Tensor) -> torch.Tensor:
     """Return a coreset without what it repeats, as it does a row once all eligible ones coincide with centres."""
     return torch.tensor(list(dict.fromkeys(coreset.tolist())), dtype=torch.long, device=coreset.device)
-
-
-def number_of_images(min_images: float | Literal["auto"], images: int) -> int:
-    """Return how many images must show something for it to count as normal.
-
-    Args:
-        min_images: A number of images, a share of them below 1, or ``"auto"``.
-        images: How many there are, copies not counted.
-
-    Returns:
-        At least 1. A share is at least 2 images, since one shows everything that is in training.
-    """
-    if min_images == "auto":
-        return AUTO_MIN_IMAGES
-    return max(2, math.ceil(min_images * images)) if min_images < 1 else int(min_images)

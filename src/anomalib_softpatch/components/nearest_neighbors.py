@@ -80,7 +80,9 @@ def nearest_neighbors(
     traced = is_traced()
     first, last = within or (0, len(bank))
     if not traced and len(queries) > QUERY_BLOCK:
-        parts = [nearest_neighbors(part, bank, k, within, norms=norms, radii=radii) for part in queries.split(QUERY_BLOCK)]
+        parts = [
+            nearest_neighbors(part, bank, k, within, norms=norms, radii=radii) for part in queries.split(QUERY_BLOCK)
+        ]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, _squared_lengths(bank) if norms is None else norms

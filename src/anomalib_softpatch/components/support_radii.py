@@ -8,7 +8,9 @@ mutual reachability distance max(d(x, m), r(m)) over the memory bank: a patch ma
 other images make the patch itself look normal. A defect among the training images then scores as it would if it had
 not been there. Nothing is removed, so nothing can be removed wrongly.
 
-Copies of an image count as one image. Otherwise a defect whose image was copied would support itself.
+Copies of an image count as one image. Otherwise a defect whose image was copied would support itself. By default k is 1,
+which costs least where normal patches are rare. But where the nearest image is much nearer than the second, as an image
+of the same object in other light is, the second counts: r(m) = max(d_1(m), 0.9 d_2(m)).
 
 References:
     - Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000: the
@@ -22,11 +24,12 @@ Example:
     >>> from anomalib_softpatch.components.support_radii import support_radii
     >>> store = FeatureStore()
     >>> store.append(torch.randn(20, 8, 8, 16))
-    >>> support_radii(store, torch.arange(100), torch.arange(20), k=2).shape
+    >>> support_radii(store, torch.arange(100), torch.arange(20), {2: 1.0}).shape
     torch.Size([100])
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -34,6 +37,8 @@ import torch
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.references import References
 
+# Factors of the distances to the nearest and the second nearest image, whose larger one is the radius by default
+DEFAULT_SUPPORT = {1: 1.0, 2: 0.9}
 # Elements of the largest temporary tensors
 BLOCK = 2**24
 # Of the calibration: images, and the share of their patches, those with the highest noise scores, that are compared.
@@ -45,15 +50,33 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.25, 4.0
 SCALES = 33
 
 
+def support_of(min_images: float | Literal["auto"], images: int) -> dict[int, float]:
+    """Return which of the nearest images support a patch.
+
+    Args:
+        min_images: How many images must show something, the patch's own included; a share of them below 1; or
+            ``"auto"``.
+        images: How many there are, copies not counted.
+
+    Returns:
+        Factors of the distances to the k-th nearest images, by k; empty if one image is enough. A share is at least
+        two images.
+    """
+    if min_images == "auto":
+        return dict(DEFAULT_SUPPORT)
+    count = max(2, math.ceil(min_images * images)) if min_images < 1 else int(min_images)
+    return {count - 1: 1.0} if count > 1 else {}
+
+
 @torch.no_grad()
 def support_radii(
     store: FeatureStore,
     indices: torch.Tensor,
     groups: torch.Tensor,
-    k: int,
+    support: Mapping[int, float],
     neighborhood: int | Literal["image"] = 1,
 ) -> torch.Tensor:
-    """Return the distance of patches to the k-th nearest other image.
+    """Return how far patches are from the other images that must show the like.
 
     The distance to an image is the distance to its nearest patch at about the same position.
 
@@ -62,7 +85,8 @@ def support_radii(
         indices: Numbers of the patches, ``image * height * width + row * width + column``, shape ``(m,)``.
         groups: Number of each image's group of copies, shape ``(images,)``; a group counts as one image. Where all
             images are copies of one, they count as different images.
-        k: Which of the other images, by distance; the last one where there are fewer.
+        support: Factors of the distances to the k-th nearest other images, by k: the largest product is the radius.
+            The last image takes the place of those that there are not.
         neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
 
     Returns:
@@ -70,31 +94,33 @@ def support_radii(
     """
     images, height, width, channels = store.shape
     patches, device = height * width, indices.device
+    radii = torch.zeros(len(indices), device=device)
     groups = groups.to(device)
     if not groups.any():
         groups = torch.arange(images, device=device)
     _, groups = groups.unique(return_inverse=True)
-    k = min(k, int(groups.max()))
-    if k < 1:
-        return torch.zeros(len(indices), device=device)
+    others = int(groups.max())
+    if others < 1 or not support:
+        return radii
     positions, windows = (each.to(device) for each in References(neighborhood).positions((height, width)))
     window_of = torch.empty(patches, dtype=torch.long, device=device)
     window_of[positions.flatten()] = torch.arange(len(positions), device=device).repeat_interleave(positions.shape[1])
 
-    radii = torch.empty(len(indices), device=device)
     order = window_of[indices % patches].argsort(stable=True)
-    for part in order.split(max(1, BLOCK // (2 * images))):
+    for part in order.split(max(1, BLOCK // max(2 * images, channels))):
         rows = indices[part]
         squares, nearest = _nearest_patches_of_images(store, rows, window_of, windows)
-        of_groups = squares.new_full((len(rows), int(groups.max()) + 1), torch.inf)
+        of_groups = squares.new_full((len(rows), others + 1), torch.inf)
         of_groups.scatter_reduce_(1, groups.expand(len(rows), -1), squares, reduce="amin")
         of_groups.scatter_(1, groups[rows // patches][:, None], torch.inf)
-        supporting = of_groups.topk(k, dim=1, largest=False).indices[:, -1:]
-        image = squares.masked_fill_(groups != supporting, torch.inf).argmin(dim=1, keepdim=True)
-        # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
-        patch = nearest.gather(1, image).squeeze(1)
-        for some, own, other in zip(*(each.split(max(1, BLOCK // channels)) for each in (part, rows, patch)), strict=True):
-            radii[some] = torch.linalg.vector_norm(store.rows(own) - store.rows(other), dim=1)
+        order_of_groups = of_groups.topk(min(max(support), others), dim=1, largest=False).indices
+        for k, factor in support.items():
+            supporting = order_of_groups[:, min(k, others) - 1 :][:, :1]
+            image = squares.masked_fill(groups != supporting, torch.inf).argmin(dim=1, keepdim=True)
+            # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
+            patch = nearest.gather(1, image).squeeze(1)
+            distances = torch.linalg.vector_norm(store.rows(rows) - store.rows(patch), dim=1)
+            radii[part] = torch.maximum(radii[part], factor * distances)
     return radii
 
 

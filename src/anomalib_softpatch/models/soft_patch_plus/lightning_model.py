@@ -35,8 +35,8 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
             averaged. They rank the training images in the noise report, and decide which patches are removed where
             any are. lof and gaussian in the paper.
         min_images: Normal is what at least so many training images show: a number, a share of the images, or
-            ``"auto"`` (3: an image and two others). Copies of an image count as one. 1, as in the paper: whatever one
-            image shows is normal unless it is removed.
+            ``"auto"`` (2: an image and another one; 3 where one of them looks like a copy). Copies of an image count as
+            one. 1, as in the paper: whatever one image shows is normal unless it is removed.
         classification_threshold: Share of all patches removed from the bank for the image score; 0.15 in the paper.
         segmentation_threshold: Share of all patches removed from the bank for the map; 0.5 in the paper.
         task: ``"both"``, or one task only: then one bank is built, which gives both the image score and the map.
