@@ -93,10 +93,12 @@ def extract(
     """
     folder = Path(arguments.root, arguments.category)
     wrapped: AnomalibDataModule
-    if (folder / "ground_truth").is_dir():
+    has_masks = (folder / "ground_truth").is_dir()
+    if has_masks and any((folder / "train" / "good").glob("*.png")):
         wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
-    else:
+    else:  # MVTecAD reads PNG files only
         folders = {"normal_dir": "train/good", "abnormal_dir": "test/defect", "normal_test_dir": "test/good"}
+        folders |= {"mask_dir": "ground_truth/defect"} if has_masks else {}
         # By default, half of the test set would become a validation set
         wrapped = Folder(
             arguments.category, root=folder, **folders, num_workers=0, val_split_mode="same_as_test", seed=0
