@@ -208,7 +208,7 @@ class DenoisingMemoryBank:
         if self.has_radii and scores is not None:
             logger.info("Support radii: what fewer than %d images show does not count as normal.", min_images)
             radii = support_radii(store, indices, groups, min_images - 1, self.neighborhood)
-            radii *= calibrate(store, features, indices, radii, scores.fused)
+            radii *= calibrate(store, features, indices, groups, radii, scores.fused)
         return DenoisingResult(
             features=features,
             weights=self.weigh(scores, indices),

@@ -70,10 +70,7 @@ def support_radii(
     """
     images, height, width, channels = store.shape
     patches, device = height * width, indices.device
-    groups = groups.to(device)
-    if not groups.any():
-        groups = torch.arange(images, device=device)
-    _, groups = groups.unique(return_inverse=True)
+    groups = _groups_that_count(groups.to(device))
     k = min(k, int(groups.max()))
     if k < 1:
         return torch.zeros(len(indices), device=device)
@@ -93,9 +90,18 @@ def support_radii(
         image = squares.masked_fill_(groups != supporting, torch.inf).argmin(dim=1, keepdim=True)
         # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
         patch = nearest.gather(1, image).squeeze(1)
-        for some, own, other in zip(*(each.split(max(1, BLOCK // channels)) for each in (part, rows, patch)), strict=True):
+        for some, own, other in zip(
+            *(each.split(max(1, BLOCK // channels)) for each in (part, rows, patch)), strict=True
+        ):
             radii[some] = torch.linalg.vector_norm(store.rows(own) - store.rows(other), dim=1)
     return radii
+
+
+def _groups_that_count(groups: torch.Tensor) -> torch.Tensor:
+    """Number groups of copies from 0 on without gaps; copies of one image, where there is no other, are groups each."""
+    if not groups.any():
+        return torch.arange(len(groups), device=groups.device)
+    return groups.unique(return_inverse=True)[1]
 
 
 def _nearest_patches_of_images(
@@ -139,20 +145,26 @@ def _nearest_patches_of_images(
 
 @torch.no_grad()
 def calibrate(
-    store: FeatureStore, bank: torch.Tensor, indices: torch.Tensor, radii: torch.Tensor, scores: torch.Tensor
+    store: FeatureStore,
+    bank: torch.Tensor,
+    indices: torch.Tensor,
+    groups: torch.Tensor,
+    radii: torch.Tensor,
+    scores: torch.Tensor,
 ) -> float:
     """Return the scale of the radii at which a training image looks no better than a new one.
 
     Radii are distances to patches of all images, where scores are distances to the few patches of the memory bank,
     which are longer. And an image that is in training finds its own patches in the memory bank, which a new image does
     not. Both are corrected by one scale: the one at which the typical training image scores as much with its own
-    patches in the memory bank (in-bag, radii counting) as without them (out-of-bag, no radii). The typical image is
-    the median, so that it is a normal one while most images are.
+    patches in the memory bank (in-bag, radii counting) as without them and those of its copies (out-of-bag, no radii).
+    The typical image is the median, so that it is a normal one while most images are.
 
     Args:
         store: Features of all patches.
         bank: Patches of the memory bank, shape ``(m, channels)``.
         indices: Numbers of these patches, shape ``(m,)``.
+        groups: Number of each image's group of copies, as in :func:`support_radii`.
         radii: Their support radii, shape ``(m,)``.
         scores: Noise scores, which say which patches of an image are compared: shape ``(images, height, width)``.
 
@@ -161,6 +173,7 @@ def calibrate(
     """
     images, height, width, _ = store.shape
     patches = height * width
+    groups = _groups_that_count(groups.to(indices.device))
     chosen = torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).round().long()
     count = max(1, math.ceil(CALIBRATION_SHARE * patches))
     places = scores.flatten(1)[chosen.to(scores.device)].topk(count, dim=1).indices.to(indices.device)
@@ -179,7 +192,7 @@ def calibrate(
         in_bag.append(
             torch.stack([torch.maximum(squares, float(s) ** 2 * smallest).amin(dim=1).sqrt() for s in scales], dim=1)
         )
-        own = (some // patches)[:, None] == indices // patches
+        own = groups[some // patches][:, None] == groups[indices // patches]
         out_of_bag.append(squares.masked_fill_(own, torch.inf).amin(dim=1).sqrt())
     typical = torch.cat(out_of_bag).view(-1, count).mean(dim=1)
     with_own = torch.cat(in_bag).view(len(typical), count, -1).mean(dim=1)
