@@ -41,9 +41,7 @@ def test_size_counts_all_patches(features):
     assert len(build(features, thresholds=(0.5,), coreset_sampling_ratio=1.0).indices) == 450
 
 
-@pytest.mark.parametrize(
-    ("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1), ("knn", 1)]
-)
+@pytest.mark.parametrize(("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1), ("knn", 1)])
 def test_weights_are_scores(features, discriminator, offset):
     bank = build(features, discriminators=(discriminator,))
     torch.testing.assert_close(bank.weights, bank.scores.fused.flatten()[bank.indices] + offset)

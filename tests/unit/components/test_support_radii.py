@@ -173,7 +173,7 @@ def bank_of(features, share=0.1, seed=0):
     indices = patches[torch.randperm(len(patches), generator=generator)[: int(share * len(patches))]]
     radii = support_radii(store, indices, torch.arange(len(features)), 2, 1)
     scores = support_radii(store, patches, torch.arange(len(features)), 2, 1).view(features.shape[:3])
-    return store, store.rows(indices), indices, radii, scores
+    return store, store.rows(indices), indices, torch.arange(len(features)), radii, scores
 
 
 def typical_scores(features, indices, radii, scores, scale, share):
@@ -196,8 +196,8 @@ def typical_scores(features, indices, radii, scores, scale, share):
 def test_scale_makes_training_images_look_new(images, offset):
     """In-bag as out-of-bag, of patches that are 1 % of an image."""
     features = random_features(images, 13, 11, 6) - 100 + offset
-    store, bank, indices, radii, scores = bank_of(features)
-    scale = calibrate(store, bank, indices, radii, scores)
+    store, bank, indices, groups, radii, scores = bank_of(features)
+    scale = calibrate(store, bank, indices, groups, radii, scores)
     assert scale != 1.0
     in_bag, out_of_bag = typical_scores(features, indices, radii, scores, scale, 0.01)
     assert in_bag == pytest.approx(out_of_bag, rel=5e-3)

@@ -32,7 +32,13 @@ FITS = {
     "another seed": (TWO_BANKS | {"seed": 5}, SAMPLED),
     "one discriminator": ({"lof_k": 3}, SAMPLED),
     "default of SoftPatch+": (
-        {"discriminators": ("knn",), "thresholds": (0.0, 0.3), "soft_weight": False, "min_images": 3, "neighborhood": 1},
+        {
+            "discriminators": ("knn",),
+            "thresholds": (0.0, 0.3),
+            "soft_weight": False,
+            "min_images": 3,
+            "neighborhood": 1,
+        },
         SAMPLED,
     ),
     "PatchCore": ({"thresholds": (0.0,), "soft_weight": False}, SAMPLED),
