@@ -354,4 +354,5 @@ def number_of_images(min_images: float | Literal["auto"], images: int) -> int:
     """
     if min_images == "auto":
         return AUTO_MIN_IMAGES
-    return max(2, math.ceil(min_images * images)) if min_images < 1 else int(min_images)
+    # Rounded first: 0.07 * 100 is more than 7 in floating-point numbers
+    return max(2, math.ceil(round(min_images * images, 6))) if min_images < 1 else int(min_images)
