@@ -81,7 +81,7 @@ def test_copies_count_as_one_image(neighborhood, k):
     groups = torch.tensor([0, 7, 0, 2, 7, 7, 9, 2, 30, 0])
     for group in (0, 7, 2):
         members = (groups == group).nonzero().squeeze(1)
-        features[members] = features[members[0]] + 0.01 * torch.randn(len(members), *features.shape[1:])
+        features[members] = features[members[0]] + 0.01 * random_features(len(members), seed=group + 1)
     indices = every_patch(features)[::3]
     radii = support_radii(store_of(features), indices, groups, k, neighborhood)
     np.testing.assert_allclose(radii, brute_force(features, indices, groups, k, neighborhood), rtol=1e-5)
@@ -181,7 +181,8 @@ def typical_scores(features, indices, radii, scores, scale, share):
     images, height, width, channels = features.shape
     count = math.ceil(share * height * width)
     flat = features.double().numpy().reshape(-1, channels)
-    bank, radii, indices = flat[indices], radii.double().numpy(), np.asarray(indices)
+    indices, radii = indices.numpy(), radii.double().numpy()
+    bank = flat[indices]
     in_bag, out_of_bag = [], []
     for image in range(images):
         places = np.argsort(-scores[image].flatten().numpy(), kind="stable")[:count] + image * height * width
@@ -236,6 +237,6 @@ def test_every_image_twice_makes_no_difference():
     assert twice.groups.tolist() == [image // 2 for image in range(48)]
     scales = []
     for result, repeated in ((once, features), (twice, features.repeat_interleave(2, dim=0))):
-        raw = support_radii(store_of(repeated), result.indices, result.groups, 2)
+        raw = support_radii(store_of(repeated), result.indices, result.groups, 2, 0)
         scales.append(float((result.radii / raw).mean()))
     assert scales[1] == pytest.approx(scales[0], rel=0.05)
