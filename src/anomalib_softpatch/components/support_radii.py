@@ -99,7 +99,7 @@ def support_radii(
 
 def _groups_that_count(groups: torch.Tensor) -> torch.Tensor:
     """Number groups of copies from 0 on without gaps; copies of one image, where there is no other, are groups each."""
-    if not groups.any():
+    if bool((groups == groups[0]).all()):
         return torch.arange(len(groups), device=groups.device)
     return groups.unique(return_inverse=True)[1]
 
