@@ -167,13 +167,17 @@ def test_any_features(images, grid, channels, k, neighborhood, integers, scale, 
 
 
 def bank_of(features, share=0.1, seed=0):
-    """Features in a store, some of their patches, their radii, and noise scores of all patches."""
-    store, generator = store_of(features), torch.Generator().manual_seed(seed)
-    patches = every_patch(features)
-    indices = patches[torch.randperm(len(patches), generator=generator)[: int(share * len(patches))]]
-    radii = support_radii(store, indices, torch.arange(len(features)), 2, 1)
-    scores = support_radii(store, patches, torch.arange(len(features)), 2, 1).view(features.shape[:3])
-    return store, store.rows(indices), indices, torch.arange(len(features)), radii, scores
+    """Features in a store, some of their patches, their radii, and noise scores of all patches.
+
+    As in a coreset, half of the patches are those that are farthest from the others.
+    """
+    store, patches, groups = store_of(features), every_patch(features), torch.arange(len(features))
+    scores = support_radii(store, patches, groups, 2, 1)
+    random = torch.rand(len(patches), generator=torch.Generator().manual_seed(seed))
+    count = int(share * len(patches) / 2)
+    random[scores.topk(count).indices] += 1
+    indices = random.topk(2 * count).indices
+    return store, store.rows(indices), indices, groups, scores[indices], scores.view(features.shape[:3])
 
 
 def typical_scores(features, indices, radii, scores, scale, share):
