@@ -61,7 +61,8 @@ OWN_TO_SETTINGS = (
     "classification_threshold",
     "segmentation_threshold",
     "soft_weight",
-    "prototypes",
+    "min_images",
+    "neighborhood",
     "score_smoothing",
 )
 BASELINE = "Patchcore"

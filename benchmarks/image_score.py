@@ -85,7 +85,7 @@ def score_training_set(
             features.append(part if matrix is None else part @ matrix)
             labels.extend(datamodule.truth.loc[batch.image_path, "true_label_index"])
         scores = score_patches(torch.cat(features), ("lof", "gaussian"))
-        other = score_patches(torch.cat(features), ("simplified_lof",)).by_discriminator
+        other = score_patches(torch.cat(features), ("knn",)).by_discriminator
     return other | scores.by_discriminator | {"lof + gaussian": scores.fused}, np.array(labels)
 
 

@@ -50,7 +50,7 @@ def main() -> None:
                     SETS[name][0](arguments.root / arguments.category, seed)
                 for ratio, column in zip(arguments.ratios, rows[name], strict=True):
                     features = extract(model, ratio, seed, overlap=True, rotated=False, arguments=arguments)
-                    scores = score_patches(features.train, ("simplified_lof",), seed=seed).fused
+                    scores = score_patches(features.train, ("knn",), neighborhood=1, seed=seed).fused
                     level = noise_level(image_scores(rarity(scores)))
                     share = 100 * features.injected.mean()
                     print(f"# {name} {ratio:.0%} seed {seed}: {share:.1f} %, estimate: {level}", flush=True)

@@ -6,9 +6,8 @@ r"""What ``max_references`` costs: how well noise is found, and how long that ta
 Synthetic features of 7,000 images (128 dimensions, to which features are projected before they are scored), of which a
 known share of the patches is noise. Every position has three normal variants (80, 15 and 5 % of the images) that vary
 along axes of falling variance, in each image more or less. A defect moves a patch in a direction of its own, but for
-one that moves the patches of 2 % of the images alike. All patches of a defective image are noise: positions are scored
-independently of each other but for the smoothing over neighbours of ``simplified_lof``, so that a window of 4 x 4 of
-them inside of the defects is enough. The time of a grid of 32 x 32 is that of the window times 64.
+one that moves the patches of 2 % of the images alike. All patches of a defective image are noise. Positions are
+scored independently of each other, so that a window of 4 x 4 of them inside of the defects is enough. The time of a grid of 32 x 32 is that of the window times 64.
 
 Printed: AUROC of the scores of single defects / of the repeated one against the normal patches, in %, and processor
 time. ``--real`` compares real features instead: KolektorSDD through MobileNetV2, patches at the same position and of
@@ -132,9 +131,7 @@ def main() -> None:
     arguments = accuracy_parser(__doc__, ratios=[0.1, 0.4])
     arguments.add_argument("--real", action="store_true", help="real features instead of synthetic ones")
     arguments.add_argument("--caps", type=int, nargs="+", help="references to allow; a number as large as all: no cap")
-    arguments.add_argument(
-        "--discriminators", nargs="+", choices=DISCRIMINATORS, default=["lof", "simplified_lof", "gaussian"]
-    )
+    arguments.add_argument("--discriminators", nargs="+", choices=DISCRIMINATORS, default=["lof", "knn", "gaussian"])
     arguments.add_argument("--images", type=int, default=7000, help="of the synthetic features")
     arguments.add_argument("--window", type=int, default=4, help="height and width of the window of their grid")
     arguments.add_argument("--strength", type=float, default=1.0, help="of their defects, see synthetic_features")

@@ -113,7 +113,7 @@ def last_words(lines: list[str]) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("threshold", "thresholds must be 'auto', or at least 0 and below 1 (a share of the patches), got 1.5."),
+        ("threshold", "thresholds must be at least 0 and below 1 (a share of the patches), got 1.5."),
         ("backbone", "backbone='resnet1o' is not a model of timm"),
         ("no folder", "backbone='local-dir:/nowhere': there is no config.json in that folder"),
         ("layer", "layers=['layer9'] "),

@@ -137,7 +137,8 @@ PAPER = {
     "classification_threshold": 0.15,
     "segmentation_threshold": 0.5,
     "soft_weight": True,
-    "prototypes": False,
+    "min_images": 1,
+    "neighborhood": 0,
     "score_smoothing": 0,
 }
 
@@ -170,7 +171,8 @@ def test_the_default_of_soft_patch_plus() -> None:
     thresholds = own["classification_threshold"], own["segmentation_threshold"]
     assert (tuple(own["discriminators"]), thresholds) == (defaults.discriminators, defaults.thresholds)
     assert own["soft_weight"] is defaults.soft_weight
-    assert own["prototypes"] is defaults.prototypes
+    assert own["min_images"] == defaults.min_images == "auto"
+    assert own["neighborhood"] == defaults.neighborhood
     same = paper.keys() - PAPER.keys() - {"lof_k"}
     assert {key: own[key] for key in same} == {key: paper[key] for key in same}
 

@@ -23,6 +23,9 @@ SETTINGS = {
     "SoftPatch": lambda: SoftPatch(**BACKBONE),
     "SoftPatch, unfold, 5 neighbours": lambda: SoftPatch(**BACKBONE, patch_embedding="unfold", num_neighbors=5),
     "SoftPatchPlus": lambda: SoftPatchPlus(**BACKBONE),
+    "SoftPatchPlus, two banks with radii": lambda: SoftPatchPlus(
+        **BACKBONE, segmentation_threshold=0.3, soft_weight=True
+    ),
     "SoftPatchPlus, pruned search": lambda: SoftPatchPlus(**BACKBONE | {"coreset_sampling_ratio": 0.5}),
     "SoftPatch, vision transformer": lambda: SoftPatch(
         **BACKBONE | {"backbone": "vit_tiny_patch16_224", "layers": ["blocks.2", "blocks.5"]}
@@ -55,6 +58,7 @@ def trained(request, mvtec_root, tmp_path_factory, monkeypatch_module):
     model = SETTINGS[request.param]()
     engine = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
     engine.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
+    assert bool((model.model.radii > 0).all()) == ("SoftPatchPlus" in request.param)
     return engine, model.eval(), folder
 
 
@@ -75,6 +79,23 @@ def random_images(batch_size: int, size: tuple[int, int]) -> torch.Tensor:
     images = 0.4 + 0.2 * torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(1))
     images[:, :, 16:40, 24:48] = 0
     return images
+
+
+def count_radii(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Patches of the bank whose radius decides about a score of some images."""
+    inner = model.model
+    with torch.no_grad():
+        queries = inner.extract(model.pre_processor(images)).flatten(0, 2)
+        plain = torch.cdist(queries, inner.memory_bank)
+    bounded = torch.maximum(plain, inner.radii)
+    nearest = bounded.argmin(dim=1)
+    return int((bounded > plain).gather(1, nearest[:, None]).sum())
+
+
+def test_radii_count(trained):
+    """Else the tests below would say nothing of them."""
+    _, model, _ = trained
+    assert (count_radii(model, random_images(2, (128, 128))) > 10) == bool(model.model.radii.any())
 
 
 def assert_close(actual, expected) -> None:

@@ -164,7 +164,7 @@ def test_robustness(measure: Callable, mvtec_root: Path, elpv: Path, tmp_path: P
 def test_references(measure: Callable) -> None:
     _, record = measure("references.py", "--ratios=0.4")
     assert record["headings"] == ["", "50", "no cap"]
-    for name in ("lof", "simplified_lof", "gaussian"):
+    for name in ("lof", "knn", "gaussian"):
         few, all_others = values(record, f"{name}, 40% noise", "single")
         assert 0 <= few[0] <= 100
         assert 70 < all_others[0] <= 100

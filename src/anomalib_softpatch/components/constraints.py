@@ -41,7 +41,7 @@ SHARE_TO_KEEP = Constraint(
     lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1 (a share of the patches)"
 )
 MIN_IMAGES = Constraint(
-    lambda value: value == "auto" or (_is_number(value) and (0 < value < 1 or (value >= 1 and value == int(value)))),
+    lambda value: value == "auto" or (_is_number(value) and (0 < value < 1 or (value >= 1 and value % 1 == 0))),
     "'auto', a number of images of at least 1, or a share of the images above 0 and below 1",
 )
 NEIGHBORHOOD = Constraint(

@@ -203,7 +203,7 @@ class DenoisingMemoryBank:
         radii = torch.zeros(len(indices), device=indices.device)
         if scores is not None and support:
             radii = support_radii(store, indices, groups, support, self.neighborhood)
-            radii *= calibrate(store, features, indices, radii, scores.fused)
+            radii *= calibrate(store, features, indices, groups, radii, scores.fused)
         return DenoisingResult(
             features=features,
             weights=self.weigh(scores, indices),

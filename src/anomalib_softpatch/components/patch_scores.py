@@ -119,7 +119,7 @@ def _available(images: int, grid_size: tuple[int, int], references: References, 
     if images < 2:  # noqa: PLR2004
         msg = (
             f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
-            f"least 2 training images, got {images}. With min_images=1, threshold=0 and soft_weight=False one image is enough."
+            f"least 2 training images, got {images}. With min_images=1, threshold=0, soft_weight=False one is enough."
         )
         raise ValueError(msg)
     available = references.available(images, grid_size)

@@ -8,9 +8,9 @@ mutual reachability distance max(d(x, m), r(m)) over the memory bank: a patch ma
 other images make the patch itself look normal. A defect among the training images then scores as it would if it had
 not been there. Nothing is removed, so nothing can be removed wrongly.
 
-Copies of an image count as one image. Otherwise a defect whose image was copied would support itself. By default k is 1,
-which costs least where normal patches are rare. But where the nearest image is much nearer than the second, as an image
-of the same object in other light is, the second counts: r(m) = max(d_1(m), 0.9 d_2(m)).
+Copies of an image count as one image. Otherwise a defect whose image was copied would support itself. By default k is
+1, which costs least where normal patches are rare. But where the nearest image is much nearer than the second, as an
+image of the same object in other light is, the second counts: r(m) = max(d_1(m), 0.9 d_2(m)).
 
 References:
     - Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000: the
@@ -64,7 +64,8 @@ def support_of(min_images: float | Literal["auto"], images: int) -> dict[int, fl
     """
     if min_images == "auto":
         return dict(DEFAULT_SUPPORT)
-    count = max(2, math.ceil(min_images * images)) if min_images < 1 else int(min_images)
+    # Rounded first: 0.07 * 100 is more than 7 in floating-point numbers
+    count = max(2, math.ceil(round(min_images * images, 6))) if min_images < 1 else int(min_images)
     return {count - 1: 1.0} if count > 1 else {}
 
 
@@ -95,10 +96,7 @@ def support_radii(
     images, height, width, channels = store.shape
     patches, device = height * width, indices.device
     radii = torch.zeros(len(indices), device=device)
-    groups = groups.to(device)
-    if not groups.any():
-        groups = torch.arange(images, device=device)
-    _, groups = groups.unique(return_inverse=True)
+    groups = _groups_that_count(groups.to(device))
     others = int(groups.max())
     if others < 1 or not support:
         return radii
@@ -122,6 +120,13 @@ def support_radii(
             distances = torch.linalg.vector_norm(store.rows(rows) - store.rows(patch), dim=1)
             radii[part] = torch.maximum(radii[part], factor * distances)
     return radii
+
+
+def _groups_that_count(groups: torch.Tensor) -> torch.Tensor:
+    """Number groups of copies from 0 on without gaps; copies of one image, where there is no other, are groups each."""
+    if bool((groups == groups[0]).all()):
+        return torch.arange(len(groups), device=groups.device)
+    return groups.unique(return_inverse=True)[1]
 
 
 def _nearest_patches_of_images(
@@ -165,20 +170,26 @@ def _nearest_patches_of_images(
 
 @torch.no_grad()
 def calibrate(
-    store: FeatureStore, bank: torch.Tensor, indices: torch.Tensor, radii: torch.Tensor, scores: torch.Tensor
+    store: FeatureStore,
+    bank: torch.Tensor,
+    indices: torch.Tensor,
+    groups: torch.Tensor,
+    radii: torch.Tensor,
+    scores: torch.Tensor,
 ) -> float:
     """Return the scale of the radii at which a training image looks no better than a new one.
 
     Radii are distances to patches of all images, where scores are distances to the few patches of the memory bank,
     which are longer. And an image that is in training finds its own patches in the memory bank, which a new image does
     not. Both are corrected by one scale: the one at which the typical training image scores as much with its own
-    patches in the memory bank (in-bag, radii counting) as without them (out-of-bag, no radii). The typical image is
-    the median, so that it is a normal one while most images are.
+    patches in the memory bank (in-bag, radii counting) as without them and those of its copies (out-of-bag, no radii).
+    The typical image is the median, so that it is a normal one while most images are.
 
     Args:
         store: Features of all patches.
         bank: Patches of the memory bank, shape ``(m, channels)``.
         indices: Numbers of these patches, shape ``(m,)``.
+        groups: Number of each image's group of copies, as in :func:`support_radii`.
         radii: Their support radii, shape ``(m,)``.
         scores: Noise scores, which say which patches of an image are compared: shape ``(images, height, width)``.
 
@@ -187,6 +198,7 @@ def calibrate(
     """
     images, height, width, _ = store.shape
     patches = height * width
+    groups = _groups_that_count(groups.to(indices.device))
     chosen = torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).round().long()
     count = max(1, math.ceil(CALIBRATION_SHARE * patches))
     places = scores.flatten(1)[chosen.to(scores.device)].topk(count, dim=1).indices.to(indices.device)
@@ -205,7 +217,7 @@ def calibrate(
         in_bag.append(
             torch.stack([torch.maximum(squares, float(s) ** 2 * smallest).amin(dim=1).sqrt() for s in scales], dim=1)
         )
-        own = (some // patches)[:, None] == indices // patches
+        own = groups[some // patches][:, None] == groups[indices // patches]
         out_of_bag.append(squares.masked_fill_(own, torch.inf).amin(dim=1).sqrt())
     typical = torch.cat(out_of_bag).view(-1, count).mean(dim=1)
     with_own = torch.cat(in_bag).view(len(typical), count, -1).mean(dim=1)

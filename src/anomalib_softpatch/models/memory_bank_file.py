@@ -192,7 +192,8 @@ def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     if not sound:
         msg = (
             f"{path} is damaged: its features ({describe(features)}), weights ({describe(weights)}), radii "
-            f"({describe(radii)}) and banks ({banks.tolist()}) do not belong together or are not finite. Write it again with save_memory_bank."
+            f"({describe(radii)}) and banks ({banks.tolist()}) do not belong together or are not finite. Write it "
+            "again with save_memory_bank."
         )
         raise ValueError(msg)
 

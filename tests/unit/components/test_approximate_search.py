@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_nearest_neighbors import anisotropic, brute_force, check_copies
+from test_nearest_neighbors import anisotropic, brute_force, check_copies, make_radii
 
 from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch, make_search
 from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, PrunedIndex
@@ -19,9 +19,9 @@ module = importlib.import_module("anomalib_softpatch.components.approximate_sear
 exact = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
 
 
-def check(queries, bank, k, distances, indices, recall=0.9, tolerance=1e-5):
+def check(queries, bank, k, distances, indices, recall=0.9, tolerance=1e-5, radii=None):
     """Distances are those of the rows that are named, in order; most rows are the nearest, and none is twice."""
-    expected = brute_force(queries, bank)
+    expected = brute_force(queries, bank, radii)
     scale = tolerance * max(1e-30, expected.max())
     own = np.take_along_axis(expected, indices.numpy(), axis=1)
     np.testing.assert_allclose(distances, own, rtol=tolerance, atol=scale)
@@ -48,6 +48,52 @@ def test_large_bank(columns, k, recall, dtype, small_index):
     assert [type(index) for index in search._indexes.values()] == [ApproximateIndex]
     assert distances.dtype == dtype
     check(queries, bank, k, distances, indices, recall)
+
+
+@pytest.mark.parametrize(("kind", "k", "recall"), [("smaller than all distances", 3, 0.97), ("all the same", 1, 0.97)])
+def test_radii(kind, k, recall, small_index):
+    """Distances are mutual reachability distances."""
+    queries, bank = anisotropic(300, 16), anisotropic(10_000, 16, seed=1)
+    radii = make_radii(kind, queries, bank)
+    search = ApproximateSearch()
+    check(queries, bank, k, *search(queries, bank, k, radii), recall, radii=radii)
+    assert [type(index) for index in search._indexes.values()] == [ApproximateIndex]
+
+
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_radii_of_about_the_distances(size, small_index):
+    """As a fit makes them: what is found is as near as an exact search finds it, or a few percent farther."""
+    queries, bank = anisotropic(300, 16), anisotropic(10_000, 16, seed=1)
+    random = torch.rand(10_000, generator=torch.Generator().manual_seed(3))
+    radii = size * torch.from_numpy(brute_force(bank[:500], bank[500:]).min(axis=1)).float().mean() * (0.5 + random)
+    distances, indices = ApproximateSearch()(queries, bank, 1, radii)
+    expected = brute_force(queries, bank, radii)
+    np.testing.assert_allclose(distances[:, 0], expected[np.arange(300), indices[:, 0]], rtol=1e-5)
+    assert (distances[:, 0].numpy() / expected.min(axis=1)).mean() < 1.05
+
+
+def test_radii_of_a_bank_that_does_not_suit_faiss(small_index):
+    """Most rows are worth nothing, so that the candidates' distances alone bring up the wrong ones: exact instead."""
+    queries, bank = anisotropic(100, 16), anisotropic(10_000, 16, seed=1)
+    radii = torch.full((10_000,), 1e3)
+    radii[::100] = 0
+    search = ApproximateSearch()
+    check(queries, bank, 1, *search(queries, bank, 1, radii), recall=1, radii=radii)
+    assert [type(index) for index in search._indexes.values()] == [PrunedIndex]
+
+
+@pytest.mark.parametrize("kind", ["some count", "all the same"])
+def test_radii_and_rows_left_out(kind, small_index):
+    bank = anisotropic(3000, 16)
+    left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < 0.5
+    queries = torch.cat((bank[left_out][:40], anisotropic(40, 16, seed=1)))
+    radii = make_radii(kind, queries[40:], bank)
+    distances, indices = ApproximateSearch().nearest(queries, bank, left_out, radii=radii)
+    assert not left_out[indices].any()
+    expected = brute_force(queries, bank, radii)
+    np.testing.assert_allclose(distances, expected[np.arange(80), indices], rtol=1e-5, atol=1e-6)
+    expected[:, left_out.numpy()] = np.inf
+    assert (distances.numpy() / expected.min(axis=1)).mean() < 1.02
 
 
 def test_rows_are_reduced_where_that_is_of_use():

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
-from test_nearest_neighbors import RANGES, anisotropic, brute_force
+from test_nearest_neighbors import RADII, RANGES, anisotropic, brute_force, make_radii
 from torch import nn
 
 from anomalib_softpatch.components import bank_search as module
@@ -30,30 +30,32 @@ def prune_small_parts(monkeypatch):
     monkeypatch.setattr(module, "SMALLEST_OWN_PART", 0)
 
 
-def plain_search(bank, queries, part, known):
-    distances, rows = nearest_neighbors(queries, bank[slice(*part)])
+def plain_search(bank, queries, part, known, radii=None):
+    part_radii = None if radii is None else radii[slice(*part)]
+    distances, rows = nearest_neighbors(queries, bank[slice(*part)], radii=part_radii)
     return nearer(known, (distances.squeeze(1), rows.squeeze(1) + part[0]))
 
 
 class Search:
     """The plain search, which remembers what it was asked for."""
 
-    def __init__(self, bank):
+    def __init__(self, bank, radii=None):
         self.bank = bank
+        self.radii = radii
         self.searched = []
 
     def __call__(self, queries, part, known):
         self.searched.append((part, len(queries), known))
-        return plain_search(self.bank, queries, part, known)
+        return plain_search(self.bank, queries, part, known, self.radii)
 
     def count(self, part):
         """Patches that were compared with a part."""
         return sum(count for other, count, _ in self.searched if other == part)
 
 
-def expected_scores(queries, bank, weights, rows, shape, smoothing=0.0):
+def expected_scores(queries, bank, weights, rows, shape, smoothing=0.0, radii=None):
     """Scores of all patches in float64, of shape (batch, height * width), smoothed by SciPy."""
-    distances = brute_force(queries, bank[slice(*rows)])
+    distances = brute_force(queries, bank[slice(*rows)], None if radii is None else radii[slice(*rows)])
     scores = distances.min(axis=1) * weights[slice(*rows)].double().numpy()[distances.argmin(axis=1)]
     return gaussian_filter(scores.reshape(shape), (0, smoothing, smoothing), mode="nearest", truncate=3).reshape(
         shape[0], -1
@@ -89,6 +91,21 @@ def test_scores(ranges, smoothing):
     queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
     found = score_by_banks(Search(bank), queries, weights, tuple(ranges), SHAPE, smoothing)
     check(found, queries, bank, weights, ranges, SHAPE, smoothing)
+
+
+@pytest.mark.parametrize("kind", RADII)
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+@pytest.mark.parametrize("ranges", [pair for pair in RANGES.values() if len(pair) == 2])
+def test_scores_with_radii(ranges, smoothing, kind):
+    """Mutual reachability distances; rows that tie have the same weight here."""
+    queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), torch.full((3000,), 1.5)
+    radii = make_radii(kind, queries, bank)
+    found = score_by_banks(Search(bank, radii), queries, weights, tuple(ranges), SHAPE, smoothing)
+    scores, _, map_scores = map(np.asarray, found)
+    expected = expected_scores(queries, bank, weights, ranges[0], SHAPE, smoothing, radii)
+    np.testing.assert_allclose(scores.max(axis=1), expected.max(axis=1), rtol=1e-4)
+    of_map = expected_scores(queries, bank, weights, ranges[1], SHAPE, radii=radii)
+    np.testing.assert_allclose(map_scores, of_map, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])

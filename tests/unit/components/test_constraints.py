@@ -13,7 +13,11 @@ from anomalib_softpatch.components import constraints
     [
         (constraints.at_least(1), [1, 2.5, 10**9], [0, 0.99, -1, True, "1", None, float("nan")]),
         (constraints.SHARE_TO_REMOVE, [0, 0.0, 0.15, 0.999], [1, 1.0, -0.1, True, False, "0.1", None, float("nan")]),
-        (constraints.SHARE_TO_REMOVE_OR_AUTO, ["auto", 0, 0.5], ["all", "", 1, -0.1, True, None, float("nan")]),
+        (
+            constraints.MIN_IMAGES,
+            ["auto", 1, 2, 3.0, 0.1, 10**6],
+            [0, 0.0, -1, -0.1, 1.5, "many", "", True, False, None, float("nan"), float("inf")],
+        ),
         (constraints.SHARE_TO_KEEP, [1, 1.0, 1e-9], [0, 0.0, 1.01, -1, True, "1", None, float("nan")]),
         (constraints.NEIGHBORHOOD, [0, 1, 99, "image"], [-1, 0.5, True, "window", None]),
         (constraints.one_of({False, "rank"}), [False, "rank"], [True, "lof", None]),

@@ -11,7 +11,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from test_nearest_neighbors import RANGES, PeakMemory, anisotropic, brute_force
+from test_nearest_neighbors import RADII, RANGES, PeakMemory, anisotropic, brute_force, make_radii
 from torch import nn
 
 from anomalib_softpatch.components import graph_index as module
@@ -53,9 +53,9 @@ def search_ranges(index, queries, bank, ranges):
     return [reduce(lambda known, part: search(queries, part, known), parts, None) for parts in parts_of(ranges)]
 
 
-def check(queries, bank, ranges, found, tolerance=1e-5):
+def check(queries, bank, ranges, found, tolerance=1e-5, radii=None):
     """Distances are the smallest of each range and those of the rows that are named, which are rows of the range."""
-    expected = brute_force(queries, bank)
+    expected = brute_force(queries, bank, radii)
     scale = tolerance * max(1e-30, expected.max())
     for (start, stop), pair in zip(ranges, found, strict=True):
         distances, rows = map(np.asarray, pair)
@@ -74,6 +74,37 @@ def test_ranges(ranges, dtype, searched_again, monkeypatch):
     check(queries, bank, ranges, search_ranges(index, queries, bank, ranges))
     # It prunes: few are left to the plain search
     assert max(searched_again) < 60
+
+
+@pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
+@pytest.mark.parametrize("kind", RADII)
+def test_radii(ranges, kind):
+    """The least mutual reachability distances, of easy and hard queries and of copies of rows."""
+    bank = anisotropic(3000, seed=1)
+    hard = 100 * torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+    queries = torch.cat((anisotropic(150), hard, bank[:40]))
+    radii = make_radii(kind, queries[:150], bank)
+    index = GraphIndex.build(bank, ranges, radii)
+    check(queries, bank, ranges, search_ranges(index, queries, bank, ranges), radii=radii)
+
+
+def test_radii_do_not_hinder_pruning(searched_again):
+    queries, bank = anisotropic(200), anisotropic(3000, seed=1)
+    radii = make_radii("some count", queries, bank)
+    index = GraphIndex.build(bank, [(0, 3000)], radii)
+    check(queries, bank, [(0, 3000)], search_ranges(index, queries, bank, [(0, 3000)]), radii=radii)
+    assert max(searched_again) < 100
+
+
+@pytest.mark.parametrize("ranges", [RANGES["one"], RANGES["two that share rows"]], ids=["one", "two"])
+def test_zero_radii_are_none(ranges):
+    """Bit by bit."""
+    queries, bank = anisotropic(200), anisotropic(3000, seed=1)
+    found = search_ranges(GraphIndex.build(bank, ranges, torch.zeros(3000)), queries, bank, ranges)
+    expected = search_ranges(GraphIndex.build(bank, ranges), queries, bank, ranges)
+    for pair, wanted in zip(found, expected, strict=True):
+        assert torch.equal(pair[0], wanted[0])
+        assert torch.equal(pair[1], wanted[1])
 
 
 def test_hard_queries_go_to_the_plain_search(searched_again):
@@ -102,19 +133,22 @@ def test_a_shortlist_alone_would_be_wrong():
     queries = 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     bank = anisotropic(3000, seed=1)
     index = GraphIndex.build(bank, [(0, 3000)])
-    _, rows = index._shortlist(-2 * index.axes.reduce(queries), (0, 3000), max(module.SHORTLISTS))
-    distances, _ = module._nearest_of_shortlist(queries, bank, rows)
+    points = index.axes.reduce(queries)
+    _, rows = index._shortlist(-2 * points, points.square().sum(dim=1), (0, 3000), max(module.SHORTLISTS))
+    distances, _ = index._nearest_of_shortlist(queries, bank, rows)
     assert (distances.numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
 
 
 @pytest.mark.parametrize("size", module.SHORTLISTS)
-def test_shortlist_is_that_of_the_lowest_bounds(size):
+@pytest.mark.parametrize("kind", [None, "some count", "ties"])
+def test_shortlist_is_that_of_the_lowest_bounds(size, kind):
     """Against a sort of all bounds."""
     queries, bank = anisotropic(30), anisotropic(2777, seed=1)
-    index = GraphIndex.build(bank, [(0, len(bank))])
+    radii = None if kind is None else make_radii(kind, queries, bank)
+    index = GraphIndex.build(bank, [(0, len(bank))], radii)
     points = index.axes.reduce(queries)
-    bounds, rows = index._shortlist(-2 * points, (0, len(bank)), size)
-    expected = brute_force(points, index.axes.reduce(bank)) ** 2
+    bounds, rows = index._shortlist(-2 * points, points.square().sum(dim=1), (0, len(bank)), size)
+    expected = brute_force(points, index.axes.reduce(bank), radii) ** 2
     found = bounds.double().numpy() + points.double().square().sum(dim=1)[:, None].numpy()
     np.testing.assert_allclose(found, np.sort(expected, axis=1)[:, :size], atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(expected, rows.numpy(), axis=1), found, atol=1e-5)
@@ -168,11 +202,11 @@ def test_no_index_where_it_would_not_pay(bank):
 class Model(nn.Module):
     """A search in a buffer, as the models have it."""
 
-    def __init__(self, bank, ranges):
+    def __init__(self, bank, ranges, radii=None):
         super().__init__()
         self.register_buffer("bank", bank)
         self.ranges = ranges
-        self.index = GraphIndex.build(bank, ranges)
+        self.index = GraphIndex.build(bank, ranges, radii)
 
     def forward(self, images):
         queries = images.flatten(2).mT.reshape(-1, images.shape[1])
@@ -180,9 +214,9 @@ class Model(nn.Module):
         return tuple(tensor for pair in found for tensor in pair)
 
 
-def export(bank, ranges, folder):
+def export(bank, ranges, folder, radii=None):
     """Export to both formats, for any number, height and width of images; return functions that search."""
-    model = Model(bank, ranges).eval()
+    model = Model(bank, ranges, radii).eval()
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     example, path = torch.zeros(2, bank.shape[1], 3, 3), folder / "model.onnx"
     torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
@@ -203,17 +237,28 @@ def export(bank, ranges, folder):
     }
 
 
-@pytest.mark.parametrize("name", ["one", "two that share rows", "nested"])  # an export takes long
-def test_export(name, tmp_path):
+@pytest.mark.parametrize(  # an export takes long
+    ("name", "kind"),
+    [
+        ("one", None),
+        ("two that share rows", None),
+        ("nested", None),
+        ("one", "some count"),
+        ("two that share rows", "some count"),
+        ("one", "ties"),
+    ],
+)
+def test_export(name, kind, tmp_path):
     """Any number of queries, easy and hard ones in turn: what is left over from the image before does no harm."""
     bank, ranges = anisotropic(3000, 32), RANGES[name]
-    searches = export(bank, ranges, tmp_path)
+    radii = None if kind is None else make_radii(kind, anisotropic(50, 32, seed=2), bank)
+    searches = export(bank, ranges, tmp_path, radii)
     shapes = [(1, 4, 6), (4, 4, 6), (4, 4, 6), (1, 4, 6), (2, 7, 3), (1, 1, 1), (4, 9, 9)]
     for number, (shape, offset) in enumerate(zip(shapes, [0, 0, 30, 0, 30, 0, 0], strict=True)):
         queries = anisotropic(int(np.prod(shape)), 32, seed=number + 2) + offset * torch.eye(32)[number]
         images = queries.view(shape[0], -1, 32).mT.reshape(shape[0], 32, *shape[1:]).contiguous()
         for search in searches.values():
-            check(queries, bank, ranges, search(images))
+            check(queries, bank, ranges, search(images), radii=radii)
 
 
 def test_exported_memory_is_bounded(tmp_path):

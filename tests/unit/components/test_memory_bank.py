@@ -41,9 +41,7 @@ def test_size_counts_all_patches(features):
     assert len(build(features, thresholds=(0.5,), coreset_sampling_ratio=1.0).indices) == 450
 
 
-@pytest.mark.parametrize(
-    ("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1), ("ensemble", 1), ("simplified_lof", 0)]
-)
+@pytest.mark.parametrize(("discriminator", "offset"), [("lof", 0), ("nearest", 1), ("gaussian", 1), ("knn", 1)])
 def test_weights_are_scores(features, discriminator, offset):
     bank = build(features, discriminators=(discriminator,))
     torch.testing.assert_close(bank.weights, bank.scores.fused.flatten()[bank.indices] + offset)
@@ -62,24 +60,6 @@ def test_two_banks_share_rows(features):
         assert kept.flatten()[bank.indices[start:stop]].all()
     assert len(bank.indices) < 540
     assert set(bank.scores.by_discriminator) == {"lof", "gaussian"}
-
-
-def test_second_bank_goes_on_from_the_first(features):
-    """With "auto" the bank of the map holds all rows of the other one that it may, and is as dense as that."""
-    options = {"discriminators": ("simplified_lof",), "coreset_sampling_ratio": 0.3, "soft_weight": False}
-    single = build(features, thresholds=("auto",), **options)
-    bank = build(features, thresholds=("auto", "auto"), **options)
-    first, second = (set(bank.indices[start:stop].tolist()) for start, stop in bank.bank_ranges)
-    assert first == set(single.indices.tolist())
-    may_stay = {row for row in first if bank.kept[1].flatten()[row]}
-    assert first & second == may_stay
-    assert len(may_stay) < len(second) < len(first) == 270
-    assert len(second) == 270 * int(bank.kept[1].sum()) // int(bank.kept[0].sum())
-
-    equal = features.clone()
-    equal[:] = equal[:1]  # all images are equal: nothing is removed, and one bank serves both
-    bank = build(equal, thresholds=("auto", "auto"), **options)
-    assert bank.bank_ranges[0] == bank.bank_ranges[1]
 
 
 @pytest.mark.parametrize("soft_weight", [False, True, "rank", "lof"])
@@ -143,7 +123,7 @@ def test_any_input(
         assert bank.scores is None
         assert bank.kept.all()
     else:
-        expected = bank.scores.fused.flatten() + (0 if discriminators in (["lof"], ["simplified_lof"]) else 1)
+        expected = bank.scores.fused.flatten() + (0 if discriminators == ["lof"] else 1)
         if not soft_weight:
             expected = torch.ones_like(expected)
         assert bank.scores.fused.isfinite().all()
@@ -174,7 +154,7 @@ def test_masks_that_leave_one_patch(features):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"thresholds": (1.0,)}, r"thresholds must be 'auto', or at least 0 and below 1 .*got 1\.0"),
+        ({"thresholds": (1.0,)}, r"thresholds must be at least 0 and below 1 .*got 1\.0"),
         ({"thresholds": (-0.1,)}, r"thresholds .*got -0\.1"),
         ({"thresholds": ("most",)}, "thresholds .*got 'most'"),
         ({"thresholds": ()}, "one value, or two"),

@@ -43,20 +43,37 @@ def anisotropic(rows, columns=64, seed=0, offset=0.0):
     return (torch.randn(rows, columns, generator=generator) * scales) @ rotation + offset
 
 
-def brute_force(queries, bank):
-    """Distances of all pairs in float64."""
+def brute_force(queries, bank, radii=None):
+    """Distances of all pairs in float64, mutual reachability distances where rows have radii."""
     queries, bank = queries.double().numpy(), bank.double().numpy()
-    return np.stack([np.sqrt(((bank - query) ** 2).sum(axis=1)) for query in queries])
+    distances = np.stack([np.sqrt(((bank - query) ** 2).sum(axis=1)) for query in queries])
+    return distances if radii is None else np.maximum(distances, radii.double().numpy())
 
 
-def check(queries, bank, k, distances, indices, tolerance=1e-5):
+def check(queries, bank, k, distances, indices, tolerance=1e-5, radii=None):
     """Distances are the k smallest and those of the indices, which are all different."""
-    expected = brute_force(queries, bank)
+    expected = brute_force(queries, bank, radii)
     smallest = np.sort(expected, axis=1)[:, :k]
     scale = tolerance * max(1e-30, expected.max())
     np.testing.assert_allclose(distances, smallest, rtol=tolerance, atol=scale)
     np.testing.assert_allclose(np.take_along_axis(expected, indices.numpy(), axis=1), smallest, rtol=1e-5, atol=scale)
     assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def make_radii(kind, queries, bank):
+    """Radii such that about half of them count, all of them, none, or that tie."""
+    typical = float(brute_force(queries, bank).min(axis=1).mean())
+    random = torch.rand(len(bank), generator=torch.Generator().manual_seed(7)).to(bank.dtype)
+    return {
+        "some count": 2 * typical * random,
+        "larger than all distances": 1000 * typical * (1 + random),
+        "smaller than all distances": 1e-6 * typical * random,
+        "ties": typical * (3 * random).floor(),
+        "all the same": torch.full_like(random, 1.5 * typical),
+    }[kind]
+
+
+RADII = ("some count", "larger than all distances", "smaller than all distances", "ties", "all the same")
 
 
 @pytest.fixture
@@ -270,41 +287,185 @@ def test_copies_leave_the_index_out(small_index):
     check_copies(NearestNeighborSearch())
 
 
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("kind", RADII)
+@pytest.mark.parametrize("block", [64, 4096])
+def test_radii_in_the_plain_search(kind, k, block, monkeypatch):
+    """The least mutual reachability distances, also of a part of the bank, and with rows that do not count."""
+    monkeypatch.setattr(module, "BANK_BLOCK", block)
+    monkeypatch.setattr(module, "QUERY_BLOCK", 30)
+    queries, bank = anisotropic(50), anisotropic(700, seed=1)
+    radii = make_radii(kind, queries, bank)
+    check(queries, bank, k, *nearest_neighbors(queries, bank, k, radii=radii), radii=radii)
+    distances, indices = nearest_neighbors(queries, bank, k, within=(130, 333), radii=radii)
+    check(queries, bank[130:333], k, distances, indices - 130, radii=radii[130:333])
+    norms = bank.square().sum(dim=1)
+    norms[300:] = torch.inf
+    check(queries, bank[:300], k, *nearest_neighbors(queries, bank, k, norms=norms, radii=radii), radii=radii[:300])
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+@pytest.mark.parametrize("kind", RADII)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_radii_in_the_pruned_search(kind, k, dtype, small_index, monkeypatch):
+    monkeypatch.setattr(module, "BOUND_BLOCK", 3000 * 30)
+    monkeypatch.setattr(module, "DIFFERENCE_BLOCK", 64 * 100)
+    queries, bank = anisotropic(100).to(dtype), anisotropic(3000, seed=1).to(dtype)
+    radii = make_radii(kind, queries, bank)
+    index = module.PrunedIndex(bank, radii)
+    assert index.points is not None
+    check(queries, bank, k, *index.search(queries, k), radii=radii)
+    check(queries, bank, k, *NearestNeighborSearch()(queries, bank, k, radii), radii=radii)
+
+
+def test_radii_do_not_hinder_pruning(small_index, monkeypatch):
+    """Half of the rows have radii that count."""
+    queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
+    radii = make_radii("some count", queries, bank)
+    index = module.PrunedIndex(bank, radii)
+    monkeypatch.delattr(module, "nearest_neighbors")
+    check(queries, bank, 1, *index.search(queries), radii=radii)
+
+
+def test_radii_of_copies(small_index):
+    """A copy of a row is as far from it as its radius says: another row is nearer where that is large."""
+    bank = anisotropic(3000, seed=1)
+    radii = torch.zeros(3000)
+    radii[:50], radii[50:100] = 1e-3, 1e3
+    for found in (nearest_neighbors(bank[:100], bank, radii=radii), module.PrunedIndex(bank, radii).search(bank[:100])):
+        check(bank[:100], bank, 1, *found, radii=radii)
+        assert torch.equal(found[1][:50, 0], torch.arange(50))
+        torch.testing.assert_close(found[0][:50], radii[:50, None])
+        assert not ((found[1][50:] >= 50) & (found[1][50:] < 100)).any()
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_zero_radii_are_none(k, small_index):
+    """Bit by bit."""
+    queries, bank = anisotropic(100), anisotropic(3000, seed=1)
+    zeros = torch.zeros(3000)
+    for search in (
+        lambda radii: nearest_neighbors(queries, bank, k, radii=radii),
+        lambda radii: NearestNeighborSearch()(queries, bank, k, radii),
+    ):
+        for found, expected in zip(search(zeros), search(None), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("index", ["pruned", "none"])
+@pytest.mark.parametrize("kind", RADII)
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_radii_and_rows_left_out(index, kind, share, small_index, monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
+    bank = anisotropic(3000, seed=1)
+    left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < share
+    queries = torch.cat((bank[left_out][:40], anisotropic(40)))
+    radii = make_radii(kind, queries[40:], bank)
+    distances, indices = NearestNeighborSearch().nearest(queries, bank, left_out, radii=radii)
+    expected = brute_force(queries, bank, radii)
+    expected[:, left_out.numpy()] = np.inf
+    assert not left_out[indices].any()
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(expected[np.arange(80), indices], expected.min(axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", RADII)
+def test_radii_and_limits(kind, small_index):
+    queries, bank = anisotropic(200), anisotropic(3000, seed=1)
+    radii = make_radii(kind, queries, bank)
+    expected = brute_force(queries, bank, radii)
+    nearest = torch.from_numpy(expected.min(axis=1)).float()
+    factors = torch.tensor([0.5, 1.001, 2.0, 1.5]).repeat(50)
+    distances, indices = NearestNeighborSearch().nearest(queries, bank, limits=nearest * factors, radii=radii)
+    np.testing.assert_allclose(distances, expected[np.arange(200), indices.numpy()], rtol=1e-4)
+    np.testing.assert_allclose(distances[factors >= 1], nearest[factors >= 1], rtol=1e-4)
+    assert (distances[factors < 1] >= nearest[factors < 1] * (1 - 1e-4)).all()
+
+
+def test_index_follows_the_radii(monkeypatch):
+    """Others for the same bank, or changed in place."""
+    monkeypatch.setattr(module, "SMALLEST_INDEX", 1000)
+    search = NearestNeighborSearch()
+    queries, bank = anisotropic(10), anisotropic(2000, seed=1)
+    check(queries, bank, 1, *search(queries, bank))
+    for kind in ("some count", "larger than all distances"):
+        radii = make_radii(kind, queries, bank)
+        check(queries, bank, 1, *search(queries, bank, 1, radii), radii=radii)
+    radii *= 0.5
+    check(queries, bank, 1, *search(queries, bank, 1, radii), radii=radii)
+    check(queries, bank, 1, *search(queries, bank))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(64, 300),
+    columns=st.integers(6, 30),
+    decay=st.floats(0.0, 8),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    size=st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e4]),
+    k=st.integers(1, 8),
+    integers=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_any_radii(rows, columns, decay, scale, size, k, integers, seed):
+    """Copies of rows among the queries, ties of distances and radii, radii of any size."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows + 20, columns, generator=generator) * torch.linspace(0, -decay, columns).exp()
+    radii = size * torch.rand(rows, generator=generator)
+    if integers:
+        values, radii = values.mul(4).round(), radii.mul(4).round()
+    queries, bank, radii = scale * values[:25], scale * values[20:], scale * radii
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
+        patch.setattr(pruning, "LARGEST_REST", float("inf"))
+        index = module.PrunedIndex(bank, radii)
+    for found in (index.search(queries, k), nearest_neighbors(queries, bank, k, radii=radii)):
+        check(queries, bank, k, *found, tolerance=2e-4, radii=radii)
+
+
 class Model(nn.Module):
     """A search in a buffer, as the models have it."""
 
-    def __init__(self, bank, k):
+    def __init__(self, bank, k, radii=None):
         super().__init__()
         self.register_buffer("bank", bank)
+        self.register_buffer("radii", radii)
         self.search = NearestNeighborSearch()
         self.k = k
 
     def forward(self, images):
         queries = images.flatten(2).mT.reshape(-1, images.shape[1])
-        return self.search(queries, self.bank[10:], self.k)
+        radii = None if self.radii is None else self.radii[10:]
+        return self.search(queries, self.bank[10:], self.k, radii)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_export(k, small_index, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("k", "kind"), [(1, None), (3, None), (1, "some count"), (1, "ties"), (3, "some count")])
+def test_export(k, kind, small_index, tmp_path, monkeypatch):
     """The graph has the plain operations, and takes any batch size, height and width."""
     monkeypatch.setattr(module, "BANK_BLOCK", 1024)
-    model = Model(anisotropic(3010, 16), k).eval()
+    bank = anisotropic(3010, 16)
+    radii = None if kind is None else make_radii(kind, anisotropic(50, 16, seed=2), bank)
+    model = Model(bank, k, radii).eval()
     image = anisotropic(4 * 6, 16, seed=1).T.reshape(1, 16, 4, 6)
     model(image)  # builds an index, which must not reach the graph
-    assert set(model.state_dict()) == {"bank"}
+    assert set(model.state_dict()) == {"bank"} | ({"radii"} if kind else set())
     monkeypatch.setattr(module.PrunedIndex, "search", None)
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     path = tmp_path / "model.onnx"
     torch.onnx.export(model, (image,), path, dynamo=True, dynamic_shapes=({**sizes},), verbose=False)
     assert path.stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
     session = onnxruntime.InferenceSession(path)
+    compiled = openvino.Core().compile_model(openvino.convert_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     traced = torch.jit.trace(model, (image,), check_trace=False)
+    radii = None if kind is None else radii[10:]
     for shape in ((1, 4, 6), (4, 4, 6), (2, 7, 3)):
         queries = anisotropic(int(np.prod(shape)), 16, seed=2)
         images = queries.view(shape[0], -1, 16).mT.reshape(shape[0], 16, *shape[1:])
         distances, indices = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        check(queries, model.bank[10:], k, torch.tensor(distances), torch.tensor(indices))
-        check(queries, model.bank[10:], k, *traced(images))
+        check(queries, model.bank[10:], k, torch.tensor(distances), torch.tensor(indices), radii=radii)
+        distances, indices = compiled(images.numpy()).values()
+        check(queries, model.bank[10:], k, torch.tensor(distances), torch.tensor(indices), radii=radii)
+        check(queries, model.bank[10:], k, *traced(images), radii=radii)
 
 
 class LargestTensor(TorchDispatchMode):

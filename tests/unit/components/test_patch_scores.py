@@ -109,7 +109,7 @@ def test_nan_is_reported(features):
 @pytest.mark.parametrize(
     ("discriminators", "message"),
     [
-        (("svm",), "Unknown discriminator 'svm': choose from lof, nearest, gaussian, ensemble, simplified_lof"),
+        (("svm",), "Unknown discriminator 'svm': choose from lof, nearest, gaussian, knn"),
         (("lof", "lof"), "different names"),
         ((), "at least one"),
     ],

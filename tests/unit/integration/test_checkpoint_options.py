@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.integration.checkpoint_options import take_options
+from anomalib_softpatch.models.compatibility import current_options
 
 OPTIONS = {"backbone": "resnet18", "layers": ["layer1", "layer3"], "pre_trained": True, "score_smoothing": 0.5}
 DEFAULTS = {
@@ -83,3 +84,46 @@ def test_command_line_makes_the_model_of_the_checkpoint(model: type, tmp_path: P
     assert type(found) is model
     assert found.model.feature_extractor.layers == ["layer1"]
     assert found.model.memory_bank_builder.lof_k == 4
+
+
+def test_options_of_version_0_2(tmp_path: Path) -> None:
+    """What is gone is left out; what a default was then is said, since it is another one now."""
+    options = {
+        "backbone": "resnet18", "layers": ["layer1"], "pre_trained": False, "discriminators": ("simplified_lof",),
+        "classification_threshold": "auto", "segmentation_threshold": 0.3, "prototypes": True, "score_smoothing": 1.0,
+    }  # fmt: skip
+    content = {"hyper_parameters": options, "anomalib_softpatch": {"format": 1, "model": "SoftPatchPlus"}}
+    torch.save(content, tmp_path / "model.ckpt")
+    arguments = ["--model", "SoftPatchPlus", "--export_type", "onnx", "--ckpt_path", str(tmp_path / "model.ckpt")]
+    found = AnomalibCLI(["export", *arguments], run=False).model
+    builder = found.model.memory_bank_builder
+    assert builder.discriminators == ("knn",)
+    assert builder.thresholds == (0.0, 0.3)
+    assert (builder.min_images, builder.neighborhood) == (1, 0)
+    assert found.model.feature_extractor.layers == ["layer1"]
+    assert "prototypes" not in found.hparams
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"discriminator": "ensemble"}, {"discriminator": "knn"}),
+        ({"discriminator": "lof", "threshold": 0.15}, {"discriminator": "lof", "threshold": 0.15}),
+        ({"discriminator": "lof", "threshold": "auto"}, {"discriminator": "lof", "threshold": 0.0}),
+        ({"discriminators": ["ensemble", "lof", "gaussian"]}, {"discriminators": ["lof", "gaussian"]}),
+        ({"discriminators": ["ensemble", "simplified_lof"]}, {"discriminators": ["knn"]}),
+        (
+            {"classification_threshold": 0.15, "neighborhood": "image", "prototypes": False},
+            {"classification_threshold": 0.15, "neighborhood": "image", "min_images": 1},
+        ),
+        (
+            {"classification_threshold": 0.0, "min_images": "auto", "discriminators": ["knn"]},
+            {"classification_threshold": 0.0, "min_images": "auto", "discriminators": ["knn"]},
+        ),
+        ({}, {}),
+    ],
+)
+def test_current_options(before: dict[str, Any], after: dict[str, Any]) -> None:
+    given = dict(before)
+    assert current_options(given) == after
+    assert given == before

@@ -21,13 +21,14 @@ from anomalib_softpatch.integration.compression import compress, measure, search
 
 @pytest.fixture(scope="module")
 def model():
-    """Trained SoftPatchPlus: two banks, the search runs in three parts."""
+    """Trained SoftPatchPlus: two banks whose patches have radii, the search runs in three parts."""
     torch.manual_seed(0)
     model = SoftPatchPlus(
         backbone="resnet18",
         layers=["layer1", "layer2"],
         pre_trained=False,
         coreset_sampling_ratio=0.3,
+        segmentation_threshold=0.3,
         pre_processor=SoftPatchPlus.configure_pre_processor((64, 64)),
         post_processor=False,
         visualizer=False,

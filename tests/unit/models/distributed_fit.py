@@ -54,6 +54,7 @@ def run(root, folder, devices):
         "first bank": first_bank,
         "bank": model.model.memory_bank,
         "weights": model.model.weights,
+        "radii": model.model.radii,
         "banks": model.model.bank_ranges,
         "scores": None if denoising is None else denoising.scores.fused,
         "keys": None if denoising is None else denoising.keys,

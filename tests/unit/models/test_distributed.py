@@ -32,7 +32,13 @@ FITS = {
     "another seed": (TWO_BANKS | {"seed": 5}, SAMPLED),
     "one discriminator": ({"lof_k": 3}, SAMPLED),
     "default of SoftPatch+": (
-        {"discriminators": ("simplified_lof",), "thresholds": ("auto", 0.3), "soft_weight": False, "prototypes": True},
+        {
+            "discriminators": ("knn",),
+            "thresholds": (0.0, 0.3),
+            "soft_weight": False,
+            "min_images": 3,
+            "neighborhood": 1,
+        },
         SAMPLED,
     ),
     "PatchCore": ({"thresholds": (0.0,), "soft_weight": False}, SAMPLED),
@@ -74,6 +80,7 @@ def fit(*arguments, **options):
     return {
         "bank": model.memory_bank,
         "weights": model.weights,
+        "radii": model.radii,
         "ranges": model.bank_ranges,
         "denoising": model.denoising,
         "on disk": on_disk,
@@ -112,6 +119,7 @@ def assert_same(results, expected):
     for actual in results:
         assert torch.equal(actual["bank"], expected["bank"])
         assert torch.equal(actual["weights"], expected["weights"])
+        assert torch.equal(actual["radii"], expected["radii"])
         assert actual["ranges"] == expected["ranges"]
     found, wanted = results[0]["denoising"], expected["denoising"]
     assert torch.equal(found.indices, wanted.indices)
@@ -128,6 +136,7 @@ def test_bank_of_one_process(ranks, name):
     """An image that the sampler gave to both ranks counts once."""
     options, _ = FITS[name]
     expected = fit(options, [5, 2, 0, 1, 6, 3, 4])
+    assert bool((expected["radii"] > 0).all()) == ("min_images" in options)
     assert expected["denoising"].keys == tuple(f"{image:03}.png" for image in range(IMAGES))
     assert_same([results[name] for results in ranks], expected)
 
@@ -192,6 +201,8 @@ def test_engine_on_two_devices(mvtec_root, tmp_path, run_python):
         assert actual["banks"] == expected["banks"]
         torch.testing.assert_close(actual["bank"], expected["bank"])
         torch.testing.assert_close(actual["weights"], expected["weights"])
+        assert (actual["radii"] > 0).all()
+        torch.testing.assert_close(actual["radii"], expected["radii"])
         assert actual["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
     first, second = (actual["predictions"] for actual in ranks)
     assert not first.keys() & second.keys()

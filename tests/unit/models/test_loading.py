@@ -48,6 +48,8 @@ def test_model(model_class: type, mvtec_root: Path, images: torch.Tensor, tmp_pa
     loaded = load_model(str(path)).eval()
     assert type(loaded) is model_class
     assert loaded.model.memory_bank_builder.lof_k == 3
+    assert torch.equal(loaded.model.radii, trained.model.radii)
+    assert (loaded.model.radii > 0).all() == (model_class is SoftPatchPlus)
     assert torch.equal(loaded(images).pred_score, trained(images).pred_score)
     assert torch.equal(loaded.post_processor.image_threshold, trained.post_processor.image_threshold)
     assert loaded.device.type == "cpu"

@@ -55,6 +55,8 @@ def test_loaded_model_scores_as_the_trained_one(model_class: type, images: torch
     model = new_model(model_class)
     load_memory_bank(model, path)
     assert model.model.bank_ranges == original.model.bank_ranges
+    assert torch.equal(model.model.radii, original.model.radii)
+    assert (model.model.radii > 0).all() == (model_class is SoftPatchPlus)
     assert model._is_fitted.all()
     unseen = torch.randn(3, 3, 64, 64)
     expected, actual = original.model(unseen), model.model(unseen)
@@ -68,12 +70,13 @@ def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
     tensors = load_file(file)
     assert torch.equal(tensors["memory_bank"], trained.model.memory_bank)
     assert torch.equal(tensors["weights"], trained.model.weights)
+    assert torch.equal(tensors["radii"], trained.model.radii)
     assert tensors["banks"].tolist() == [list(bank) for bank in trained.model.bank_ranges]
     with safe_open(file, "pt") as opened:
         metadata = {name: json.loads(text) for name, text in opened.metadata().items()}
     assert metadata.pop("backbone_sha256").isalnum()
     assert metadata == {
-        "format": 1,
+        "format": 2,
         "version": __version__,
         "model": "SoftPatch",
         "backbone": "resnet18",
@@ -130,8 +133,8 @@ NO_THRESHOLDS = {f"post_processor._{name}_threshold": torch.tensor(torch.nan) fo
         ({}, {"format": "first"}, "lacks format"),
         (
             {},
-            {"format": 2, "version": "9.8.7"},
-            r"written by anomalib-softpatch 9\.8\.7 in format 2.*install the newer",
+            {"format": 3, "version": "9.8.7"},
+            r"written by anomalib-softpatch 9\.8\.7 in format 3.*install the newer",
         ),
         (
             {"weights": torch.ones(3)},
@@ -140,6 +143,11 @@ NO_THRESHOLDS = {f"post_processor._{name}_threshold": torch.tensor(torch.nan) fo
         ),
         ({"weights": torch.full((40,), torch.nan)}, {}, "is damaged"),
         ({"weights": torch.full((40,), -1.0)}, {}, "is damaged"),
+        ({"radii": torch.zeros(39)}, {}, r"is damaged: .* radii \(float32 \[39\]\)"),
+        ({"radii": torch.full((40,), torch.nan)}, {}, "is damaged"),
+        ({"radii": torch.full((40,), torch.inf)}, {}, "is damaged"),
+        ({"radii": torch.full((40,), -1.0)}, {}, "is damaged"),
+        ({"radii": torch.zeros(40, dtype=torch.float64)}, {}, r"is damaged: .* radii \(float64 \[40\]\)"),
         ({"memory_bank": torch.zeros(40, 192, dtype=torch.float16)}, {}, r"is damaged: its features \(float16"),
         ({"memory_bank": torch.zeros(40, 100)}, {}, "has features of 100 channels, but the model's have 192"),
         ({"memory_bank": torch.zeros(())}, {}, "is damaged"),
@@ -166,7 +174,21 @@ def test_damaged_files(trained: SoftPatch, file: Path, tensors: dict, metadata: 
         load_memory_bank(model, file)
     assert torch.equal(model.model.memory_bank, trained.model.memory_bank)
     assert torch.equal(model.model.weights, trained.model.weights)
+    assert torch.equal(model.model.radii, trained.model.radii)
     assert model.model.bank_ranges == trained.model.bank_ranges
+
+
+def test_files_of_before_version_0_3_have_no_radii(images: torch.Tensor, tmp_path: Path) -> None:
+    """The model that reads one had some, which go."""
+    original, model = (train(new_model(SoftPatchPlus), images) for _ in range(2))
+    file = save_memory_bank(original, tmp_path / "bank.safetensors")
+    rewrite(file, {"radii": None}, format=1, version="0.2.0")
+    load_memory_bank(model, file)
+    assert torch.equal(model.model.memory_bank, original.model.memory_bank)
+    assert model.model.radii.tolist() == [0.0] * len(original.model.weights)
+    inner = original.model
+    inner.set_memory_bank(inner.memory_bank, inner.weights, inner.bank_ranges)
+    assert torch.equal(model.model(images).pred_score, original.model(images).pred_score)
 
 
 def test_no_such_files(trained: SoftPatch, file: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 import copy
 import importlib
+import pickle
 import re
 
 import numpy as np
@@ -33,6 +34,9 @@ PAPER = {
     "classification_threshold": 0.15,
     "segmentation_threshold": 0.5,
     "soft_weight": True,
+    "min_images": 1,
+    "neighborhood": 0,
+    "score_smoothing": 0,
 }
 
 
@@ -48,6 +52,11 @@ def softpatch_bank(**arguments):
 
 def two_banks(**arguments):
     return DenoisingMemoryBank(("lof", "gaussian"), (0.15, 0.5), 0.02, **arguments)
+
+
+def bank_with_radii(**arguments):
+    options = {"thresholds": (0.0,), "soft_weight": False, "min_images": 3, "neighborhood": 1}
+    return DenoisingMemoryBank(("knn",), **(options | arguments), coreset_sampling_ratio=0.02)
 
 
 def fit(model, images, seed=0):
@@ -123,17 +132,33 @@ def test_is_patchcore_without_denoising(images, num_neighbors, seed):
     torch.testing.assert_close(actual.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("builder", [softpatch_bank(), two_banks(), two_banks(soft_weight="lof")])
+@pytest.mark.parametrize(
+    "builder",
+    [
+        softpatch_bank(),
+        two_banks(),
+        two_banks(soft_weight="lof"),
+        bank_with_radii(),
+        bank_with_radii(thresholds=(0.0, 0.3), soft_weight=True),
+        two_banks(min_images=2),
+    ],
+)
 def test_scores_equal_numpy(images, builder):
-    """Distance to the nearest patch of a bank times its weight: first bank for the image score, last for the map."""
+    """Distance to the nearest patch of a bank times its weight: first bank for the image score, last for the map.
+
+    The distance is the mutual reachability distance where patches have support radii.
+    """
     model = fit(softpatch_model(memory_bank_builder=builder), images)
     unseen = torch.randn(3, 3, 64, 96)
     features = model.extract(unseen)
     queries = features.flatten(1, 2).double().numpy()
     bank, weights = model.memory_bank.double().numpy(), model.weights.double().numpy()
+    radii = model.radii.double().numpy()
+    assert (radii > 0).all() if builder.has_radii else (radii == 0).all()
 
     def patch_scores(start, stop):
         distances = np.linalg.norm(queries[:, :, None] - bank[None, None, start:stop], axis=3)
+        distances = np.maximum(distances, radii[start:stop])
         return distances.min(axis=2) * weights[start:stop][distances.argmin(axis=2)]
 
     output = model(unseen)
@@ -150,13 +175,15 @@ def test_deterministic(images):
     assert not torch.equal(first.memory_bank, other.memory_bank)
 
 
-@pytest.mark.parametrize("builder", [softpatch_bank(), two_banks()])
+@pytest.mark.parametrize("builder", [softpatch_bank(), two_banks(), bank_with_radii()])
 def test_state_survives(images, builder):
     trained = fit(softpatch_model(memory_bank_builder=builder), images)
     restored = softpatch_model(memory_bank_builder=builder).eval()
     restored.load_state_dict(trained.state_dict())
     assert restored.bank_ranges == trained.bank_ranges
-    assert torch.equal(restored(images).pred_score, trained(images).pred_score)
+    for other in (restored, copy.deepcopy(trained), pickle.loads(pickle.dumps(trained))):
+        assert torch.equal(other.radii, trained.radii)
+        assert torch.equal(other(images).pred_score, trained(images).pred_score)
 
 
 def test_not_fitted():
@@ -206,7 +233,11 @@ def test_bad_arguments(model_class, arguments, message):
         (SoftPatch, {"threshold": 1.0}, r"thresholds .*got 1\.0"),
         (SoftPatch, {"discriminator": "svm"}, "Unknown discriminator 'svm'"),
         (SoftPatchPlus, {"segmentation_threshold": -0.5}, r"thresholds .*got -0\.5"),
-        (SoftPatchPlus, {"classification_threshold": "most"}, r"thresholds must be 'auto', or .*got 'most'"),
+        (
+            SoftPatchPlus,
+            {"classification_threshold": "most"},
+            r"thresholds must be at least 0 and below 1 .*got 'most'",
+        ),
         (SoftPatchPlus, {"discriminators": []}, "different names and at least one"),
         (SoftPatchPlus, {"discriminators": ["lof", "lof"]}, "different names and at least one"),
         (SoftPatchPlus, {"discriminators": "lof"}, "discriminators must be a list of names, got 'lof'"),
@@ -230,9 +261,12 @@ def test_the_command_line_knows_all_options(model_class):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(model_class, "model")
     text = " ".join(parser.format_help().split())
+    plus = model_class is SoftPatchPlus
+    min_images = "auto" if plus else "1"
     for option, explanation, default in (
-        ("lof_k LOF_K", "Neighbours of the local outlier factor", "6"),
+        ("lof_k LOF_K", "Neighbors of the local outlier factor", "6"),
         ("coreset_sampling_ratio", "Size of each bank as a share of ALL training patches", "0.1"),
+        ("min_images", "Normal is what at least so many training images show", min_images),
         ("memory_budget", "GiB of features to hold in memory while training", "null"),
         ("search {exact,faiss}", "How memory banks are searched on a CPU", "exact"),
         ("seed SEED", "Seed of every random number of a fit", "0"),
@@ -243,13 +277,17 @@ def test_the_command_line_knows_all_options(model_class):
     assert "torch.nn.Identity" not in text, "a list of all modules there are, thousands of lines, hides the options"
     assert ":class:" not in text
     defaults = parser.get_defaults().model
-    assert (defaults.backbone, defaults.neighborhood) == ("wide_resnet50_2", 0)
-    assert defaults.soft_weight is (model_class is SoftPatch)
+    assert (defaults.backbone, defaults.neighborhood) == ("wide_resnet50_2", int(plus))
+    assert defaults.soft_weight is not plus
     assert "thresholds" not in defaults
-    assert ("discriminators" in defaults) == (model_class is SoftPatchPlus)
+    assert ("discriminators" in defaults) == plus
     with pytest.raises(ArgumentError, match="lof_k"):
         parser.parse_args(["--model.lof_k=many"])
     assert parser.parse_args(["--model.lof_k=9", "--model.neighborhood=image"]).model.lof_k == 9
+    for text, value in (("auto", "auto"), ("3", 3), ("0.1", 0.1)):
+        assert parser.parse_args([f"--model.min_images={text}"]).model.min_images == value
+    with pytest.raises(ArgumentError, match="min_images"):
+        parser.parse_args(["--model.min_images=many"])
 
 
 def engine(folder):
@@ -289,6 +327,7 @@ def test_engine_and_checkpoint(model_class, options, datamodule, tmp_path):
 NON_DEFAULTS = {
     "lof_k": 3,
     "coreset_sampling_ratio": 0.02,
+    "min_images": 2,
     "neighborhood": 1,
     "max_references": 20,
     "soft_weight": False,
@@ -327,6 +366,7 @@ def test_options_come_back_from_a_checkpoint(model_class, own, datamodule, tmp_p
     for name in ("num_neighbors", "bank_ranges"):
         assert getattr(restored.model, name) == getattr(trained.model, name)
     assert restored.model.feature_store.memory_budget == 2**29
+    assert (trained.model.radii > 0).all()
     for name, tensor in trained.state_dict().items():
         if isinstance(tensor, torch.Tensor):
             assert torch.equal(tensor, restored.state_dict()[name]), name
@@ -368,28 +408,30 @@ def test_one_task_one_bank(datamodule, tmp_path):
 
 
 def test_one_discriminator_is_enough():
-    """And the thresholds of the command line are numbers or a word."""
+    """And the thresholds of the command line are numbers."""
     model = lightning_model(SoftPatchPlus, discriminators=["nearest"], segmentation_threshold=0.4)
     assert model.model.memory_bank_builder.discriminators == ("nearest",)
-    assert model.model.memory_bank_builder.thresholds == ("auto", 0.4)
+    assert model.model.memory_bank_builder.thresholds == (0.0, 0.4)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SoftPatchPlus, "model")
-    arguments = ["--model.classification_threshold=0.2", "--model.segmentation_threshold=auto"]
-    parsed = parser.parse_args(arguments).model
-    assert (parsed.classification_threshold, parsed.segmentation_threshold) == (0.2, "auto")
-    assert list(parsed.discriminators) == ["simplified_lof"]
-    with pytest.raises(ArgumentError, match="segmentation_threshold"):
-        parser.parse_args(["--model.segmentation_threshold=most"])
+    parsed = parser.parse_args(["--model.classification_threshold=0.2"]).model
+    assert (parsed.classification_threshold, parsed.segmentation_threshold) == (0.2, 0.0)
+    assert list(parsed.discriminators) == ["knn"]
+    for word in ("most", "auto"):
+        with pytest.raises(ArgumentError, match="segmentation_threshold"):
+            parser.parse_args([f"--model.segmentation_threshold={word}"])
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
 @pytest.mark.parametrize("equal", [False, True])
-def test_defaults_of_soft_patch_plus_on_few_images(count, equal):
-    """However few, and all of them equal: finite banks, scores, maps and thresholds."""
+@pytest.mark.parametrize("min_images", ["auto", 2, 100, 0.1])
+def test_soft_patch_plus_on_few_images(count, equal, min_images):
+    """However few, and all of them equal: finite banks, radii, scores, maps and thresholds."""
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if equal:
         images[:] = images[0]
-    model = lightning_model(SoftPatchPlus, coreset_sampling_ratio=1.0 if equal else 0.05)
+    ratio = 1.0 if equal else 0.05
+    model = lightning_model(SoftPatchPlus, coreset_sampling_ratio=ratio, min_images=min_images)
     model.model.train()(images)
     model.model.fit((64, 64))
     inner, result = model.model.eval(), model.model.denoising
@@ -397,6 +439,8 @@ def test_defaults_of_soft_patch_plus_on_few_images(count, equal):
     assert len(result.shares) == len(result.kept) == 2
     assert inner.memory_bank.isfinite().all()
     assert inner.weights.isfinite().all()
+    assert (inner.radii == 0).all() if equal else (inner.radii > 0).all()
+    assert inner.radii.isfinite().all()
     for scores in (inner.out_of_bag.image_scores, inner.out_of_bag.map_peaks):  # infinite of the only image in a bank
         assert np.isfinite(false_alarm_threshold(scores, 0.05))
     output = inner(torch.cat((images[:1], torch.zeros(1, 3, 64, 64))))

@@ -125,6 +125,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.register_buffer("weights", torch.empty(0))
         self.radii: torch.Tensor
         self.register_buffer("radii", torch.empty(0))
+        self._radii_count = False
         self.bank_ranges: tuple[tuple[int, int], ...] = ()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -141,6 +142,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if weights is not None:
             state_dict.setdefault(f"{prefix}radii", torch.zeros_like(weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._radii_count = bool(self.radii.any())
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what the last fit found, which is about the training images, out of copies and exported files."""
@@ -279,6 +281,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.memory_bank = features
         self.weights = weights
         self.radii = torch.zeros_like(weights) if radii is None else radii
+        self._radii_count = bool(self.radii.any())
         self.bank_ranges = tuple((start, stop) for start, stop in bank_ranges)
         self.denoising = None
         self.out_of_bag = None
@@ -307,8 +310,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     @property
     def _counting_radii(self) -> torch.Tensor | None:
-        """Support radii, ``None`` where no patch of the bank has one: the search is simpler then."""
-        return self.radii if bool(self.radii.any()) else None
+        """Support radii, ``None`` where no patch of the bank has one: the search is simpler then.
+
+        Which of both is known before, since what is recorded for a graph cannot depend on the values of a tensor.
+        """
+        return self.radii if self._radii_count else None
 
     def _search_of_parts(self, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
         """Return a search of parts of the banks.
