@@ -5,7 +5,8 @@
 
 import inspect
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 
 from jsonargparse import ArgumentParser
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments of the command line, by default those of the process.
     """
+    if not sys.warnoptions:  # what is about to change in libraries of libraries asks nothing of the user
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     wanted = {name: COMMANDS[name] for name in COMMANDS if name in arguments[:1]} or COMMANDS
     functions = {name: getattr(import_module(module), function) for name, (module, function) in wanted.items()}
@@ -41,8 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser = ArgumentParser()
         subparser.add_function_arguments(function, as_positional=True)
         subcommands.add_subcommand(name, subparser, help=help_text)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_with_values(arguments, functions.values()))
     try:
         functions[options.subcommand](**parser.instantiate_classes(options)[options.subcommand])
     except (OSError, ValueError) as error:  # bad input, which the message explains better than a traceback
         parser.exit(2, f"{parser.prog} {options.subcommand}: {error}\n")
+
+
+def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., None]]) -> list[str]:
+    """Write ``true`` behind switches that stand alone: ``--watch`` is ``--watch true``."""
+    switches = {
+        f"--{name}"
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is False
+    }
+    following = [*arguments[1:], "--"]
+    pairs = zip(arguments, following, strict=True)
+    alone = [[each, "true"] if each in switches and after.startswith("--") else [each] for each, after in pairs]
+    return [each for part in alone for each in part]
