@@ -11,6 +11,8 @@ from importlib import import_module
 
 from jsonargparse import ArgumentParser
 
+from anomalib_softpatch.backbones import NoWeightsError
+
 # Subcommand -> module and function. The module is imported when the subcommand, or the list of all, is asked for; the
 # function's signature and docstring are its options and their help.
 COMMANDS = {
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(_with_values(arguments, functions.values()))
     try:
         functions[options.subcommand](**parser.instantiate_classes(options)[options.subcommand])
+    except NoWeightsError as error:
+        command = error.for_command([parser.prog, *arguments])
+        parser.exit(2, f"{parser.prog} {options.subcommand}: {command}\n")
     except (OSError, ValueError) as error:  # bad input, which the message explains better than a traceback
         parser.exit(2, f"{parser.prog} {options.subcommand}: {error}\n")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.backbones import LOCAL_DIR
 from anomalib_softpatch.cleaning import stages
 from anomalib_softpatch.cleaning.inventory import inventory
 from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
@@ -204,8 +205,8 @@ class Run:
             "set_aside": len(self.reasons),
             "trained_on": len(self.training),
             "model": self.options.model,
-            "backbone": self.options.backbone,
-            "layers": self.options.layers,
+            "backbone": self.options.backbone.name,
+            "layers": self.options.backbone.layers,
             "image_size": self.options.image_size,
             "neighborhood": self.options.neighborhood,
             "share_set_aside": share,
@@ -233,12 +234,12 @@ class Run:
 
     def _settings(self) -> list[Any]:
         """What features and scores depend on beside the images."""
-        options = self.options
+        name, layers = self.options.backbone.name, self.options.backbone.layers
         weights: dict[str, str] = {}
-        if options.backbone.startswith("local-dir:"):
-            place = Path(options.backbone.removeprefix("local-dir:"))
+        if name.startswith(LOCAL_DIR):
+            place = Path(name.removeprefix(LOCAL_DIR))
             weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
-        return [__version__, options.backbone, weights, options.layers, options.image_size, options.neighborhood]
+        return [__version__, name, weights, layers, self.options.image_size, self.options.neighborhood]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
         return key_of(self._settings(), str(self.folder), dict(files))

