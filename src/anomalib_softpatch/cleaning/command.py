@@ -10,7 +10,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
@@ -44,6 +44,7 @@ def clean_train(
     batch_size: int = 16,
     num_workers: int = 0,
     device: str = "auto",
+    model_options: dict[str, Any] | None = None,
 ) -> None:
     """Train a detector on a folder of images that nobody has cleaned or labelled: all steps in one command.
 
@@ -79,6 +80,8 @@ def clean_train(
         batch_size: Number of images to send through the backbone at a time.
         num_workers: Processes that read images, 0 for none beside the command's own.
         device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
+        model_options: All other options of the model, each under its own name, for example --coreset_sampling_ratio
+            0.05. anomalib train --model.help SoftPatchPlus lists them.
     """
     images, _ = find_images(folder)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
@@ -116,6 +119,7 @@ def clean_train(
         num_workers=num_workers,
         device=device,
         feature_cache=feature_cache,
+        model_options=model_options or {},
     )
     check(options)
     state.claim()
