@@ -35,7 +35,7 @@ WORKING = ".working"  # in the output folder: files that are not finished
 REPORT = "report"
 CHECKPOINT = "model.ckpt"
 # Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
-TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript")
+TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript", "onnx_ir")
 # Options of the models that the command decides
 OWN_OPTIONS: set[str | int] = {
     *("backbone", "layers", "neighborhood", "feature_cache", "noise_report"),

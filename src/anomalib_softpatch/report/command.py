@@ -17,6 +17,7 @@ from anomalib_softpatch.options import check_share
 from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.paths import to_text
+from anomalib_softpatch.text import counted
 
 ExportName = Literal["fiftyone", "label_studio", "coco"]
 
@@ -116,11 +117,13 @@ def report(
     count = round(suspicious * len(ranked))
     if write_list is not None:
         _write_list(ranked[:count], write_list)
-        sys.stdout.write(f"{count} suspicious paths: {write_list}\n")
+        sys.stdout.write(f"{counted(count, 'suspicious path')}: {write_list}\n")
     if copy_rest is not None:
         copy([Transfer(path, copy_rest / path.relative_to(folder)) for path in sorted(ranked[count:])])
-        sys.stdout.write(f"{len(ranked) - count} other images copied: {copy_rest}\n")
-    sys.stdout.write(f"{len(ranked)} images ranked, {len(findings.skipped)} files skipped. Report: {page}\n")
+        sys.stdout.write(f"{counted(len(ranked) - count, 'other image')} copied: {copy_rest}\n")
+    sys.stdout.write(
+        f"{counted(len(ranked), 'image')} ranked, {counted(len(findings.skipped), 'file')} skipped. Report: {page}\n"
+    )
 
 
 def _check_copy_rest(copy_rest: Path | None) -> None:
