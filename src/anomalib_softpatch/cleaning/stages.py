@@ -3,21 +3,29 @@
 
 """The stages that compute: report, fit and export. They leave whole files, or none."""
 
+import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.engine import Engine
+from jsonargparse import ArgumentError, ArgumentParser
 
+from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.patch_features import check_backbone
+from anomalib_softpatch.integration.checkpoint_io import CheckpointIO
 from anomalib_softpatch.models import load_model
+from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 from anomalib_softpatch.models.loading import MODELS
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.report.ranking import check_device, rank_images
@@ -27,7 +35,12 @@ WORKING = ".working"  # in the output folder: files that are not finished
 REPORT = "report"
 CHECKPOINT = "model.ckpt"
 # Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
-TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript")
+TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript", "onnx_ir")
+# Options of the models that the command decides
+OWN_OPTIONS: set[str | int] = {
+    *("backbone", "layers", "neighborhood", "feature_cache", "noise_report"),
+    *("pre_processor", "post_processor", "evaluator", "visualizer"),
+}
 ONNX_OPTIONS = {"verbose": False}
 
 
@@ -36,14 +49,19 @@ class Options:
     """What report and fit have in common, see :func:`~anomalib_softpatch.cleaning.command.clean_train`."""
 
     model: str
-    backbone: str
-    layers: list[str]
+    backbone: Backbone
     image_size: int
-    neighborhood: int | Literal["image"]
+    neighborhood: int | Literal["image"] | None
     batch_size: int
     num_workers: int
     device: str
     feature_cache: Path
+    model_options: dict[str, Any]
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """The neighborhood as an argument, none where the defaults of report and model count, which may differ."""
+        return {} if self.neighborhood is None else {"neighborhood": self.neighborhood}
 
 
 def check(options: Options) -> None:
@@ -55,8 +73,42 @@ def check(options: Options) -> None:
     Raises:
         ValueError: If timm does not know the backbone, or the device cannot be used.
     """
-    check_backbone(options.backbone)
+    options.backbone.prepare()
+    check_backbone(options.backbone.name)
     check_device(options.device)
+    _make_model(options, pre_trained=False)  # layers and options
+
+
+def _make_model(options: Options, **more: Any) -> DenoisingMixin:
+    """Make the model, or say which option does not fit."""
+    from anomalib_softpatch.cleaning.command import clean_train  # noqa: PLC0415  # which imports this module
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
+    known = list(vars(parser.get_defaults()))
+    for name in options.model_options:
+        if name not in known:
+            similar = get_close_matches(name, [*known, *inspect.signature(clean_train).parameters], n=1)
+            hint = f"Did you mean --{similar[0]}?" if similar else f"See anomalib train --model.help {options.model}."
+            msg = f"--{name} is an option neither of this command nor of {options.model}. {hint}"
+            raise ValueError(msg)
+    try:
+        parsed = parser.parse_object(options.model_options)
+    except ArgumentError as error:
+        msg = " ".join(str(error).split())
+        raise ValueError(msg) from error
+    given = {name: parsed[name] for name in options.model_options} | more
+    model_class = MODELS[options.model]
+    with _quiet():
+        return model_class(
+            backbone=options.backbone.name,
+            layers=options.backbone.layers,
+            feature_cache=str(options.feature_cache),
+            noise_report=False,  # there is one
+            pre_processor=model_class.configure_pre_processor((options.image_size, options.image_size)),
+            **options.comparison,
+            **given,
+        )
 
 
 def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
@@ -73,9 +125,9 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     """
     findings = rank_images(
         folder,
-        backbone=options.backbone,
-        layers=options.layers,
-        neighborhood=options.neighborhood,
+        backbone=options.backbone.name,
+        layers=options.backbone.layers,
+        **options.comparison,
         image_size=options.image_size,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
@@ -105,24 +157,16 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
         false_alarms: Share of normal images that may be called anomalous.
 
     Returns:
-        ``threshold``: of the score before it is normalized.
+        ``threshold``: of the score before it is normalized; ``image_scores`` and ``map_peaks``: of the training images,
+        from which another threshold can be had.
 
     Raises:
         ValueError: If an option or an image does not fit.
         OSError: If the weights of the backbone cannot be had, or if the disk has no room.
     """
-    model_class = MODELS[options.model]
     post_processor = LabelFreePostProcessor(false_alarms=false_alarms)
     try:
-        model = model_class(
-            backbone=options.backbone,
-            layers=options.layers,
-            neighborhood=options.neighborhood,
-            feature_cache=str(options.feature_cache),
-            noise_report=False,  # there is one
-            pre_processor=model_class.configure_pre_processor((options.image_size, options.image_size)),
-            post_processor=post_processor,
-        )
+        model = _make_model(options, post_processor=post_processor)
     except RuntimeError as error:  # weights that cannot be had; its message says how to go on
         raise OSError(str(error)) from error
     with _working_folder(output) as folder:
@@ -138,7 +182,38 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
             except SystemExit as error:  # how Lightning ends a process that the user has interrupted
                 raise KeyboardInterrupt from error
         (folder / "model.ckpt").replace(output / CHECKPOINT)
-    return {"threshold": float(post_processor.image_threshold)}
+    scores = model.model.out_of_bag
+    assert scores is not None
+    return {
+        "threshold": float(post_processor.image_threshold),
+        "image_scores": scores.image_scores.tolist(),
+        "map_peaks": scores.map_peaks.tolist(),
+    }
+
+
+def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) -> float:
+    """Set another threshold in a checkpoint, from the scores that its fit has left.
+
+    Args:
+        output: Folder that holds ``model.ckpt``.
+        scores: What :func:`fit` has returned.
+        false_alarms: Share of normal images that may be called anomalous.
+
+    Returns:
+        The threshold, of the score before it is normalized.
+    """
+    model = load_model(output / CHECKPOINT)
+    post_processor = model.post_processor
+    assert isinstance(post_processor, LabelFreePostProcessor)
+    post_processor.false_alarms = false_alarms
+    tensors = (torch.tensor(scores[name], dtype=torch.float32) for name in ("image_scores", "map_peaks"))
+    post_processor._decide_without_labels(OutOfBagScores(*tensors))
+    plugin = CheckpointIO(extra_safe_globals=model.checkpoint_safe_globals())
+    checkpoint = plugin.load_checkpoint(output / CHECKPOINT)
+    checkpoint["state_dict"] = model.state_dict()
+    model.on_save_checkpoint(checkpoint)
+    plugin.save_checkpoint(checkpoint, output / CHECKPOINT)
+    return float(post_processor.image_threshold)
 
 
 def export(output: Path, kind: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from anomalib.models.components import TimmFeatureExtractor
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.backbones import check_weights
 from anomalib_softpatch.components.tracing import is_traced
 
 # Values that "unfold" pools each layer, and the layers together, to (PatchCore; the official code of SoftPatch)
@@ -178,6 +179,8 @@ def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: 
         raise ValueError(msg)
     if isinstance(backbone, str):
         check_backbone(backbone)
+        if pre_trained and ":" not in backbone:
+            check_weights(backbone)
     try:
         extractor = TimmFeatureExtractor(backbone=backbone, layers=list(layers), pre_trained=pre_trained)
     except (IndexError, AssertionError, ValueError) as error:

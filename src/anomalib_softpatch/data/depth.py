@@ -7,18 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from anomalib_softpatch.image_files import is_deep
+
 LARGEST_VALUE = 255
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether an image has a mode of more than 8 bits per value: one channel of 16 or 32 bits.
-
-    Pillow reduces images of several channels of 16 bits to 8 as it should.
-
-    Args:
-        image: Opened image; it is not decoded.
-    """
-    return image.mode.startswith(("I", "F"))
 
 
 def cut_values(path: str | Path) -> str:

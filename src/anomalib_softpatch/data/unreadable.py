@@ -12,6 +12,8 @@ from pathlib import Path
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from PIL import Image, UnidentifiedImageError
 
+from anomalib_softpatch.image_files import reason_against_file
+
 MOST_LISTED = 20
 
 
@@ -82,23 +84,6 @@ def reason_against(path: str | Path) -> str:
     except Exception as error:  # decoders raise whatever they like for broken files
         return f"cannot be read: {error}"
     return ""
-
-
-def reason_against_file(path: Path) -> str:
-    """Say why a file need not be opened.
-
-    Args:
-        path: File.
-
-    Returns:
-        The reason; empty if it should be opened.
-    """
-    try:
-        if not path.is_file():
-            return "not a file, or a link that leads nowhere"
-        return "" if path.stat().st_size else "empty file"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
 
 
 def _has_right_checksums(path: Path) -> bool:

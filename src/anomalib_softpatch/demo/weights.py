@@ -3,11 +3,9 @@
 
 """Find out quickly where pre-trained weights can be had: in a folder, on the hub, or in an installed pip package."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import huggingface_hub
 import timm
@@ -15,9 +13,9 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from anomalib_softpatch.weights import PACKAGES, is_installed, write_weights
+from anomalib_softpatch.backbones import LOCAL_DIR, PACKAGES, is_installed, within
+from anomalib_softpatch.weights import write_weights
 
-LOCAL_DIR = "local-dir:"
 DEFAULT_BACKBONE = "resnet18"
 DEFAULT_LAYERS = ("layer2", "layer3")
 PROBE_SECONDS = 5  # a firewall that swallows packets must not hold the demo up
@@ -48,7 +46,7 @@ def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed
 
     Weights found on the hub are downloaded into the local cache. Nothing here waits long for a hub that cannot be
     reached. Where there is no hub, the default backbone gives way to the first network of
-    :data:`anomalib_softpatch.weights.PACKAGES` whose pip package is installed; a backbone that was asked for by name
+    :data:`anomalib_softpatch.backbones.PACKAGES` whose pip package is installed; a backbone that was asked for by name
     does not. What is left are untrained weights. Either are written to a folder, so that both models get the same.
 
     Args:
@@ -99,8 +97,8 @@ def _fetch(backbone: str) -> str:
     if isinstance(huggingface_hub.try_to_load_from_cache(repository, filename), str):
         return f"{repository} from the local cache"
     url = huggingface_hub.hf_hub_url(repository, filename)
-    _within(PROBE_SECONDS, huggingface_hub.get_hf_file_metadata, url, timeout=PROBE_SECONDS)
-    _within(DOWNLOAD_SECONDS, huggingface_hub.hf_hub_download, repository, filename)
+    within(PROBE_SECONDS, huggingface_hub.get_hf_file_metadata, url, timeout=PROBE_SECONDS)
+    within(DOWNLOAD_SECONDS, huggingface_hub.hf_hub_download, repository, filename)
     return f"{repository} from the Hugging Face hub"
 
 
@@ -113,29 +111,6 @@ def _save_untrained(backbone: str, folder: Path, seed: int) -> None:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)  # timm starts with zeros at the end of residual blocks, which silences them
     save_for_hf(model, str(folder), safe_serialization=True)
-
-
-def _within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Call a function, and give up waiting for it after some seconds."""
-    outcome: list[Exception | None] = []
-
-    def call() -> None:
-        try:
-            function(*args, **kwargs)
-        except Exception as error:  # raised again in the caller's thread
-            outcome.append(error)
-        else:
-            outcome.append(None)
-
-    # A daemon thread: resolving a host name cannot be interrupted, and must not keep Python from ending either.
-    thread = Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        msg = f"no answer within {seconds} s"
-        raise TimeoutError(msg)
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 def _first_line(error: Exception) -> str:

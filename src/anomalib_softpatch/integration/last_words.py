@@ -16,6 +16,8 @@ from pathlib import Path
 from traceback import extract_tb
 from types import TracebackType
 
+from anomalib_softpatch.backbones import NoWeightsError
+
 PACKAGE = Path(__file__).resolve().parents[1]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # How the parser, jsonargparse, reports that a class could not be made (tests/end_to_end/test_careless_train.py)
@@ -50,6 +52,8 @@ def bad_input(error: BaseException) -> str:
     if isinstance(error, ValueError) and (match := NOT_MADE.search(str(error))):
         reasons = re.split(r"^ *- ", match["errors"], flags=re.MULTILINE)
         return "\n".join(reason.strip() for reason in reasons if reason.strip() and not OTHER_TYPE.match(reason))
+    if missing := NoWeightsError.found_in(str(error)):  # the parser hands on no more than the message
+        return missing.for_command(["anomalib", *sys.argv[1:]])
     frames = extract_tb(error.__traceback__)
     on_purpose = (
         isinstance(error, ValueError | TypeError | OSError | RuntimeError)

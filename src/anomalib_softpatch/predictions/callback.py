@@ -5,6 +5,7 @@
 
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
-from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
+from anomalib_softpatch.predictions.table import (
+    UNREADABLE,
+    Prediction,
+    fingerprint,
+    peak,
+    summary,
+    time_of_change,
+    verdict,
+    write_predictions,
+)
 from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 logger = logging.getLogger(__name__)
@@ -28,6 +38,7 @@ class PredictionTable(Callback):
 
     def __init__(self) -> None:
         self._predictions: list[Prediction] = []
+        self._model = ""
 
     def on_predict_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Forget the predictions of an earlier run.
@@ -36,8 +47,10 @@ class PredictionTable(Callback):
             trainer: Trainer.
             pl_module: The model.
         """
-        del trainer, pl_module
+        del pl_module
         self._predictions = []
+        file = Path(trainer.ckpt_path or "")
+        self._model = fingerprint(file) if file.is_file() else ""
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: AnomalibModule, outputs: ImageBatch, *args: Any, **kwargs: Any
@@ -65,11 +78,19 @@ class PredictionTable(Callback):
             region = visible_region(transform, size)
             anomaly_map = np.squeeze(outputs.anomaly_map[number].float().cpu().numpy())
             x, y = peak(anomaly_map, (round(region.right - region.left), round(region.bottom - region.top)))
-            self._predictions.append(
-                Prediction(
-                    str(path), score, threshold, verdict(score, threshold), int(region.left + x), int(region.top + y)
-                )
+            said = verdict(score, threshold)
+            prediction = Prediction(
+                path=str(path),
+                score=score,
+                threshold=threshold,
+                verdict=said,
+                x=int(region.left + x),
+                y=int(region.top + y),
+                reason="the score is not a number" if said == UNREADABLE else "",
+                modified=time_of_change(path),
+                model=self._model,
             )
+            self._predictions.append(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Write the table.
@@ -83,4 +104,4 @@ class PredictionTable(Callback):
             return
         name = "predictions.csv" if trainer.is_global_zero else f"predictions-rank{trainer.global_rank}.csv"
         path = write_predictions(self._predictions, Path(trainer.default_root_dir) / name)
-        sys.stdout.write(f"{summary(self._predictions)}: {path}\n")
+        sys.stdout.write(f"{summary(Counter(each.verdict for each in self._predictions))}: {path}\n")

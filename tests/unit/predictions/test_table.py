@@ -4,15 +4,28 @@
 """Tables of predictions, verdicts, and where a map is highest."""
 
 import csv
+import hashlib
 import math
+import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
+from anomalib_softpatch.predictions.table import (
+    Prediction,
+    fingerprint,
+    peak,
+    summary,
+    time_of_change,
+    verdict,
+    write_predictions,
+)
 from anomalib_softpatch.report.paths import from_text
+
+COLUMNS = ["path", "score", "threshold", "verdict", "x", "y", "reason", "modified", "model"]
 
 
 def prediction(path: str | Path = "a.png", said: str = "normal", score: float = 0.25) -> Prediction:
@@ -29,7 +42,7 @@ def test_table(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8").count("\n") == len(names) + 1
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "score", "threshold", "verdict", "x", "y"]
+    assert list(rows[0]) == COLUMNS
     assert [from_text(row["path"]).name for row in rows] == names
     assert all(from_text(row["path"]).is_file() for row in rows)
     assert not any(row["path"].startswith(("=", "+", "-", "@")) for row in rows)
@@ -46,7 +59,7 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_predictions(tmp_path: Path) -> None:
     table = pd.read_csv(write_predictions([], tmp_path / "predictions.csv"))
     assert table.empty
-    assert list(table) == ["path", "score", "threshold", "verdict", "x", "y"]
+    assert list(table) == COLUMNS
 
 
 def test_a_failed_table_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +70,7 @@ def test_a_failed_table_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pyte
         msg = "No space left on device"
         raise OSError(msg)
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_predictions([prediction(), prediction()], path)
     assert path.read_bytes() == before
@@ -75,6 +88,8 @@ def test_a_failed_table_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pyte
         (0.6, 0.5, np.array([[False]]), "normal"),
         (0.6, 0.5, False, "normal"),
         (0.4, math.nan, True, "anomalous"),
+        (math.nan, 0.5, None, "unreadable"),  # not normal, though it is not above the threshold
+        (math.nan, 0.5, False, "unreadable"),
     ],
 )
 def test_verdict(score: float, threshold: float, label: object, expected: str) -> None:
@@ -107,13 +122,40 @@ def test_peak_is_inside_whatever_the_map() -> None:
     ("verdicts", "expected"),
     [
         ([], "0 of 0 images anomalous"),
+        (["normal", "unreadable"], "0 of 1 image anomalous, 1 unreadable"),
+        (["", "unreadable"], "1 image scored; the model has no threshold to judge them by, 1 unreadable"),
         (["normal", "anomalous", "anomalous"], "2 of 3 images anomalous"),
-        (["normal"], "0 of 1 images anomalous"),
+        (["normal"], "0 of 1 image anomalous"),
         (["", ""], "2 images scored; the model has no threshold to judge them by"),
     ],
 )
 def test_summary(verdicts: list[str], expected: str) -> None:
-    assert summary([prediction(said=each) for each in verdicts]) == expected
+    assert summary(Counter(verdicts)) == expected
+
+
+def test_reasons_are_one_line(tmp_path: Path) -> None:
+    unreadable = Prediction(
+        str(tmp_path / "a.png"), math.nan, math.nan, "unreadable", None, None, "two\nlines\x1b[2J\udcff"
+    )
+    assert unreadable.line().isprintable()
+    text = write_predictions([unreadable], tmp_path / "predictions.csv").read_text(encoding="utf-8")
+    assert text.splitlines()[1] == f"{tmp_path / 'a.png'},,,unreadable,,,two lines\x1b[2J?,,"
+
+
+def test_time_of_change_is_the_file_s_in_utc(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    assert time_of_change(file) == ""
+    file.touch()
+    os.utime(file, ns=(0, 1_700_000_000_123_456_789))
+    assert time_of_change(file) == "2023-11-14T22:13:20.123456+00:00"
+
+
+def test_fingerprint_covers_both_files_of_openvino(tmp_path: Path) -> None:
+    xml, weights = tmp_path / "model.xml", tmp_path / "model.bin"
+    xml.write_bytes(b"abc")
+    assert fingerprint(xml) == hashlib.sha256(b"abc").hexdigest()[:12]
+    weights.write_bytes(b"def")
+    assert fingerprint(xml) == hashlib.sha256(b"abcdef").hexdigest()[:12]
 
 
 def test_line() -> None:

@@ -310,6 +310,9 @@ def test_report_has_all_files_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "<b>&amp/003.png" not in html  # escaped
     assert "x&lt;i&gt;.png" in html
     assert "A note." in html
+    assert "1 file." in html
+    assert not re.search(r"\b1(</b>)?\s*(<a [^>]*>)?(images|files|groups)\b", html)
+    assert f"{100 * (~findings.kept).float().mean():.0f}&nbsp;% of the patches of this set" in html
     assert "truth: anomalous" in html
     assert "to find 100 % of the known" in html
     images = re.findall(r'<img src="(thumbnails/[^"]*)" loading="lazy"', html)

