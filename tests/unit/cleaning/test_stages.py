@@ -1,0 +1,35 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The model that clean-train makes of its options."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomalib_softpatch.backbones import Backbone
+from anomalib_softpatch.cleaning import stages
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [("SoftPatch", None, 0), ("SoftPatchPlus", None, 1), ("SoftPatch", 2, 2), ("SoftPatchPlus", "image", "image")],
+)
+def test_the_neighborhood_is_the_models_own_unless_one_is_given(
+    model: str, given: Any, expected: Any, tmp_path: Path
+) -> None:
+    """The papers compare patches at the same position."""
+    options = stages.Options(
+        model=model,
+        backbone=Backbone("resnet18", ["layer2"]),
+        image_size=64,
+        neighborhood=given,
+        batch_size=1,
+        num_workers=0,
+        device="cpu",
+        feature_cache=tmp_path,
+        model_options={},
+    )
+    made = stages._make_model(options, pre_trained=False)
+    assert made.model.memory_bank.neighborhood == expected
