@@ -125,19 +125,29 @@ def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str, st
 
 
 def test_next_command_gives_verdicts_by_the_threshold(
-    folder: Path, finished: tuple[Path, str, str], tmp_path: Path, run_python: Callable
+    folder: Path, finished: tuple[Path, str, str], tmp_path: Path
 ) -> None:
-    """The command is run as it was printed, and the checkpoint agrees with the exported file."""
+    """The command is run as it was printed, and the checkpoint agrees with the exported file.
+
+    Both end with the status that says of the broken file that it could not be judged.
+    """
     output, printed, _ = finished
     summary = json.loads((output / "summary.json").read_text())
     assert summary["next"] in printed
     assert (summary["images"], summary["set_aside"], summary["trained_on"]) == (GOOD + 4, 2, GOOD + 2)
     name, *arguments = shlex.split(summary["next"].replace("NEW_IMAGES", str(folder)))
     assert name == "anomalib-softpatch"
-    run_python("-c", COMMAND, *arguments, cwd=tmp_path)
-    table = pd.read_csv(tmp_path / "predictions.csv")
-    main(["predict", str(folder), "--ckpt_path", str(output / "model.ckpt"), "--output", str(tmp_path / "other.csv")])
-    other = pd.read_csv(tmp_path / "other.csv")
+    process = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 3, process.stderr[-4000:]
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(folder), "--ckpt_path", str(output / "model.ckpt"), "--output", str(tmp_path / "2.csv")])
+    assert ended.value.code == 3
+    tables = [pd.read_csv(tmp_path / name) for name in ("predictions.csv", "2.csv")]
+    for each in tables:
+        assert each["path"][each["verdict"] == "unreadable"].to_list() == [to_text(folder / "broken.png")]
+    table, other = (each[each["verdict"] != "unreadable"] for each in tables)
     np.testing.assert_allclose(table["score"], other["score"], rtol=1e-3)
     defective = table["path"].str.contains("defect|copy")
     assert (table["threshold"] == 0.5).all()
