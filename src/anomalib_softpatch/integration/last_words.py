@@ -49,11 +49,11 @@ def bad_input(error: BaseException) -> str:
     Args:
         error: Uncaught error.
     """
+    if missing := NoWeightsError.found_in(str(error)):  # the parser hands on no more than the message
+        return missing.for_command(["anomalib", *sys.argv[1:]])
     if isinstance(error, ValueError) and (match := NOT_MADE.search(str(error))):
         reasons = re.split(r"^ *- ", match["errors"], flags=re.MULTILINE)
         return "\n".join(reason.strip() for reason in reasons if reason.strip() and not OTHER_TYPE.match(reason))
-    if missing := NoWeightsError.found_in(str(error)):  # the parser hands on no more than the message
-        return missing.for_command(["anomalib", *sys.argv[1:]])
     frames = extract_tb(error.__traceback__)
     on_purpose = (
         isinstance(error, ValueError | TypeError | OSError | RuntimeError)
