@@ -32,4 +32,4 @@ def test_the_neighborhood_is_the_models_own_unless_one_is_given(
         model_options={},
     )
     made = stages._make_model(options, pre_trained=False)
-    assert made.model.memory_bank.neighborhood == expected
+    assert made.model.memory_bank_builder.neighborhood == expected
