@@ -212,7 +212,7 @@ def test_checkpoint_of_another_version(trained: tuple[SoftPatch, Path], mvtec_ro
     """One without our entry, as before 0.1.0, loads; one of a later format does not."""
     images = mvtec_root / "bottle" / "test"
     older = torch.load(trained[1], weights_only=True)
-    assert older.pop("anomalib_softpatch") == {"format": 1, "version": __version__, "model": "SoftPatch"}
+    assert older.pop("anomalib_softpatch") == {"format": 2, "version": __version__, "model": "SoftPatch"}
     torch.save(older, tmp_path / "older.ckpt")
     expected = predict(SoftPatch(**SMALL), trained[1], tmp_path, images)
     assert len(expected.unique()) > 1
