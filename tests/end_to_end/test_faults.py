@@ -217,9 +217,9 @@ def test_checkpoint_of_another_version(trained: tuple[SoftPatch, Path], mvtec_ro
     expected = predict(SoftPatch(**SMALL), trained[1], tmp_path, images)
     assert len(expected.unique()) > 1
     assert torch.equal(predict(SoftPatch(**SMALL), tmp_path / "older.ckpt", tmp_path, images), expected)
-    entry = {"format": 2, "version": "9.8.7", "model": "SoftPatch"}
+    entry = {"format": 3, "version": "9.8.7", "model": "SoftPatch"}
     newer = changed(trained[1], tmp_path / "newer.ckpt", anomalib_softpatch=entry)
-    message = r"written by anomalib-softpatch 9\.8\.7 in format 2.*formats up to 1: install the newer version"
+    message = r"written by anomalib-softpatch 9\.8\.7 in format 3.*formats up to 2: install the newer version"
     with pytest.raises(ValueError, match=r"newer\.ckpt was " + message):
         predict(SoftPatch(**SMALL), newer, tmp_path, images)
     with pytest.raises(ValueError, match=message):
