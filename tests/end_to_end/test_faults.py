@@ -356,7 +356,8 @@ def test_deep_images(
 def test_constant_images_are_neutral(images: Path, tmp_path: Path) -> None:
     for file in (images / "good").iterdir():
         save(np.full((64, 64), 128, dtype=np.uint8), file)
-    ranks = {"discriminators": ["lof", "gaussian"], "soft_weight": "rank"}  # of equal ranks, the mean is one half
+    # At one position all patches are equal, and the mean of equal ranks is one half
+    ranks = {"discriminators": ["lof", "gaussian"], "soft_weight": "rank", "neighborhood": 0}
     for model_class, options, neutral in ((SoftPatch, {}, 1.0), (SoftPatchPlus, {}, 1.0), (SoftPatchPlus, ranks, 1.5)):
         model = model_class(**(SMALL | {"coreset_sampling_ratio": 1.0} | options))
         engine(tmp_path).fit(model, datamodule=folder_of(images))
