@@ -27,6 +27,7 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.approximate_search import ApproximateSearch, SearchName
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.engine import respect_default_devices
+from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
@@ -126,6 +127,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         respect_default_devices()
+        infer_as_trained(self.pre_processor)
         self.noise_report = noise_report
         self.feature_cache = feature_cache
         self.skip_unreadable = skip_unreadable
@@ -271,7 +273,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
         Returns:
             The ONNX file.
+
+        Raises:
+            ValueError: If the file could not resize images as the model does.
         """
+        check_exportable(self.pre_processor)
         size = sum(
             tensor.numel() * tensor.element_size()
             for tensor in self.state_dict().values()
