@@ -27,6 +27,7 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.approximate_search import ApproximateSearch, SearchName
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.engine import respect_default_devices
+from anomalib_softpatch.integration.export_metadata import describe
 from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
@@ -287,7 +288,9 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if isinstance(self.model.search, ApproximateSearch):
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():
-            return super().to_onnx(*args, **kwargs)
+            path = super().to_onnx(*args, **kwargs)
+        describe(path, self.pre_processor)
+        return path
 
     def _compress_ov_model(
         self,

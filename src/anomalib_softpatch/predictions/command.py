@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.transforms.v2 import Transform
 
 from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
 from anomalib_softpatch.report.folder import find_images
@@ -46,7 +47,7 @@ def predict(
         msg = f"{file} is not a file."
         raise FileNotFoundError(msg)
     paths, skipped = ([images], []) if images.is_file() else find_images(images)
-    predictor, threshold = _load_checkpoint(file, device) if ckpt_path else _load_exported(file)
+    predictor, threshold, transform = _load_checkpoint(file, device) if ckpt_path else _load_exported(file)
     predictions = []
     for path in paths:
         try:
@@ -55,7 +56,7 @@ def predict(
             skipped.append((str(path), str(error)))
             continue
         score, label, anomaly_map = predictor(tensor[None].numpy())
-        x, y = peak(anomaly_map, (tensor.shape[2], tensor.shape[1]))
+        x, y = peak(anomaly_map, (tensor.shape[2], tensor.shape[1]), transform)
         predictions.append(Prediction(str(path), score, threshold, verdict(score, threshold, label), x, y))
         sys.stdout.write(f"{predictions[-1].line()}\n")
         sys.stdout.flush()
@@ -65,7 +66,7 @@ def predict(
     sys.stdout.write(f"{summary(predictions)}, {len(skipped)} files skipped: {output}\n")
 
 
-def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
+def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float, Transform | None]:
     from anomalib_softpatch.models import load_model  # noqa: PLC0415  # not needed for exported files
     from anomalib_softpatch.predictions.threshold import normalized_threshold  # noqa: PLC0415  # likewise
 
@@ -76,10 +77,12 @@ def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
             output = model(torch.from_numpy(image).to(model.device))
         return float(output.pred_score[0]), None, output.anomaly_map[0].float().cpu().numpy().squeeze()
 
-    return run, normalized_threshold(model.post_processor)
+    return run, normalized_threshold(model.post_processor), getattr(model.pre_processor, "transform", None)
 
 
-def _load_exported(path: Path) -> tuple[Predictor, float]:
+def _load_exported(path: Path) -> tuple[Predictor, float, Transform | None]:
+    from anomalib_softpatch.integration.export_metadata import transform_of  # noqa: PLC0415  # needed here only
+
     if path.suffix == ".onnx":
         try:
             import onnxruntime  # noqa: PLC0415  # optional
@@ -89,6 +92,7 @@ def _load_exported(path: Path) -> tuple[Predictor, float]:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         names = [each.name for each in session.get_outputs()]
         name = session.get_inputs()[0].name
+        transform = transform_of(session)
 
         def infer(image: np.ndarray) -> dict[str, np.ndarray]:
             return dict(zip(names, session.run(None, {name: image}), strict=True))
@@ -98,7 +102,10 @@ def _load_exported(path: Path) -> tuple[Predictor, float]:
         except ImportError as error:
             msg = "OpenVINO files need OpenVINO: pip install openvino"
             raise ValueError(msg) from error
-        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        core = openvino.Core()
+        network = core.read_model(str(path))
+        transform = transform_of(network)
+        compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
         def infer(image: np.ndarray) -> dict[str, np.ndarray]:
             return {output.get_any_name(): value for output, value in compiled(image).items()}
@@ -110,4 +117,4 @@ def _load_exported(path: Path) -> tuple[Predictor, float]:
         outputs = infer(image)
         return float(outputs["pred_score"].reshape(-1)[0]), outputs.get("pred_label"), outputs["anomaly_map"].squeeze()
 
-    return run, NORMALIZED_THRESHOLD
+    return run, NORMALIZED_THRESHOLD, transform
