@@ -39,20 +39,14 @@ class TimmBackbone(nn.Module):
         pre_trained: Use pre-trained weights.
 
     Raises:
-        ValueError: If the network does not have these layers, or none that give features.
+        ValueError: If the network does not have these layers.
     """
 
     def __init__(self, name: str, layers: Sequence[str], pre_trained: bool) -> None:
         super().__init__()
         self.name = name
         architecture, arguments = _parse(name)
-        try:
-            stages = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
-        except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
-            if "features_only" not in str(error) and not isinstance(error, AttributeError | AssertionError | TypeError):
-                raise
-            msg = f"backbone={name!r} gives no features of its layers in timm {timm.__version__}: choose another."
-            raise ValueError(msg) from error
+        stages = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
         known = [info["module"] for info in stages.feature_info.info]
         missing = [layer for layer in layers if layer not in known]
         if missing:

@@ -48,6 +48,8 @@ def test_without_a_graph_nothing_differs(pre_processor, size):
 
 def test_in_runtimes(pre_processor, tmp_path):
     """One file for images of all sizes."""
+    # Without antialiasing it is the runtime that resizes, and rounds places in the image as PyTorch does in float32
+    tolerance = 1e-4 if "antialias=False" in str(pre_processor.transform) else 1e-5
     file = str(tmp_path / "pre_processor.onnx")
     dynamic = tuple(torch.export.Dim(name) for name in ("batch", "height", "width"))
     torch.onnx.export(
@@ -60,8 +62,8 @@ def test_in_runtimes(pre_processor, tmp_path):
         given = images(size, 2)
         expected = pre_processor.transform(given.double()).numpy()  # in float32, PyTorch rounds places in the image
         (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(compiled(given.numpy())[0], expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(compiled(given.numpy())[0], expected, rtol=0, atol=tolerance)
 
 
 def test_other_modules_are_left_alone():
