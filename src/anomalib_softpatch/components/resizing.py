@@ -7,7 +7,7 @@ ONNX's ``Resize`` has an attribute ``antialias``, which OpenVINO ignores without
 image gives other features than those that the memory bank was made of.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -50,7 +50,8 @@ def resize_weights(
     # Centers in units of which old * new make half a row are whole numbers, which cannot be rounded.
     old_centers = (2 * torch.arange(old, device=device) + 1) * new
     new_centers = (2 * torch.arange(new, device=device) + 1) * old
-    distances = (old_centers - new_centers[:, None]).abs() / (2 * torch.sym_max(old, new))
+    larger: Any = torch.sym_max(old, new)  # a number, or what stands for one in a graph
+    distances = (old_centers - new_centers[:, None]).abs() / (2 * larger)
     if interpolation == "bilinear":
         weights = (1 - distances).clamp(min=0)
     else:

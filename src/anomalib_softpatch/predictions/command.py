@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import Transform
 
+from anomalib_softpatch.predictions.runtimes import load_runtime
 from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.reading import read_image
@@ -81,40 +82,10 @@ def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float, Transfo
 
 
 def _load_exported(path: Path) -> tuple[Predictor, float, Transform | None]:
-    from anomalib_softpatch.integration.export_metadata import transform_of  # noqa: PLC0415  # needed here only
-
-    if path.suffix == ".onnx":
-        try:
-            import onnxruntime  # noqa: PLC0415  # optional
-        except ImportError as error:
-            msg = "ONNX files need ONNX Runtime: pip install onnxruntime"
-            raise ValueError(msg) from error
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [each.name for each in session.get_outputs()]
-        name = session.get_inputs()[0].name
-        transform = transform_of(session)
-
-        def infer(image: np.ndarray) -> dict[str, np.ndarray]:
-            return dict(zip(names, session.run(None, {name: image}), strict=True))
-    elif path.suffix == ".xml":
-        try:
-            import openvino  # noqa: PLC0415  # optional
-        except ImportError as error:
-            msg = "OpenVINO files need OpenVINO: pip install openvino"
-            raise ValueError(msg) from error
-        core = openvino.Core()
-        network = core.read_model(str(path))
-        transform = transform_of(network)
-        compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-        def infer(image: np.ndarray) -> dict[str, np.ndarray]:
-            return {output.get_any_name(): value for output, value in compiled(image).items()}
-    else:
-        msg = f"model={str(path)!r} must be an exported .onnx or .xml file."
-        raise ValueError(msg)
+    runtime = load_runtime(path)
 
     def run(image: np.ndarray) -> tuple[float, object, np.ndarray]:
-        outputs = infer(image)
-        return float(outputs["pred_score"].reshape(-1)[0]), outputs.get("pred_label"), outputs["anomaly_map"].squeeze()
+        prediction = runtime.predict(image)
+        return prediction.score, prediction.label, prediction.anomaly_map
 
-    return run, NORMALIZED_THRESHOLD, transform
+    return run, NORMALIZED_THRESHOLD, runtime.metadata.transform
