@@ -73,10 +73,12 @@ def _load_onnx(path: Path) -> Runtime:
         raise ValueError(msg) from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_outputs()]
-    name = session.get_inputs()[0].name
+    source = session.get_inputs()[0]
+    batch_size = source.shape[0] if isinstance(source.shape[0], int) else 1
 
     def predict(image: np.ndarray) -> Prediction:
-        return _prediction(dict(zip(names, session.run(None, {name: image}), strict=True)))
+        images = image.repeat(batch_size, axis=0)
+        return _prediction(dict(zip(names, session.run(None, {source.name: images}), strict=True)))
 
     return Runtime(f"ONNX Runtime {onnxruntime.__version__}", "float32", read_metadata(session), predict)
 
@@ -90,20 +92,24 @@ def _load_openvino(path: Path, exact: bool) -> Runtime:
     core = openvino.Core()
     model = core.read_model(str(path))
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
+    first = model.input(0).partial_shape[0]
+    batch_size = first.get_length() if first.is_static else 1
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     precision = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(precision, precision)
 
     def predict(image: np.ndarray) -> Prediction:
-        return _prediction({output.get_any_name(): value for output, value in compiled(image).items()})
+        outputs = compiled(image.repeat(batch_size, axis=0))
+        return _prediction({output.get_any_name(): value for output, value in outputs.items()})
 
     version = openvino.get_version().split("-")[0]
     return Runtime(f"OpenVINO {version}", precision, read_metadata(model), predict)
 
 
 def _prediction(outputs: dict[str, np.ndarray]) -> Prediction:
+    """Return the prediction for the first image of a batch."""
     label = outputs.get("pred_label")
     return Prediction(
         float(outputs["pred_score"].reshape(-1)[0]),
-        None if label is None else bool(np.asarray(label).any()),
-        outputs["anomaly_map"].squeeze(),
+        None if label is None else bool(label.reshape(-1)[0]),
+        outputs["anomaly_map"][0].squeeze(),
     )
