@@ -5,7 +5,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import timm
 import torch
 from anomalib.models.components.feature_extractors.timm import _disable_pos_embed_antialiasing
-from timm.layers import Format
 from torch import nn
 
 FOLDER = "local-dir:"
@@ -42,11 +41,13 @@ class TimmBackbone(nn.Module):
         ValueError: If the network does not have these layers.
     """
 
+    feature_extractor: Any  # a network of timm, whose parts depend on its family
+
     def __init__(self, name: str, layers: Sequence[str], pre_trained: bool) -> None:
         super().__init__()
         self.name = name
         architecture, arguments = _parse(name)
-        stages = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
+        stages: Any = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
         known = [info["module"] for info in stages.feature_info.info]
         missing = [layer for layer in layers if layer not in known]
         if missing:
@@ -57,7 +58,7 @@ class TimmBackbone(nn.Module):
         self.layers = [known[index] for index in indices]
         self.indices = indices
         self.has_tokens = hasattr(getattr(stages, "model", None), "forward_intermediates")
-        self.channels_last = getattr(stages, "output_fmt", Format.NCHW) == Format.NHWC and not self.has_tokens
+        self.channels_last = getattr(stages, "output_fmt", "NCHW") == "NHWC" and not self.has_tokens
         if self.has_tokens:
             # They share their norm where they have one width
             self.norm = len({info["num_chs"] for info in stages.feature_info.info}) == 1
@@ -203,7 +204,7 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(msg) from error
 
 
-def _create_transformer(architecture: str, pre_trained: bool, arguments: Mapping[str, Any]) -> nn.Module:
+def _create_transformer(architecture: str, pre_trained: bool, arguments: dict[str, Any]) -> nn.Module:
     """Create a transformer, for images of any size that it can be had for."""
     _disable_pos_embed_antialiasing()  # as Anomalib does: exported files have no antialiased resizing
     try:

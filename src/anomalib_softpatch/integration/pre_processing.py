@@ -27,7 +27,7 @@ FILTERS = {"bilinear", "bicubic"}  # that torch resizes with antialiasing, but f
 TRANSFORM_REGISTRY.register(Pad, "torchvision.transforms.v2.Pad")
 
 
-class ExportableResize(Resize):
+class ExportableResize(Resize):  # type: ignore[misc]  # torchvision says nothing of types
     """Torchvision's ``Resize``, recorded in a graph as products of matrices where it is antialiased."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:

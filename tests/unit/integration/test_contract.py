@@ -286,8 +286,10 @@ PARTS = [
     Part(
         "timm.create_model(..., features_only=True).model.forward_intermediates",
         lambda: timm.create_model("vit_tiny_patch16_224", features_only=True).model.forward_intermediates,
-        "x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only, output_dict, attn_mask, "
-        "is_causal",
+        lambda found: (
+            {"indices", "norm", "stop_early", "output_fmt", "intermediates_only"}
+            <= set(inspect.signature(found).parameters)
+        ),
         "Transformers are not told from other networks, or give no features.",
     ),
     # Anomalib's data
