@@ -291,13 +291,13 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():
             path = super().to_onnx(*args, **kwargs)
-        size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # third of Anomalib's
-        golden = golden_images(self.eval(), self.device, size)
+        input_size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # third of Anomalib's
+        golden = golden_images(self.eval(), self.device, input_size)
         write_metadata(path, Metadata(getattr(self.pre_processor, "transform", None), golden))
         check_file(path)
         return path
 
-    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # likewise
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
         """Export to OpenVINO, and compare the file with the model.
 
         Args:
