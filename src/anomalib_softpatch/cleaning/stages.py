@@ -16,7 +16,7 @@ from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.engine import Engine
 
 from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
-from anomalib_softpatch.components.patch_features import check_backbone
+from anomalib_softpatch.components.backbones import check_backbone
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.loading import MODELS
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor

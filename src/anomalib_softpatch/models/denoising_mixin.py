@@ -27,6 +27,9 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.approximate_search import ApproximateSearch, SearchName
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.engine import respect_default_devices
+from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
+from anomalib_softpatch.integration.golden import golden_images
+from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.compatibility import GONE_OPTIONS
@@ -36,6 +39,7 @@ from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.models.visualizer import VerdictVisualizer
 from anomalib_softpatch.predictions.callback import PredictionTable
+from anomalib_softpatch.predictions.verification import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +133,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         respect_default_devices()
+        infer_as_trained(self.pre_processor)
         self.noise_report = noise_report
         self.feature_cache = feature_cache
         self.skip_unreadable = skip_unreadable
@@ -275,7 +280,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
         Returns:
             The ONNX file.
+
+        Raises:
+            ValueError: If the file could not resize images as the model does.
         """
+        check_exportable(self.pre_processor)
         size = sum(
             tensor.numel() * tensor.element_size()
             for tensor in self.state_dict().values()
@@ -285,7 +294,26 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if isinstance(self.model.search, ApproximateSearch):
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():
-            return super().to_onnx(*args, **kwargs)
+            path = super().to_onnx(*args, **kwargs)
+        input_size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # third of Anomalib's
+        golden = golden_images(self.eval(), self.device, input_size)
+        write_metadata(path, Metadata(getattr(self.pre_processor, "transform", None), golden))
+        check_file(path)
+        return path
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Export to OpenVINO, and compare the file with the model.
+
+        Args:
+            *args: See Anomalib's ``ExportMixin.to_openvino``.
+            **kwargs: See there.
+
+        Returns:
+            The file.
+        """
+        path = super().to_openvino(*args, **kwargs)
+        check_file(path)
+        return path
 
     def _compress_ov_model(
         self,

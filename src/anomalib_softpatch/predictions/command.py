@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.transforms.v2 import Transform
 
+from anomalib_softpatch.predictions.runtimes import load_runtime
 from anomalib_softpatch.predictions.table import Prediction, peak, summary, verdict, write_predictions
 from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.reading import read_image
@@ -46,7 +48,7 @@ def predict(
         msg = f"{file} is not a file."
         raise FileNotFoundError(msg)
     paths, skipped = ([images], []) if images.is_file() else find_images(images)
-    predictor, threshold = _load_checkpoint(file, device) if ckpt_path else _load_exported(file)
+    predictor, threshold, transform = _load_checkpoint(file, device) if ckpt_path else _load_exported(file)
     predictions = []
     for path in paths:
         try:
@@ -55,7 +57,7 @@ def predict(
             skipped.append((str(path), str(error)))
             continue
         score, label, anomaly_map = predictor(tensor[None].numpy())
-        x, y = peak(anomaly_map, (tensor.shape[2], tensor.shape[1]))
+        x, y = peak(anomaly_map, (tensor.shape[2], tensor.shape[1]), transform)
         predictions.append(Prediction(str(path), score, threshold, verdict(score, threshold, label), x, y))
         sys.stdout.write(f"{predictions[-1].line()}\n")
         sys.stdout.flush()
@@ -65,7 +67,7 @@ def predict(
     sys.stdout.write(f"{summary(predictions)}, {len(skipped)} files skipped: {output}\n")
 
 
-def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
+def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float, Transform | None]:
     from anomalib_softpatch.models import load_model  # noqa: PLC0415  # not needed for exported files
     from anomalib_softpatch.predictions.threshold import normalized_threshold  # noqa: PLC0415  # likewise
 
@@ -76,38 +78,14 @@ def _load_checkpoint(path: Path, device: str) -> tuple[Predictor, float]:
             output = model(torch.from_numpy(image).to(model.device))
         return float(output.pred_score[0]), None, output.anomaly_map[0].float().cpu().numpy().squeeze()
 
-    return run, normalized_threshold(model.post_processor)
+    return run, normalized_threshold(model.post_processor), getattr(model.pre_processor, "transform", None)
 
 
-def _load_exported(path: Path) -> tuple[Predictor, float]:
-    if path.suffix == ".onnx":
-        try:
-            import onnxruntime  # noqa: PLC0415  # optional
-        except ImportError as error:
-            msg = "ONNX files need ONNX Runtime: pip install onnxruntime"
-            raise ValueError(msg) from error
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [each.name for each in session.get_outputs()]
-        name = session.get_inputs()[0].name
-
-        def infer(image: np.ndarray) -> dict[str, np.ndarray]:
-            return dict(zip(names, session.run(None, {name: image}), strict=True))
-    elif path.suffix == ".xml":
-        try:
-            import openvino  # noqa: PLC0415  # optional
-        except ImportError as error:
-            msg = "OpenVINO files need OpenVINO: pip install openvino"
-            raise ValueError(msg) from error
-        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-        def infer(image: np.ndarray) -> dict[str, np.ndarray]:
-            return {output.get_any_name(): value for output, value in compiled(image).items()}
-    else:
-        msg = f"model={str(path)!r} must be an exported .onnx or .xml file."
-        raise ValueError(msg)
+def _load_exported(path: Path) -> tuple[Predictor, float, Transform | None]:
+    runtime = load_runtime(path)
 
     def run(image: np.ndarray) -> tuple[float, object, np.ndarray]:
-        outputs = infer(image)
-        return float(outputs["pred_score"].reshape(-1)[0]), outputs.get("pred_label"), outputs["anomaly_map"].squeeze()
+        prediction = runtime.predict(image)
+        return prediction.score, prediction.label, prediction.anomaly_map
 
-    return run, NORMALIZED_THRESHOLD
+    return run, NORMALIZED_THRESHOLD, runtime.metadata.transform
