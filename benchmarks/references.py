@@ -7,7 +7,8 @@ Synthetic features of 7,000 images (128 dimensions, to which features are projec
 known share of the patches is noise. Every position has three normal variants (80, 15 and 5 % of the images) that vary
 along axes of falling variance, in each image more or less. A defect moves a patch in a direction of its own, but for
 one that moves the patches of 2 % of the images alike. All patches of a defective image are noise. Positions are
-scored independently of each other, so that a window of 4 x 4 of them inside of the defects is enough. The time of a grid of 32 x 32 is that of the window times 64.
+scored independently of each other, so that a window of 4 x 4 of them inside of the defects is enough. The time of a
+grid of 32 x 32 is that of the window times 64.
 
 Printed: AUROC of the scores of single defects / of the repeated one against the normal patches, in %, and processor
 time. ``--real`` compares real features instead: KolektorSDD through MobileNetV2, patches at the same position and of

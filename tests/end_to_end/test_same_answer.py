@@ -41,6 +41,7 @@ SETTINGS = {
     "padding": ([Resize((112, 112)), Pad(8)], {}),
     "tiles": ([Resize((128, 192))], {"tile_size": 64, "stride": 32}),
 }
+EXPORTED = [name for name in SETTINGS if name != "tiles"]
 
 
 def write(pixels: np.ndarray, path: Path) -> None:
@@ -107,22 +108,10 @@ def test_model_from_the_checkpoint(trained):
         torch.testing.assert_close(output.anomaly_map.squeeze(), anomaly_map.squeeze(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "onnx", "openvino"])
-def test_command(kind, trained, root, tmp_path, capsys):
-    """From a checkpoint, and from files that were exported from a loaded checkpoint: score, verdict and place."""
-    said, _, checkpoint, _ = trained
-    if kind == "checkpoint":
-        source = {"ckpt_path": checkpoint, "device": "cpu"}
-    else:
-        model = load_model(checkpoint)
-        source = {"model": Path(engine(tmp_path, {}).export(model, ExportType(kind), export_root=tmp_path))}
-        verify(source["model"], root / "bottle" / "test")
-        lines = capsys.readouterr().out.splitlines()
-        assert re.match(r"(ONNX Runtime|OpenVINO) [\d.]+, float32, against the model: [13] images", lines[0])
-        assert "against float32: 8 images" in lines[-1]
-        assert "0 verdicts differ" in lines[0]
-    predict(root / "bottle" / "test", output=tmp_path / "predictions.csv", **source)
-    table = pd.read_csv(tmp_path / "predictions.csv").set_index("path")
+def check_command(said, images, output, **source):
+    """Score, verdict and place in the table of `anomalib-softpatch predict`."""
+    predict(images, output=output, **source)
+    table = pd.read_csv(output).set_index("path")
     assert set(table.index) == said.keys()
     for path, (score, label, _) in said.items():
         row = table.loc[path]
@@ -135,6 +124,38 @@ def test_command(kind, trained, root, tmp_path, capsys):
             assert columns.start <= row["x"] < columns.stop
 
 
+def test_command_with_the_checkpoint(trained, root, tmp_path):
+    said, _, checkpoint, _ = trained
+    check_command(said, root / "bottle" / "test", tmp_path / "predictions.csv", ckpt_path=checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("trained", EXPORTED, indirect=True)
+def test_command_with_exported_files(kind, trained, root, tmp_path, capsys):
+    """Files that were exported from a loaded checkpoint."""
+    said, _, checkpoint, _ = trained
+    images = root / "bottle" / "test"
+    file = Path(engine(tmp_path, {}).export(load_model(checkpoint), ExportType(kind), export_root=tmp_path))
+    verify(file, images)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"(ONNX Runtime|OpenVINO) [\d.]+, float32, against the model: [13] images", lines[0])
+    assert "against float32: 8 images" in lines[-1]
+    assert "0 verdicts differ" in lines[0]
+    check_command(said, images, tmp_path / "predictions.csv", model=file)
+
+
+@pytest.mark.parametrize("trained", ["tiles"], indirect=True)
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_tiles_are_not_exported(kind, trained, tmp_path):
+    """A file without them would give other scores, whether the model has its tiles from a fit or from a checkpoint."""
+    _, model, checkpoint, _ = trained
+    for tiled in (model, load_model(checkpoint)):
+        with pytest.raises(ValueError, match="A model with tiles cannot be exported: use its checkpoint"):
+            engine(tmp_path, {}).export(tiled, ExportType(kind), export_root=tmp_path)
+    assert not [*tmp_path.rglob("*.onnx"), *tmp_path.rglob("*.xml")]
+
+
+@pytest.mark.parametrize("trained", ["plain"], indirect=True)
 def test_a_file_that_decides_otherwise(trained, tmp_path, caplog):
     """As if its runtime computed something else."""
     _, model, _, _ = trained

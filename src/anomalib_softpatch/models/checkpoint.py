@@ -3,6 +3,7 @@
 
 """Checkpoints that say whose they are, and errors that say why one does not fit the model."""
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 else:  # a mixin at run time: Anomalib finds models among the direct subclasses of AnomalibModule only
     _Module = object
+
+logger = logging.getLogger(__name__)
 
 # Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
 KEY = "anomalib_softpatch"
@@ -159,8 +162,11 @@ class CheckpointMixin(_Module):
         written = checkpoint.get(KEY, {}).get("components")
         if written is None:  # before 0.3
             stored = checkpoint.get("anomalib_pre_processor_config", {"transform": {}})
-            if stored["transform"] is None:
-                return "has lost its pre-processor, whose transform it could not hold: train again."
+            if stored["transform"] is None:  # there was none, or one that the checkpoint could not hold
+                logger.warning(
+                    "The checkpoint has no transform of images: they are scored as they are. If the model was trained "
+                    "with one, train it again."
+                )
             return ""
         for name in COMPONENTS:
             own = class_path(getattr(self, name))

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 LARGEST_ONNX_FILE = 1.9 * 2**30
 # A module. Under that name the command line's help would list every module of every library, thousands of lines.
 Network: TypeAlias = Callable[[torch.Tensor], Any]
+PROBES = ((64, 64), (64, 96))  # height and width of images of which a pre-processor may or may not make one size
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -212,6 +213,16 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """One class: no anomalous image is labelled in training."""
         return LearningType.ONE_CLASS
 
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width of images behind the pre-processor; ``None`` where they depend on the images."""
+        transform = getattr(self.pre_processor, "transform", None)
+        if transform is None:
+            return None
+        # Of two shapes: Anomalib looks at one, and takes what padding or a resize of one side makes of it for the size
+        sizes = {tuple(transform(torch.zeros(1, 3, *size)).shape[-2:]) for size in PROBES}
+        return sizes.pop() if len(sizes) == 1 else None
+
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Configure callbacks.
 
@@ -282,9 +293,15 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             The ONNX file.
 
         Raises:
-            ValueError: If the file could not resize images as the model does.
+            ValueError: If the file could not resize images as the model does, or would have to tile them.
         """
         check_exportable(self.pre_processor)
+        if self.model.tiler is not None:  # each tile would be a branch of its own in the graph, which takes hours
+            msg = (
+                "A model with tiles cannot be exported: use its checkpoint, anomalib-softpatch predict --ckpt_path, or "
+                "train without tiles, with a larger Resize."
+            )
+            raise ValueError(msg)
         size = sum(
             tensor.numel() * tensor.element_size()
             for tensor in self.state_dict().values()

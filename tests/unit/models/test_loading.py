@@ -13,8 +13,10 @@ import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from anomalib.models import Patchcore
+from anomalib.pre_processing import PreProcessor
 from timm.models import save_for_hf
 from torch import nn
+from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Pad, Resize, Transform
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.components import PatchFeatureExtractor
@@ -90,6 +92,42 @@ def test_transformer_whose_folder_is_gone(mvtec_root: Path, images: torch.Tensor
     shutil.rmtree(folder)
     for load in (load_model, SoftPatch.load_from_checkpoint):
         assert torch.equal(load(path).eval()(images).pred_score, expected)
+
+
+def test_pre_processor_that_only_pads(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    """Then the size of images depends on the images, and maps have theirs."""
+    pre_processor = PreProcessor(Pad(8))
+    trained, path = fitted(SoftPatch, mvtec_root, tmp_path, pre_processor=pre_processor, noise_report=False)
+    assert trained.input_size is None
+    loaded = load_model(path).eval()
+    assert torch.equal(loaded(images).pred_score, trained(images).pred_score)
+    assert loaded(images).anomaly_map.shape[-2:] == (80, 80)
+
+
+def test_version_0_2_without_a_transform(
+    mvtec_root: Path, images: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its checkpoints say alike of no transform and of one that they could not hold: the first is rightly loaded."""
+    trained, path = fitted(SoftPatch, mvtec_root, tmp_path, pre_processor=PreProcessor(None), noise_report=False)
+    content = torch.load(path, weights_only=True)
+    content["anomalib_softpatch"] = {"format": 1, "version": "0.2.0", "model": "SoftPatch"}
+    torch.save(content, path)
+    assert torch.equal(load_model(path).eval()(images).pred_score, trained(images).pred_score)
+    assert "The checkpoint has no transform of images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("transform", "size"),
+    [
+        (Compose([Resize((64, 96)), Pad(8)]), (80, 112)),
+        (CenterCrop(48), (48, 48)),
+        (Resize(64), None),
+        (Grayscale(3), None),
+        (None, None),
+    ],
+)
+def test_size_behind_the_pre_processor(transform: Transform | None, size: tuple[int, int] | None) -> None:
+    assert SoftPatch(**SMALL, pre_processor=PreProcessor(transform)).input_size == size
 
 
 def test_arguments_that_are_no_networks(tmp_path: Path) -> None:
