@@ -220,8 +220,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if transform is None:
             return None
         # Of two shapes: Anomalib looks at one, and takes what padding or a resize of one side makes of it for the size
-        sizes = {tuple(transform(torch.zeros(1, 3, *size)).shape[-2:]) for size in PROBES}
-        return sizes.pop() if len(sizes) == 1 else None
+        first, second = (transform(torch.zeros(1, 3, *size)).shape[-2:] for size in PROBES)
+        return (int(first[0]), int(first[1])) if first == second else None
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Configure callbacks.
@@ -296,7 +296,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             ValueError: If the file could not resize images as the model does, or would have to tile them.
         """
         check_exportable(self.pre_processor)
-        if self.model.tiler is not None:  # each tile would be a branch of its own in the graph, which takes hours
+        if self.model.tiler is not None:  # recording a graph of all tiles takes too long
             msg = (
                 "A model with tiles cannot be exported: use its checkpoint, anomalib-softpatch predict --ckpt_path, or "
                 "train without tiles, with a larger Resize."
