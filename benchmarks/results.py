@@ -64,7 +64,11 @@ def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: boo
     def cell(column: Sequence[Run]) -> str:
         if not column:
             return "n/a"
-        text = " / ".join(figure([run[key] for run in column]) for key in keys)
+        # A set without masks has no pixel AUROC, and where nothing is injected, nothing is ranked
+        known = {key: [run[key] for run in column if key in run] for key in keys}
+        if not any(known.values()):
+            return "n/a"
+        text = " / ".join(figure(values) if values else "n/a" for values in known.values())
         return text + f" ({len(column)} run{'s' * (len(column) > 1)})" * (len(column) < most)
 
     lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]

@@ -212,14 +212,14 @@ def test_checkpoint_of_another_version(trained: tuple[SoftPatch, Path], mvtec_ro
     """One without our entry, as before 0.1.0, loads; one of a later format does not."""
     images = mvtec_root / "bottle" / "test"
     older = torch.load(trained[1], weights_only=True)
-    assert older.pop("anomalib_softpatch") == {"format": 1, "version": __version__, "model": "SoftPatch"}
+    assert older.pop("anomalib_softpatch") == {"format": 2, "version": __version__, "model": "SoftPatch"}
     torch.save(older, tmp_path / "older.ckpt")
     expected = predict(SoftPatch(**SMALL), trained[1], tmp_path, images)
     assert len(expected.unique()) > 1
     assert torch.equal(predict(SoftPatch(**SMALL), tmp_path / "older.ckpt", tmp_path, images), expected)
-    entry = {"format": 2, "version": "9.8.7", "model": "SoftPatch"}
+    entry = {"format": 3, "version": "9.8.7", "model": "SoftPatch"}
     newer = changed(trained[1], tmp_path / "newer.ckpt", anomalib_softpatch=entry)
-    message = r"written by anomalib-softpatch 9\.8\.7 in format 2.*formats up to 1: install the newer version"
+    message = r"written by anomalib-softpatch 9\.8\.7 in format 3.*formats up to 2: install the newer version"
     with pytest.raises(ValueError, match=r"newer\.ckpt was " + message):
         predict(SoftPatch(**SMALL), newer, tmp_path, images)
     with pytest.raises(ValueError, match=message):
@@ -356,7 +356,8 @@ def test_deep_images(
 def test_constant_images_are_neutral(images: Path, tmp_path: Path) -> None:
     for file in (images / "good").iterdir():
         save(np.full((64, 64), 128, dtype=np.uint8), file)
-    ranks = {"discriminators": ["lof", "gaussian"], "soft_weight": "rank"}  # of equal ranks, the mean is one half
+    # At one position all patches are equal, and the mean of equal ranks is one half
+    ranks = {"discriminators": ["lof", "gaussian"], "soft_weight": "rank", "neighborhood": 0}
     for model_class, options, neutral in ((SoftPatch, {}, 1.0), (SoftPatchPlus, {}, 1.0), (SoftPatchPlus, ranks, 1.5)):
         model = model_class(**(SMALL | {"coreset_sampling_ratio": 1.0} | options))
         engine(tmp_path).fit(model, datamodule=folder_of(images))

@@ -86,7 +86,8 @@ def near_pairs(features: torch.Tensor, block_size: int = 512) -> torch.Tensor:
     """Find pairs of images that are nearer to each other than different images are.
 
     Most patches of each have the other image nearer than the k-th nearest image by the factor ``(k / 4)^(-1/3)``, for a
-    k of 8, 16 or 32. The distance to an image is that to its nearest patch at about the same place.
+    k of 8, 16 or 32. The distance to an image is that to its nearest patch at about the same place. Two images that are
+    like each other and unlike all others count as copies, too: nothing tells the two cases apart.
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.

@@ -87,7 +87,7 @@ def nearest_neighbors(
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, _squared_lengths(bank) if norms is None else norms
     smallest = None if radii is None else radii.square()
-    lengths = queries.square().sum(dim=1, keepdim=True)
+    lengths = scaled.square().sum(dim=1, keepdim=True) / 4  # of the scaled queries: compression leaves these alone
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
     for start in range(first, last, BANK_BLOCK):
         stop = min(start + BANK_BLOCK, last)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.stats import median_abs_deviation, norm
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,9 @@ class OutOfBagScores:
 def false_alarm_threshold(scores: torch.Tensor, false_alarms: float) -> float:
     """Return the score that an allowed share of normal images exceeds, from scores among which are those of defects.
 
-    How many defects there are is not known, only that they are less than half and that most lie in the upper tail. On a
-    logarithmic scale, where the largest distances of images are about symmetrical, normal images are taken to follow
-    the normal distribution whose middle half is the shortest half of the scores: the shortest interval that holds half
-    of them. A tail moves the median and the median absolute deviation, and with them a threshold that rests on them;
-    it does not move where the scores lie closest together.
+    How many defects there are is not known, only that they are less than half and that most lie in the upper tail. The
+    median and the median absolute deviation are hardly moved by a tail; on a logarithmic scale, where the largest
+    distances of images are about symmetrical, normal images are taken to follow the normal distribution that they give.
 
     Args:
         scores: Out-of-bag scores, 0 or more, shape ``(n,)``; those that are not finite are left out.
@@ -39,9 +37,6 @@ def false_alarm_threshold(scores: torch.Tensor, false_alarms: float) -> float:
 
     Returns:
         The threshold; not a number if there are no finite scores.
-
-    References:
-        Rousseeuw and Leroy, A robust scale estimator based on the shortest half, Statistica Neerlandica 1988
     """
     values = scores[scores.isfinite()].double().cpu().numpy()
     if not len(values):
@@ -49,10 +44,6 @@ def false_alarm_threshold(scores: torch.Tensor, false_alarms: float) -> float:
     positive = values[values > 0]
     if not len(positive):
         return 0.0
-    logarithms = np.sort(np.log(np.maximum(values, positive.min())))
-    half = len(logarithms) // 2
-    lengths = logarithms[half:] - logarithms[: len(logarithms) - half]
-    start = int(lengths.argmin())
-    center = np.median(logarithms[start : start + half + 1])
-    spread = lengths[start] / (norm.ppf(0.75) - norm.ppf(0.25))
-    return float(np.exp(center + norm.isf(false_alarms) * spread))
+    logarithms = np.log(np.maximum(values, positive.min()))
+    spread = median_abs_deviation(logarithms, scale="normal")
+    return float(np.exp(np.median(logarithms) + norm.isf(false_alarms) * spread))

@@ -145,6 +145,18 @@ def search_operations(model: openvino.Model, memory_bank: torch.Tensor) -> list[
     rows = bank.numpy()
     center = sample_rows(bank).mean(dim=0).numpy()  # what a pruned search subtracts from the queries first
     found: set[str] = set()
+    before = -1
+    while len(found) > before:  # what is made of the queries may come before what tells that they are queries
+        before = len(found)
+        _follow(model, found, rows, center)
+    if not found:
+        msg = "The search in the memory bank was not found in the exported model, so it could not be left uncompressed."
+        raise ValueError(msg)
+    return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() in found]
+
+
+def _follow(model: openvino.Model, found: set[str], rows: np.ndarray, center: np.ndarray) -> None:
+    """Add the names of the operations that work on the bank, on its center, or on what was found before."""
     for operation in model.get_ordered_ops():
         inputs = [port.get_source_output().get_node() for port in operation.inputs()]
         if not any(
@@ -154,10 +166,6 @@ def search_operations(model: openvino.Model, memory_bank: torch.Tensor) -> list[
         found.add(operation.get_friendly_name())
         if operation.get_type_name() == "MatMul":  # its queries were multiplied by -2
             found.update(node.get_friendly_name() for node in inputs if node.get_type_name() == "Multiply")
-    if not found:
-        msg = "The search in the memory bank was not found in the exported model, so it could not be left uncompressed."
-        raise ValueError(msg)
-    return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() in found]
 
 
 def _is_bank(node: openvino.Node, rows: np.ndarray) -> bool:

@@ -121,8 +121,10 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         visualizer: Visualizer | bool = True,
         **bank_options: Any,
     ) -> None:
-        for name in GONE_OPTIONS:  # which checkpoints of version 0.2 bring
-            bank_options.pop(name, None)
+        # Checkpoints of version 0.2 bring them. pop() is not for names in a variable here: jsonargparse, which finds
+        # the options of the command line in this source, could not read it and would know no option of the memory bank
+        for name in GONE_OPTIONS & bank_options.keys():
+            del bank_options[name]
         memory_bank_builder = DenoisingMemoryBank(
             discriminators=discriminators, thresholds=thresholds, seed=seed, **bank_options
         )

@@ -143,6 +143,13 @@ def metric_for_labels(name: str) -> Callable[[], Any]:
 
 
 PARTS = [
+    # PyTorch's modules
+    Part(
+        "torch.nn.Module._load_from_state_dict",
+        in_class(torch.nn.Module, "_load_from_state_dict"),
+        "self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs",
+        "Checkpoints of version 0.2, which have no support radii, do not load.",
+    ),
     # Anomalib's engine
     Part(
         "anomalib.engine.Engine._setup_trainer",

@@ -62,7 +62,8 @@ def make_findings(folder: Path, count: int = 12, size: tuple[int, int] = (96, 64
 
 def test_image_score_is_the_mean_of_the_highest_patches() -> None:
     scores = torch.arange(200.0).view(2, 10, 10)
-    assert image_scores(scores).tolist() == [98.0, 198.0]
+    assert image_scores(scores, share=0.03).tolist() == [98.0, 198.0]
+    assert image_scores(scores).tolist() == [99.0, 199.0]  # 1 %
     assert image_scores(scores, share=0.001).tolist() == [99.0, 199.0]  # one patch at least
 
 
