@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
-from anomalib_softpatch.components.patch_features import check_backbone
+from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.integration.checkpoint_io import CheckpointIO
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin

@@ -3,19 +3,16 @@
 
 """Patch features: intermediate layers of a frozen backbone, each patch with its 3 x 3 neighbourhood."""
 
-import json
 from collections.abc import Sequence
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Literal
 
-import timm
 import torch
 from anomalib.models.components import TimmFeatureExtractor
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.backbones import check_weights
+from anomalib_softpatch.components.timm_backbone import TimmBackbone, check_backbone
 from anomalib_softpatch.components.tracing import is_traced
 
 # Values that "unfold" pools each layer, and the layers together, to (PatchCore; the official code of SoftPatch)
@@ -76,8 +73,7 @@ class PatchFeatureExtractor(nn.Module):
         return torch.cat([self._extract(part).permute(0, 2, 3, 1) for part in parts])
 
     def _extract(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.backbone(images.to(self.dtype))
-        features = [features[layer].float() for layer in self.layers]
+        features = self._layers_of(images.to(self.dtype))
         size = features[0].shape[-2:]
         if self.patch_embedding == "average":
             features = [self.average(feature) for feature in features]
@@ -86,6 +82,35 @@ class PatchFeatureExtractor(nn.Module):
         features = [pool_channels(unfold(feature), POOLED_CHANNELS) for feature in features]
         stacked = torch.cat([features[0], *(_resize(feature, size) for feature in features[1:])], dim=1)
         return pool_channels(stacked, POOLED_CHANNELS)
+
+    def _layers_of(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features of each layer, shape ``(batch, channels, height, width)``, float32."""
+        try:
+            features = self.backbone(images)
+        except (AssertionError, RuntimeError, ValueError):
+            if is_traced():
+                raise
+            self.check_size(*images.shape[-2:])
+            raise
+        return [features[layer].float() for layer in self.layers]
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of a size that the backbone does not take.
+
+        Args:
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: If it does not; the message names sizes that it takes.
+        """
+        backbone = self.backbone
+        if not isinstance(backbone, TimmBackbone) or backbone.takes(height, width):
+            return
+        sizes = ", ".join(f"{rows} x {columns}" for rows, columns in backbone.sizes_near(height, width))
+        advice = f"Give it another size (height x width), for example {sizes}." if sizes else "Use another backbone."
+        msg = f"The backbone '{backbone.name}' does not take images of {height} x {width} pixels. {advice}"
+        raise ValueError(msg)
 
 
 def unfold(features: torch.Tensor) -> torch.Tensor:
@@ -132,89 +157,27 @@ def _resize(features: torch.Tensor, size: torch.Size) -> torch.Tensor:
     return F.interpolate(features, size=size, mode="bilinear")
 
 
-def check_backbone(backbone: str) -> None:
-    """Refuse names that timm does not know and folders that are not there, which needs no network.
-
-    Args:
-        backbone: Name of a timm model, or ``local-dir:<folder>``.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if backbone.startswith("local-dir:"):
-        folder = Path(backbone.removeprefix("local-dir:"))
-        if not (folder / "config.json").is_file():
-            msg = f"backbone={backbone!r}: there is no config.json in that folder, beside which timm saves weights."
-            raise ValueError(msg)
-    elif ":" not in backbone and not timm.is_model(backbone):
-        similar = get_close_matches(backbone, timm.list_models(), n=3)
-        hint = f" Similar names: {', '.join(similar)}." if similar else ""
-        msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
-        raise ValueError(msg)
-
-
-def architecture(backbone: str) -> str | None:
-    """Return timm's name of a network whose weights lie in a folder.
-
-    Args:
-        backbone: ``local-dir:<folder>``.
-
-    Returns:
-        The name; ``None`` if a name alone does not make the same network, or nothing can be read.
-    """
-    try:
-        config = json.loads((Path(backbone.removeprefix("local-dir:")) / "config.json").read_text(encoding="utf-8"))
-        # What concerns the classifier does not matter, and images have three channels
-        arguments = {"in_chans": 3} | config.get("model_args", {})
-        same = arguments.pop("in_chans") == 3 and arguments.keys() <= {"num_classes", "global_pool"}  # noqa: PLR2004
-        return config["architecture"] if same else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: bool) -> TimmFeatureExtractor:
-    """Create Anomalib's feature extractor; unlike it, refuse layers that the backbone does not have."""
+def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: bool) -> nn.Module:
+    """Create what returns the features of layers by name."""
     if not layers:
         msg = "layers must name at least one layer of the backbone, got none."
         raise ValueError(msg)
-    if isinstance(backbone, str):
-        check_backbone(backbone)
-        if pre_trained and ":" not in backbone:
-            check_weights(backbone)
+    if not isinstance(backbone, str):
+        try:
+            return TimmFeatureExtractor(backbone=backbone, layers=list(layers), pre_trained=pre_trained).eval()
+        except (IndexError, AssertionError, ValueError) as error:
+            msg = f"layers={layers} do not fit the backbone {type(backbone).__name__}: {error}"
+            raise ValueError(msg) from error
+    check_backbone(backbone)
+    if pre_trained and ":" not in backbone:
+        check_weights(backbone)
     try:
-        extractor = TimmFeatureExtractor(backbone=backbone, layers=list(layers), pre_trained=pre_trained)
-    except (IndexError, AssertionError, ValueError) as error:
-        msg = f"layers={layers} do not fit the backbone {_name(backbone)}: {error}"
-        raise ValueError(msg) from error
+        return TimmBackbone(backbone, layers, pre_trained).eval()
     except (OSError, RuntimeError) as error:  # a hub or file error, whichever library timm asked for the weights
         msg = (
-            f"The backbone {_name(backbone)} could not be loaded: {error}\n"
+            f"The backbone '{backbone}' could not be loaded: {error}\n"
             "If this machine cannot reach the model hub, give weights on disk with "
             "backbone='local-dir:<folder>' (config.json and model.safetensors, as timm saves them), or "
             "pre_trained=False to load a checkpoint that brings its own weights."
         )
         raise RuntimeError(msg) from error
-    if hasattr(extractor, "idx"):
-        # timm returns features in the order of the network, and Anomalib names them in the order asked for
-        extractor.layers = [layer for _, layer in sorted(zip(extractor.idx, extractor.layers, strict=False))]
-    available = _available_layers(extractor)
-    missing = [layer for layer in layers if layer not in available]
-    if missing:
-        msg = f"layers={missing} not found in the backbone {_name(backbone)}. It has {', '.join(available)}."
-        raise ValueError(msg)
-    return extractor.eval()
-
-
-def _available_layers(extractor: TimmFeatureExtractor) -> list[str]:
-    """Return the names of the layers that features can be taken from."""
-    backbone = extractor.feature_extractor
-    if hasattr(backbone, "feature_info") and hasattr(backbone.feature_info, "module_name"):
-        # Anomalib has made it with the layers it knows; which others there are is known before that choice
-        return [info["module"] for info in backbone.feature_info.info]
-    if hasattr(backbone, "blocks"):
-        return [f"blocks.{index}" for index in range(len(backbone.blocks))]
-    return [str(layer) for layer in extractor.layers]  # a module: torchvision refuses names that it does not have
-
-
-def _name(backbone: str | nn.Module) -> str:
-    return f"'{backbone}'" if isinstance(backbone, str) else type(backbone).__name__

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.data.depth import cut_values
 from anomalib_softpatch.data.unreadable import leave_out, listed, unreadable_images
+from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -35,7 +36,7 @@ class FitChecks(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: "DenoisingMixin", stage: str) -> None:
-        """Look for images that cannot be read, in all sets of the datamodule.
+        """Look at the pre-processor, the size of the images, and for images that cannot be read in any set.
 
         Args:
             trainer: Trainer.
@@ -43,10 +44,18 @@ class FitChecks(Callback):
             stage: Stage of the trainer.
 
         Raises:
-            ValueError: If there are such images, and the model's option is not to skip them.
+            ValueError: If a checkpoint cannot hold the pre-processor, the backbone does not take images of that size,
+                or there are images that cannot be read and the model's option is not to skip them.
         """
+        if stage != "fit":
+            return
+        reason = reason_against_pre_processor(pl_module.pre_processor)
+        if reason:
+            raise ValueError(reason)
+        if pl_module.input_size is not None and pl_module.model.tiler is None:
+            pl_module.model.feature_extractor.check_size(*pl_module.input_size)
         datamodule = getattr(trainer, "datamodule", None)
-        if stage != "fit" or not isinstance(datamodule, AnomalibDataModule):
+        if not isinstance(datamodule, AnomalibDataModule):
             return
         reasons = unreadable_images(datamodule)
         pl_module.skipped = list(reasons.items())

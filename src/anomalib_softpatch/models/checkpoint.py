@@ -3,19 +3,24 @@
 
 """Checkpoints that say whose they are, and errors that say why one does not fit the model."""
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from anomalib.post_processing import PostProcessor
 
 from anomalib_softpatch._version import __version__
-from anomalib_softpatch.components.patch_features import architecture
+from anomalib_softpatch.backbones import LOCAL_DIR
+from anomalib_softpatch.components.timm_backbone import portable_name
 from anomalib_softpatch.integration.checkpoint_io import readable, use_own_checkpoint_io
+from anomalib_softpatch.integration.pre_processing import infer_as_trained
 from anomalib_softpatch.models.compatibility import (
     BACKBONE_SHAPES,
     SCORE_SMOOTHING,
+    TILES,
     Origin,
     current_options,
     own_name,
@@ -23,6 +28,7 @@ from anomalib_softpatch.models.compatibility import (
     reason_against_format,
     shapes,
 )
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule as _Module
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 else:  # a mixin at run time: Anomalib finds models among the direct subclasses of AnomalibModule only
     _Module = object
+
+logger = logging.getLogger(__name__)
 
 # Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
 KEY = "anomalib_softpatch"
@@ -41,7 +49,10 @@ OPTIONS_OF_FILES = {
     "backbone", "pre_trained", "discriminator", "discriminators", "classification_threshold", "segmentation_threshold",
     "min_images", "neighborhood",
 }  # fmt: skip
-FOLDER = "local-dir:"
+EXTRA_STATE = "model._extra_state"  # torch's name for what get_extra_state returns
+# Parts of a model that change scores. A checkpoint has their settings, but not the class that they are settings of.
+COMPONENTS = ("pre_processor", "post_processor")
+POST_PROCESSORS = {f"{each.__module__}.{each.__qualname__}": each for each in (PostProcessor, LabelFreePostProcessor)}
 
 
 class CheckpointMixin(_Module):
@@ -66,8 +77,9 @@ class CheckpointMixin(_Module):
         """
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY] = {"format": FORMAT, "version": __version__, "model": own_name(type(self))}
+        checkpoint[KEY]["components"] = {name: class_path(getattr(self, name)) for name in COMPONENTS}
         backbone = self.hparams.get("backbone", "")
-        if backbone.startswith(FOLDER) and (name := architecture(backbone)):
+        if backbone.startswith(LOCAL_DIR) and (name := portable_name(backbone)):
             checkpoint[KEY]["architecture"] = name  # the folder may stay on another machine
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -87,6 +99,7 @@ class CheckpointMixin(_Module):
             msg = f"{path or 'The checkpoint'} {reason}"
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
+        infer_as_trained(self.pre_processor)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # neither is Anomalib's Lightning's
@@ -107,9 +120,12 @@ class CheckpointMixin(_Module):
             ValueError: If it cannot be read, not safely, or does not fit.
         """
         if os.path.isfile(checkpoint_path):  # noqa: PTH113  # may be a URL or an open file
-            options = read_options(checkpoint_path)[1]
+            mark, options = _read(checkpoint_path)
             theirs = OPTIONS_OF_FILES - ({"backbone", "pre_trained"} if "backbone" in kwargs else set())
             kwargs = {name: value for name, value in options.items() if name in theirs} | kwargs
+            post_processor = mark.get("components", {}).get("post_processor")
+            if post_processor in POST_PROCESSORS:
+                kwargs.setdefault("post_processor", POST_PROCESSORS[post_processor]())
         with readable(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
@@ -124,6 +140,8 @@ class CheckpointMixin(_Module):
                 "was written by another model than SoftPatch and SoftPatchPlus: it has no weighted memory bank. Use "
                 "the model that it was trained with."
             )
+        if reason := self._reason_against_components(checkpoint):
+            return reason
         options = checkpoint.get("hyper_parameters", {})
         requirements = {name: options[name] for name in ("layers", "patch_embedding") if name in options}
         if "layers" in requirements:
@@ -131,12 +149,39 @@ class CheckpointMixin(_Module):
         requirements[SCORE_SMOOTHING] = float(options.get(SCORE_SMOOTHING, 0.0))
         extractor = {name.removeprefix(EXTRACTOR): value for name, value in state.items() if name.startswith(EXTRACTOR)}
         requirements[BACKBONE_SHAPES] = shapes(extractor)
+        if self.model.tiler is not None and TILES in state.get(EXTRA_STATE, {}):
+            requirements[TILES] = state[EXTRA_STATE][TILES]
         origin = Origin(
             model=mark.get("model"),
             backbone=options.get("backbone"),
             requirements=requirements,
         )
         return reason_against(self, origin)
+
+    def _reason_against_components(self, checkpoint: dict[str, Any]) -> str:
+        """Say why the pre- or post-processor would not be the one of the checkpoint, likewise."""
+        written = checkpoint.get(KEY, {}).get("components")
+        if written is None:  # before 0.3
+            stored = checkpoint.get("anomalib_pre_processor_config", {"transform": {}})
+            if stored["transform"] is None:  # there was none, or one that the checkpoint could not hold
+                logger.warning(
+                    "The checkpoint has no transform of images: they are scored as they are. If the model was trained "
+                    "with one, train it again."
+                )
+            return ""
+        for name in COMPONENTS:
+            own = class_path(getattr(self, name))
+            if written[name] not in {None, own}:
+                return (
+                    f"was made with the {name} {written[name]}, but the model has {own}: give it the same, "
+                    f"load_from_checkpoint(path, {name}=...) or --model.{name}."
+                )
+        return ""
+
+
+def class_path(component: object) -> str | None:
+    """Return the full name of an object's class; ``None`` for ``None``."""
+    return None if component is None else f"{type(component).__module__}.{type(component).__qualname__}"
 
 
 def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
@@ -152,6 +197,12 @@ def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     Raises:
         ValueError: If it cannot be read, or not safely.
     """
+    mark, options = _read(path)
+    return mark.get("model"), options
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a checkpoint says of its writer, and its options, see :func:`read_options`."""
     with readable(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # its tensors are not read
     mark = checkpoint.get(KEY, {}) if isinstance(checkpoint, dict) else {}
@@ -159,6 +210,6 @@ def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     backbone = options.get("backbone")
     if backbone is not None:
         options["pre_trained"] = False
-        if backbone.startswith(FOLDER) and "architecture" in mark and architecture(backbone) is None:
+        if backbone.startswith(LOCAL_DIR) and "architecture" in mark and portable_name(backbone) is None:
             options["backbone"] = mark["architecture"]
-    return mark.get("model"), options
+    return mark, options

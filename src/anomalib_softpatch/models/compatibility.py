@@ -13,6 +13,7 @@ import torch
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.components.hashing import hash_module
+from anomalib_softpatch.components.tiles import tiles_of
 from anomalib_softpatch.integration.registration import MODELS
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BACKBONE_SHAPES = "backbone_shapes"  # of a file that brings the backbone's weights
 SCORE_SMOOTHING = "score_smoothing"  # files of before 0.2 do not name it: there was none
 BACKBONE_HASH = "backbone_sha256"  # of a file that does not
+TILES = "tiles"  # of a model that has a tiler of its own already
 
 # What a file may ask of the model that uses it -> how the model answers
 REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
@@ -29,6 +31,7 @@ REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
     "precision": lambda model: str(model.model.feature_extractor.dtype).removeprefix("torch."),
     SCORE_SMOOTHING: lambda model: float(model.model.score_smoothing),
     "memory_banks": lambda model: len(model.model.memory_bank_builder.thresholds),
+    TILES: lambda model: tiles_of(model.model.tiler),
     BACKBONE_SHAPES: lambda model: shapes(model.model.feature_extractor.state_dict()),
     BACKBONE_HASH: lambda model: hash_module(model.model.feature_extractor.backbone),
 }

@@ -27,6 +27,9 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.approximate_search import ApproximateSearch, SearchName
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.integration.engine import respect_default_devices
+from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
+from anomalib_softpatch.integration.golden import golden_images
+from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
 from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.compatibility import GONE_OPTIONS
@@ -36,6 +39,7 @@ from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.models.visualizer import VerdictVisualizer
 from anomalib_softpatch.predictions.callback import PredictionTable
+from anomalib_softpatch.predictions.verification import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ logger = logging.getLogger(__name__)
 LARGEST_ONNX_FILE = 1.9 * 2**30
 # A module. Under that name the command line's help would list every module of every library, thousands of lines.
 Network: TypeAlias = Callable[[torch.Tensor], Any]
+PROBES = ((64, 64), (64, 96))  # height and width of images of which a pre-processor may or may not make one size
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -131,6 +136,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         respect_default_devices()
+        infer_as_trained(self.pre_processor)
         self.noise_report = noise_report
         self.feature_cache = feature_cache
         self.skip_unreadable = skip_unreadable
@@ -209,6 +215,16 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """One class: no anomalous image is labelled in training."""
         return LearningType.ONE_CLASS
 
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width of images behind the pre-processor; ``None`` where they depend on the images."""
+        transform = getattr(self.pre_processor, "transform", None)
+        if transform is None:
+            return None
+        # Of two shapes: Anomalib looks at one, and takes what padding or a resize of one side makes of it for the size
+        first, second = (transform(torch.zeros(1, 3, *size)).shape[-2:] for size in PROBES)
+        return (int(first[0]), int(first[1])) if first == second else None
+
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Configure callbacks.
 
@@ -277,7 +293,17 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
         Returns:
             The ONNX file.
+
+        Raises:
+            ValueError: If the file could not resize images as the model does, or would have to tile them.
         """
+        check_exportable(self.pre_processor)
+        if self.model.tiler is not None:  # recording a graph of all tiles takes too long
+            msg = (
+                "A model with tiles cannot be exported: use its checkpoint, anomalib-softpatch predict --ckpt_path, or "
+                "train without tiles, with a larger Resize."
+            )
+            raise ValueError(msg)
         size = sum(
             tensor.numel() * tensor.element_size()
             for tensor in self.state_dict().values()
@@ -287,7 +313,26 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if isinstance(self.model.search, ApproximateSearch):
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():
-            return super().to_onnx(*args, **kwargs)
+            path = super().to_onnx(*args, **kwargs)
+        input_size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # third of Anomalib's
+        golden = golden_images(self.eval(), self.device, input_size)
+        write_metadata(path, Metadata(getattr(self.pre_processor, "transform", None), golden))
+        check_file(path)
+        return path
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Export to OpenVINO, and compare the file with the model.
+
+        Args:
+            *args: See Anomalib's ``ExportMixin.to_openvino``.
+            **kwargs: See there.
+
+        Returns:
+            The file.
+        """
+        path = super().to_openvino(*args, **kwargs)
+        check_file(path)
+        return path
 
     def _compress_ov_model(
         self,

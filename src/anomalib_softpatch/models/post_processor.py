@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data import ImageBatch
+from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Trainer
+from torchmetrics.utilities import dim_zero_cat
 
 from anomalib_softpatch.components.constraints import Constraint, at_least, check
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, false_alarm_threshold
@@ -20,6 +22,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARE = Constraint(lambda value: 0 < value < 1, "a share above 0 and below 1, for example 0.05")
+
+# Anomalib's names of what finds the thresholds, and what of a batch it looks at
+METRICS = {
+    "_image_threshold_metric": ["pred_score", "gt_label"],
+    "_pixel_threshold_metric": ["anomaly_map", "gt_mask"],
+}
+
+
+class ThresholdBetweenScores(F1AdaptiveThreshold):
+    """Anomalib's threshold, half way to the next lower score.
+
+    Anomalib's is the lowest score that it calls anomalous, which another runtime may round to a smaller one.
+    """
+
+    def compute(self) -> torch.Tensor:
+        """Return the threshold; where no score is lower, half way to 0."""
+        threshold = super().compute()
+        if not dim_zero_cat(self.target).any():
+            return threshold  # the highest score of normal images, which shall stay normal
+        scores = dim_zero_cat(self.preds)
+        lower = scores[scores < threshold]
+        self.value = (threshold + (lower.max() if len(lower) else 0)) / 2
+        return self.value
 
 
 class LabelFreePostProcessor(PostProcessor):
@@ -57,6 +82,8 @@ class LabelFreePostProcessor(PostProcessor):
         given = {name: value for name, value in vars(self).items() if value is not None}
         check(given, {"false_alarms": SHARE, "expected_defects": SHARE, "fixed_threshold": at_least(0)})
         self._has_labelled_defects = False
+        for name, fields in METRICS.items():
+            self.add_module(name, ThresholdBetweenScores(fields=fields, strict=False))
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -152,7 +179,10 @@ class LabelFreePostProcessor(PostProcessor):
         if self.expected_defects is None:
             return false_alarm_threshold(scores, self.false_alarms)
         finite = scores[scores.isfinite()].sort().values
-        return float(finite[int((1 - self.expected_defects) * (len(finite) - 1))]) if len(finite) else float("nan")
+        if not len(finite):
+            return float("nan")
+        last = int((1 - self.expected_defects) * (len(finite) - 1))  # the highest score that is normal
+        return float(finite[last : last + 2].mean())
 
     @staticmethod
     def _normalize(

@@ -67,25 +67,22 @@ class PredictionTable(Callback):
         del trainer, args, kwargs
         if not outputs.image_path or outputs.pred_score is None or outputs.anomaly_map is None:
             return
-        from anomalib_softpatch.report.geometry import visible_region  # noqa: PLC0415  # no model needs the report
-
         threshold = normalized_threshold(pl_module.post_processor)
         transform = getattr(pl_module.pre_processor, "transform", None)
         for number, path in enumerate(outputs.image_path):
             score = float(outputs.pred_score[number])
             with Image.open(path) as image:
                 size = image.size
-            region = visible_region(transform, size)
             anomaly_map = np.squeeze(outputs.anomaly_map[number].float().cpu().numpy())
-            x, y = peak(anomaly_map, (round(region.right - region.left), round(region.bottom - region.top)))
+            x, y = peak(anomaly_map, size, transform)
             said = verdict(score, threshold)
             prediction = Prediction(
                 path=str(path),
                 score=score,
                 threshold=threshold,
                 verdict=said,
-                x=int(region.left + x),
-                y=int(region.top + y),
+                x=x,
+                y=y,
                 reason="the score is not a number" if said == UNREADABLE else "",
                 modified=time_of_change(path),
                 model=self._model,

@@ -22,7 +22,8 @@ import numpy as np
 from anomalib_softpatch.image_files import read_pixels
 from anomalib_softpatch.predictions.arrivals import Arrivals
 from anomalib_softpatch.predictions.log import PredictionLog
-from anomalib_softpatch.predictions.predictor import Predictor, check_exported, load_checkpoint, load_exported
+from anomalib_softpatch.predictions.predictor import Predictor, load_checkpoint, load_exported
+from anomalib_softpatch.predictions.runtimes import check_exported
 from anomalib_softpatch.predictions.table import (
     UNREADABLE,
     Prediction,
@@ -121,7 +122,7 @@ class Run:
         self._name = name
         self._device = device
         self._exported = exported
-        self._model: tuple[Predictor, float] | None = None
+        self._model: Predictor | None = None
 
     def score(self, paths: Sequence[str]) -> None:
         """Score images; those that have a row already are counted only.
@@ -187,7 +188,7 @@ class Run:
         rows = {texts[text]: row for text, row in self.log.rows(texts).items()}
         return {path: row for path, row in rows.items() if row[1] == time_of_change(path)}
 
-    def _load(self) -> tuple[Predictor, float]:
+    def _load(self) -> Predictor:
         if self._model is None:
             self._model = load_exported(self._file) if self._exported else load_checkpoint(self._file, self._device)
         return self._model
@@ -206,16 +207,16 @@ class Run:
             pixels, _ = read_pixels(Path(path))
         except ValueError as error:
             return unreadable(str(error))
-        predictor, threshold = self._load()
+        predictor = self._load()
         try:
-            score, label, anomaly_map = predictor(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+            score, label, anomaly_map = predictor.run(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
         except Exception as error:  # one image must not keep all others from being looked at
             return unreadable(f"cannot be scored: {next(iter(str(error).splitlines()), type(error).__name__)}")
-        said = verdict(score, threshold, label)
+        said = verdict(score, predictor.threshold, label)
         if said == UNREADABLE:
             return unreadable("its score is not a number")
-        x, y = peak(anomaly_map, (pixels.shape[1], pixels.shape[0]))
-        return Prediction(path, score, threshold, said, x, y, "", modified, self._name)
+        x, y = peak(anomaly_map, (pixels.shape[1], pixels.shape[0]), predictor.transform)
+        return Prediction(path, score, predictor.threshold, said, x, y, "", modified, self._name)
 
     def _tell(self, prediction: Prediction, earlier: Mapping[str, tuple[str, str]]) -> None:
         """Write a row unless an earlier run has said the same, print a line and count."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from anomalib_softpatch.text import counted, shown
 UNREADABLE = "unreadable"
 START_OF_TIME = datetime(1970, 1, 1, tzinfo=timezone.utc)
 FINGERPRINT_LENGTH = 12
+
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import Transform
 
 
 @dataclass(frozen=True)
@@ -104,19 +108,25 @@ def verdict(score: float, threshold: float, label: object = None) -> str:
     return "anomalous" if score > threshold else "normal"
 
 
-def peak(anomaly_map: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the column and row of the highest value of a map, scaled to an image.
+def peak(anomaly_map: np.ndarray, size: tuple[int, int], transform: "Transform | None" = None) -> tuple[int, int]:
+    """Return the column and row of the highest value of a map, in the pixels of the image.
 
     Args:
         anomaly_map: Shape ``(height, width)``.
-        size: Width and height of the part of the image that the map covers, in pixels.
+        size: Width and height of the image, in pixels.
+        transform: The pre-processor's, which may show the model a part of the image only. Default: the whole image.
 
     Returns:
-        ``(x, y)``, in pixels of that part.
+        ``(x, y)``.
     """
     row, column = np.unravel_index(int(np.argmax(anomaly_map)), anomaly_map.shape)
-    height, width = anomaly_map.shape
-    return int((column + 0.5) / width * size[0]), int((row + 0.5) / height * size[1])
+    if transform is None:
+        height, width = anomaly_map.shape
+        return int((column + 0.5) / width * size[0]), int((row + 0.5) / height * size[1])
+    from anomalib_softpatch.report.geometry import visible_region  # noqa: PLC0415  # imports torch
+
+    x, y = visible_region(transform, size).patch_centre(int(row), int(column), anomaly_map.shape)
+    return min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
 
 
 def time_of_change(path: str | Path) -> str:

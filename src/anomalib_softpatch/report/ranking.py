@@ -18,8 +18,8 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
-from anomalib_softpatch.components.patch_features import check_backbone
 from anomalib_softpatch.components.patch_scores import projection_matrix
+from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.options import SMALLEST_SIZE, check_share, check_whole_number
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.folder import find_images

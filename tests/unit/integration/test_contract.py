@@ -29,16 +29,19 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.engine import Engine
 from anomalib.engine.plugins import AnomalibCheckpointIO
 from anomalib.metrics import F1AdaptiveThreshold
-from anomalib.models.components import AnomalibModule, MemoryBankMixin, TimmFeatureExtractor
+from anomalib.models.components import AnomalibModule, MemoryBankMixin, feature_extractors
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pipelines import Benchmark
 from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib.pipelines.components.base import pipeline
 from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.pre_processing.utils.spec import spec_to_transform, transform_to_spec
 from anomalib.utils import logging as anomalib_logging
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from packaging.requirements import Requirement
+from torchvision.transforms.v2 import Pad
 
 import anomalib_softpatch
 
@@ -83,10 +86,6 @@ def in_module(module: ModuleType, name: str) -> Callable[[], Any]:
 def names_in(function: Callable) -> tuple[str, ...]:
     """Names of the attributes that a function uses."""
     return inspect.unwrap(function).__code__.co_names
-
-
-def extractor(backbone: str, *layers: str) -> TimmFeatureExtractor:
-    return TimmFeatureExtractor(backbone, list(layers), pre_trained=False)
 
 
 def dataset() -> AnomalibDataset:
@@ -268,28 +267,37 @@ PARTS = [
         "A model from a checkpoint has forgotten how strict it is to be.",
     ),
     Part(
-        "TimmFeatureExtractor.idx",
-        lambda: extractor("resnet18", "layer3", "layer1").idx,
-        lambda found: found == [3, 1],
-        "Features of several layers get each other's names where layers are not in the network's order.",
+        "anomalib.pre_processing.PreProcessor.export_transform",
+        lambda: names_in(PreProcessor.forward),
+        lambda names: "export_transform" in names,
+        "Loaded models and exported files resize images in another way than the fit.",
     ),
     Part(
-        "TimmFeatureExtractor.layers",
-        lambda: extractor("resnet18", "layer3", "layer1").layers,
-        lambda found: found == ["layer3", "layer1"],
-        "Features of several layers get each other's names where layers are not in the network's order.",
+        "anomalib.pre_processing.utils._transform_registry",
+        lambda: spec_to_transform(transform_to_spec(Pad(3))),
+        lambda found: isinstance(found, Pad) and found.padding == 3,
+        "A checkpoint loses a pre-processor that pads.",
     ),
     Part(
-        "TimmFeatureExtractor.feature_extractor.feature_info",
-        lambda: extractor("resnet18", "layer3").feature_extractor.feature_info,
-        lambda found: callable(found.module_name) and [each["module"] for each in found.info][1:] == LAYERS,
-        "A layer that the backbone does not have is not refused, and others that it has are.",
+        "anomalib.models.components.feature_extractors.timm._disable_pos_embed_antialiasing",
+        in_module(feature_extractors.timm, "_disable_pos_embed_antialiasing"),
+        "",
+        "Exported vision transformers have other features at image sizes that they were not trained at.",
     ),
     Part(
-        "timm.create_model(...).blocks",
-        lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False),
-        lambda found: len(found.blocks) == 12,
-        "The layers of a vision transformer cannot be checked.",
+        "timm.create_model(..., features_only=True).feature_info",
+        lambda: timm.create_model("resnet18", features_only=True).feature_info,
+        lambda found: [each["module"] for each in found.info][1:] == LAYERS,
+        "The layers of a backbone are not known.",
+    ),
+    Part(
+        "timm.create_model(..., features_only=True).model.forward_intermediates",
+        lambda: timm.create_model("vit_tiny_patch16_224", features_only=True).model.forward_intermediates,
+        lambda found: (
+            {"indices", "norm", "stop_early", "output_fmt", "intermediates_only"}
+            <= set(inspect.signature(found).parameters)
+        ),
+        "Transformers are not told from other networks, or give no features.",
     ),
     # Anomalib's data
     Part(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anomalib_softpatch.components.patch_features import check_backbone
+from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.integration import engine, last_words
 
 

@@ -13,11 +13,14 @@ import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from anomalib.models import Patchcore
+from anomalib.pre_processing import PreProcessor
 from timm.models import save_for_hf
 from torch import nn
+from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Pad, Resize, Transform
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
-from anomalib_softpatch.components.patch_features import architecture
+from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.components.timm_backbone import portable_name
 from anomalib_softpatch.models import load_model
 
 SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
@@ -78,13 +81,62 @@ def test_folder_of_the_backbone_is_gone(mvtec_root: Path, images: torch.Tensor, 
         assert torch.equal(load(path).eval()(images).pred_score, expected)
 
 
-def test_network_that_a_name_alone_does_not_make(tmp_path: Path) -> None:
-    network = timm.create_model("resnet18")
-    save_for_hf(network, tmp_path / "plain", safe_serialization=True)
-    assert architecture(f"local-dir:{tmp_path / 'plain'}") == "resnet18"
-    save_for_hf(network, tmp_path / "own", model_args={"act_layer": "silu"}, safe_serialization=True)
-    assert architecture(f"local-dir:{tmp_path / 'own'}") is None
-    assert architecture(f"local-dir:{tmp_path / 'absent'}") is None
+def test_transformer_whose_folder_is_gone(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    """Its size of images and its head are arguments of the network, which the name of the architecture does not say."""
+    folder = tmp_path / "weights"
+    network = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=7, global_pool="avg")
+    save_for_hf(network, folder, model_args={"img_size": 96}, safe_serialization=True)
+    options = {"backbone": f"local-dir:{folder}", "layers": ["blocks.1"], "pre_trained": True, "noise_report": False}
+    trained, path = fitted(SoftPatch, mvtec_root, tmp_path, **options)
+    expected = trained(images).pred_score
+    shutil.rmtree(folder)
+    for load in (load_model, SoftPatch.load_from_checkpoint):
+        assert torch.equal(load(path).eval()(images).pred_score, expected)
+
+
+def test_pre_processor_that_only_pads(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    """Then the size of images depends on the images, and maps have theirs."""
+    pre_processor = PreProcessor(Pad(8))
+    trained, path = fitted(SoftPatch, mvtec_root, tmp_path, pre_processor=pre_processor, noise_report=False)
+    assert trained.input_size is None
+    loaded = load_model(path).eval()
+    assert torch.equal(loaded(images).pred_score, trained(images).pred_score)
+    assert loaded(images).anomaly_map.shape[-2:] == (80, 80)
+
+
+def test_version_0_2_without_a_transform(
+    mvtec_root: Path, images: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its checkpoints say alike of no transform and of one that they could not hold: the first is rightly loaded."""
+    trained, path = fitted(SoftPatch, mvtec_root, tmp_path, pre_processor=PreProcessor(None), noise_report=False)
+    content = torch.load(path, weights_only=True)
+    content["anomalib_softpatch"] = {"format": 1, "version": "0.2.0", "model": "SoftPatch"}
+    torch.save(content, path)
+    assert torch.equal(load_model(path).eval()(images).pred_score, trained(images).pred_score)
+    assert "The checkpoint has no transform of images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("transform", "size"),
+    [
+        (Compose([Resize((64, 96)), Pad(8)]), (80, 112)),
+        (CenterCrop(48), (48, 48)),
+        (Resize(64), None),
+        (Grayscale(3), None),
+        (None, None),
+    ],
+)
+def test_size_behind_the_pre_processor(transform: Transform | None, size: tuple[int, int] | None) -> None:
+    assert SoftPatch(**SMALL, pre_processor=PreProcessor(transform)).input_size == size
+
+
+def test_arguments_that_are_no_networks(tmp_path: Path) -> None:
+    """A file from somebody else cannot have timm load another one."""
+    save_for_hf(timm.create_model("resnet18"), tmp_path / "own", model_args={"checkpoint_path": "trap.bin"})
+    name = portable_name(f"local-dir:{tmp_path / 'own'}")
+    assert "trap.bin" in name
+    PatchFeatureExtractor(name, ["layer1"], pre_trained=False)
+    assert portable_name(f"local-dir:{tmp_path / 'absent'}") is None
 
 
 def test_other_models(mvtec_root: Path, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from anomalib.data import Folder, InferenceBatch, MVTecAD
+from anomalib.data import Folder, ImageBatch, InferenceBatch, MVTecAD
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 
 from anomalib_softpatch import SoftPatch
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
-from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor, ThresholdBetweenScores
 
 SMALL = {
     "backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02,
@@ -87,11 +87,40 @@ def test_out_of_bag_scores_equal_numpy(unlabelled, tmp_path):
 
 
 def test_labels_count_where_there_are_some(labelled, tmp_path):
+    """Anomalib's verdicts, by a threshold that is no score: half way to the next lower one."""
     ours, theirs = model(), model(post_processor=PostProcessor())
     for each in (ours, theirs):
         engine(tmp_path).fit(each, datamodule=labelled)
-    assert float(ours.post_processor.image_threshold) == float(theirs.post_processor.image_threshold)
-    assert float(ours.post_processor.pixel_threshold) == float(theirs.post_processor.pixel_threshold)
+    with torch.no_grad():
+        outputs = [ours.eval().model(ours.pre_processor.transform(batch.image)) for batch in labelled.val_dataloader()]
+    for kind, scores in (
+        ("image_threshold", torch.cat([output.pred_score for output in outputs])),
+        ("pixel_threshold", torch.cat([output.anomaly_map.flatten() for output in outputs])),
+    ):
+        highest_normal = scores[scores < getattr(theirs.post_processor, kind)].max()
+        expected = (float(getattr(theirs.post_processor, kind)) + float(highest_normal)) / 2
+        assert float(getattr(ours.post_processor, kind)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0.5),
+        ([0.1, 0.8, 0.8, 0.9], [0, 1, 1, 1], 0.45),  # copies of a defect
+        ([0.4, 0.8], [1, 1], 0.2),  # nothing is lower than the lowest defect
+        ([0.1, 0.2], [0, 0], 0.2),  # no defects: no image is above the threshold
+        ([0.3, 0.3, 0.3], [0, 1, 1], 0.15),  # nothing tells them apart
+    ],
+)
+def test_thresholds_lie_between_scores(scores, labels, expected):
+    """Whatever another runtime makes of a score's last digits, its verdict is the same."""
+    metric = ThresholdBetweenScores(fields=["pred_score", "gt_label"])
+    metric.update(
+        ImageBatch(
+            image=torch.zeros(len(scores), 3, 8, 8), pred_score=torch.tensor(scores), gt_label=torch.tensor(labels)
+        )
+    )
+    assert float(metric.compute()) == pytest.approx(expected)
 
 
 def test_without_validation(unlabelled, tmp_path):
@@ -107,8 +136,9 @@ def test_without_validation(unlabelled, tmp_path):
 def test_ways_to_say_how_strict(unlabelled, labelled, tmp_path):
     share = model(post_processor=LabelFreePostProcessor(expected_defects=0.25))
     engine(tmp_path).fit(share, datamodule=unlabelled)
-    above = share.model.out_of_bag.image_scores > share.post_processor.image_threshold
-    assert above.float().mean() == pytest.approx(0.25, abs=0.15)
+    scores, threshold = share.model.out_of_bag.image_scores, share.post_processor.image_threshold
+    assert (scores > threshold).float().mean() == pytest.approx(0.25, abs=0.15)
+    assert not torch.isclose(scores, threshold, rtol=1e-6).any()
     fixed = model(post_processor=LabelFreePostProcessor(fixed_threshold=7.5))
     engine(tmp_path).fit(fixed, datamodule=labelled)
     assert float(fixed.post_processor.image_threshold) == float(fixed.post_processor.pixel_threshold) == 7.5

@@ -34,6 +34,7 @@ from anomalib_softpatch.components.bank_search import Search, score_by_banks
 from anomalib_softpatch.components.graph_index import GraphIndex
 from anomalib_softpatch.components.nearest_neighbors import Nearest, nearer
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
+from anomalib_softpatch.components.tiles import make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
 
     Attributes:
-        tiler: Set by Anomalib's tiling callback.
+        tiler: Set by Anomalib's tiling callback, or by a checkpoint of a model that had one.
         feature_cache: Looks up features on disk; ``None``, but for the time of a fit that asks for it.
         memory_bank: Patches of all banks, shape ``(m, channels)``.
         weights: Weight of each, shape ``(m,)``.
@@ -130,11 +131,13 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
-        return {"banks": [list(rows) for rows in self.bank_ranges]}
+        return {"banks": [list(rows) for rows in self.bank_ranges], "tiles": tiles_of(self.tiler)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self.bank_ranges = tuple((start, stop) for start, stop in state["banks"])
+        if "tiles" in state:  # before 0.3 a checkpoint did not say
+            self.tiler = make_tiler(state["tiles"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load the buffers; checkpoints of before 0.3 have no radii."""

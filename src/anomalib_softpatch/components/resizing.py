@@ -1,0 +1,61 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Antialiased resizing as two matrix products, for graphs: every runtime has these, few have the operation itself.
+
+ONNX's ``Resize`` has an attribute ``antialias``, which OpenVINO ignores without a word; without antialiasing, a large
+image gives other features than those that the memory bank was made of.
+"""
+
+from typing import Any, Literal
+
+import torch
+
+
+def resize_antialiased(
+    images: torch.Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+) -> torch.Tensor:
+    """Resize images as ``torch.nn.functional.interpolate(images, size, mode=interpolation, antialias=True)`` does.
+
+    Args:
+        images: Shape ``(..., height, width)``; height and width may be those of a graph, unknown until it runs.
+        size: Height and width to resize to.
+        interpolation: Shape of the filter.
+
+    Returns:
+        Shape ``(..., *size)``; images that have the size already stay as they are, bit for bit.
+    """
+    rows, columns = (
+        resize_weights(old, new, interpolation, images.device).to(images.dtype)
+        for old, new in zip(images.shape[-2:], size, strict=True)
+    )
+    return rows @ (images @ columns.mT)
+
+
+def resize_weights(
+    old: int, new: int, interpolation: Literal["bilinear", "bicubic"], device: torch.device
+) -> torch.Tensor:
+    """Return what each old pixel of a row counts in each new one.
+
+    Args:
+        old: Number of old pixels.
+        new: Number of new pixels.
+        interpolation: ``"bilinear"``: a triangle, as wide on both sides as the larger of the two pixels. ``"bicubic"``:
+            Keys' cubic with a = -0.5, twice as wide.
+        device: Device of the weights.
+
+    Returns:
+        Shape ``(new, old)``; the weights of a new pixel add up to 1.
+    """
+    # Centers in units of which old * new make half a row are whole numbers, which cannot be rounded.
+    old_centers = (2 * torch.arange(old, device=device) + 1) * new
+    new_centers = (2 * torch.arange(new, device=device) + 1) * old
+    larger: Any = torch.sym_max(old, new)  # a number, or what stands for one in a graph
+    distances = (old_centers - new_centers[:, None]).abs() / (2 * larger)
+    if interpolation == "bilinear":
+        weights = (1 - distances).clamp(min=0)
+    else:
+        near = (1.5 * distances - 2.5) * distances * distances + 1
+        far = ((2.5 - 0.5 * distances) * distances - 4) * distances + 2
+        weights = torch.where(distances < 1, near, torch.where(distances < 2, far, torch.zeros_like(distances)))  # noqa: PLR2004
+    return weights / weights.sum(dim=1, keepdim=True)

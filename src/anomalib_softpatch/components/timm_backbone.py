@@ -1,0 +1,214 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Networks of timm whose layers give features on a grid, whatever family they are of."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from anomalib.models.components.feature_extractors.timm import _disable_pos_embed_antialiasing
+from torch import nn
+
+from anomalib_softpatch.backbones import LOCAL_DIR
+
+# Backbone of a checkpoint whose folder may be gone: timm's name of the architecture and arguments, as JSON
+CONFIG = "timm-config:"
+# Sides that images must be multiples of, where a network does not say so itself
+USUAL_STEPS = (32, 28, 16, 14)
+# What of timm's configuration of weights changes the network that they belong to
+SHAPE = ("num_classes", "input_size", "fixed_input_size")
+
+
+class TimmBackbone(nn.Module):
+    """Layers of a network of timm, each as a map of features.
+
+    timm gives features in two ways: networks of stages return those of each, some of them with the channels last, which
+    their ``output_fmt`` says; transformers, whose tokens all blocks share, have ``forward_intermediates``. Which of
+    both, the network knows, and not its name. Where the blocks of a transformer end in one norm, as those of a ViT, it
+    is applied to the features of each.
+
+    Args:
+        name: Name of a timm model, ``local-dir:<folder>``, or what :func:`portable_name` gives.
+        layers: Names of the layers.
+        pre_trained: Use pre-trained weights.
+
+    Raises:
+        ValueError: If the network does not have these layers.
+    """
+
+    feature_extractor: Any  # a network of timm, whose parts depend on its family
+
+    def __init__(self, name: str, layers: Sequence[str], pre_trained: bool) -> None:
+        super().__init__()
+        self.name = name
+        architecture, arguments = _parse(name)
+        stages: Any = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
+        known = [info["module"] for info in stages.feature_info.info]
+        missing = [layer for layer in layers if layer not in known]
+        if missing:
+            msg = f"layers={missing} not found in the backbone '{name}'. It has {', '.join(known)}."
+            raise ValueError(msg)
+        indices = sorted({known.index(layer) for layer in layers})
+        # The order of the network, in which it returns them
+        self.layers = [known[index] for index in indices]
+        self.indices = indices
+        self.has_tokens = hasattr(getattr(stages, "model", None), "forward_intermediates")
+        self.channels_last = getattr(stages, "output_fmt", "NCHW") == "NHWC" and not self.has_tokens
+        if self.has_tokens:
+            # They share their norm where they have one width
+            self.norm = len({info["num_chs"] for info in stages.feature_info.info}) == 1
+            self.feature_extractor = _create_transformer(architecture, pre_trained, arguments)
+        else:
+            self.feature_extractor = timm.create_model(
+                architecture,
+                pretrained=pre_trained,
+                features_only=True,
+                exportable=True,
+                out_indices=indices,
+                **arguments,
+            )
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the features of each layer, shape ``(batch, channels, height, width)``, by its name.
+
+        Args:
+            images: Shape ``(batch, 3, height, width)``.
+        """
+        self.feature_extractor.eval()
+        with torch.no_grad():
+            if self.has_tokens:
+                features = self.feature_extractor.forward_intermediates(
+                    images,
+                    indices=self.indices,
+                    norm=self.norm,
+                    stop_early=True,
+                    output_fmt="NCHW",
+                    intermediates_only=True,
+                )
+            else:
+                features = self.feature_extractor(images)
+        if self.channels_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return dict(zip(self.layers, features, strict=True))
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether the network takes images of a size: it is tried.
+
+        Args:
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        parameter = next(self.parameters())
+        try:
+            features = self(torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device))
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError, ValueError):
+            return False
+        return all(feature.ndim == 4 for feature in features.values())  # noqa: PLR2004
+
+    def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return sizes that the network takes, the nearest first.
+
+        Args:
+            height: Height in pixels of the images that there are.
+            width: Their width.
+
+        Returns:
+            Up to three pairs of height and width.
+        """
+        network = self.feature_extractor
+        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        steps = {max(patch) if isinstance(patch, Sequence) else patch} if patch else set(USUAL_STEPS)
+        candidates = {tuple(network.pretrained_cfg["input_size"][1:])}
+        for step in steps:
+            rows = {max(height // step, 1) * step, -(-height // step) * step}
+            columns = {max(width // step, 1) * step, -(-width // step) * step}
+            if height == width:
+                candidates |= {(side, side) for side in rows}
+            else:
+                candidates |= {(row, column) for row in rows for column in columns}
+        nearest = sorted(candidates, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))
+        found: list[tuple[int, int]] = []
+        for size in nearest:
+            if len(found) < 3 and self.takes(*size):  # noqa: PLR2004
+                found.append(size)
+        return found
+
+
+def check_backbone(backbone: str) -> None:
+    """Refuse names that timm does not know and folders that are not there, which needs no network.
+
+    Args:
+        backbone: Name of a timm model, or ``local-dir:<folder>``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if backbone.startswith(LOCAL_DIR):
+        folder = Path(backbone.removeprefix(LOCAL_DIR))
+        if not (folder / "config.json").is_file():
+            msg = f"backbone={backbone!r}: there is no config.json in that folder, beside which timm saves weights."
+            raise ValueError(msg)
+        return
+    architecture, _ = _parse(backbone)
+    if ":" not in architecture and not timm.is_model(architecture):
+        similar = get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f" Similar names: {', '.join(similar)}." if similar else ""
+        msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
+        raise ValueError(msg)
+
+
+def portable_name(backbone: str) -> str | None:
+    """Return a name that makes the network of a folder on a machine that does not have the folder.
+
+    Args:
+        backbone: ``local-dir:<folder>``.
+
+    Returns:
+        timm's name of the network and what the folder's configuration says of its shape; ``None`` if nothing can be
+        read.
+    """
+    try:
+        content = json.loads((Path(backbone.removeprefix(LOCAL_DIR)) / "config.json").read_text(encoding="utf-8"))
+        arguments = content.get("model_args", {})
+        config = content.get("pretrained_cfg", content) | {name: content[name] for name in SHAPE if name in content}
+        shape = {name: config[name] for name in SHAPE if name in config}
+        if arguments.get("dynamic_img_size"):
+            shape["fixed_input_size"] = False  # as timm has it
+        return CONFIG + json.dumps(
+            {"architecture": content["architecture"], "config": shape, "model_args": arguments}, sort_keys=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the name that timm knows, and further arguments of ``timm.create_model``."""
+    if not name.startswith(CONFIG):
+        return name, {}
+    try:
+        content = json.loads(name.removeprefix(CONFIG))
+        shape = {key: value for key, value in content["config"].items() if key in SHAPE}
+        # Those of the network only: the function's own would let a file from somebody else name files to load
+        own = inspect.signature(timm.create_model).parameters.keys()
+        arguments = {key: value for key, value in content["model_args"].items() if key not in own}
+        return content["architecture"], {"pretrained_cfg": shape} | arguments
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"backbone={name!r}: what follows {CONFIG} must be JSON with architecture, config and model_args."
+        raise ValueError(msg) from error
+
+
+def _create_transformer(architecture: str, pre_trained: bool, arguments: dict[str, Any]) -> nn.Module:
+    """Create a transformer, for images of any size that it can be had for."""
+    _disable_pos_embed_antialiasing()  # as Anomalib does: exported files have no antialiased resizing
+    try:
+        return timm.create_model(architecture, pretrained=pre_trained, **{"dynamic_img_size": True} | arguments)
+    except TypeError:  # it has no such argument
+        return timm.create_model(architecture, pretrained=pre_trained, **arguments)

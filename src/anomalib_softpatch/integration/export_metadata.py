@@ -1,0 +1,94 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What an exported file says of itself: how it prepares images, and what it must say of golden images.
+
+The first tells which part of an image an anomaly map covers, the second whether a runtime does what the model did. It
+is in the metadata of an ONNX file, which OpenVINO takes over when it converts one.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalib_softpatch._version import __version__
+from anomalib_softpatch.integration.golden import GoldenImage
+
+if TYPE_CHECKING:
+    import onnxruntime
+    import openvino
+    from torchvision.transforms.v2 import Transform
+
+KEY = "anomalib_softpatch"
+# Behind these a model sees the whole image
+WHOLE_IMAGE = {"Compose", "Grayscale", "Normalize", "Resize"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says.
+
+    Attributes:
+        transform: The transform of its pre-processor; ``None`` for one that shows the model the whole image.
+        golden: Golden images.
+    """
+
+    transform: "Transform | None" = None
+    golden: Sequence[GoldenImage] = ()
+
+
+def write_metadata(path: Path, metadata: Metadata) -> None:
+    """Write into an ONNX file what it is to say.
+
+    Args:
+        path: The file.
+        metadata: What to say.
+    """
+    import onnx  # noqa: PLC0415  # needed by exports only
+    from anomalib.pre_processing.utils.spec import transform_to_spec  # noqa: PLC0415  # imports torch
+
+    content = {
+        "version": __version__,
+        "transform": transform_to_spec(metadata.transform),
+        "golden": [asdict(image) for image in metadata.golden],
+    }
+    model = onnx.load(path, load_external_data=False)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(content)
+    onnx.save(model, path)
+
+
+def read_metadata(model: "onnxruntime.InferenceSession | openvino.Model") -> Metadata:
+    """Return what a loaded ONNX or OpenVINO file says; files of before 0.3 say nothing.
+
+    Args:
+        model: What the runtime has made of the file.
+    """
+    text: Any
+    if hasattr(model, "get_modelmeta"):
+        text = model.get_modelmeta().custom_metadata_map.get(KEY)
+    else:
+        place = ["framework", KEY]  # where OpenVINO puts what it finds in an ONNX file
+        text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+    if not text:
+        return Metadata()
+    content = json.loads(text)
+    golden = [GoldenImage(**image) for image in content["golden"]]
+    specification = content["transform"]
+    if _names(specification) <= WHOLE_IMAGE:
+        return Metadata(golden=golden)
+    from anomalib.pre_processing.utils.spec import spec_to_transform  # noqa: PLC0415  # imports torch
+
+    return Metadata(spec_to_transform(specification), golden)
+
+
+def _names(specification: Any) -> set[str]:
+    """Return the names of all transforms in a specification."""
+    if isinstance(specification, list):
+        return set().union(*map(_names, specification))
+    if not isinstance(specification, dict):
+        return set()
+    name = specification.get("class_path")
+    return _names(list(specification.values())) | ({name.rpartition(".")[2]} if isinstance(name, str) else set())

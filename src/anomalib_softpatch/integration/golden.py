@@ -1,0 +1,84 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Golden images: what an exported file must say of a few images, by which any machine can check whether it does.
+
+The images are made from a seed, so that the file needs to hold their sizes and scores only. They are no photographs:
+what is compared is arithmetic, from resizing to the threshold, and not whether a model is any good.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SIZES = ((256, 256), (480, 640), (1000, 700))  # height and width, for files that take any size
+SQUARE = 16  # pixels of one color
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """An image and what the model that a file was exported from says of it.
+
+    Attributes:
+        seed: Of the random number generator that makes it.
+        height: Height in pixels.
+        width: Width in pixels.
+        score: Image score; normalized where the model normalizes.
+        anomalous: Verdict; ``None`` where the model gives none.
+    """
+
+    seed: int
+    height: int
+    width: int
+    score: float
+    anomalous: bool | None
+
+    def pixels(self) -> np.ndarray:
+        """Return the image, shape ``(1, 3, height, width)``, in [0, 1]."""
+        return make_image(self.seed, self.height, self.width)
+
+
+def make_image(seed: int, height: int, width: int) -> np.ndarray:
+    """Make an image of colored squares with fine noise, which resizing without antialiasing would keep.
+
+    Args:
+        seed: Seed of its random numbers.
+        height: Height in pixels.
+        width: Width in pixels.
+
+    Returns:
+        Shape ``(1, 3, height, width)``, float32 in [0, 1].
+    """
+    generator = np.random.default_rng(seed)
+    colors = generator.integers(0, 192, (3, -(-height // SQUARE), -(-width // SQUARE)))
+    squares = colors.repeat(SQUARE, axis=1).repeat(SQUARE, axis=2)[:, :height, :width]
+    noise = generator.integers(0, 64, (3, height, width))
+    return ((squares + noise) / 255).astype(np.float32)[None]
+
+
+def golden_images(model: "nn.Module", device: "torch.device", size: tuple[int, int] | None) -> list[GoldenImage]:
+    """Score golden images.
+
+    Args:
+        model: Model in evaluation mode, with its pre- and post-processor.
+        device: Its device.
+        size: Height and width that its file takes; ``None`` for any.
+
+    Returns:
+        One image for each size.
+    """
+    import torch  # noqa: PLC0415  # exported files are run without it
+
+    found = []
+    for seed, (height, width) in enumerate([size] if size else SIZES):
+        with torch.no_grad():
+            output = model(torch.from_numpy(make_image(seed, height, width)).to(device))
+        label = getattr(output, "pred_label", None)
+        anomalous = None if label is None else bool(label.any())
+        found.append(GoldenImage(seed, height, width, float(output.pred_score), anomalous))
+    return found

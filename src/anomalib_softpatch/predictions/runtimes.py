@@ -1,0 +1,147 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exported files in the runtimes of this machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from anomalib_softpatch.integration.export_metadata import Metadata, read_metadata
+
+NEEDED_OUTPUTS = ("pred_score", "anomaly_map")
+RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "OpenVINO")}  # module and name by suffix
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a file says of an image.
+
+    Attributes:
+        score: Image score.
+        label: The file's own verdict; ``None`` where it gives none.
+        anomaly_map: Shape ``(height, width)``.
+    """
+
+    score: float
+    label: bool | None
+    anomaly_map: np.ndarray
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A loaded file.
+
+    Attributes:
+        name: Name and version of the runtime.
+        precision: Type in which it computes.
+        metadata: What the file says of itself.
+        predict: Scores an image of shape ``(1, 3, height, width)`` in [0, 1].
+    """
+
+    name: str
+    precision: str
+    metadata: Metadata
+    predict: Callable[[np.ndarray], Prediction]
+
+
+def check_exported(file: Path) -> None:
+    """Refuse an exported model that cannot be run here, without the seconds that loading it takes.
+
+    Args:
+        file: Exported model.
+
+    Raises:
+        ValueError: If it is of an unknown kind, or if its runtime is not installed.
+    """
+    if file.suffix not in RUNTIMES:
+        msg = f"model={str(file)!r} must be an exported .onnx or .xml file."
+        raise ValueError(msg)
+    module, name = RUNTIMES[file.suffix]
+    if find_spec(module) is None:
+        msg = f"{file.suffix} files need {name}: pip install {module}"
+        raise ValueError(msg)
+
+
+def load_runtime(file: Path, exact: bool = True) -> Runtime:
+    """Load an exported file.
+
+    Args:
+        file: File that ends in ``.onnx`` or ``.xml``.
+        exact: Compute in float32 where the runtime would choose another type.
+
+    Returns:
+        The loaded file.
+
+    Raises:
+        ValueError: If it cannot be read, if it is another kind of model, or if its runtime is not installed.
+    """
+    check_exported(file)
+    try:
+        runtime, outputs = _load_onnx(file) if file.suffix == ".onnx" else _load_openvino(file, exact)
+    except Exception as error:  # the runtimes have exceptions of their own for files that they cannot read
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        msg = f"model={str(file)!r} cannot be read, it may be incomplete: {reason}"
+        raise ValueError(msg) from error
+    missing = [name for name in NEEDED_OUTPUTS if name not in outputs]
+    if missing:
+        msg = (
+            f"model={str(file)!r} is not an exported anomaly detector: it has the outputs {', '.join(outputs)}, and "
+            f"not {', '.join(missing)}."
+        )
+        raise ValueError(msg)
+    return runtime
+
+
+def _load_onnx(file: Path) -> tuple[Runtime, list[str]]:
+    """Load an ONNX file; return the names of its outputs, too."""
+    import onnxruntime  # noqa: PLC0415  # optional
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_outputs()]
+    source = session.get_inputs()[0]
+    batch_size = source.shape[0] if isinstance(source.shape[0], int) else 1
+
+    def predict(image: np.ndarray) -> Prediction:
+        images = image.repeat(batch_size, axis=0)
+        return _prediction(dict(zip(names, session.run(None, {source.name: images}), strict=True)))
+
+    name = f"ONNX Runtime {onnxruntime.__version__}"
+    return Runtime(name, "float32", read_metadata(session), predict), names
+
+
+def _load_openvino(file: Path, exact: bool) -> tuple[Runtime, list[str]]:
+    """Load an OpenVINO file; return the names of its outputs, too."""
+    import openvino  # noqa: PLC0415  # optional
+
+    ElementTree.parse(file)  # OpenVINO takes a file that is not XML for TensorFlow's, and says so in several lines
+    file.with_suffix(".bin").stat()
+    core = openvino.Core()
+    model = core.read_model(str(file))
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
+    names = [output.get_any_name() for output in compiled.outputs if output.get_names()]
+    first = model.input(0).partial_shape[0]
+    batch_size = first.get_length() if first.is_static else 1
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    precision = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(precision, precision)
+
+    def predict(image: np.ndarray) -> Prediction:
+        outputs = compiled(image.repeat(batch_size, axis=0))
+        return _prediction({output.get_any_name(): value for output, value in outputs.items()})
+
+    name = f"OpenVINO {openvino.get_version().split('-')[0]}"
+    return Runtime(name, precision, read_metadata(model), predict), names
+
+
+def _prediction(outputs: dict[str, np.ndarray]) -> Prediction:
+    """Return the prediction for the first image of a batch."""
+    label = outputs.get("pred_label")
+    return Prediction(
+        float(outputs["pred_score"].reshape(-1)[0]),
+        None if label is None else bool(label.reshape(-1)[0]),
+        outputs["anomaly_map"][0].squeeze(),
+    )

@@ -1,0 +1,150 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command ``anomalib-softpatch verify``: whether an exported file decides on this machine as the model did."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from anomalib_softpatch.predictions.runtimes import Prediction, Runtime, load_runtime
+
+logger = logging.getLogger(__name__)
+
+# Of normalized scores: float32 runtimes stay far below, and a resize without antialiasing is above
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How predictions of the same images differ.
+
+    Attributes:
+        images: Number of images.
+        difference: Largest difference of two scores.
+        flips: Number of verdicts that differ.
+        milliseconds: Median time of an image.
+    """
+
+    images: int
+    difference: float
+    flips: int
+    milliseconds: float
+
+    @property
+    def alike(self) -> bool:
+        """Whether both decide alike."""
+        return not self.flips and self.difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images, scores differ by up to {self.difference:.2g}, {self.flips} verdicts differ, "
+            f"{self.milliseconds:.0f} ms per image"
+        )
+
+
+def verify(file: Path, images: Path | None = None) -> None:
+    """Say whether an exported file decides on this machine as the model did that it was exported from.
+
+    The file holds golden images with the model's scores and verdicts. It is run as the runtime would run it by itself,
+    and in float32 where that is another type. The exit status is 2 if a verdict or a score differs in float32.
+
+    Args:
+        file: Exported file (.onnx or .xml).
+        images: Folder of images, or one image, on which what the runtime chooses is compared with float32.
+    """
+    exact, chosen = load_runtime(file), load_runtime(file, exact=False)
+    comparison = compare_golden(exact)
+    sys.stdout.write(f"{exact.name}, float32, against the model: {comparison}\n")
+    if chosen.precision != exact.precision:
+        sys.stdout.write(f"{chosen.name}, {chosen.precision}, against the model: {compare_golden(chosen)}\n")
+    if images is not None:
+        sys.stdout.write(
+            f"{chosen.name}, {chosen.precision}, against float32: {_compare_folder(exact, chosen, images)}\n"
+        )
+    if not comparison.alike:
+        msg = f"{file} does not decide on this machine as the model did. Export it again, or run another runtime."
+        raise ValueError(msg)
+
+
+def check_file(file: Path) -> None:
+    """Compare a file that has just been exported with its model, and say so in the log.
+
+    Args:
+        file: Exported file.
+    """
+    try:
+        runtime = load_runtime(file)
+        comparison = compare_golden(runtime)
+    except Exception as error:  # whatever a runtime raises: the file is there, and may be for another one
+        logger.warning("%s was not compared with the model: %s", file, error)
+        return
+    level = logging.INFO if comparison.alike else logging.WARNING
+    logger.log(level, "%s in %s against the model: %s.", file, runtime.name, comparison)
+
+
+def compare_golden(runtime: Runtime) -> Comparison:
+    """Compare what a file says of its golden images with what the model said.
+
+    Args:
+        runtime: The loaded file.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If it holds none.
+    """
+    golden = runtime.metadata.golden
+    if not golden:
+        msg = "The file holds no golden images: export it again with this version of anomalib-softpatch."
+        raise ValueError(msg)
+    found, times = [], []
+    for image in golden:
+        pixels = image.pixels()
+        runtime.predict(pixels)  # runtimes prepare for a new size
+        start = perf_counter()
+        found.append(runtime.predict(pixels))
+        times.append(perf_counter() - start)
+    return _compare(found, [(image.score, image.anomalous) for image in golden], times)
+
+
+def _compare_folder(exact: Runtime, chosen: Runtime, images: Path) -> Comparison:
+    from anomalib_softpatch.report.folder import find_images  # noqa: PLC0415  # no export needs the report
+    from anomalib_softpatch.report.reading import read_image  # noqa: PLC0415  # likewise
+
+    paths, skipped = ([images], []) if images.is_file() else find_images(images)
+    found, expected, times = [], [], []
+    for path in paths:
+        try:
+            tensor, _ = read_image(path)
+        except ValueError as error:
+            skipped.append((str(path), str(error)))
+            continue
+        reference = exact.predict(tensor[None].numpy())
+        expected.append((reference.score, reference.label))
+        start = perf_counter()
+        found.append(chosen.predict(tensor[None].numpy()))
+        times.append(perf_counter() - start)
+    for name, reason in skipped:
+        sys.stderr.write(f"skipped {name}: {reason}\n")
+    if not found:
+        msg = f"{images} holds no image that can be read."
+        raise ValueError(msg)
+    return _compare(found, expected, times)
+
+
+def _compare(
+    found: Sequence[Prediction], expected: Sequence[tuple[float, bool | None]], times: Sequence[float]
+) -> Comparison:
+    pairs = list(zip(found, expected, strict=True))
+    return Comparison(
+        images=len(pairs),
+        difference=max(abs(one.score - score) for one, (score, _) in pairs),
+        flips=sum(one.label != label for one, (_, label) in pairs),
+        milliseconds=1000 * median(times),
+    )

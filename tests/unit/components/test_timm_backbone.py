@@ -1,0 +1,121 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A small network of every family of timm that offers features: maps of the right shape, or one line of refusal."""
+
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+
+from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.components.timm_backbone import TimmBackbone
+
+# By the way in which timm gives features, and where channels are last
+STAGES = (
+    "test_byobnet", "convnext_atto", "coatnet_nano_rw_224", "cpubone_nano", "csatv2", "cspresnet50", "davit_tiny",
+    "densenet121", "dla34", "dpn48b", "edgenext_xx_small", "efficientnet_lite0", "efficientvit_b0", "efficientvit_m0",
+    "efficientformerv2_s0", "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_100",
+    "hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small", "iformer_t", "inception_next_tiny", "inception_v3",
+    "lcnetv2_small", "legacy_seresnet18", "lowformer_b0", "maxvit_pico_rw_256", "mobilenetv3_small_050",
+    "mobilevit_xxs", "nest_tiny", "nextvit_small", "nfnet_f0", "pit_ti_224", "poolformer_s12", "pvt_v2_b0",
+    "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvit_m0_9", "res2net50_14w_8s", "resnest14d", "resnet18",
+    "resnetv2_18", "rexnet_100", "selecsls42", "shvit_s1", "skresnet18", "starnet_s1", "swiftformer_xs",
+    "tiny_vit_5m_224", "tresnet_m", "vgg11", "vovnet39a", "xception41",
+)  # fmt: skip
+CHANNELS_LAST = ("mambaout_femto", "sequencer2d_s", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256")
+TOKENS = (
+    "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "crossvit_9_240", "cspnext_tiny",
+    "deit_tiny_patch16_224", "efficientformer_l1", "efficientvim_m1", "eva02_tiny_patch14_224", "hiera_tiny_224",
+    "levit_128s", "mixer_s32_224", "mvitv2_tiny", "tnt_s_patch16_224", "twins_svt_small", "visformer_tiny",
+    "vit_relpos_small_patch16_224", "vit_small_r26_s32_224", "vit_tiny_patch16_224", "vitamin_small_224",
+    "volo_d1_224", "xcit_nano_12_p16_224",
+)  # fmt: skip
+SIDE = 96  # of the images
+
+
+def layers_of(name: str) -> list[str]:
+    """Two layers from the middle of a network."""
+    names = list(
+        dict.fromkeys(info["module"] for info in timm.create_model(name, features_only=True).feature_info.info)
+    )
+    return [names[len(names) // 3], names[2 * len(names) // 3]]
+
+
+@pytest.mark.parametrize("name", [*STAGES, *CHANNELS_LAST, *TOKENS])
+def test_family(name):
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} does not have {name} yet")
+    layers = layers_of(name)
+    extractor = PatchFeatureExtractor(name, layers, pre_trained=False).eval()
+    height = width = SIDE
+    try:
+        features = extractor(torch.rand(1, 3, height, width))
+    except ValueError as refusal:
+        (line,) = str(refusal).splitlines()
+        assert f"'{name}' does not take images of 96 x 96 pixels." in line
+        height, width = map(int, re.search(r"for example (\d+) x (\d+)", line).groups())
+        features = extractor(torch.rand(1, 3, height, width))
+    info = {each["module"]: each for each in timm.create_model(name, features_only=True).feature_info.info}
+    reduction = info[layers[0]]["reduction"]
+    assert features.shape[0] == 1
+    for side, rows in zip((height, width), features.shape[1:3], strict=True):
+        assert abs(rows - side / reduction) <= max(1, 0.3 * side / reduction)  # some resize or pad images themselves
+    assert features.shape[3] == sum(info[layer]["num_chs"] for layer in dict.fromkeys(layers))
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["mambaout_femto", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_channels_last(name):
+    """The values of timm's other way to features, which gives the channels first."""
+    backbone = TimmBackbone(name, layers_of(name), pre_trained=False).eval()
+    assert backbone.channels_last
+    whole = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=backbone.indices).eval()
+    # Names of the parts of a network of stages have an underscore where those of the whole network have a dot
+    state = backbone.feature_extractor.state_dict()
+    state = {re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key): value for key, value in state.items()}
+    assert not whole.model.load_state_dict(state, strict=False).unexpected_keys
+    images = torch.rand(1, 3, *whole.pretrained_cfg["input_size"][1:])
+    for feature, expected in zip(backbone(images).values(), whole(images), strict=True):
+        torch.testing.assert_close(feature, expected)
+
+
+def test_the_name_of_a_folder_does_not_matter(tmp_path):
+    """Whether its path holds "vit" or not."""
+    images = torch.rand(1, 3, 64, 64)
+    for architecture, layers in (("efficientnet_lite0", ["blocks.2"]), ("vit_tiny_patch16_224", ["blocks.2"])):
+        folders = [tmp_path / place / architecture.replace("vit_", "") for place in ("activity", "plain")]
+        save_for_hf(timm.create_model(architecture), folders[0], safe_serialization=True)
+        shutil.copytree(folders[0], folders[1])
+        first, second = (PatchFeatureExtractor(f"local-dir:{folder}", layers).eval()(images) for folder in folders)
+        assert torch.equal(first, second)
+
+
+def test_features_of_a_vision_transformer_are_normed():
+    """As Anomalib has them: the last norm is of all blocks."""
+    backbone = TimmBackbone("vit_tiny_patch16_224", ["blocks.3"], pre_trained=False).eval()
+    images = torch.rand(1, 3, 224, 224)
+    network = backbone.feature_extractor
+    tokens = network.norm_pre(network._pos_embed(network.patch_embed(images)))
+    for block in network.blocks[:4]:
+        tokens = block(tokens)
+    expected = network.norm(tokens)[:, 1:].mT.reshape(1, 192, 14, 14)
+    torch.testing.assert_close(backbone(images)["blocks.3"], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fitting"),
+    [
+        ("vit_small_patch14_dinov2", (256, 256), "252 x 252, 266 x 266"),
+        ("vit_small_patch14_dinov2", (200, 300), "196 x 294, 196 x 308, 210 x 294"),
+        ("swin_tiny_patch4_window7_224", (256, 256), "224 x 224"),
+    ],
+)
+def test_sizes_that_fit(name, size, fitting):
+    layers = layers_of(name)
+    extractor = PatchFeatureExtractor(name, layers, pre_trained=False).eval()
+    with pytest.raises(ValueError, match=f"does not take images of {size[0]} x {size[1]} pixels.*example {fitting}"):
+        extractor(torch.rand(1, 3, *size))
