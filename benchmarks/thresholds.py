@@ -1,84 +1,130 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""What thresholds without labels are worth: false alarms asked for against those had, and defects found.
+r"""Compare rules for a threshold without labels: false alarms asked for, false alarms there were, and defects found.
 
-The threshold comes from out-of-bag scores of the noisy training images; the test images are all labelled, so that both
-shares can be counted. Beside it: Anomalib's threshold, the maximum of F1 on the labelled test images (a ceiling), and
-what Anomalib does where all validation images are normal (the highest of their scores).
+Every rule sees the same fit of the default of SoftPatchPlus to noisy training images. All test images are labeled, so
+that both shares can be counted. The rules are:
+
+- ``median and spread``: the package's own, see :func:`anomalib_softpatch.components.out_of_bag.false_alarm_threshold`;
+- ``quantile``: an image is anomalous if its conformal p-value among the out-of-bag scores is at most what was asked
+  for, each training image left out of the memory bank for its own score;
+- ``SuperADD``: 1.421 times the 95th percentile of the out-of-bag scores, whatever was asked for;
+- ``MEBin`` (AnomalyNCD, CVPR 2025; Anomalib's ``mebin_binarize``, whose search for connected regions would take hours
+  here): an image is anomalous if the number of regions of its anomaly map above a threshold stays the same over some
+  thresholds. Their range comes from all test images together, so it does not judge single images.
+
+Columns are the shares asked for. ``labels`` is the share of defects found by a threshold that is put, with labels,
+where it gives as many false alarms.
 
 Example::
 
-    python benchmarks/thresholds.py --ratios 0 0.1 0.2 0.4 --seeds 0 1 2
+    python benchmarks/thresholds.py --sets kolektor mtile visa_macaroni1 --seeds 0 --cache features/
 """
+
+import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import precision_recall_curve
+from scipy.ndimage import binary_erosion, label
 
-from ablation import extract
-from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, print_table, save_results
-from robustness import SETTINGS
+from robustness import ASKED, SETTINGS, SOLAR, NoisySet, check, fit, score
 
-ASKED = (0.01, 0.02, 0.05, 0.1)
+SUPERADD_PERCENTILE, SUPERADD_FACTOR = 0.95, 1.421
+# MEBin's own defaults, for maps scaled to 0 to 255
+STEP, SHORTEST_RUN, EROSION = 4, 4, np.ones((6, 6), dtype=bool)
 
 
-def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the threshold of the largest F1 on labelled images."""
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return float(thresholds[min(int(f1.argmax()), len(thresholds) - 1)])
+def conformal_threshold(scores: torch.Tensor, share: float) -> float:
+    """Return the score above which a conformal p-value is at most a share; infinite if there are too few scores."""
+    ordered = scores.sort().values
+    rank = math.ceil((1 - share) * (len(ordered) + 1))
+    return float(ordered[rank - 1]) if rank <= len(ordered) else math.inf
+
+
+def mebin(maps: torch.Tensor) -> torch.Tensor:
+    """Return which of all images, by their maps of shape ``(images, height, width)``, MEBin calls anomalous."""
+    peaks = maps.amax(dim=(1, 2))
+    low, high = float(peaks.min()), float(peaks.max())
+    levels = ((maps - low) / max(high - low, 1e-12) * 255).clamp_min(0).numpy()
+    return torch.tensor([_has_stable_regions(level) for level in levels])
+
+
+def _has_stable_regions(level: np.ndarray) -> bool:
+    run, previous = 0, 0
+    for threshold in range(255, 0, -STEP):
+        mask = level > threshold
+        regions = label(binary_erosion(mask, EROSION))[1] if mask.any() else 0
+        run = run + 1 if regions == previous else 1
+        previous = regions
+        if regions and run >= SHORTEST_RUN:
+            return True
+    return False
+
+
+def verdicts(scores: torch.Tensor, maps: torch.Tensor, training: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    """Return what each rule says of the test images, for every share that is asked for.
+
+    Args:
+        scores: Scores of the test images.
+        maps: Their anomaly maps.
+        training: Out-of-bag scores of the training images.
+    """
+    superadd = float(training.quantile(SUPERADD_PERCENTILE)) * SUPERADD_FACTOR
+    stable = mebin(maps.flatten(0, -3))
+    return {
+        "median and spread": [scores > false_alarm_threshold(training, percent / 100) for percent in ASKED],
+        "quantile": [scores > conformal_threshold(training, percent / 100) for percent in ASKED],
+        "SuperADD": [scores > superadd for _ in ASKED],
+        "MEBin": [stable for _ in ASKED],
+    }
 
 
 def main() -> None:
-    """Print the table."""
-    parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.2, 0.4])
-    parser.add_argument("--setting", choices=SETTINGS, default="default")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    """Measure all sets, print a table."""
+    parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.4], sets=["kolektor"])
+    parser.add_argument("--elpv", type=Path, help=f"folder of the unpacked package elpv-dataset, for the set {SOLAR}")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
+    options = parser.parse_args()
+    check(options, parser)
+    torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
 
-    model = SoftPatchModel(arguments.layers, arguments.backbone).eval()
-    results: dict[tuple[str, float], list[dict[str, float]]] = {}
-    for ratio in arguments.ratios:
-        for seed in arguments.seeds:
-            features = extract(model, ratio, seed, overlap=True, rotated=False, arguments=arguments)
-            options = dict(SETTINGS[arguments.setting])
-            model.score_smoothing = options.pop("model.score_smoothing", 0.0)
-            model.memory_bank_builder = DenoisingMemoryBank(
-                **options, coreset_sampling_ratio=arguments.coreset, seed=seed
-            )
-            model.feature_store.append(features.train)
-            model.fit()
-            size = features.masks.shape[-2:]
-            with torch.no_grad():
-                scores = torch.cat([model.score(part, size).pred_score for part in features.test.split(8)])
-            labels = features.labels.bool()
-            normal, defective = scores[~labels], scores[labels]
-            thresholds = {
-                f"{share:.0%} false alarms asked for": false_alarm_threshold(model.out_of_bag.image_scores, share)
-                for share in ASKED
-            }
-            thresholds["largest F1, with labels"] = best_threshold(labels.numpy(), scores.numpy())
-            thresholds["highest normal score"] = float(normal.max())
-            for name, threshold in thresholds.items():
-                figures = {
-                    "had": 100 * float((normal >= threshold).float().mean()),
-                    "found": 100 * float((defective >= threshold).float().mean()),
-                }
-                results.setdefault((name, ratio), []).append(figures)
-                print(f"# {ratio:.0%} seed {seed} {name}: {figures}", flush=True)
-    names = dict.fromkeys(name for name, _ in results)
-    headings = ["false alarms had / defects found [%]", *(f"{ratio:.0%} noise" for ratio in arguments.ratios)]
-    rows = {name: [results[name, ratio] for ratio in arguments.ratios] for name in names}
-    title = (
-        f"False alarms had / defects found in %, {arguments.category}, protocol overlap, setting {arguments.setting}"
-    )
-    save_results(arguments.save, title, headings, rows, ["had", "found"])
-    print_table(headings, rows, ["had", "found"])
+    model = SoftPatchModel(options.layers, options.backbone).eval()
+    headings = ["false alarms / found / found with labels [%]", *(f"{percent} % asked for" for percent in ASKED)]
+    title = "Thresholds without labels: false alarms / defects found / found with labels in %"
+    rows: dict[str, list[list[dict[str, float]]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        model.feature_cache = FeatureCache(model.feature_extractor, options.cache or Path(temporary, "features"))
+        for name in options.sets:
+            for seed in options.seeds:
+                noisy_set = NoisySet(name, seed, options, Path(temporary), model)
+                for protocol, column, ratio in noisy_set.columns():
+                    features = noisy_set.features(ratio, protocol)
+                    if ratio == 0 and not protocol.startswith(("overlap", "as")):
+                        continue  # the same training and test set as with overlap
+                    fit(model, features.train, SETTINGS["default"], options.coreset, seed)
+                    assert model.out_of_bag is not None
+                    scores, maps = score(model, features)
+                    defective = features.labels.bool()
+                    good = scores[~defective]
+                    for rule, columns in verdicts(scores, maps, model.out_of_bag.image_scores).items():
+                        row = f"{name}, {protocol}, {column}: {rule}"
+                        runs = rows.setdefault(row, [[] for _ in ASKED])
+                        for place, said in zip(runs, columns, strict=True):
+                            had = float(said[~defective].float().mean())
+                            found = float(said[defective].float().mean())
+                            labeled = float((scores[defective] > good.quantile(1 - had)).float().mean())
+                            place.append({"had": 100 * had, "found": 100 * found, "labels": 100 * labeled})
+                        print(f"# {row}: {[run[-1] for run in runs]}", flush=True)
+                    save_results(options.save, title, headings, rows, ["had", "found", "labels"])
+    print_table(headings, rows, ["had", "found", "labels"])
 
 
 if __name__ == "__main__":
