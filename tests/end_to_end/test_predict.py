@@ -110,7 +110,7 @@ def test_stock_command_leaves_the_same(trained, images, predicted, run_anomalib)
         assert tuple(strips[Path(path).name][-1, 0]) == COLOURS[verdict]
 
 
-# What tells each piece of Python in the README from the others, and how it writes a verdict
+# What tells each piece of Python in the README and the guide for engineers apart, and how it writes a verdict
 SNIPPETS = {
     "load_model(": {"anomalous": "anomalous", "normal": "normal"},
     "onnxruntime.InferenceSession(": {"anomalous": "True", "normal": "False"},
@@ -128,7 +128,7 @@ timm.create_model = functools.wraps(create)(lambda *args, **kwargs: create(*args
 
 
 def snippets() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "engineers.md"))
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -139,7 +139,7 @@ def snippet(mark: str) -> str:
 
 @pytest.fixture(scope="module")
 def as_in_readme(trained, images, tmp_path_factory):
-    """Folder in which the README's commands have been run."""
+    """Folder in which the commands of the README and the guide for engineers have been run."""
     folder = tmp_path_factory.mktemp("readme")
     _, checkpoint, onnx, xml = trained
     places = {
@@ -156,13 +156,13 @@ def as_in_readme(trained, images, tmp_path_factory):
     return folder
 
 
-def test_no_python_in_the_readme_is_left_out():
+def test_no_python_in_the_guides_is_left_out():
     assert len(snippets()) == len(SNIPPETS) + 1
     assert all(snippet(mark) for mark in [*SNIPPETS, RANKING])
 
 
 @pytest.mark.parametrize("mark", SNIPPETS)
-def test_python_in_the_readme_gives_the_same_verdicts(mark, as_in_readme, predicted, run_python):
+def test_python_in_the_guides_gives_the_same_verdicts(mark, as_in_readme, predicted, run_python):
     table = predicted[1]
     result = run_python("-c", snippet(mark), cwd=as_in_readme)
     lines = [line.split() for line in result.stdout.splitlines() if re.search(r"\.png [\d.e-]+ \w+$", line)]
@@ -172,7 +172,7 @@ def test_python_in_the_readme_gives_the_same_verdicts(mark, as_in_readme, predic
         assert found[Path(path).name] == (pytest.approx(score, rel=1e-3), SNIPPETS[mark][verdict])
 
 
-def test_ranking_in_the_readme_runs(as_in_readme, run_python):
+def test_ranking_in_the_guides_runs(as_in_readme, run_python):
     code = snippet(RANKING)
     assert code.splitlines()[-1].endswith(".head()")
     table = f"{WITHOUT_HUB}\n{code}\nprint(findings.table['path'].to_list())"
