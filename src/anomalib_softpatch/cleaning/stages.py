@@ -207,7 +207,7 @@ def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) 
     assert isinstance(post_processor, LabelFreePostProcessor)
     post_processor.false_alarms = false_alarms
     tensors = (torch.tensor(scores[name], dtype=torch.float32) for name in ("image_scores", "map_peaks"))
-    post_processor._decide_without_labels(OutOfBagScores(*tensors))
+    post_processor.decide_without_labels(OutOfBagScores(*tensors))
     plugin = CheckpointIO(extra_safe_globals=model.checkpoint_safe_globals())
     checkpoint = plugin.load_checkpoint(output / CHECKPOINT)
     checkpoint["state_dict"] = model.state_dict()

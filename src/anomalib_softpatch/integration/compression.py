@@ -1,10 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Compression of exported models to eight bits: of the backbone, and not of the search in the memory bank.
+"""Compression of exported models to eight bits: of the backbone, not of the resize or the search in the memory bank.
 
-With rows of the bank or distances in eight bits, scores lose their order. NNCF can leave operations out, but Anomalib
-has no option to say which. So models of ours are compressed here, with what Anomalib's options mean for other models.
+With rows of the bank or distances in eight bits, scores lose their order. A resize is not a place to save time. NNCF
+can leave operations out, but Anomalib has no option to say which. So models of ours are compressed here, with what
+Anomalib's options mean for other models.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_IMAGES = 300  # to calibrate with, as Anomalib says
 LARGE_DROP = 0.1  # of a metric, likewise
+LAYERS = ("Convolution", "GroupConvolution")  # every backbone begins with one of them
 OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")  # of an exported model; the labels need a threshold
 
 
@@ -40,7 +42,7 @@ def compress(
     metric: Metric | None = None,
     max_drop: float = 0.01,
 ) -> openvino.Model:
-    """Compress all of a model but the search in its memory bank to eight bits.
+    """Compress the backbone of a model to eight bits.
 
     Args:
         model: Exported model.
@@ -64,7 +66,7 @@ def compress(
         msg = "Compression needs NNCF: pip install 'anomalib-softpatch[openvino]'."
         raise ImportError(msg) from error
 
-    scope = nncf.IgnoredScope(names=search_operations(model, memory_bank), validate=False)
+    scope = nncf.IgnoredScope(names=[*resize_operations(model), *search_operations(model, memory_bank)], validate=False)
     if compression_type == CompressionType.INT8:
         return nncf.compress_weights(model, ignored_scope=scope)
     if compression_type not in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}:
@@ -126,6 +128,23 @@ def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric
     value = float(metric.compute())
     metric.reset()
     return value
+
+
+def resize_operations(model: openvino.Model) -> list[str]:
+    """Return the names of the operations on the images before the first layer of the backbone.
+
+    Args:
+        model: Exported model.
+
+    Returns:
+        Names, in an order of execution.
+    """
+    found = {parameter.get_friendly_name() for parameter in model.get_parameters()}
+    for operation in model.get_ordered_ops():
+        inputs = (port.get_source_output().get_node().get_friendly_name() for port in operation.inputs())
+        if operation.get_type_name() not in LAYERS and any(name in found for name in inputs):
+            found.add(operation.get_friendly_name())
+    return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() in found]
 
 
 def search_operations(model: openvino.Model, memory_bank: torch.Tensor) -> list[str]:

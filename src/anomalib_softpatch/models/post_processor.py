@@ -147,7 +147,7 @@ class LabelFreePostProcessor(PostProcessor):
             self._pixel_threshold_metric.reset()
         super().on_validation_epoch_end(trainer, pl_module)
         if without_labels:
-            self._decide_without_labels(scores)
+            self.decide_without_labels(scores)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Set the thresholds where there was no validation.
@@ -159,15 +159,20 @@ class LabelFreePostProcessor(PostProcessor):
         del trainer
         if bool(self._image_threshold.isnan()):
             pl_module.on_train_epoch_end()  # builds the memory bank, unless that is done
-            self._decide_without_labels(pl_module.model.out_of_bag)
+            self.decide_without_labels(pl_module.model.out_of_bag)
 
-    def _decide_without_labels(self, scores: OutOfBagScores | None) -> None:
+    def decide_without_labels(self, scores: OutOfBagScores | None) -> None:
+        """Set the thresholds from the training images' own scores, or to what is fixed.
+
+        Args:
+            scores: Out-of-bag scores of the training images; ``None`` for a loaded model, whose thresholds came along.
+        """
         if not self.enable_thresholding:
             return
         if self.fixed_threshold is not None:
             self._image_threshold.fill_(self.fixed_threshold)
             self._pixel_threshold.fill_(torch.nan)  # the image's counts
-        elif scores is not None:  # else a loaded model is validated: its thresholds came with it
+        elif scores is not None:
             self._image_threshold.fill_(self._cut(scores.image_scores))
             self._pixel_threshold.fill_(self._cut(scores.map_peaks))
         else:

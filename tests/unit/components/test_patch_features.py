@@ -111,7 +111,7 @@ def test_unreachable_hub(monkeypatch):
         raise OSError(msg)
 
     monkeypatch.setattr("timm.create_model", unreachable)
-    with pytest.raises(RuntimeError, match=r"hub cannot be reached .* local-dir:<folder>"):
+    with pytest.raises(RuntimeError, match=r"hub cannot be reached .*'local-dir:<folder>'"):
         PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=True)
     monkeypatch.setattr(patch_features, "check_weights", lambda _: None)  # it can be, but has not what is asked for
     with pytest.raises(RuntimeError, match=r"hub not reachable\n.* local-dir:<folder>"):
