@@ -114,5 +114,5 @@ def test_unreachable_hub(monkeypatch):
     with pytest.raises(RuntimeError, match=r"hub cannot be reached .*'local-dir:<folder>'"):
         PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=True)
     monkeypatch.setattr(patch_features, "check_weights", lambda _: None)  # it can be, but has not what is asked for
-    with pytest.raises(RuntimeError, match=r"hub not reachable\n.* local-dir:<folder>"):
+    with pytest.raises(RuntimeError, match=r"hub not reachable\n.*'local-dir:<folder>'"):
         PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=True)

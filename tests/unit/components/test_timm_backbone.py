@@ -59,7 +59,8 @@ def test_family(name):
         assert f"'{name}' does not take images of 96 x 96 pixels." in line
         height, width = map(int, re.search(r"for example (\d+) x (\d+)", line).groups())
         features = extractor(torch.rand(1, 3, height, width))
-    info = {each["module"]: each for each in timm.create_model(name, features_only=True).feature_info.info}
+    known = timm.create_model(name, features_only=True).feature_info.info
+    info = {each["module"]: each for each in reversed(known)}  # of branches whose parts have one name, the first
     reduction = info[layers[0]]["reduction"]
     assert features.shape[0] == 1
     for side, rows in zip((height, width), features.shape[1:3], strict=True):
