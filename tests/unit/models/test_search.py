@@ -13,11 +13,11 @@ import onnxruntime
 import pytest
 import torch
 from anomalib.data import MVTecAD
+from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch
 from test_models import engine, lightning_model
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, load_memory_bank, load_model, save_memory_bank
 from anomalib_softpatch.components import NearestNeighborSearch
-from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch
 from anomalib_softpatch.integration.last_words import bad_input
 
 module = importlib.import_module("anomalib_softpatch.components.approximate_search")

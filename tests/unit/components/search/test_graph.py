@@ -11,13 +11,13 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from anomalib_softpatch.components.bank_search import disjoint
+from anomalib_softpatch.components.graph_index import GraphIndex
 from test_nearest_neighbors import RADII, RANGES, PeakMemory, anisotropic, brute_force, make_radii
 from torch import nn
 
 from anomalib_softpatch.components import graph_index as module
 from anomalib_softpatch.components import nearest_neighbors, pruning
-from anomalib_softpatch.components.bank_search import disjoint
-from anomalib_softpatch.components.graph_index import GraphIndex
 
 
 @pytest.fixture(autouse=True)

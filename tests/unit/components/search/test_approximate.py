@@ -9,10 +9,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_nearest_neighbors import anisotropic, brute_force, check_copies, make_radii
-
 from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch, make_search
 from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, PrunedIndex
+from test_nearest_neighbors import anisotropic, brute_force, check_copies, make_radii
+
 from samples import mixture
 
 module = importlib.import_module("anomalib_softpatch.components.approximate_search")

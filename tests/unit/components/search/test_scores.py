@@ -10,6 +10,8 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from anomalib_softpatch.components.bank_search import disjoint, score_by_banks
+from anomalib_softpatch.components.nearest_neighbors import nearer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
@@ -18,8 +20,6 @@ from torch import nn
 
 from anomalib_softpatch.components import bank_search as module
 from anomalib_softpatch.components import nearest_neighbors
-from anomalib_softpatch.components.bank_search import disjoint, score_by_banks
-from anomalib_softpatch.components.nearest_neighbors import nearer
 
 TWO = (RANGES["two that share rows"][0], RANGES["two that share rows"][1])
 SHAPE = (3, 9, 7)

@@ -6,7 +6,6 @@
 import numpy as np
 import pytest
 import torch
-
 from anomalib_softpatch.components.pruning import (
     GROUP_SIZE,
     GroupedBounds,
