@@ -29,7 +29,9 @@ SMALLEST_INDEX = 2**20
 class Index(Protocol):
     """What searches one part of a bank, made before the queries come."""
 
-    def nearest(self, queries: torch.Tensor, left_out: torch.Tensor | None, limits: torch.Tensor | None) -> Nearest:
+    def nearest(
+        self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
+    ) -> Nearest:
         """Find the nearest row of the part; see :meth:`PrunedIndex.nearest`."""
 
 

@@ -309,7 +309,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             index = self._graph_index
             return NearestNeighborSearch(bank) if index is None else GraphSearch(index, bank.features, queries)
         search = self._search
-        if search is None or not search.is_of(bank):
+        if search is None or type(search) is not SEARCHES[self.search] or not search.is_of(bank):
             search = SEARCHES[self.search](bank)
             # Elsewhere it has no indexes to keep, and the bank may leave the device
             self._search = search if bank.features.device.type == "cpu" else None
