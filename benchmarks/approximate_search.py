@@ -28,8 +28,7 @@ from sklearn.metrics import roc_auc_score
 from ablation import extract
 from anomalib_softpatch.components import DenoisingMemoryBank, k_center_greedy
 from anomalib_softpatch.components.search.approximate import SEARCHES, ApproximateIndex
-from anomalib_softpatch.components.search.exact import Index
-from anomalib_softpatch.components.search.pruned import PrunedIndex
+from anomalib_softpatch.components.search.exact import Index, PrunedIndex
 from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, measure_processor, print_table, save_results, wide_features
 

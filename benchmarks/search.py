@@ -21,7 +21,7 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import nn
 
 from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch, k_center_greedy, nearest_neighbors
-from anomalib_softpatch.components.search.pruned import PrunedIndex
+from anomalib_softpatch.components.search.exact import PrunedIndex
 from common import describe_machine, measure, parser, wide_features
 
 try:

@@ -162,7 +162,7 @@ def test_search_is_pruned(trained, onnx_file, request):
     operators = [node.op_type for node in onnx.load(onnx_file, load_external_data=False).graph.node]
     pruned = "pruned" in request.node.callspec.params["trained"]
     assert ("GatherElements" in operators and "NonZero" in operators) == pruned
-    assert model.model._graph_index is None
+    assert model.model._graph_search is None
 
 
 def test_weights_are_inside(trained, onnx_file):

@@ -31,9 +31,14 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_softpatch.components.constraints import check, one_of
 from anomalib_softpatch.components.search.bank import Nearest
 from anomalib_softpatch.components.search.bounds import leading_axes
-from anomalib_softpatch.components.search.exact import Index, NearestNeighborSearch
-from anomalib_softpatch.components.search.plain import BANK_BLOCK, QUERY_BLOCK, nearest_neighbors, squared_lengths
-from anomalib_softpatch.components.search.pruned import DIFFERENCE_BLOCK
+from anomalib_softpatch.components.search.exact import DIFFERENCE_BLOCK, Index, NearestNeighborSearch
+from anomalib_softpatch.components.search.plain import (
+    BANK_BLOCK,
+    QUERY_BLOCK,
+    nearest_neighbors,
+    nearest_row,
+    squared_lengths,
+)
 from anomalib_softpatch.components.tracing import without_autocast
 
 logger = logging.getLogger(__name__)
@@ -195,8 +200,7 @@ class ApproximateIndex:
             if not len(rest):
                 return distance, row
         norms = squared_lengths(self.features, left_out)
-        distances, indices = nearest_neighbors(queries[rest], self.features, norms=norms, radii=self.radii)
-        distance[rest], row[rest] = distances.squeeze(1), indices.squeeze(1)
+        distance[rest], row[rest] = nearest_row(queries[rest], self.features, norms=norms, radii=self.radii)
         return distance, row
 
     def excess(self) -> float:

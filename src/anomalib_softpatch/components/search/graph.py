@@ -7,6 +7,7 @@ See ``docs/pruning.md`` for why it finds what a full search finds.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -15,9 +16,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Rows, nearer, put, select
 from anomalib_softpatch.components.search.bounds import LeadingAxes, rounding_allowance, sufficient_axes
-from anomalib_softpatch.components.search.exact import SMALLEST_INDEX
-from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_neighbors
-from anomalib_softpatch.components.search.pruned import PrunedIndex
+from anomalib_softpatch.components.search.exact import SMALLEST_INDEX, PrunedIndex
+from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_row
 from anomalib_softpatch.components.tracing import rows_of, without_autocast
 
 # One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size
@@ -34,50 +34,8 @@ TEETH = 16
 Block: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-class GraphIndex:
-    """What a graph needs to search the parts of a bank: the axes that rows are reduced by, and the reduced rows.
-
-    Args:
-        bank: The memory bank, float32 or float64.
-        axes: The axes.
-
-    Attributes:
-        blocks: Of each part, blocks of rows by their range ``(start, stop)``: transposed reduced rows of shape
-            ``(a + 1, b)``; their squared lengths, infinity where the block has no row; and their squared radii.
-    """
-
-    @torch.no_grad()
-    def __init__(self, bank: MemoryBank, axes: LeadingAxes) -> None:
-        self.axes = axes
-        self.radii = radii = bank.radii
-        self.blocks: dict[Rows, dict[Rows, Block]] = {}
-        for part in bank.parts:
-            size = part[1] - part[0]
-            count = -(-size // BANK_BLOCK)
-            edges = [part[0] + size * block // count for block in range(count + 1)]
-            blocks = self.blocks[part] = {}
-            for start, stop in pairwise(edges):
-                points = axes.reduce(bank.features[start:stop])
-                norms = points.square().sum(dim=1)
-                padding = -len(points) % TEETH
-                points = F.pad(points, (0, 0, 0, padding)).T.contiguous()
-                smallest = None if radii is None else F.pad(radii[start:stop].square(), (0, padding))
-                blocks[start, stop] = points, F.pad(norms, (0, padding), value=torch.inf), smallest
-
-    @classmethod
-    def build(cls, bank: MemoryBank) -> "GraphIndex | None":
-        """Return an index of a bank, or ``None`` where the plain search is as fast."""
-        features = bank.features.detach()
-        if features.numel() < SMALLEST_INDEX or len(features) < SMALLEST_BANK:
-            return None
-        axes = (
-            sufficient_axes(features, features.shape[1] // REDUCTION) if features.dtype in PrunedIndex.DTYPES else None
-        )
-        return None if axes is None else cls(bank, axes)
-
-
 class GraphSearch:
-    """Search a bank in the graph that is recorded: bounds of all rows, distances to the few that they leave.
+    """Search a bank in a graph: bounds of all rows, distances to the few that they leave.
 
     The rows with the lowest bounds make a shortlist for each query. Where the last bound on it exceeds the least
     distance found, no other row can be nearer. Queries for which this is not so get a longer shortlist, and if need be
@@ -85,15 +43,54 @@ class GraphSearch:
     are exact. Of rows that rounding leaves equally near, the first one is named.
 
     Args:
-        index: The bank's index.
-        features: The bank's patches, as the graph has them, shape ``(m, d)``.
-        queries: All queries that will come, shape ``(n, d)``.
+        bank: The memory bank, float32 or float64.
+        axes: What rows are reduced by.
+
+    Attributes:
+        blocks: Of each part, blocks of rows by their range ``(start, stop)``: transposed reduced rows of shape
+            ``(a + 1, b)``; their squared lengths, infinity where the block has no row; and their squared radii.
     """
 
-    def __init__(self, index: GraphIndex, features: torch.Tensor, queries: torch.Tensor) -> None:
-        self.index = index
-        self.features = _no_constant(features, queries)
-        self.norms = features.square().sum(dim=1)
+    norms: torch.Tensor
+
+    @torch.no_grad()
+    def __init__(self, bank: MemoryBank, axes: LeadingAxes) -> None:
+        self.axes = axes
+        self.features, self.radii = bank.features, bank.radii
+        self.blocks: dict[Rows, dict[Rows, Block]] = {}
+        for part in bank.parts:
+            size = part[1] - part[0]
+            count = -(-size // BANK_BLOCK)
+            edges = [part[0] + size * block // count for block in range(count + 1)]
+            self.blocks[part] = {rows: self._block(slice(*rows)) for rows in pairwise(edges)}
+
+    def _block(self, rows: slice) -> Block:
+        points = self.axes.reduce(self.features[rows])
+        norms = points.square().sum(dim=1)
+        padding = -len(points) % TEETH
+        points = F.pad(points, (0, 0, 0, padding)).T.contiguous()
+        smallest = None if self.radii is None else F.pad(self.radii[rows].square(), (0, padding))
+        return points, F.pad(norms, (0, padding), value=torch.inf), smallest
+
+    @classmethod
+    def build(cls, bank: MemoryBank) -> "GraphSearch | None":
+        """Return a search of a bank, or ``None`` where the plain one is as fast."""
+        rows, columns = bank.features.shape
+        if rows * columns < SMALLEST_INDEX or rows < SMALLEST_BANK or bank.features.dtype not in PrunedIndex.DTYPES:
+            return None
+        axes = sufficient_axes(bank.features, columns // REDUCTION)
+        return None if axes is None else cls(bank, axes)
+
+    def in_graph(self, features: torch.Tensor, queries: torch.Tensor) -> "GraphSearch":
+        """Return the search for the graph that is recorded.
+
+        Args:
+            features: The bank's patches, as the graph has them, shape ``(m, d)``.
+            queries: All queries that will come, shape ``(n, d)``.
+        """
+        search = copy(self)
+        search.features, search.norms = _no_constant(features, queries), features.square().sum(dim=1)
+        return search
 
     def nearest(self, queries: torch.Tensor, part: Rows, known: Nearest | None = None) -> Nearest:
         """Find the nearest row of a part of the bank; see :meth:`Search.nearest`."""
@@ -104,15 +101,15 @@ class GraphSearch:
         found, in_doubt = put(found, some, longer), in_doubt.index_put((some,), still)
         some = rows_of(in_doubt)
         # Where it is not needed, of a few rows only
-        distances, rows = nearest_neighbors(
+        plainly = nearest_row(
             queries.index_select(0, some),
             self.features,
             within=part,
             needed=in_doubt.any(),
             norms=self.norms,
-            radii=self.index.radii,
+            radii=self.radii,
         )
-        return put(found, some, nearer(select(found, some), (distances.squeeze(1), rows.squeeze(1))))
+        return put(found, some, nearer(select(found, some), plainly))
 
     def _by_shortlist(
         self, queries: torch.Tensor, part: Rows, known: Nearest | None, size: int
@@ -125,7 +122,7 @@ class GraphSearch:
             known: What is nearest so far.
             size: Rows on a shortlist.
         """
-        points = self.index.axes.reduce(queries)
+        points = self.axes.reduce(queries)
         lengths = points.square().sum(dim=1)
         bounds, rows = self._shortlist(-2 * points, lengths, part, size, known)  # bounds without |q|^2
         found = nearer(known, self._nearest_of_shortlist(queries, rows))
@@ -152,7 +149,7 @@ class GraphSearch:
         """
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         before = None if known is None else known[1][:, None]
-        for (start, stop), (points, norms, smallest) in self.index.blocks[part].items():
+        for (start, stop), (points, norms, smallest) in self.blocks[part].items():
             # As in the plain search: a product that depends on what was found before cannot be computed early
             rows = scaled if before is None else scaled + before.amin(dim=(0, 1)).clamp(max=0)
             with without_autocast(scaled.device):
@@ -177,8 +174,8 @@ class GraphSearch:
             for candidates in rows.unbind(dim=1)
         ]
         distances = torch.stack(found, dim=1)
-        if self.index.radii is not None:
-            distances = torch.maximum(distances, self.index.radii[rows])
+        if self.radii is not None:
+            distances = torch.maximum(distances, self.radii[rows])
         least = distances.amin(dim=1)
         return least, torch.where(distances == least[:, None], rows, self.features.shape[0] - 1).amin(dim=1)
 

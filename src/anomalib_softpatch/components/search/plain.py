@@ -11,9 +11,12 @@ Example:
     (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.components.search.bank import Nearest
 from anomalib_softpatch.components.tracing import is_traced, without_autocast
 
 # Bank rows and queries in one matrix product: bounds memory. Exported graphs, which take any number of queries at once,
@@ -103,6 +106,12 @@ def nearest_neighbors(
             nearest = torch.cat((nearest, index), dim=1).gather(1, best)
     distances = (queries[:, None] - bank[nearest]).square().sum(dim=2).sqrt()
     return distances if radii is None else torch.maximum(distances, radii[nearest]), nearest
+
+
+def nearest_row(queries: torch.Tensor, bank: torch.Tensor, **options: Any) -> Nearest:
+    """Find the nearest row of the bank by :func:`nearest_neighbors`, with ``k = 1``."""
+    distances, rows = nearest_neighbors(queries, bank, **options)
+    return distances.squeeze(1), rows.squeeze(1)
 
 
 def _first_of_runs(start: int, stop: int, after: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:

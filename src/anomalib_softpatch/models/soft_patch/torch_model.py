@@ -34,7 +34,7 @@ from anomalib_softpatch.components import (
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.search import Search
 from anomalib_softpatch.components.search.approximate import SEARCHES, SearchName, check_search
-from anomalib_softpatch.components.search.graph import GraphIndex, GraphSearch
+from anomalib_softpatch.components.search.graph import GraphSearch
 from anomalib_softpatch.components.search.scores import score_by_banks
 from anomalib_softpatch.components.tracing import is_traced
 
@@ -121,7 +121,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.denoising: DenoisingResult | None = None
         self.out_of_bag: OutOfBagScores | None = None
         self._search: NearestNeighborSearch | None = None
-        self._graph_index: GraphIndex | None = None
+        self._graph_search: GraphSearch | None = None
 
         self.memory_bank: torch.Tensor
         self.weights: torch.Tensor
@@ -283,11 +283,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             Nothing.
         """
         if self.bank_ranges:
-            self._graph_index = GraphIndex.build(self._bank)
+            self._graph_search = GraphSearch.build(self._bank)
         try:
             yield
         finally:
-            self._graph_index = None
+            self._graph_search = None
 
     @property
     def _bank(self) -> MemoryBank:
@@ -306,8 +306,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             left_out: See :meth:`score`.
         """
         if is_traced():
-            index = self._graph_index
-            return NearestNeighborSearch(bank) if index is None else GraphSearch(index, bank.features, queries)
+            graph = self._graph_search
+            return NearestNeighborSearch(bank) if graph is None else graph.in_graph(bank.features, queries)
         search = self._search
         if search is None or type(search) is not SEARCHES[self.search] or not search.is_of(bank):
             search = SEARCHES[self.search](bank)

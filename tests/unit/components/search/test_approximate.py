@@ -14,7 +14,7 @@ from test_exact import find as find_by
 from anomalib_softpatch.components.search import approximate as module
 from anomalib_softpatch.components.search import exact
 from anomalib_softpatch.components.search.approximate import ApproximateIndex, ApproximateSearch, check_search
-from anomalib_softpatch.components.search.pruned import PrunedIndex
+from anomalib_softpatch.components.search.exact import PrunedIndex
 from samples import mixture
 
 

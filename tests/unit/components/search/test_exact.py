@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch, nearest_neighbors
-from anomalib_softpatch.components.search import bounds, exact, plain, pruned
-from anomalib_softpatch.components.search.pruned import PrunedIndex
+from anomalib_softpatch.components.search import bounds, exact, plain
+from anomalib_softpatch.components.search.exact import PrunedIndex
 
 RANGES = {
     "one": [(0, 3000)],
@@ -91,6 +91,10 @@ def make_radii(kind, queries, bank):
 RADII = ("some count", "larger than all distances", "smaller than all distances", "ties", "all the same")
 
 
+def refuse(*_, **__):
+    pytest.fail("The plain search was asked.")
+
+
 @pytest.fixture
 def small_index(monkeypatch):
     """Use an index however small the bank, and however little it may rule out."""
@@ -118,8 +122,8 @@ def test_part_of_a_bank(k, block, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_pruned_search(dtype, small_index, monkeypatch):
     """Also in small blocks."""
-    monkeypatch.setattr(pruned, "BOUND_BLOCK", 3000 * 30)
-    monkeypatch.setattr(pruned, "DIFFERENCE_BLOCK", 64 * 100)
+    monkeypatch.setattr(exact, "BOUND_BLOCK", 3000 * 30)
+    monkeypatch.setattr(exact, "DIFFERENCE_BLOCK", 64 * 100)
     queries, bank = anisotropic(100).to(dtype), anisotropic(3000, seed=1).to(dtype)
     index = PrunedIndex(bank)
     assert index.points.shape[1] < 24
@@ -132,7 +136,7 @@ def test_prunes(small_index, monkeypatch):
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     index = PrunedIndex(bank)
     expected = nearest_neighbors(queries, bank)
-    monkeypatch.delattr(pruned, "nearest_neighbors")
+    monkeypatch.setattr(exact, "nearest_row", refuse)
     distances, indices = index.nearest(queries)
     assert torch.equal(indices[:, None], expected[1])
     assert torch.equal(distances[:, None], expected[0])
@@ -143,7 +147,7 @@ def test_one_row_far_away_costs_nothing(small_index, monkeypatch):
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     bank[17] *= 100
     index = PrunedIndex(bank)
-    monkeypatch.delattr(pruned, "nearest_neighbors")
+    monkeypatch.setattr(exact, "nearest_row", refuse)
     check_nearest(queries, bank, index.nearest(queries))
 
 
@@ -326,8 +330,8 @@ def test_radii_in_the_plain_search(kind, k, block, monkeypatch):
 @pytest.mark.parametrize("kind", RADII)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_radii_in_the_pruned_search(kind, dtype, small_index, monkeypatch):
-    monkeypatch.setattr(pruned, "BOUND_BLOCK", 3000 * 30)
-    monkeypatch.setattr(pruned, "DIFFERENCE_BLOCK", 64 * 100)
+    monkeypatch.setattr(exact, "BOUND_BLOCK", 3000 * 30)
+    monkeypatch.setattr(exact, "DIFFERENCE_BLOCK", 64 * 100)
     queries, bank = anisotropic(100).to(dtype), anisotropic(3000, seed=1).to(dtype)
     radii = make_radii(kind, queries, bank)
     index = PrunedIndex(bank, radii)
@@ -341,7 +345,7 @@ def test_radii_do_not_hinder_pruning(small_index, monkeypatch):
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     radii = make_radii("some count", queries, bank)
     index = PrunedIndex(bank, radii)
-    monkeypatch.delattr(pruned, "nearest_neighbors")
+    monkeypatch.setattr(exact, "nearest_row", refuse)
     check_nearest(queries, bank, index.nearest(queries), radii=radii)
 
 
@@ -495,8 +499,8 @@ def test_memory_is_bounded(kind, small_index, monkeypatch):
     """No tensor is larger than a block, though the distances of all pairs would be 90 times as large."""
     monkeypatch.setattr(plain, "BANK_BLOCK", 512)
     monkeypatch.setattr(plain, "QUERY_BLOCK", 512)
-    monkeypatch.setattr(pruned, "BOUND_BLOCK", 512 * 512)
-    monkeypatch.setattr(pruned, "DIFFERENCE_BLOCK", 512 * 512)
+    monkeypatch.setattr(exact, "BOUND_BLOCK", 512 * 512)
+    monkeypatch.setattr(exact, "DIFFERENCE_BLOCK", 512 * 512)
     monkeypatch.setattr(exact, "SMALLEST_INDEX", 2**40 if "plain" in kind else 0)
     bank, queries = anisotropic(6000, 32), anisotropic(4000, 32, seed=1)
     if kind == "hard queries":

@@ -13,11 +13,12 @@ import torch
 from test_exact import RADII, RANGES, PeakMemory, anisotropic, brute_force, make_radii
 from torch import nn
 
-from anomalib_softpatch.components import MemoryBank, nearest_neighbors
+from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.components.search import bounds, plain
 from anomalib_softpatch.components.search import graph as module
 from anomalib_softpatch.components.search.bank import contains
-from anomalib_softpatch.components.search.graph import GraphIndex, GraphSearch
+from anomalib_softpatch.components.search.graph import GraphSearch
+from anomalib_softpatch.components.search.plain import nearest_row
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +37,14 @@ def searched_again(monkeypatch):
 
     def search(queries, bank, **options):
         counts.append(len(queries))
-        return nearest_neighbors(queries, bank, **options)
+        return nearest_row(queries, bank, **options)
 
-    monkeypatch.setattr(module, "nearest_neighbors", search)
+    monkeypatch.setattr(module, "nearest_row", search)
     return counts
 
 
 def build(bank, ranges, radii=None):
-    return GraphIndex.build(MemoryBank(bank, torch.ones(len(bank)), radii, tuple(ranges)))
+    return GraphSearch.build(MemoryBank(bank, torch.ones(len(bank)), radii, tuple(ranges)))
 
 
 def parts_of(ranges):
@@ -54,7 +55,7 @@ def parts_of(ranges):
 
 def search_ranges(index, queries, bank, ranges):
     """Search each range part by part."""
-    search = GraphSearch(index, bank, queries)
+    search = index.in_graph(bank, queries)
     return [reduce(lambda known, part: search.nearest(queries, part, known), parts, None) for parts in parts_of(ranges)]
 
 
@@ -139,9 +140,8 @@ def test_a_shortlist_alone_would_be_wrong():
     bank = anisotropic(3000, seed=1)
     index = build(bank, [(0, 3000)])
     points = index.axes.reduce(queries)
-    search = GraphSearch(index, bank, queries)
-    _, rows = search._shortlist(-2 * points, points.square().sum(dim=1), (0, 3000), max(module.SHORTLISTS))
-    distances, _ = search._nearest_of_shortlist(queries, rows)
+    _, rows = index._shortlist(-2 * points, points.square().sum(dim=1), (0, 3000), max(module.SHORTLISTS))
+    distances, _ = index._nearest_of_shortlist(queries, rows)
     assert (distances.numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
 
 
@@ -153,8 +153,7 @@ def test_shortlist_is_that_of_the_lowest_bounds(size, kind):
     radii = None if kind is None else make_radii(kind, queries, bank)
     index = build(bank, [(0, len(bank))], radii)
     points = index.axes.reduce(queries)
-    search = GraphSearch(index, bank, queries)
-    lowest, rows = search._shortlist(-2 * points, points.square().sum(dim=1), (0, len(bank)), size)
+    lowest, rows = index._shortlist(-2 * points, points.square().sum(dim=1), (0, len(bank)), size)
     expected = brute_force(points, index.axes.reduce(bank), radii) ** 2
     found = lowest.double().numpy() + points.double().square().sum(dim=1)[:, None].numpy()
     np.testing.assert_allclose(found, np.sort(expected, axis=1)[:, :size], atol=1e-5)
