@@ -194,11 +194,12 @@ def test_search_follows_the_banks(images, monkeypatch):
     model = fit(softpatch_model(memory_bank_builder=bank_with_radii()), images)
     features = model.extract(images[:2])
 
-    def scores():
-        return model.score(features, (64, 96)).pred_score
+    def scores(model):
+        return model.score(features.to(model.memory_bank.dtype), (64, 96)).pred_score
 
-    before, search = scores(), model._search
-    scores()
+    scores(model)
+    search = model._search
+    scores(model)
     assert model._search is search
     for change in (
         lambda: model.radii.mul_(1.5),
@@ -208,13 +209,10 @@ def test_search_follows_the_banks(images, monkeypatch):
         lambda: model.set_memory_bank(MemoryBank(model.memory_bank[:9], model.weights[:9], None, ((0, 9),))),
     ):
         change()
-        features = features.to(model.memory_bank.dtype)
-        now = scores()
-        assert not torch.equal(now, before)
-        assert torch.equal(now, copy.deepcopy(model).score(features, (64, 96)).pred_score)
+        assert torch.equal(scores(model), scores(copy.deepcopy(model)))
         assert model._search is not search
         assert model._search.bank.features is model.memory_bank
-        before, search = now, model._search
+        search = model._search
 
 
 def test_not_fitted():
