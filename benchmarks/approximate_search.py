@@ -27,8 +27,8 @@ from sklearn.metrics import roc_auc_score
 
 from ablation import extract
 from anomalib_softpatch.components import DenoisingMemoryBank, k_center_greedy
-from anomalib_softpatch.components.approximate_search import SEARCHES, ApproximateIndex, make_search
-from anomalib_softpatch.components.nearest_neighbors import Index, PrunedIndex
+from anomalib_softpatch.components.search.approximate import SEARCHES, ApproximateIndex
+from anomalib_softpatch.components.search.exact import Index, PrunedIndex
 from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, measure_processor, print_table, save_results, wide_features
 
@@ -67,16 +67,17 @@ def measure_accuracy(arguments: argparse.Namespace, results: Results) -> None:
         for seed in arguments.seeds:
             features = extract(model, ratio, seed, overlap=True, rotated=False, arguments=arguments)
             model.memory_bank_builder = DenoisingMemoryBank(coreset_sampling_ratio=arguments.coreset, seed=seed)
-            model.search = make_search("exact")
+            model.search = "exact"
             model.feature_store.append(features.train)
             model.fit()
             size = features.masks.shape[-2:]
             exact = None
             for name in SEARCHES:
-                model.search = make_search(name)
+                model.search = name
                 with torch.no_grad():
                     parts = [model.score(part, size) for part in features.test.split(8)]
-                    distances, _ = model.search(features.test[::8].flatten(0, 2), model.memory_bank)
+                    (whole,) = model._search.bank.parts
+                    distances, _ = model._search.nearest(features.test[::8].flatten(0, 2), whole)
                 exact = distances if exact is None else exact
                 scores = torch.cat([part.pred_score for part in parts])
                 maps = torch.cat([part.anomaly_map for part in parts])
@@ -123,7 +124,7 @@ def measure_speed(arguments: argparse.Namespace, results: Results) -> None:
         found = {}
         for _ in range(arguments.repeats):
             for name, index in indexes.items():
-                (found[name], _), took = measure_processor(lambda: index.search(queries))  # noqa: B023
+                (found[name], _), took = measure_processor(lambda: index.nearest(queries))  # noqa: B023
                 times[name].append(took)
                 print(f"# {where}, {name}: {took:.2f} s", flush=True)
         exact = found["exact"]

@@ -38,7 +38,7 @@ from anomalib.models import Patchcore
 from anomalib.models.components.dimensionality_reduction import SparseRandomProjection
 
 from anomalib_softpatch import SoftPatch
-from anomalib_softpatch.components import DenoisingMemoryBank, k_center_greedy
+from anomalib_softpatch.components import DenoisingMemoryBank, MemoryBank, k_center_greedy
 from common import MEAN, STD, describe_machine, load_images, new_file, parser, print_table, save_results
 
 BASELINE, ONE_BANK = "Anomalib Patchcore", "SoftPatch"
@@ -120,11 +120,11 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     for name, path in folders.items():
         sizes, ours.model.score_smoothing = MODELS[name]
         if name == PAPER:
-            ours.model.set_memory_bank(published.features, published.weights, published.bank_ranges)
+            ours.model.set_memory_bank(published)
         else:
             ranges = tuple((int(start * options.bank), int(stop * options.bank)) for start, stop in sizes)
             bank = rows[: ranges[-1][1]].clone()  # the first centres of a coreset are a smaller one
-            ours.model.set_memory_bank(bank, torch.ones(len(bank)), ranges)
+            ours.model.set_memory_bank(MemoryBank(bank, torch.ones(len(bank)), None, ranges))
         fixed = name == BASELINE
         model = patchcore if fixed else ours
         kwargs: dict[str, Any] = {"verbose": False} | (

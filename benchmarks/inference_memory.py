@@ -17,7 +17,6 @@ Example::
 """
 
 import argparse
-import importlib
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule
 
 from anomalib_softpatch import SoftPatch
+from anomalib_softpatch.components.search import exact
 from common import MEAN, STD, PeakMemory, describe_machine, in_process, kolektor_images, parser
 
 TIMES = ("load", "peak", "seconds")
@@ -77,8 +77,7 @@ def score(folder: Path, runtime: str, threads: int) -> dict[str, float]:
     with PeakMemory() as loading:
         if runtime.startswith("torch"):
             if "plain" in runtime:
-                search = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
-                search.SMALLEST_INDEX = float("inf")
+                exact.SMALLEST_INDEX = float("inf")
             model = torch.load(folder / "model.pt", weights_only=False).eval()
             run = torch.no_grad()(lambda: model(torch.from_numpy(image)))
         elif runtime == "onnxruntime":

@@ -79,7 +79,7 @@ def fit_huge(options: argparse.Namespace) -> dict[str, Any]:
             batch = torch.randn(count, options.grid, options.grid, 64, generator=generator) @ mixing
             store.append(batch.add_(torch.empty_like(batch).normal_(generator=generator)))
         making = time.perf_counter() - start
-        temporary = Path(store._spill.name) if store.on_disk else None
+        temporary = None if store._spill is None else Path(store._spill.name)
         bank, seconds = measure(lambda: builder.fit(store))
     store.clear()
     return {

@@ -20,8 +20,8 @@ from anomalib.models.components.dimensionality_reduction import SparseRandomProj
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import nn
 
-from anomalib_softpatch.components import NearestNeighborSearch, k_center_greedy, nearest_neighbors
-from anomalib_softpatch.components.nearest_neighbors import PrunedIndex
+from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch, k_center_greedy, nearest_neighbors
+from anomalib_softpatch.components.search.exact import PrunedIndex
 from common import describe_machine, measure, parser, wide_features
 
 try:
@@ -79,11 +79,11 @@ def main() -> None:
     patchcore = PatchcoreModel.__new__(PatchcoreModel)  # its search without a backbone
     nn.Module.__init__(patchcore)
     patchcore.register_buffer("memory_bank", bank)
-    search = NearestNeighborSearch()
+    search = NearestNeighborSearch(MemoryBank(bank, torch.ones(len(bank)), None, ((0, len(bank)),)))
     methods = {
         "Anomalib PatchCore": lambda part: patchcore.nearest_neighbors(part, 1),
         "plain (exported graphs)": lambda part: nearest_neighbors(part, bank),
-        "ours": lambda part: search(part, bank),
+        "ours": lambda part: search.nearest(part, (0, len(bank))),
     }
     if faiss is None:
         print("faiss is not installed: left out.")

@@ -17,7 +17,8 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
-from anomalib_softpatch.components import bank_search, graph_index, pruning
+from anomalib_softpatch.components import MemoryBank
+from anomalib_softpatch.components.search import bounds, graph, scores
 
 SETTINGS = {
     "SoftPatch": lambda: SoftPatch(**BACKBONE),
@@ -51,17 +52,18 @@ def monkeypatch_module():
 def trained(request, mvtec_root, tmp_path_factory, monkeypatch_module):
     folder = tmp_path_factory.mktemp("export")
     if "pruned" in request.param:
-        monkeypatch_module.setattr(graph_index, "SMALLEST_INDEX", 0)
-        monkeypatch_module.setattr(bank_search, "SMALLEST_OWN_PART", 0)
-        monkeypatch_module.setattr(pruning, "EXPLAINED_VARIANCE", 0.1)
-        monkeypatch_module.setattr(pruning, "LARGEST_REST", float("inf"))
+        monkeypatch_module.setattr(graph, "SMALLEST_INDEX", 0)
+        monkeypatch_module.setattr(scores, "SMALLEST_OWN_PART", 0)
+        monkeypatch_module.setattr(bounds, "EXPLAINED_VARIANCE", 0.1)
+        monkeypatch_module.setattr(bounds, "LARGEST_REST", float("inf"))
     model = SETTINGS[request.param]()
     engine = Engine(default_root_dir=folder, accelerator="cpu", enable_progress_bar=False, logger=False)
     engine.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
     assert bool((model.model.radii > 0).all()) == ("SoftPatchPlus" in request.param)
     inner = model.model
     # Doubled, so that they decide about many scores of images that are not like the training ones
-    inner.set_memory_bank(inner.memory_bank.clone(), inner.weights.clone(), inner.bank_ranges, 2 * inner.radii)
+    features, weights = inner.memory_bank.clone(), inner.weights.clone()
+    inner.set_memory_bank(MemoryBank(features, weights, 2 * inner.radii, inner.bank_ranges))
     return engine, model.eval(), folder
 
 
@@ -160,7 +162,7 @@ def test_search_is_pruned(trained, onnx_file, request):
     operators = [node.op_type for node in onnx.load(onnx_file, load_external_data=False).graph.node]
     pruned = "pruned" in request.node.callspec.params["trained"]
     assert ("GatherElements" in operators and "NonZero" in operators) == pruned
-    assert model.model._graph_index is None
+    assert model.model._graph_search is None
 
 
 def test_weights_are_inside(trained, onnx_file):

@@ -19,7 +19,7 @@ Example:
 import torch
 from tqdm import tqdm
 
-from anomalib_softpatch.components.pruning import GROUP_SIZE, GroupedBounds, LeadingAxes
+from anomalib_softpatch.components.search.bounds import STRIP, BoundsInStrips, LeadingAxes
 from anomalib_softpatch.components.tracing import without_autocast
 
 # Rows brought up to date in one go. Larger sets mean fewer passes over all rows, but more rows that never lead.
@@ -171,7 +171,7 @@ class _NearestCenters:
         self._axis_count = min(axes, self._axes.shape[1])
         self._leading = LeadingAxes(self._center, self._axes[:, : self._axis_count])
         width = self._axis_count + 1
-        room = -(-len(self.centers) // GROUP_SIZE) * GROUP_SIZE
+        room = -(-len(self.centers) // STRIP) * STRIP
         self._center_points = self.features.new_zeros(room, width, dtype=dtype)
         self._center_norms = self._center_points.new_full((room,), torch.inf)
         self._reduced_centers = 0
@@ -200,8 +200,8 @@ class _NearestCenters:
         pairs = doubtful = coarse = 0
         start = 0
         while start < len(active) and (oldest := int(self.seen[active[start]])) < count:
-            part = active[start : start + max(SMALLEST_PART, BLOCK_SIZE // (count - oldest + GROUP_SIZE))]
-            first = oldest // GROUP_SIZE * GROUP_SIZE
+            part = active[start : start + max(SMALLEST_PART, BLOCK_SIZE // (count - oldest + STRIP))]
+            first = oldest // STRIP * STRIP
             in_doubt, coarse_rows = self._compare(part, first, count)
             pairs += len(part) * (count - first)
             doubtful += max(0, in_doubt - len(part))  # one for each row is to be expected
@@ -225,18 +225,18 @@ class _NearestCenters:
         points = self._reduce(features) if self._points is None else self._points[part]
         norms = points.square().sum(dim=1)
         in_doubt = 0
-        size = max(1, BLOCK_SIZE // (len(part) * GROUP_SIZE)) * GROUP_SIZE
+        size = max(1, BLOCK_SIZE // (len(part) * STRIP)) * STRIP
         for start in range(first, count, size):
-            block = slice(start, min(start + size, -(-count // GROUP_SIZE) * GROUP_SIZE))
+            block = slice(start, min(start + size, -(-count // STRIP) * STRIP))
             # Squares without the rows' own norms, which are the same for all centres
             with without_autocast(points.device):
                 squares = torch.addmm(self._center_norms[block], points, self._center_points[block].T, alpha=-2)
-            bounds = GroupedBounds(squares)
+            bounds = BoundsInStrips(squares)
             # The most promising centre first: it rules out nearly all of the others.
             nearer = (bounds.smallest.amin(dim=1) <= self._limits(distances, norms)).nonzero().squeeze(1)
             if not len(nearer):
                 continue
-            promising = bounds.most_promising()[nearer, 0]
+            promising = bounds.most_promising()[nearer]
             bounds.rule_out(nearer, promising)
             distance = _distances(features, nearer, self.centers, promising + start)
             distances[nearer] = torch.minimum(distances[nearer], distance)

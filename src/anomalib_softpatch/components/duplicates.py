@@ -27,43 +27,27 @@ MOST_PLACES, FEWEST_PLACES = 64, 9
 RADIUS = 2
 # Comparisons of two patches, so that thousands of images are compared at fewer places
 LARGEST_PRODUCT = 2**28
+# Elements of the largest temporary tensor, and images that are compared with all others at a time
 BLOCK = 2**24
+IMAGES_AT_A_TIME = 512
 
 
-def duplicate_groups(
-    hashes: Sequence[Hashable] | None = None, features: torch.Tensor | None = None, block_size: int = 512
-) -> torch.Tensor:
+def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor) -> torch.Tensor:
     """Group the images that are copies of each other.
 
     Exact copies have the same hash. Near copies (saved again as JPEG, rotated by up to 3 degrees, shifted by up to 3 %,
     photographed again in other light) are told by :func:`near_pairs`.
 
     Args:
-        hashes: Hash of the content of each image; ``None`` not to look for exact copies.
-        features: Features of the patches, shape ``(images, height, width, channels)``; ``None`` not to look for near
-            copies. Sets of fewer than 20 different images are not searched for them.
-        block_size: Number of images that are compared with all others at a time.
+        hashes: Hash of the content of each image.
+        features: Features of the patches, shape ``(images, height, width, channels)``.
 
     Returns:
         Number of each image's group, shape ``(images,)``: 0, 1, ... in the order of the groups' first images.
-
-    Raises:
-        ValueError: If there are neither hashes nor features, or different numbers of both.
     """
-    if hashes is not None and features is not None and len(hashes) != len(features):
-        msg = f"There are {len(hashes)} hashes, but features of {len(features)} images."
-        raise ValueError(msg)
-    if hashes is not None:
-        exact = _number(hashes)
-    elif features is not None:
-        exact = torch.arange(len(features))
-    else:
-        msg = "duplicate_groups needs hashes, features, or both."
-        raise ValueError(msg)
-    if features is None:
-        return exact
+    exact = _number(hashes)
     first = representatives(exact)
-    pairs = near_pairs(features[first.to(features.device)], block_size)
+    pairs = near_pairs(features[first.to(features.device)])
     return _number(_join(len(first), pairs.tolist())[exact].tolist())
 
 
@@ -82,16 +66,16 @@ def representatives(groups: torch.Tensor) -> torch.Tensor:
     return first.scatter_reduce(0, groups, torch.arange(len(groups)), reduce="amin")
 
 
-def near_pairs(features: torch.Tensor, block_size: int = 512) -> torch.Tensor:
+def near_pairs(features: torch.Tensor) -> torch.Tensor:
     """Find pairs of images that are nearer to each other than different images are.
 
     Most patches of each have the other image nearer than the k-th nearest image by the factor ``(k / 4)^(-1/3)``, for a
     k of 8, 16 or 32. The distance to an image is that to its nearest patch at about the same place. Two images that are
-    like each other and unlike all others count as copies, too: nothing tells the two cases apart.
+    like each other and unlike all others count as copies, too: nothing tells the two cases apart. Sets of fewer than 20
+    images are not searched.
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
-        block_size: Number of images that are compared with all others at a time.
 
     Returns:
         Indices of the images, each pair once, shape ``(pairs, 2)``.
@@ -109,7 +93,7 @@ def near_pairs(features: torch.Tensor, block_size: int = 512) -> torch.Tensor:
         others = (flat[:, window[place]] - flat[:, place].mean(dim=0)).float().reshape(-1, channels)
         queries = (flat[:, place] - flat[:, place].mean(dim=0)).float()
         norms = others.square().sum(dim=1)
-        size = max(1, min(block_size, BLOCK // len(others)))
+        size = max(1, min(IMAGES_AT_A_TIME, BLOCK // len(others)))
         for start in range(0, images, size):
             part = queries[start : start + size]
             squares = torch.addmm(norms, part, others.T, alpha=-2).view(len(part), images, -1).amin(dim=2)

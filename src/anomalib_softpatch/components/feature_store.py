@@ -76,11 +76,6 @@ class FeatureStore:
         """Device of the features that are held in memory."""
         return self._device
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether some of the features lie on disk."""
-        return self._spill is not None
-
     def batches(self) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
         """Yield the features in the order in which they came, with their keys."""
         start = 0

@@ -41,6 +41,7 @@ from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
+from anomalib_softpatch.components.search import MemoryBank
 from anomalib_softpatch.components.support_radii import calibrate, support_of, support_radii
 from anomalib_softpatch.components.threshold import keep_mask
 
@@ -57,16 +58,15 @@ CONSTRAINTS = {
 }
 
 
-@dataclass(frozen=True)
-class DenoisingResult:
-    """What a fit gives. Patches are numbered ``image * height * width + row * width + column``.
+@dataclass(frozen=True, eq=False)
+class DenoisingResult(MemoryBank):
+    """What a fit gives: a memory bank and how it came about.
+
+    Patches are numbered ``image * height * width + row * width + column``. There is one bank range per threshold.
+    Weights are ones without soft weights, radii are calibrated, and zeros with ``min_images=1``.
 
     Attributes:
-        features: Patches of all banks, each stored once, shape ``(m, channels)``.
-        weights: Weight of each of them, shape ``(m,)``; ones without soft weights.
-        radii: Support radius of each of them, calibrated, shape ``(m,)``; zeros with ``min_images=1``.
-        indices: Which training patch each of them is, shape ``(m,)``.
-        bank_ranges: Rows that belong to each bank as ``(start, stop)``, one per threshold.
+        indices: Which training patch each of the bank's is, shape ``(m,)``.
         scores: Noise scores of all training patches; ``None`` if nothing asked for scores.
         kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
         shares: Share of all patches that was to be removed from each bank.
@@ -75,11 +75,8 @@ class DenoisingResult:
         keys: Keys of the images in their order; empty if some came without.
     """
 
-    features: torch.Tensor
-    weights: torch.Tensor
     radii: torch.Tensor
     indices: torch.Tensor
-    bank_ranges: tuple[tuple[int, int], ...]
     scores: PatchScores | None
     kept: torch.Tensor
     shares: tuple[float, ...]

@@ -21,7 +21,7 @@ from anomalib.deploy import CompressionType
 from anomalib.metrics import AUROC, F1Score
 from torchmetrics import Metric
 
-from anomalib_softpatch.components.pruning import sample_rows
+from anomalib_softpatch.components.search.bounds import sample_rows
 
 if TYPE_CHECKING:
     import openvino

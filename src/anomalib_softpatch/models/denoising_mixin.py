@@ -24,8 +24,8 @@ from torch import nn
 from torchmetrics import Metric
 
 from anomalib_softpatch.components import DenoisingMemoryBank
-from anomalib_softpatch.components.approximate_search import ApproximateSearch, SearchName
 from anomalib_softpatch.components.memory_bank import seeded
+from anomalib_softpatch.components.search.approximate import SearchName
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
 from anomalib_softpatch.integration.golden import golden_images
@@ -310,7 +310,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             if isinstance(tensor, torch.Tensor)
         )
         kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
-        if isinstance(self.model.search, ApproximateSearch):
+        if self.model.search == "faiss":
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():
             path = super().to_onnx(*args, **kwargs)

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed
 
-from anomalib_softpatch.components import FeatureStore
+from anomalib_softpatch.components import FeatureStore, MemoryBank
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.integration.distributed import leave_out_gradients
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
@@ -141,5 +141,5 @@ def _broadcast_memory_bank(model: SoftPatchModel, group: distributed.ProcessGrou
     if not first:
         device = model.memory_bank.device
         features, weights, radii, image_scores, map_peaks = (tensor.to(device) for tensor in tensors)
-        model.set_memory_bank(features, weights, bank_ranges, radii)
+        model.set_memory_bank(MemoryBank(features, weights, radii, bank_ranges))
         model.out_of_bag = OutOfBagScores(image_scores, map_peaks)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.components.hashing import describe
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models.compatibility import (
@@ -139,7 +140,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
         logger.warning("%s is of images of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
 
     features, weights, radii = (tensors[name].to(model.device) for name in ("memory_bank", "weights", "radii"))
-    torch_model.set_memory_bank(features, weights, banks, radii)
+    torch_model.set_memory_bank(MemoryBank(features, weights, radii, banks))
     model._is_fitted = torch.tensor([True], device=model.device)  # Anomalib's flag
     state = _post_processor_state(model)
     for name, tensor in stored.items():

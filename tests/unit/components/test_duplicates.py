@@ -6,6 +6,7 @@
 import pytest
 import torch
 
+from anomalib_softpatch.components import duplicates
 from anomalib_softpatch.components.duplicates import duplicate_groups, near_pairs, representatives
 
 
@@ -22,25 +23,30 @@ def partition(groups: torch.Tensor) -> set[frozenset[int]]:
     return {group for group in sets if len(group) > 1}
 
 
+def near_groups(images: torch.Tensor) -> torch.Tensor:
+    """Groups of images none of which is an exact copy."""
+    return duplicate_groups(range(len(images)), images)
+
+
 def test_exact_copies_are_told_by_their_hash() -> None:
-    groups = duplicate_groups(["a", "b", "a", "c", "b", "a"])
+    groups = duplicate_groups(["a", "b", "a", "c", "b", "a"], features(6))
     assert groups.tolist() == [0, 1, 0, 2, 1, 0]
     assert representatives(groups).tolist() == [0, 1, 3]
 
 
 def test_near_copies_are_grouped_and_aligned_images_are_not() -> None:
     originals = features()
-    assert partition(duplicate_groups(features=originals)) == set()
+    assert partition(near_groups(originals)) == set()
     generator = torch.Generator().manual_seed(1)
     copies = originals[[3, 17, 17]] + 0.3 * torch.randn(3, 12, 12, 8, generator=generator)
-    groups = duplicate_groups(features=torch.cat((originals, copies)))
+    groups = near_groups(torch.cat((originals, copies)))
     assert partition(groups) == {frozenset({3, 60}), frozenset({17, 61, 62})}
 
 
 def test_all_images_copied_once() -> None:
     originals = features(40)
     copies = originals + 0.3 * torch.randn(originals.shape, generator=torch.Generator().manual_seed(1))
-    groups = duplicate_groups(features=torch.cat((originals, copies)))
+    groups = near_groups(torch.cat((originals, copies)))
     assert partition(groups) == {frozenset({index, index + 40}) for index in range(40)}
 
 
@@ -49,7 +55,7 @@ def test_two_images_unlike_the_rest_and_like_each_other_count_once() -> None:
     originals = features(40)
     generator = torch.Generator().manual_seed(2)
     odd = 20 + 3 * torch.randn(2, 12, 12, 8, generator=generator)
-    assert partition(duplicate_groups(features=torch.cat((originals, odd)))) == {frozenset({40, 41})}
+    assert partition(near_groups(torch.cat((originals, odd)))) == {frozenset({40, 41})}
 
 
 @pytest.mark.parametrize(("ways", "largest_share"), [(2, 0.05), (3, 0.05), (8, 0.05)])
@@ -64,7 +70,7 @@ def test_few_ways_to_differ(ways: int, largest_share: float) -> None:
 def test_what_comes_in_at_the_edge_does_not_make_images_alike() -> None:
     originals = features(40).repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)  # 36 x 36 patches
     originals[:10, :2] = originals[:10, -2:] = -50
-    assert partition(duplicate_groups(features=originals)) == set()
+    assert partition(near_groups(originals)) == set()
 
 
 def test_hashes_and_features_together() -> None:
@@ -77,22 +83,15 @@ def test_hashes_and_features_together() -> None:
     assert groups.unique().tolist() == list(range(39 + 1))
 
 
-def test_blocks_make_no_difference() -> None:
+def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.cat((features(50), features(50)[:5] + 0.1))
-    assert torch.equal(duplicate_groups(features=images), duplicate_groups(features=images, block_size=7))
+    whole = near_groups(images)
+    monkeypatch.setattr(duplicates, "IMAGES_AT_A_TIME", 7)
+    assert torch.equal(near_groups(images), whole)
 
 
 def test_few_images_have_exact_copies_only() -> None:
     images = features(5).repeat(2, 1, 1, 1)
-    assert partition(duplicate_groups(features=images)) == set()
+    assert partition(near_groups(images)) == set()
     assert duplicate_groups([0, 1, 2, 3, 4] * 2, images).tolist() == [0, 1, 2, 3, 4] * 2
     assert duplicate_groups(["one"], images[:1]).tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [((), "hashes, features, or both"), ((["a"], torch.zeros(2, 3, 3, 1)), "1 hashes, but features of 2")],
-)
-def test_bad_input(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        duplicate_groups(*arguments)

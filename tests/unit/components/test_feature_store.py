@@ -21,7 +21,7 @@ def test_on_disk_nothing_changes(features, memory_budget, tmp_path):
     store = FeatureStore(memory_budget=memory_budget, folder=tmp_path)
     for batch in features.split(4):
         store.append(batch)
-    assert store.on_disk == (memory_budget is not None)
+    assert (store._spill is not None) == (memory_budget is not None)
     assert store.shape == features.shape
     matrix = torch.randn(24, 3)
     torch.testing.assert_close(store.project(matrix), features @ matrix)
@@ -90,11 +90,11 @@ def test_forgets_everything(features, tmp_path):
     store = FeatureStore(memory_budget=3_000, folder=tmp_path)
     store.append(features[:1], ["a"])
     store.append(features[1:2], ["b"])
-    assert store.on_disk
+    assert store._spill is not None
     store.clear()
     assert store.shape == (0, 0, 0, 0)
     assert store.keys == ()
-    assert not store.on_disk
+    assert store._spill is None
     assert not list(tmp_path.iterdir())
     store.append(features[:1])  # the budget is free again
-    assert not store.on_disk
+    assert store._spill is None

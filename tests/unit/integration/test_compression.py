@@ -15,7 +15,7 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from sklearn.metrics import roc_auc_score
 
 from anomalib_softpatch import SoftPatchPlus
-from anomalib_softpatch.components import bank_search, graph_index, pruning
+from anomalib_softpatch.components.search import bounds, graph, scores
 from anomalib_softpatch.integration.compression import compress, measure, resize_operations, search_operations
 
 
@@ -95,11 +95,11 @@ def test_unprotected_compression_quantizes_the_bank(exported, model):
 
 def test_pruned_search_is_left_out(model, tmp_path, monkeypatch) -> None:
     """All products but the backbone's, of which there are none: the axes, the bounds and the plain search."""
-    monkeypatch.setattr(bank_search, "SMALLEST_OWN_PART", 0)
-    monkeypatch.setattr(graph_index, "SMALLEST_INDEX", 0)
-    monkeypatch.setattr(graph_index, "SMALLEST_BANK", 0)
-    monkeypatch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
-    monkeypatch.setattr(pruning, "LARGEST_REST", float("inf"))
+    monkeypatch.setattr(scores, "SMALLEST_OWN_PART", 0)
+    monkeypatch.setattr(graph, "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(graph, "SMALLEST_BANK", 0)
+    monkeypatch.setattr(bounds, "EXPLAINED_VARIANCE", 0.01)
+    monkeypatch.setattr(bounds, "LARGEST_REST", float("inf"))
     pruned = openvino.convert_model(model.to_onnx(tmp_path, verbose=False))
     names = {*resize_operations(pruned), *search_operations(pruned, model.model.memory_bank)}
     kinds = {"MatMul": set(), "Convolution": set()}

@@ -74,7 +74,7 @@ def make_model(options, images, keyed=True, width=4, memory_budget=None):
 def fit(*arguments, **options):
     """Return the bank of a model, and what the fit found beside it."""
     model = make_model(*arguments, **options)
-    on_disk = model.feature_store.on_disk
+    on_disk = model.feature_store._spill is not None
     fit_on_first_rank(model, model.fit)
     assert model.feature_store.shape == (0, 0, 0, 0)
     return {

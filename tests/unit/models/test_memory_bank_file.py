@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, __version__, load_memory_bank, save_memory_bank
+from anomalib_softpatch.components import MemoryBank
 
 SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
 
@@ -187,7 +188,7 @@ def test_files_of_before_version_0_3_have_no_radii(images: torch.Tensor, tmp_pat
     assert torch.equal(model.model.memory_bank, original.model.memory_bank)
     assert model.model.radii.tolist() == [0.0] * len(original.model.weights)
     inner = original.model
-    inner.set_memory_bank(inner.memory_bank, inner.weights, inner.bank_ranges)
+    inner.set_memory_bank(MemoryBank(inner.memory_bank, inner.weights, None, inner.bank_ranges))
     assert torch.equal(model.model(images).pred_score, original.model(images).pred_score)
 
 

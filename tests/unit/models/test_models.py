@@ -4,7 +4,6 @@
 """The models against Anomalib's PatchCore and NumPy in float64, their options, their state, and their errors."""
 
 import copy
-import importlib
 import pickle
 import re
 
@@ -22,11 +21,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
-from anomalib_softpatch.components import DenoisingMemoryBank, bank_search
+from anomalib_softpatch.components import DenoisingMemoryBank, MemoryBank
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
+from anomalib_softpatch.components.search import exact
+from anomalib_softpatch.components.search import scores as scores_module
 from anomalib_softpatch.models import SoftPatchModel
 
-nearest_neighbors_module = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
 LAYERS = ["layer1", "layer2"]
 # SoftPatch+ as in its paper
 PAPER = {
@@ -89,24 +89,24 @@ def test_scores_are_those_of_a_whole_search(num_neighbors, smoothing, indexed, m
     features[:, 4:8, 5:9] *= 6
     model = softpatch_model(num_neighbors=num_neighbors, score_smoothing=smoothing).eval()
     weights = 1 + torch.rand(500, generator=torch.Generator().manual_seed(2))
-    model.set_memory_bank(bank, weights, [(0, 300), (200, 500)])
+    model.set_memory_bank(MemoryBank(bank, weights, None, ((0, 300), (200, 500))))
     some = torch.zeros(500, dtype=torch.bool)
     some[100:250] = True
     shared = torch.zeros(500, dtype=torch.bool)
     shared[200:300] = True
-    monkeypatch.setattr(nearest_neighbors_module, "SMALLEST_INDEX", 0 if indexed else 2**40)
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 0 if indexed else 2**40)
     counts = []
-    nearest = model.search.nearest
+    nearest = exact.NearestNeighborSearch.nearest
 
-    def counted(queries, *others):
+    def counted(search, queries, *others):
         counts.append(len(queries))
-        return nearest(queries, *others)
+        return nearest(search, queries, *others)
 
-    monkeypatch.setattr(model.search, "nearest", counted)
+    monkeypatch.setattr(exact.NearestNeighborSearch, "nearest", counted)
     for left_out in (None, some, shared):
         found, compared = [], []
         for smallest in (0, 2**40):
-            monkeypatch.setattr(bank_search, "SMALLEST_OWN_PART", smallest)
+            monkeypatch.setattr(scores_module, "SMALLEST_OWN_PART", smallest)
             counts.clear()
             found.append(model.score(features, (80, 80), left_out))
             compared.append(sum(counts))
@@ -181,9 +181,38 @@ def test_state_survives(images, builder):
     restored = softpatch_model(memory_bank_builder=builder).eval()
     restored.load_state_dict(trained.state_dict())
     assert restored.bank_ranges == trained.bank_ranges
+    trained(images)  # makes a search, which copies leave out
     for other in (restored, copy.deepcopy(trained), pickle.loads(pickle.dumps(trained))):
+        assert other._search is None
         assert torch.equal(other.radii, trained.radii)
         assert torch.equal(other(images).pred_score, trained(images).pred_score)
+
+
+def test_search_follows_the_banks(images, monkeypatch):
+    """The same banks are indexed once, those that are replaced or written to anew; nothing of the old ones is kept."""
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 0)
+    model = fit(softpatch_model(memory_bank_builder=bank_with_radii()), images)
+    features = model.extract(images[:2])
+
+    def scores(model):
+        return model.score(features.to(model.memory_bank.dtype), (64, 96)).pred_score
+
+    scores(model)
+    search = model._search
+    scores(model)
+    assert model._search is search
+    for change in (
+        lambda: model.radii.mul_(1.5),
+        lambda: model.memory_bank.mul_(1.5),
+        lambda: setattr(model, "memory_bank", model.memory_bank / 2),
+        model.double,
+        lambda: model.set_memory_bank(MemoryBank(model.memory_bank[:9], model.weights[:9], None, ((0, 9),))),
+    ):
+        change()
+        assert torch.equal(scores(model), scores(copy.deepcopy(model)))
+        assert model._search is not search
+        assert model._search.bank.features is model.memory_bank
+        search = model._search
 
 
 def test_not_fitted():

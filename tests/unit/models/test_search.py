@@ -4,7 +4,6 @@
 """The option `search` of the models: approximate in torch, exact in exported files."""
 
 import copy
-import importlib
 import logging
 import sys
 
@@ -17,10 +16,11 @@ from test_models import engine, lightning_model
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, load_memory_bank, load_model, save_memory_bank
 from anomalib_softpatch.components import NearestNeighborSearch
-from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch
+from anomalib_softpatch.components.search import approximate as module
+from anomalib_softpatch.components.search import exact as exact_module
+from anomalib_softpatch.components.search.approximate import ApproximateIndex, ApproximateSearch
 from anomalib_softpatch.integration.last_words import bad_input
 
-module = importlib.import_module("anomalib_softpatch.components.approximate_search")
 MODELS = [SoftPatch, SoftPatchPlus]
 
 
@@ -28,7 +28,7 @@ MODELS = [SoftPatch, SoftPatchPlus]
 def small_index(monkeypatch):
     """Use an approximate index of small banks, and one that misses neighbours."""
     monkeypatch.setattr(module, "SMALLEST_BANK", 256)
-    monkeypatch.setattr(importlib.import_module("anomalib_softpatch.components.nearest_neighbors"), "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(exact_module, "SMALLEST_INDEX", 0)
     monkeypatch.setattr(module, "PROBED", 0)
     monkeypatch.setattr(module, "LARGEST_EXCESS", 1.0)
 
@@ -54,25 +54,26 @@ def test_life_of_a_model(model_class, mvtec_root, unseen, tmp_path):
     """Fit, copy, checkpoint, memory bank file: the index is built anew, from equal banks to equal scores."""
     trained, runner = train(model_class, mvtec_root, tmp_path, search="faiss")
     exact, _ = train(model_class, mvtec_root, tmp_path)
-    assert type(exact.model.search) is NearestNeighborSearch
+    assert exact.model.search == "exact"
     assert torch.equal(trained.model.memory_bank, exact.model.memory_bank)
     expected = trained.model(unseen)
-    indexes = trained.model.search._indexes.values()
-    assert ApproximateIndex in {type(index) for index in indexes}
+    assert ApproximateIndex in {type(index) for index in trained.model._search.indexes.values()}
     # Some neighbours are missed here, and what is found instead is little farther
+    exact(unseen)
+    assert type(exact.model._search) is NearestNeighborSearch
     ratios = distances(trained, unseen) / distances(exact, unseen)
     assert bool((ratios >= 1 - 1e-6).all())
     assert bool((ratios > 1 + 1e-4).any())
     assert float(ratios.mean()) < 1.05
 
     copied = copy.deepcopy(trained)
-    assert not copied.model.search._indexes
+    assert copied.model._search is None
     assert_equal(copied.model(unseen), expected)
     checkpoint = runner.trainer.checkpoint_callback.best_model_path
     assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["search"] == "faiss"
     restored = load_model(checkpoint).eval()
-    assert type(restored.model.search) is ApproximateSearch
     assert_equal(restored.model(unseen), expected)
+    assert type(restored.model._search) is ApproximateSearch
     assert_equal(model_class.load_from_checkpoint(checkpoint, search="exact").eval().model(unseen), exact.model(unseen))
     other = lightning_model(model_class, coreset_sampling_ratio=0.3, search="faiss").eval()
     load_memory_bank(other, save_memory_bank(exact, tmp_path / "bank.safetensors"))
@@ -80,11 +81,11 @@ def test_life_of_a_model(model_class, mvtec_root, unseen, tmp_path):
 
 
 def distances(model, images):
-    """Distances of the patches to what the model's search finds in the first bank."""
+    """Distances of the patches to what the model's search finds in the first part of its banks."""
     queries = model.model.extract(images).flatten(0, 2)
     queries = torch.nn.functional.pad(queries, (0, model.model.memory_bank.shape[1] - queries.shape[1]))
-    start, stop = model.model.bank_ranges[0]
-    return model.model.search(queries, model.model.memory_bank[start:stop])[0]
+    search = model.model._search
+    return search.nearest(queries, search.bank.parts[0])[0]
 
 
 @pytest.mark.parametrize("model_class", MODELS)
@@ -93,7 +94,7 @@ def test_exported_file_has_the_exact_search(model_class, mvtec_root, unseen, tmp
     with caplog.at_level(logging.INFO, logger="anomalib_softpatch"):
         file = trained.to_onnx(tmp_path / "faiss")
     assert caplog.text.count("The exported file has the exact search") == 1
-    trained.model.search = NearestNeighborSearch()
+    trained.model.search = "exact"
     expected = trained(unseen)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

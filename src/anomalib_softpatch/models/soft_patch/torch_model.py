@@ -26,14 +26,16 @@ from anomalib_softpatch.components import (
     DenoisingResult,
     FeatureCache,
     FeatureStore,
+    MemoryBank,
+    NearestNeighborSearch,
     PatchFeatureExtractor,
     nearest_neighbors,
 )
-from anomalib_softpatch.components.approximate_search import SearchName, make_search
-from anomalib_softpatch.components.bank_search import Search, score_by_banks
-from anomalib_softpatch.components.graph_index import GraphIndex
-from anomalib_softpatch.components.nearest_neighbors import Nearest, nearer
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
+from anomalib_softpatch.components.search import Search
+from anomalib_softpatch.components.search.approximate import SEARCHES, SearchName, check_search
+from anomalib_softpatch.components.search.graph import GraphSearch
+from anomalib_softpatch.components.search.scores import score_by_banks
 from anomalib_softpatch.components.tiles import make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
 
@@ -68,7 +70,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
             becomes the image score; 0, as in the papers, for none.
         search: ``"exact"``, or ``"faiss"`` for an approximate search of large banks, see
-            :class:`anomalib_softpatch.components.approximate_search.ApproximateSearch`.
+            :class:`anomalib_softpatch.components.search.approximate.ApproximateSearch`.
         upsampling: How patch scores become a map of the image's size before they are smoothed.
         memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
 
@@ -106,7 +108,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if score_smoothing < 0:
             msg = f"score_smoothing must be a number of patches of at least 0, got {score_smoothing}."
             raise ValueError(msg)
-        self.search = make_search(search)
+        check_search(search)
+        self.search = search
         self.tiler: Tiler | None = None
         self.feature_cache: FeatureCache | None = None
         self.score_smoothing = score_smoothing
@@ -118,7 +121,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.feature_store = FeatureStore(memory_budget=None if memory_budget is None else memory_budget * 2**30)
         self.denoising: DenoisingResult | None = None
         self.out_of_bag: OutOfBagScores | None = None
-        self._graph_index: GraphIndex | None = None
+        self._search: NearestNeighborSearch | None = None
+        self._graph_search: GraphSearch | None = None
 
         self.memory_bank: torch.Tensor
         self.weights: torch.Tensor
@@ -148,8 +152,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self._radii_count = bool(self.radii.any())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what the last fit found, which is about the training images, out of copies and exported files."""
-        return self.__dict__ | {"denoising": None, "out_of_bag": None, "feature_cache": None}
+        """Leave indexes, and what the last fit found about the training images, out of copies and exported files."""
+        return self.__dict__ | {"denoising": None, "out_of_bag": None, "feature_cache": None, "_search": None}
 
     def forward(self, input_tensor: torch.Tensor, keys: Sequence[str] | None = None) -> torch.Tensor | InferenceBatch:
         """Store features (training) or score images (evaluation).
@@ -211,15 +215,9 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         queries = features.reshape(-1, channels)
         # Version 0.2 gave some banks a further coordinate, which is 0 in queries
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
-        shape = (batch_size, height, width)
-        scores, nearest, map_scores = score_by_banks(
-            self._search_of_parts(queries, left_out),
-            queries,
-            self.weights,
-            self._used_ranges,
-            shape,
-            self.score_smoothing,
-        )
+        bank, shape = self._bank, (batch_size, height, width)
+        search = self._search_of(bank, queries, left_out)
+        scores, nearest, map_scores = score_by_banks(search, queries, bank, shape, self.score_smoothing)
         image_scores = self._score_images(scores, nearest, queries)
         return image_scores, map_scores.view(batch_size, 1, height, width)
 
@@ -234,7 +232,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         """
         try:
             result = self.memory_bank_builder.fit(self.feature_store)
-            self.set_memory_bank(result.features, result.weights, result.bank_ranges, result.radii)
+            self.set_memory_bank(result)
             self.denoising = result
             self.out_of_bag = self._score_out_of_bag(result, map_size)
         finally:
@@ -266,26 +264,14 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
                 map_peaks.append(self._make_map(map_scores, map_size).amax(dim=(1, 2, 3)))
         return OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_peaks else torch.empty(0))
 
-    def set_memory_bank(
-        self,
-        features: torch.Tensor,
-        weights: torch.Tensor,
-        bank_ranges: Sequence[tuple[int, int]],
-        radii: torch.Tensor | None = None,
-    ) -> None:
-        """Replace the memory banks.
-
-        Args:
-            features: Patches of all banks, shape ``(m, channels)``.
-            weights: Weight of each, shape ``(m,)``.
-            bank_ranges: Rows ``(start, stop)`` of each bank.
-            radii: Support radius of each patch, shape ``(m,)``. Default: none.
-        """
-        self.memory_bank = features
-        self.weights = weights
-        self.radii = torch.zeros_like(weights) if radii is None else radii
+    def set_memory_bank(self, bank: MemoryBank) -> None:
+        """Replace the memory banks."""
+        self.memory_bank = bank.features
+        self.weights = bank.weights
+        self.radii = torch.zeros_like(bank.weights) if bank.radii is None else bank.radii
         self._radii_count = bool(self.radii.any())
-        self.bank_ranges = tuple((start, stop) for start, stop in bank_ranges)
+        self.bank_ranges = tuple((start, stop) for start, stop in bank.bank_ranges)
+        self._search = None
         self.denoising = None
         self.out_of_bag = None
 
@@ -300,46 +286,37 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             Nothing.
         """
         if self.bank_ranges:
-            self._graph_index = GraphIndex.build(self.memory_bank, self._used_ranges, self._counting_radii)
+            self._graph_search = GraphSearch.build(self._bank)
         try:
             yield
         finally:
-            self._graph_index = None
+            self._graph_search = None
 
     @property
-    def _used_ranges(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows of the banks that give the image score and the map."""
-        return self.bank_ranges[0], self.bank_ranges[-1]
+    def _bank(self) -> MemoryBank:
+        """The memory banks as they are searched.
 
-    @property
-    def _counting_radii(self) -> torch.Tensor | None:
-        """Support radii, ``None`` where no patch of the bank has one: the search is simpler then.
-
-        Which of both is known before, since what is recorded for a graph cannot depend on the values of a tensor.
+        Whether radii count is known before, since what is recorded for a graph cannot depend on the values of a tensor.
         """
-        return self.radii if self._radii_count else None
+        return MemoryBank(self.memory_bank, self.weights, self.radii if self._radii_count else None, self.bank_ranges)
 
-    def _search_of_parts(self, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
-        """Return a search of parts of the banks.
+    def _search_of(self, bank: MemoryBank, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
+        """Return a search of the banks.
 
         Args:
+            bank: The banks.
             queries: All queries that will come, shape ``(n, d)``.
             left_out: See :meth:`score`.
         """
-        if self._graph_index is not None and is_traced():
-            return self._graph_index.in_graph(queries, self.memory_bank)
-
-        radii = self._counting_radii
-
-        def search(some: torch.Tensor, part: tuple[int, int], known: Nearest | None) -> Nearest:
-            start, stop = part
-            part_radii = None if radii is None else radii[start:stop]
-            rows = None if left_out is None else left_out[start:stop]
-            limits = None if known is None else known[0]
-            distances, indices = self.search.nearest(some, self.memory_bank[start:stop], rows, limits, part_radii)
-            return nearer(known, (distances, indices + start))
-
-        return search
+        if is_traced():
+            graph = self._graph_search
+            return NearestNeighborSearch(bank) if graph is None else graph.in_graph(bank.features, queries)
+        search = self._search
+        if search is None or type(search) is not SEARCHES[self.search] or not search.is_of(bank):
+            search = SEARCHES[self.search](bank)
+            # Elsewhere it has no indexes to keep, and the bank may leave the device
+            self._search = search if bank.features.device.type == "cpu" else None
+        return search if left_out is None else search.without(left_out)
 
     def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Return the score of each image, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""

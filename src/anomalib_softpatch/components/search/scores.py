@@ -10,18 +10,13 @@ has alone are many, they are compared only with the patches that can have the la
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.nearest_neighbors import Nearest, put, select
+from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Rows, Search, contains, put, select
 from anomalib_softpatch.components.smoothing import radius_of, smooth
 from anomalib_softpatch.components.tracing import is_traced, rows_of
-
-# Searches rows (start, stop) of the banks for queries of shape (n, d), where what is nearest so far may be known, and
-# returns what is nearest now
-Search = Callable[[torch.Tensor, tuple[int, int], Nearest | None], Nearest]
 
 # Patches of each image that are compared first; fewer where each brings those along that smoothing mixes with it
 TRIED_FIRST = 16
@@ -29,27 +24,19 @@ TRIED_FIRST = 16
 SMALLEST_OWN_PART = 2**20
 
 
-def disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut ranges where any of them starts or stops, and return the parts that belong to one at least."""
-    edges = sorted({edge for each in ranges for edge in each})
-    return [part for part in pairwise(edges) if any(_contains(each, part) for each in ranges)]
-
-
 def score_by_banks(
     search: Search,
     queries: torch.Tensor,
-    weights: torch.Tensor,
-    ranges: tuple[tuple[int, int], tuple[int, int]],
+    bank: MemoryBank,
     shape: tuple[int, int, int],
     smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Score patches against two banks, each part of them searched once.
 
     Args:
-        search: Searches a part of the banks, one that :func:`disjoint` gives.
+        search: Searches the parts of the bank.
         queries: Patches of a batch of images, shape ``(batch * height * width, d)``.
-        weights: Weight of each row of the banks, not negative, shape ``(m,)``.
-        ranges: Rows ``(start, stop)`` of the first and the last bank, which may be the same.
+        bank: The memory bank. Its first and its last range may be the same.
         shape: Images, height and width of their grid of patches.
         smoothing: Standard deviation, in patches, of what smooths the scores against the first bank.
 
@@ -58,24 +45,24 @@ def score_by_banks(
         image is right and no other one is larger; the nearest row of the first bank, right for the patch with the
         largest score; scores against the last bank.
     """
-    first_bank, last_bank = ranges
-    parts = disjoint(ranges)
-    own = [part for part in parts if not _contains(last_bank, part)]
+    first_bank, last_bank = bank.bank_ranges[0], bank.bank_ranges[-1]
+    weights = bank.weights
+    own = [part for part in bank.parts if not contains(last_bank, part)]
 
     shared = None
-    for part in parts:
-        if _contains(first_bank, part) and _contains(last_bank, part):
-            shared = search(queries, part, shared)
+    for part in bank.parts:
+        if contains(first_bank, part) and contains(last_bank, part):
+            shared = search.nearest(queries, part, shared)
     of_map = shared
-    for part in parts:
-        if not _contains(first_bank, part):
-            of_map = search(queries, part, of_map)
+    for part in bank.parts:
+        if not contains(first_bank, part):
+            of_map = search.nearest(queries, part, of_map)
     assert of_map is not None  # no bank is empty
     map_scores = of_map[0] * weights[of_map[1]]
 
     def compare(some: torch.Tensor, nearest: Nearest | None) -> Nearest:
         for part in own:
-            nearest = search(some, part, nearest)
+            nearest = search.nearest(some, part, nearest)
         assert nearest is not None
         return nearest
 
@@ -139,12 +126,7 @@ def _around(mask: torch.Tensor, shape: tuple[int, int, int], radius: int) -> tor
     return near.flatten() > 0
 
 
-def _worth_pruning(queries: torch.Tensor, parts: Sequence[tuple[int, int]]) -> bool:
+def _worth_pruning(queries: torch.Tensor, parts: Sequence[Rows]) -> bool:
     """Return whether it takes less time to compare few patches with some parts; on a GPU it does not."""
     count = sum(stop - start for start, stop in parts)
     return (is_traced() or queries.device.type == "cpu") and count * queries.shape[1] >= SMALLEST_OWN_PART
-
-
-def _contains(rows: tuple[int, int], part: tuple[int, int]) -> bool:
-    """Return whether a range contains a part that :func:`disjoint` gives."""
-    return rows[0] <= part[0] < rows[1]

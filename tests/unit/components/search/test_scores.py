@@ -3,7 +3,7 @@
 
 """Scores against two memory banks: what is left out must not change them."""
 
-from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
-from test_nearest_neighbors import RADII, RANGES, anisotropic, brute_force, make_radii
+from test_exact import RADII, RANGES, anisotropic, brute_force, make_radii
 from torch import nn
 
-from anomalib_softpatch.components import bank_search as module
-from anomalib_softpatch.components import nearest_neighbors
-from anomalib_softpatch.components.bank_search import disjoint, score_by_banks
-from anomalib_softpatch.components.nearest_neighbors import nearer
+from anomalib_softpatch.components import MemoryBank, nearest_neighbors
+from anomalib_softpatch.components.search import scores as module
+from anomalib_softpatch.components.search.bank import nearer
+from anomalib_softpatch.components.search.scores import score_by_banks
 
 TWO = (RANGES["two that share rows"][0], RANGES["two that share rows"][1])
 SHAPE = (3, 9, 7)
@@ -30,10 +30,10 @@ def prune_small_parts(monkeypatch):
     monkeypatch.setattr(module, "SMALLEST_OWN_PART", 0)
 
 
-def plain_search(bank, queries, part, known, radii=None):
-    part_radii = None if radii is None else radii[slice(*part)]
-    distances, rows = nearest_neighbors(queries, bank[slice(*part)], radii=part_radii)
-    return nearer(known, (distances.squeeze(1), rows.squeeze(1) + part[0]))
+def score(search, queries, weights, ranges, shape, smoothing=0.0):
+    """Score by what a search finds; of the bank, weights and ranges count."""
+    bank = MemoryBank(torch.empty(0), weights, None, tuple(ranges))
+    return score_by_banks(search, queries, bank, shape, smoothing)
 
 
 class Search:
@@ -44,9 +44,11 @@ class Search:
         self.radii = radii
         self.searched = []
 
-    def __call__(self, queries, part, known):
+    def nearest(self, queries, part, known=None):
         self.searched.append((part, len(queries), known))
-        return plain_search(self.bank, queries, part, known, self.radii)
+        radii = None if self.radii is None else self.radii[slice(*part)]
+        distances, rows = nearest_neighbors(queries, self.bank[slice(*part)], radii=radii)
+        return nearer(known, (distances.squeeze(1), rows.squeeze(1) + part[0]))
 
     def count(self, part):
         """Patches that were compared with a part."""
@@ -89,7 +91,7 @@ def hard_and_easy(shape=SHAPE):
 @pytest.mark.parametrize("ranges", [pair for pair in RANGES.values() if len(pair) == 2])
 def test_scores(ranges, smoothing):
     queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
-    found = score_by_banks(Search(bank), queries, weights, tuple(ranges), SHAPE, smoothing)
+    found = score(Search(bank), queries, weights, ranges, SHAPE, smoothing)
     check(found, queries, bank, weights, ranges, SHAPE, smoothing)
 
 
@@ -100,7 +102,7 @@ def test_scores_with_radii(ranges, smoothing, kind):
     """Mutual reachability distances; rows that tie have the same weight here."""
     queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), torch.full((3000,), 1.5)
     radii = make_radii(kind, queries, bank)
-    found = score_by_banks(Search(bank, radii), queries, weights, tuple(ranges), SHAPE, smoothing)
+    found = score(Search(bank, radii), queries, weights, ranges, SHAPE, smoothing)
     scores, _, map_scores = map(np.asarray, found)
     expected = expected_scores(queries, bank, weights, ranges[0], SHAPE, smoothing, radii)
     np.testing.assert_allclose(scores.max(axis=1), expected.max(axis=1), rtol=1e-4)
@@ -114,10 +116,8 @@ def test_most_patches_are_not_compared(smoothing):
     shape = (2, 24, 20)
     queries, bank, weights = hard_and_easy(shape), anisotropic(3000, seed=1), make_weights(3000, 0.1)
     search = Search(bank)
-    check(
-        score_by_banks(search, queries, weights, TWO, shape, smoothing), queries, bank, weights, TWO, shape, smoothing
-    )
-    own, shared, rest = disjoint(TWO)
+    check(score(search, queries, weights, TWO, shape, smoothing), queries, bank, weights, TWO, shape, smoothing)
+    own, shared, rest = (0, 900), (900, 2000), (2000, 3000)
     assert search.count(shared) == search.count(rest) == len(queries)
     assert 0 < search.count(own) < 0.4 * len(queries)
     # What is known from the shared rows limits the other searches
@@ -138,19 +138,21 @@ def test_any_scores(smoothing, monkeypatch):
         distances = torch.stack((own, shared, torch.rand(count, generator=generator)))
         weights = torch.tensor([1.0, 1 + 0.6 * float(torch.rand(1, generator=generator)), 1.0])
 
-        def search(some, part, known, distances=distances):
+        def nearest(some, part, known, distances=distances):
             return nearer(known, (distances[part[0], some[:, 0]], torch.full((len(some),), part[0])))
 
         results = []
         for smallest in (0, 2**40):
             monkeypatch.setattr(module, "SMALLEST_OWN_PART", smallest)
             numbers = torch.arange(count)[:, None]
-            results.append(score_by_banks(search, numbers, weights, ((0, 2), (1, 3)), shape, smoothing))
-        (scores, nearest, map_scores), (expected, expected_nearest, expected_map) = results
+            results.append(
+                score(SimpleNamespace(nearest=nearest), numbers, weights, ((0, 2), (1, 3)), shape, smoothing)
+            )
+        (scores, rows, map_scores), (expected, expected_nearest, expected_map) = results
         best = expected.argmax(dim=1, keepdim=True)
         assert torch.equal(scores.argmax(dim=1, keepdim=True), best)
         assert torch.equal(scores.gather(1, best), expected.gather(1, best))
-        assert torch.equal(nearest.gather(1, best), expected_nearest.gather(1, best))
+        assert torch.equal(rows.gather(1, best), expected_nearest.gather(1, best))
         assert torch.equal(map_scores, expected_map)
 
 
@@ -158,7 +160,7 @@ def test_nothing_is_pruned_where_it_does_not_pay(monkeypatch):
     queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
     monkeypatch.setattr(module, "SMALLEST_OWN_PART", 900 * 64 + 1)
     search = Search(bank)
-    scores, _, _ = score_by_banks(search, queries, weights, TWO, SHAPE)
+    scores, _, _ = score(search, queries, weights, TWO, SHAPE)
     assert [part for part, _, _ in search.searched] == [(900, 2000), (2000, 3000), (0, 900)]
     assert scores.isfinite().all()
     np.testing.assert_allclose(scores, expected_scores(queries, bank, weights, TWO[0], SHAPE), rtol=1e-4)
@@ -183,11 +185,11 @@ def test_any_banks(shape, cuts, spread, smoothing, integers, seed):
         queries, bank = queries.round(), bank.round()
     weights = 1 + spread * torch.rand(len(bank), generator=generator)
     ranges = ((0, own + shared), (own, len(bank)))
-    scores, _, map_scores = score_by_banks(Search(bank), queries, weights, ranges, shape, smoothing)
+    scores, _, map_scores = score(Search(bank), queries, weights, ranges, shape, smoothing)
     # Ties may go to either row, whose weights differ: compare with what the search says of all patches
     search = Search(bank)
     for pair, found in ((ranges[0], scores.amax(dim=1)), (ranges[1], map_scores)):
-        distances, rows = search(queries, pair, None)
+        distances, rows = search.nearest(queries, pair)
         expected = (distances * weights[rows]).view(shape)
         if pair == ranges[0]:
             expected = module.smooth(expected, smoothing).flatten(1).amax(dim=1)
@@ -200,16 +202,16 @@ def test_weights_of_zero_and_nothing_known(smoothing):
     queries, bank = hard_and_easy(), anisotropic(3000, seed=1)
     plain = Search(bank)
 
-    def search(some, part, known):
+    def nearest(some, part, known):
         if part == (900, 2000):
             return torch.full((len(some),), torch.inf), torch.full((len(some),), 900)
-        return plain(some, part, known)
+        return plain.nearest(some, part, known)
 
-    weights = make_weights(3000)
-    scores, _, _ = score_by_banks(search, queries, weights, TWO, SHAPE, smoothing)
+    search, weights = SimpleNamespace(nearest=nearest), make_weights(3000)
+    scores, _, _ = score(search, queries, weights, TWO, SHAPE, smoothing)
     expected = expected_scores(queries, bank, weights, (0, 900), SHAPE, smoothing)
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
-    scores, _, map_scores = score_by_banks(search, queries, torch.zeros(3000), TWO, SHAPE, smoothing)
+    scores, _, map_scores = score(search, queries, torch.zeros(3000), TWO, SHAPE, smoothing)
     assert (scores.amax(dim=1) == 0).all()
     assert (map_scores == 0).all()
 
@@ -218,7 +220,7 @@ def test_weights_of_zero_and_nothing_known(smoothing):
 def test_nan_stays_nan_in_its_image(smoothing):
     queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
     queries[70, 5] = torch.nan  # of the second image
-    scores, _, map_scores = score_by_banks(Search(bank), queries, weights, TWO, SHAPE, smoothing)
+    scores, _, map_scores = score(Search(bank), queries, weights, TWO, SHAPE, smoothing)
     assert scores.amax(dim=1).isnan().tolist() == [False, True, False]
     assert map_scores.isnan().nonzero().tolist() == [[1, 7]]
     expected = expected_scores(queries, bank, weights, TWO[0], SHAPE, smoothing)
@@ -236,8 +238,7 @@ class Model(nn.Module):
     def forward(self, images):
         batch, channels, height, width = images.shape
         queries = images.permute(0, 2, 3, 1).reshape(-1, channels)
-        search = partial(plain_search, self.bank)
-        return score_by_banks(search, queries, self.weights, TWO, (batch, height, width), 1.0)
+        return score(Search(self.bank), queries, self.weights, TWO, (batch, height, width), 1.0)
 
 
 def test_export(tmp_path):

@@ -3,7 +3,6 @@
 
 """The pruned search of exported graphs against NumPy in float64, eager and in the runtimes."""
 
-import sys
 from functools import reduce
 
 import numpy as np
@@ -11,22 +10,24 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from test_nearest_neighbors import RADII, RANGES, PeakMemory, anisotropic, brute_force, make_radii
+from test_exact import RADII, RANGES, PeakMemory, anisotropic, brute_force, make_radii
 from torch import nn
 
-from anomalib_softpatch.components import graph_index as module
-from anomalib_softpatch.components import nearest_neighbors, pruning
-from anomalib_softpatch.components.bank_search import disjoint
-from anomalib_softpatch.components.graph_index import GraphIndex
+from anomalib_softpatch.components import MemoryBank
+from anomalib_softpatch.components.search import bounds, plain
+from anomalib_softpatch.components.search import graph as module
+from anomalib_softpatch.components.search.bank import contains
+from anomalib_softpatch.components.search.graph import GraphSearch
+from anomalib_softpatch.components.search.plain import nearest_row
 
 
 @pytest.fixture(autouse=True)
 def any_bank(monkeypatch):
     """Index banks however small, in several blocks."""
     monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
-    monkeypatch.setattr(pruning, "LARGEST_REST", float("inf"))
-    for name in ("graph_index", "nearest_neighbors"):
-        monkeypatch.setattr(sys.modules[f"anomalib_softpatch.components.{name}"], "BANK_BLOCK", 1024)
+    monkeypatch.setattr(bounds, "LARGEST_REST", float("inf"))
+    for each in (module, plain):
+        monkeypatch.setattr(each, "BANK_BLOCK", 1024)
 
 
 @pytest.fixture
@@ -36,21 +37,26 @@ def searched_again(monkeypatch):
 
     def search(queries, bank, **options):
         counts.append(len(queries))
-        return nearest_neighbors(queries, bank, **options)
+        return nearest_row(queries, bank, **options)
 
-    monkeypatch.setattr(module, "nearest_neighbors", search)
+    monkeypatch.setattr(module, "nearest_row", search)
     return counts
+
+
+def build(bank, ranges, radii=None):
+    return GraphSearch.build(MemoryBank(bank, torch.ones(len(bank)), radii, tuple(ranges)))
 
 
 def parts_of(ranges):
     """Parts of each range."""
-    return [[part for part in disjoint(ranges) if start <= part[0] < stop] for start, stop in ranges]
+    parts = MemoryBank(torch.empty(0), torch.empty(0), None, tuple(ranges)).parts
+    return [[part for part in parts if contains(rows, part)] for rows in ranges]
 
 
 def search_ranges(index, queries, bank, ranges):
     """Search each range part by part."""
-    search = index.in_graph(queries, bank)
-    return [reduce(lambda known, part: search(queries, part, known), parts, None) for parts in parts_of(ranges)]
+    search = index.in_graph(bank, queries)
+    return [reduce(lambda known, part: search.nearest(queries, part, known), parts, None) for parts in parts_of(ranges)]
 
 
 def check(queries, bank, ranges, found, tolerance=1e-5, radii=None):
@@ -70,7 +76,7 @@ def check(queries, bank, ranges, found, tolerance=1e-5, radii=None):
 def test_ranges(ranges, dtype, searched_again, monkeypatch):
     monkeypatch.setattr(module, "MANY_IN_DOUBT", 1.0)
     queries, bank = anisotropic(200).to(dtype), anisotropic(3000, seed=1).to(dtype)
-    index = GraphIndex.build(bank, ranges)
+    index = build(bank, ranges)
     check(queries, bank, ranges, search_ranges(index, queries, bank, ranges))
     # It prunes: few are left to the plain search
     assert max(searched_again) < 60
@@ -84,14 +90,14 @@ def test_radii(ranges, kind):
     hard = 100 * torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
     queries = torch.cat((anisotropic(150), hard, bank[:40]))
     radii = make_radii(kind, queries[:150], bank)
-    index = GraphIndex.build(bank, ranges, radii)
+    index = build(bank, ranges, radii)
     check(queries, bank, ranges, search_ranges(index, queries, bank, ranges), radii=radii)
 
 
 def test_radii_do_not_hinder_pruning(searched_again):
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
     radii = make_radii("some count", queries, bank)
-    index = GraphIndex.build(bank, [(0, 3000)], radii)
+    index = build(bank, [(0, 3000)], radii)
     check(queries, bank, [(0, 3000)], search_ranges(index, queries, bank, [(0, 3000)]), radii=radii)
     assert max(searched_again) < 100
 
@@ -100,8 +106,8 @@ def test_radii_do_not_hinder_pruning(searched_again):
 def test_zero_radii_are_none(ranges):
     """Bit by bit."""
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
-    found = search_ranges(GraphIndex.build(bank, ranges, torch.zeros(3000)), queries, bank, ranges)
-    expected = search_ranges(GraphIndex.build(bank, ranges), queries, bank, ranges)
+    found = search_ranges(build(bank, ranges, torch.zeros(3000)), queries, bank, ranges)
+    expected = search_ranges(build(bank, ranges), queries, bank, ranges)
     for pair, wanted in zip(found, expected, strict=True):
         assert torch.equal(pair[0], wanted[0])
         assert torch.equal(pair[1], wanted[1])
@@ -111,14 +117,14 @@ def test_hard_queries_go_to_the_plain_search(searched_again):
     """Far from the bank the bounds rule out little."""
     queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
     bank, ranges = anisotropic(3000, seed=1), RANGES["two that share rows"]
-    check(queries, bank, ranges, search_ranges(GraphIndex.build(bank, ranges), queries, bank, ranges))
+    check(queries, bank, ranges, search_ranges(build(bank, ranges), queries, bank, ranges))
     assert max(searched_again) > 10
 
 
 def test_many_hard_queries_have_no_longer_shortlist(searched_again):
     """Where most of them are in doubt, these go to the plain search at once; few get a longer shortlist first."""
     bank = anisotropic(3000, seed=1)
-    index = GraphIndex.build(bank, [(0, 3000)])
+    index = build(bank, [(0, 3000)])
     hard = 10 * torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
     for easy in (100, 1000):
         queries = torch.cat((bank[:easy], hard))
@@ -132,10 +138,10 @@ def test_a_shortlist_alone_would_be_wrong():
     """What the tests of hard queries check does not come by itself."""
     queries = 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     bank = anisotropic(3000, seed=1)
-    index = GraphIndex.build(bank, [(0, 3000)])
+    index = build(bank, [(0, 3000)])
     points = index.axes.reduce(queries)
     _, rows = index._shortlist(-2 * points, points.square().sum(dim=1), (0, 3000), max(module.SHORTLISTS))
-    distances, _ = index._nearest_of_shortlist(queries, bank, rows)
+    distances, _ = index._nearest_of_shortlist(queries, rows)
     assert (distances.numpy() > brute_force(queries, bank).min(axis=1) * 1.00001).any()
 
 
@@ -145,11 +151,11 @@ def test_shortlist_is_that_of_the_lowest_bounds(size, kind):
     """Against a sort of all bounds."""
     queries, bank = anisotropic(30), anisotropic(2777, seed=1)
     radii = None if kind is None else make_radii(kind, queries, bank)
-    index = GraphIndex.build(bank, [(0, len(bank))], radii)
+    index = build(bank, [(0, len(bank))], radii)
     points = index.axes.reduce(queries)
-    bounds, rows = index._shortlist(-2 * points, points.square().sum(dim=1), (0, len(bank)), size)
+    lowest, rows = index._shortlist(-2 * points, points.square().sum(dim=1), (0, len(bank)), size)
     expected = brute_force(points, index.axes.reduce(bank), radii) ** 2
-    found = bounds.double().numpy() + points.double().square().sum(dim=1)[:, None].numpy()
+    found = lowest.double().numpy() + points.double().square().sum(dim=1)[:, None].numpy()
     np.testing.assert_allclose(found, np.sort(expected, axis=1)[:, :size], atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(expected, rows.numpy(), axis=1), found, atol=1e-5)
 
@@ -158,16 +164,16 @@ def test_one_row_far_away_costs_nothing(searched_again):
     """Allowances for rounding are those of the rows that matter."""
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
     bank[17] *= 100
-    index = GraphIndex.build(bank, [(0, 3000)])
+    index = build(bank, [(0, 3000)])
     check(queries, bank, [(0, 3000)], search_ranges(index, queries, bank, [(0, 3000)]))
     assert max(searched_again) < 60
 
 
 def test_what_is_known_leaves_no_doubt(searched_again, monkeypatch):
     """About a part that would go to the plain search if it were the only one."""
-    monkeypatch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
+    monkeypatch.setattr(bounds, "EXPLAINED_VARIANCE", 0.01)
     bank, ranges = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0)), [(0, 3000), (2000, 3000)]
-    check(bank[:200], bank, ranges, search_ranges(GraphIndex.build(bank, ranges), bank[:200], bank, ranges))
+    check(bank[:200], bank, ranges, search_ranges(build(bank, ranges), bank[:200], bank, ranges))
     _, after_the_other_part, alone = searched_again
     assert after_the_other_part == 1  # which comes along always
     assert alone > 150
@@ -178,7 +184,7 @@ def test_duplicates(searched_again):
     for copies in (4, 40):
         bank = anisotropic(300).repeat(copies, 1)
         ranges = [(0, len(bank))]
-        ((distances, rows),) = search_ranges(GraphIndex.build(bank, ranges), bank[:300], bank, ranges)
+        ((distances, rows),) = search_ranges(build(bank, ranges), bank[:300], bank, ranges)
         assert (distances == 0).all()
         assert torch.equal(rows, torch.arange(300))
 
@@ -186,7 +192,7 @@ def test_duplicates(searched_again):
 def test_nan_stays_nan():
     queries, bank = anisotropic(10), anisotropic(3000, seed=1)
     queries[3, 5] = torch.nan
-    ((distances, _),) = search_ranges(GraphIndex.build(bank, [(0, 3000)]), queries, bank, [(0, 3000)])
+    ((distances, _),) = search_ranges(build(bank, [(0, 3000)]), queries, bank, [(0, 3000)])
     assert distances.isnan().tolist() == [row == 3 for row in range(10)]
 
 
@@ -196,7 +202,7 @@ def test_nan_stays_nan():
     ids=["constant", "isotropic", "small", "half precision"],
 )
 def test_no_index_where_it_would_not_pay(bank):
-    assert GraphIndex.build(bank, [(0, len(bank))]) is None
+    assert build(bank, [(0, len(bank))]) is None
 
 
 class Model(nn.Module):
@@ -206,7 +212,7 @@ class Model(nn.Module):
         super().__init__()
         self.register_buffer("bank", bank)
         self.ranges = ranges
-        self.index = GraphIndex.build(bank, ranges, radii)
+        self.index = build(bank, ranges, radii)
 
     def forward(self, images):
         queries = images.flatten(2).mT.reshape(-1, images.shape[1])

@@ -13,10 +13,8 @@ See Also:
 
 Example:
     >>> import torch
-    >>> from anomalib_softpatch.components.approximate_search import ApproximateSearch
-    >>> search = ApproximateSearch()
-    >>> bank = torch.randn(10_000, 32)
-    >>> distances, indices = search(torch.randn(1024, 32), bank)
+    >>> from anomalib_softpatch.components.search.approximate import ApproximateIndex
+    >>> distances, indices = ApproximateIndex(torch.randn(10_000, 32)).search(torch.randn(1024, 32))
     >>> distances.shape, indices.shape
     (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
@@ -31,15 +29,16 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.constraints import check, one_of
-from anomalib_softpatch.components.nearest_neighbors import (
+from anomalib_softpatch.components.search.bank import Nearest
+from anomalib_softpatch.components.search.bounds import leading_axes
+from anomalib_softpatch.components.search.exact import DIFFERENCE_BLOCK, Index, NearestNeighborSearch
+from anomalib_softpatch.components.search.plain import (
     BANK_BLOCK,
-    DIFFERENCE_BLOCK,
     QUERY_BLOCK,
-    Index,
-    NearestNeighborSearch,
     nearest_neighbors,
+    nearest_row,
+    squared_lengths,
 )
-from anomalib_softpatch.components.pruning import leading_axes
 from anomalib_softpatch.components.tracing import without_autocast
 
 logger = logging.getLogger(__name__)
@@ -52,22 +51,25 @@ SMALLEST_BANK = 8192
 # be: real features give 0.1 % and less, but codes fail where few rows lie far off.
 TRIALS = 256
 LARGEST_EXCESS = 0.01
+# Neighbors looked at where rows are left out, the second number where the first are all left out, before the rest is
+# searched without the index
+NEIGHBORS = (4, 32)
 # The others are such that half as much of any loses more than 1 % of the nearest rows, and twice as much finds less
 # than 1 % more: measured with 100,000 real rows x 1,536, see benchmarks/approximate_search.py.
 # Values of reduced rows; twice or four times as many where those hold too little of the variance
 LENGTH = 128
 # Share of the clusters that a query is compared with: a share, so that as much is found in larger banks
 PROBED = 1 / 8
-# For each neighbour: rows compared by all of their values, and rows compared by their reduced ones
+# For each neighbor: rows compared by all of their values, and rows compared by their reduced ones
 CANDIDATES = 8
 REDUCED_CANDIDATES = 64
-# Clusters, as a multiple of the root of the number of rows, and rows of each to find its centre from; for the time
+# Clusters, as a multiple of the root of the number of rows, and rows of each to find its center from; for the time
 CLUSTERS = 2
 TRAINING_ROWS = 64
 
 
-def make_search(name: SearchName) -> NearestNeighborSearch:
-    """Return a search of memory banks.
+def check_search(name: SearchName) -> None:
+    """Refuse a search that there is not.
 
     Args:
         name: ``"exact"``: by lower bounds on the CPU, plain elsewhere. ``"faiss"``: approximate for large banks on the
@@ -77,28 +79,27 @@ def make_search(name: SearchName) -> NearestNeighborSearch:
         ValueError: If the name is unknown, or faiss is not installed.
     """
     check({"search": name}, {"search": one_of(SEARCHES)})
-    return SEARCHES[name]()
+    if name == "faiss":
+        _faiss()
 
 
 class ApproximateSearch(NearestNeighborSearch):
     """Find rows of a bank that are about the nearest, with faiss, where the bank is large and on a CPU.
 
     The distances are those of the rows that are found, exactly. Graphs, other devices, small banks and those that turn
-    out not to suit faiss have the exact search. An index is built at the first search, and kept while the bank stays
-    the same. Equal banks give equal answers. Copies and pickles leave the index out and build their own.
+    out not to suit faiss have the exact search. Equal banks give equal answers.
+
+    Args:
+        bank: The memory bank.
 
     Raises:
-        ValueError: If faiss is not installed.
+        ValueError: At the search of a large bank, if faiss is not installed.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        _faiss()
-
-    def make_index(self, bank: torch.Tensor, radii: torch.Tensor | None = None) -> Index:
-        """Return an index of faiss where one suits the bank, and the exact one otherwise."""
-        if len(bank) >= SMALLEST_BANK and bank.isfinite().all():
-            index = ApproximateIndex(bank, radii)
+    def make_index(self, features: torch.Tensor, radii: torch.Tensor | None) -> Index:
+        """Return an index of faiss where one suits the part, and the exact one otherwise."""
+        if len(features) >= SMALLEST_BANK and features.isfinite().all():
+            index = ApproximateIndex(features, radii)
             excess = index.excess()
             if excess <= LARGEST_EXCESS:
                 return index
@@ -106,21 +107,20 @@ class ApproximateSearch(NearestNeighborSearch):
                 "The memory bank is searched exactly: faiss would find rows that are %.0f %% farther than the nearest.",
                 100 * excess,
             )
-        return super().make_index(bank, radii)
+        return super().make_index(features, radii)
 
 
-class ApproximateIndex(Index):
-    """Search an inverted file of a bank's reduced rows, then among the candidates by their differences.
+class ApproximateIndex:
+    """Search an inverted file of reduced rows, then among the candidates by their differences.
 
     Rows are reduced by :class:`LeadingAxes`, unless they are short or vary along too many axes.
 
     Args:
-        bank: Shape ``(m, d)``, float32 or float64, finite, on the CPU; m at least 256.
-        radii: Support radii of its rows, shape ``(m,)``. Default: none.
+        features: Shape ``(m, d)``, float32 or float64, finite, on the CPU; m at least 256.
+        radii: Support radii of the rows, shape ``(m,)``: they choose among the candidates, which the distances alone
+            bring up. Default: none.
 
     Attributes:
-        bank: The bank.
-        radii: The support radii. They choose among the candidates, which the distances alone bring up.
         axes: The leading axes; ``None`` where rows stay as they are.
         index: The index of faiss.
 
@@ -129,20 +129,20 @@ class ApproximateIndex(Index):
     """
 
     @torch.no_grad()
-    def __init__(self, bank: torch.Tensor, radii: torch.Tensor | None = None) -> None:
-        self.bank = bank
+    def __init__(self, features: torch.Tensor, radii: torch.Tensor | None = None) -> None:
+        self.features = features
         self.radii = radii
         self.axes = None
         for length in (LENGTH, 2 * LENGTH, 4 * LENGTH):
-            if self.axes is None and length < bank.shape[1]:
-                self.axes = leading_axes(bank, length - 1)  # one value is the length of the rest
-        length = bank.shape[1] if self.axes is None else self.axes.axes.shape[1] + 1
+            if self.axes is None and length < features.shape[1]:
+                self.axes = leading_axes(features, length - 1)  # one value is the length of the rest
+        length = features.shape[1] if self.axes is None else self.axes.axes.shape[1] + 1
         length += length % 2  # a code is of two values
-        # Turned, all values vary alike, as codes of equal lengths want it: without, neighbours are lost, most of them
+        # Turned, all values vary alike, as codes of equal lengths want it: without, neighbors are lost, most of them
         # where features are those of an untrained network
         generator = torch.Generator().manual_seed(0)
         self.rotation = torch.linalg.qr(torch.randn(length, length, dtype=torch.double, generator=generator)).Q.float()
-        points = torch.cat([self._reduce(part) for part in bank.split(BANK_BLOCK)])
+        points = torch.cat([self._reduce(part) for part in features.split(BANK_BLOCK)])
         # One thread: how products of matrices round can depend on how many share them, and the clusters with it
         with _threads(1):
             self.index = self._build(points.numpy())
@@ -169,32 +169,53 @@ class ApproximateIndex(Index):
 
     @torch.no_grad()
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find rows of the bank that are about the nearest.
+        """Find rows that are about the nearest.
 
         Args:
             queries: Shape ``(n, d)``.
-            k: Number of neighbours, at most m.
+            k: Number of neighbors, at most m.
 
         Returns:
-            Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
+            Distances and numbers of the rows, both of shape ``(n, k)``, nearest first.
         """
         parts = [self._search(part, k) for part in queries.split(QUERY_BLOCK)]
         distances, indices = zip(*parts, strict=True)
         return torch.cat(distances), torch.cat(indices)
 
+    def nearest(
+        self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
+    ) -> Nearest:
+        """Find the nearest row, see :meth:`PrunedIndex.nearest`."""
+        if left_out is None:
+            distances, indices = self.search(queries)
+            return distances.squeeze(1), indices.squeeze(1)
+        distance, row = queries.new_empty(len(queries)), torch.empty(len(queries), dtype=torch.long)
+        rest = torch.arange(len(queries))
+        for k in NEIGHBORS:
+            distances, indices = self.search(queries[rest], min(k, len(self.features)))
+            counts = ~left_out[indices]
+            first = counts.int().argmax(dim=1, keepdim=True)
+            distance[rest], row[rest] = distances.gather(1, first).squeeze(1), indices.gather(1, first).squeeze(1)
+            rest = rest[~counts.any(dim=1)]
+            if not len(rest):
+                return distance, row
+        norms = squared_lengths(self.features, left_out)
+        distance[rest], row[rest] = nearest_row(queries[rest], self.features, norms=norms, radii=self.radii)
+        return distance, row
+
     def excess(self) -> float:
         """Return how much farther than the nearest the rows are that are found, on average, as a share.
 
-        Some rows of the bank are the queries, and the nearest other one is what is looked for.
+        Some of the rows are the queries, and the nearest other one is what is looked for.
         """
-        queries = self.bank[:: max(1, len(self.bank) // TRIALS)]
-        nearest = nearest_neighbors(queries, self.bank, k=2, radii=self.radii)[0][:, 1]
+        queries = self.features[:: max(1, len(self.features) // TRIALS)]
+        nearest = nearest_neighbors(queries, self.features, k=2, radii=self.radii)[0][:, 1]
         found = self.search(queries, k=2)[0][:, 1]
         distinct = nearest > 0
         return float((found[distinct] / nearest[distinct]).mean()) - 1 if distinct.any() else 0.0
 
     def _search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        count = min(k * CANDIDATES, len(self.bank))
+        count = min(k * CANDIDATES, len(self.features))
         with _threads(torch.get_num_threads()):
             _, found = self.index.search(self._reduce(queries).numpy(), count)
         # Sorted by row, so that the first of equally near ones is named; -1, none, comes first.
@@ -202,7 +223,7 @@ class ApproximateIndex(Index):
         size = max(1, DIFFERENCE_BLOCK // (queries.shape[1] * count))
         squares = torch.cat(
             [
-                (some[:, None] - self.bank[others]).square_().sum(dim=2)
+                (some[:, None] - self.features[others]).square_().sum(dim=2)
                 for some, others in zip(queries.split(size), candidates.split(size), strict=True)
             ]
         )
@@ -213,7 +234,7 @@ class ApproximateIndex(Index):
         distances, indices = squares[:, :k].sqrt(), candidates.gather(1, order)[:, :k]
         short = (indices < 0).any(dim=1)  # clusters with too few rows; queries that are no numbers
         if short.any():
-            distances[short], indices[short] = nearest_neighbors(queries[short], self.bank, k, radii=self.radii)
+            distances[short], indices[short] = nearest_neighbors(queries[short], self.features, k, radii=self.radii)
         return distances, indices
 
 

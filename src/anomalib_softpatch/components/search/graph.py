@@ -7,26 +7,17 @@ See ``docs/pruning.md`` for why it finds what a full search finds.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from copy import copy
 from itertools import pairwise
 from typing import TypeAlias
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.bank_search import Search, disjoint
-from anomalib_softpatch.components.nearest_neighbors import (
-    BANK_BLOCK,
-    ROWS_OF_GROUP,
-    SMALLEST_INDEX,
-    Nearest,
-    PrunedIndex,
-    nearer,
-    nearest_neighbors,
-    put,
-    select,
-)
-from anomalib_softpatch.components.pruning import LeadingAxes, rounding_allowance, sufficient_axes
+from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Rows, nearer, put, select
+from anomalib_softpatch.components.search.bounds import LeadingAxes, rounding_allowance, sufficient_axes
+from anomalib_softpatch.components.search.exact import SMALLEST_INDEX, PrunedIndex
+from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_row
 from anomalib_softpatch.components.tracing import rows_of, without_autocast
 
 # One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size
@@ -37,105 +28,95 @@ SHORTLISTS = (5, 33)
 MANY_IN_DOUBT = 0.5
 # Rows from which a shortlist is worth its time
 SMALLEST_BANK = 1024
+# Rows of a comb: columns of a matrix at equal distances, whose minimum is that of whole vectors
+TEETH = 16
 
 Block: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-class GraphIndex:
-    """Search parts of a bank: bounds of all rows, distances to the few that they leave.
+class GraphSearch:
+    """Search a bank in a graph: bounds of all rows, distances to the few that they leave.
 
     The rows with the lowest bounds make a shortlist for each query. Where the last bound on it exceeds the least
     distance found, no other row can be nearer. Queries for which this is not so get a longer shortlist, and if need be
     go to the plain search, in the same graph: their number is data, so that hard images take longer, and all distances
-    are exact.
+    are exact. Of rows that rounding leaves equally near, the first one is named.
 
     Args:
-        bank: Shape ``(m, d)``, float32 or float64.
-        ranges: Rows ``(start, stop)`` of each range, at least one row. Parts are what :func:`disjoint` makes of them.
+        bank: The memory bank, float32 or float64.
         axes: What rows are reduced by.
-        radii: Support radii of the rows, shape ``(m,)``; ``None`` for none.
 
     Attributes:
         blocks: Of each part, blocks of rows by their range ``(start, stop)``: transposed reduced rows of shape
             ``(a + 1, b)``; their squared lengths, infinity where the block has no row; and their squared radii.
     """
 
+    norms: torch.Tensor
+
     @torch.no_grad()
-    def __init__(
-        self,
-        bank: torch.Tensor,
-        ranges: Sequence[tuple[int, int]],
-        axes: LeadingAxes,
-        radii: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, bank: MemoryBank, axes: LeadingAxes) -> None:
         self.axes = axes
-        self.radii = radii
-        self.blocks: dict[tuple[int, int], dict[tuple[int, int], Block]] = {}
-        for part in disjoint(ranges):
+        self.features, self.radii = bank.features, bank.radii
+        self.blocks: dict[Rows, dict[Rows, Block]] = {}
+        for part in bank.parts:
             size = part[1] - part[0]
             count = -(-size // BANK_BLOCK)
             edges = [part[0] + size * block // count for block in range(count + 1)]
-            blocks = self.blocks[part] = {}
-            for start, stop in pairwise(edges):
-                points = axes.reduce(bank[start:stop])
-                norms = points.square().sum(dim=1)
-                padding = -len(points) % ROWS_OF_GROUP
-                points = F.pad(points, (0, 0, 0, padding)).T.contiguous()
-                smallest = None if radii is None else F.pad(radii[start:stop].square(), (0, padding))
-                blocks[start, stop] = points, F.pad(norms, (0, padding), value=torch.inf), smallest
+            self.blocks[part] = {rows: self._block(slice(*rows)) for rows in pairwise(edges)}
+
+    def _block(self, rows: slice) -> Block:
+        points = self.axes.reduce(self.features[rows])
+        norms = points.square().sum(dim=1)
+        padding = -len(points) % TEETH
+        points = F.pad(points, (0, 0, 0, padding)).T.contiguous()
+        smallest = None if self.radii is None else F.pad(self.radii[rows].square(), (0, padding))
+        return points, F.pad(norms, (0, padding), value=torch.inf), smallest
 
     @classmethod
-    def build(
-        cls, bank: torch.Tensor, ranges: Sequence[tuple[int, int]], radii: torch.Tensor | None = None
-    ) -> "GraphIndex | None":
-        """Return an index of a bank, or ``None`` where the plain search is as fast."""
-        dtypes = PrunedIndex.DTYPES
-        if bank.numel() < SMALLEST_INDEX or len(bank) < SMALLEST_BANK or bank.dtype not in dtypes:
+    def build(cls, bank: MemoryBank) -> "GraphSearch | None":
+        """Return a search of a bank, or ``None`` where the plain one is as fast."""
+        rows, columns = bank.features.shape
+        if rows * columns < SMALLEST_INDEX or rows < SMALLEST_BANK or bank.features.dtype not in PrunedIndex.DTYPES:
             return None
-        axes = sufficient_axes(bank.detach(), bank.shape[1] // REDUCTION)
-        return None if axes is None else cls(bank.detach(), ranges, axes, radii)
+        axes = sufficient_axes(bank.features, columns // REDUCTION)
+        return None if axes is None else cls(bank, axes)
 
-    def in_graph(self, queries: torch.Tensor, bank: torch.Tensor) -> Search:
-        """Return a search of the parts, for the graph that is recorded.
+    def in_graph(self, features: torch.Tensor, queries: torch.Tensor) -> "GraphSearch":
+        """Return the search for the graph that is recorded.
 
         Args:
+            features: The bank's patches, as the graph has them, shape ``(m, d)``.
             queries: All queries that will come, shape ``(n, d)``.
-            bank: The bank, shape ``(m, d)``.
-
-        Returns:
-            The search, which names the first one of rows that rounding leaves equally near.
         """
-        return partial(self._search, _no_constant(bank, queries), bank.square().sum(dim=1))
+        search = copy(self)
+        search.features, search.norms = _no_constant(features, queries), features.square().sum(dim=1)
+        return search
 
-    def _search(
-        self,
-        bank: torch.Tensor,
-        norms: torch.Tensor,
-        queries: torch.Tensor,
-        part: tuple[int, int],
-        known: Nearest | None,
-    ) -> Nearest:
-        found, in_doubt = self._by_shortlist(bank, queries, part, known, SHORTLISTS[0])
+    def nearest(self, queries: torch.Tensor, part: Rows, known: Nearest | None = None) -> Nearest:
+        """Find the nearest row of a part of the bank; see :meth:`Search.nearest`."""
+        found, in_doubt = self._by_shortlist(queries, part, known, SHORTLISTS[0])
         # A longer shortlist helps where a few queries are harder than the others. Where most are, it leaves many, too.
-        some = rows_of(in_doubt & (in_doubt.to(norms.dtype).mean() <= MANY_IN_DOUBT))
-        longer, still = self._by_shortlist(
-            bank, queries.index_select(0, some), part, select(found, some), SHORTLISTS[1]
-        )
+        some = rows_of(in_doubt & (in_doubt.to(self.norms.dtype).mean() <= MANY_IN_DOUBT))
+        longer, still = self._by_shortlist(queries.index_select(0, some), part, select(found, some), SHORTLISTS[1])
         found, in_doubt = put(found, some, longer), in_doubt.index_put((some,), still)
         some = rows_of(in_doubt)
         # Where it is not needed, of a few rows only
-        distances, rows = nearest_neighbors(
-            queries.index_select(0, some), bank, within=part, needed=in_doubt.any(), norms=norms, radii=self.radii
+        plainly = nearest_row(
+            queries.index_select(0, some),
+            self.features,
+            within=part,
+            needed=in_doubt.any(),
+            norms=self.norms,
+            radii=self.radii,
         )
-        return put(found, some, nearer(select(found, some), (distances.squeeze(1), rows.squeeze(1))))
+        return put(found, some, nearer(select(found, some), plainly))
 
     def _by_shortlist(
-        self, bank: torch.Tensor, queries: torch.Tensor, part: tuple[int, int], known: Nearest | None, size: int
+        self, queries: torch.Tensor, part: Rows, known: Nearest | None, size: int
     ) -> tuple[Nearest, torch.Tensor]:
         """Return what is nearest of the rows on the shortlists and what is known, and whether other rows may be nearer.
 
         Args:
-            bank: The bank, shape ``(m, d)``.
             queries: Shape ``(n, d)``.
             part: Rows ``(start, stop)`` of the bank.
             known: What is nearest so far.
@@ -144,7 +125,7 @@ class GraphIndex:
         points = self.axes.reduce(queries)
         lengths = points.square().sum(dim=1)
         bounds, rows = self._shortlist(-2 * points, lengths, part, size, known)  # bounds without |q|^2
-        found = nearer(known, self._nearest_of_shortlist(queries, bank, rows))
+        found = nearer(known, self._nearest_of_shortlist(queries, rows))
         squares = found[0].square()
         limits = squares - lengths + rounding_allowance(queries, points, squares)
         return found, ~(bounds[:, -1] > limits)  # NaN, too
@@ -153,7 +134,7 @@ class GraphIndex:
         self,
         scaled: torch.Tensor,
         lengths: torch.Tensor,
-        part: tuple[int, int],
+        part: Rows,
         size: int,
         known: Nearest | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,24 +160,24 @@ class GraphIndex:
             before = found[0][1]
         return found[0]
 
-    def _nearest_of_shortlist(self, queries: torch.Tensor, bank: torch.Tensor, rows: torch.Tensor) -> Nearest:
+    def _nearest_of_shortlist(self, queries: torch.Tensor, rows: torch.Tensor) -> Nearest:
         """Return the nearest rows of the bank on the shortlists.
 
         Args:
             queries: Shape ``(n, d)``.
-            bank: Shape ``(m, d)``.
             rows: Rows of the bank, shape ``(n, s)``. The last one does not count: its bound is that of the other rows.
         """
         rows, negated = rows[:, :-1], -queries
         # One after the other, which bounds memory
         found = [
-            torch.linalg.norm(bank.index_select(0, candidates) + negated, dim=1) for candidates in rows.unbind(dim=1)
+            torch.linalg.norm(self.features.index_select(0, candidates) + negated, dim=1)
+            for candidates in rows.unbind(dim=1)
         ]
         distances = torch.stack(found, dim=1)
         if self.radii is not None:
             distances = torch.maximum(distances, self.radii[rows])
         least = distances.amin(dim=1)
-        return least, torch.where(distances == least[:, None], rows, bank.shape[0] - 1).amin(dim=1)
+        return least, torch.where(distances == least[:, None], rows, self.features.shape[0] - 1).amin(dim=1)
 
 
 def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
@@ -215,19 +196,18 @@ def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
 def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the lowest bounds of a block of the bank, and the rows that they belong to.
 
-    The lowest ones are all in the groups whose smallest bounds are the lowest.
+    The lowest ones are all on the combs whose smallest bounds are the lowest.
 
     Args:
-        bounds: Shape ``(n, b)``; b is a multiple of ``ROWS_OF_GROUP``.
+        bounds: Shape ``(n, b)``; b is a multiple of ``TEETH``.
         start: The block's first row.
         stop: The row after its last.
         size: How many.
     """
-    count = bounds.shape[1] // ROWS_OF_GROUP
-    # A group is one of so many neighbouring columns, since minima over the middle axis are those of whole vectors
-    groups = bounds.view(-1, ROWS_OF_GROUP, count)
-    best = groups.amin(dim=1).topk(min(size, count), dim=1, largest=False, sorted=False).indices
-    columns = torch.arange(ROWS_OF_GROUP, device=bounds.device)[:, None] * count + best[:, None]
+    count = bounds.shape[1] // TEETH
+    combs = bounds.view(-1, TEETH, count)
+    best = combs.amin(dim=1).topk(min(size, count), dim=1, largest=False, sorted=False).indices
+    columns = torch.arange(TEETH, device=bounds.device)[:, None] * count + best[:, None]
     lowest = bounds.gather(1, columns.flatten(1))
     lowest, order = lowest.topk(min(size, lowest.shape[1]), dim=1, largest=False)
     rows = best.gather(1, order % best.shape[1]) + order // best.shape[1] * count + start

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pruning: lower bounds of distances, from which most pairs of rows need not be compared in full.
+"""Lower bounds of distances, from which most pairs of rows need not be compared in full.
 
 Features of images vary along few of their axes. Rows reduced to their coordinates on the leading ones and the length
 of the rest are short, and never farther apart than the rows themselves.
@@ -20,8 +20,8 @@ EXPLAINED_VARIANCE = 0.8
 QUERY_SAMPLE_SIZE = 128
 NEGLIGIBLE_REST = 0.03
 LARGEST_REST = 0.1
-# Rows of the set that are ruled out together where the smallest of their bounds is too large
-GROUP_SIZE = 64
+# Neighboring rows of the set that are ruled out together where the smallest of their bounds is too large
+STRIP = 64
 
 
 class LeadingAxes:
@@ -136,27 +136,27 @@ def sample_rows(rows: torch.Tensor) -> torch.Tensor:
     return rows[:: max(1, len(rows) // SAMPLE_SIZE)]
 
 
-class GroupedBounds:
-    """Lower bounds of the squared distances of some rows to the rows of a set, in groups of the set's rows.
+class BoundsInStrips:
+    """Lower bounds of the squared distances of some rows to the rows of a set, in strips of the set's rows.
 
     Args:
-        bounds: Shape ``(n, m)``, m divisible by ``GROUP_SIZE``: infinity where the set has no row. A term that is the
-            same for all of a row's bounds may be left out if it is left out of the limits, too.
+        bounds: Shape ``(n, m)``, m divisible by ``STRIP``: infinity where the set has no row. A term that is the same
+            for all of a row's bounds may be left out if it is left out of the limits, too.
     """
 
     def __init__(self, bounds: torch.Tensor) -> None:
-        self.bounds = bounds.view(len(bounds), -1, GROUP_SIZE)
+        self.bounds = bounds.view(len(bounds), -1, STRIP)
         self.smallest = self.bounds.amin(dim=2)
 
-    def most_promising(self, k: int = 1) -> torch.Tensor:
-        """Return the column of the smallest bound in each of the k best groups of each row, shape ``(n, k)``."""
-        groups = self.smallest.topk(k, dim=1, largest=False).indices
-        places = self.bounds.gather(1, groups[..., None].expand(-1, -1, GROUP_SIZE)).argmin(dim=2)
-        return groups * GROUP_SIZE + places
+    def most_promising(self) -> torch.Tensor:
+        """Return the column of the smallest bound of each row, shape ``(n,)``."""
+        strips = self.smallest.topk(1, dim=1, largest=False).indices
+        places = self.bounds.gather(1, strips[..., None].expand(-1, -1, STRIP)).argmin(dim=2)
+        return (strips * STRIP + places).squeeze(1)
 
     def rule_out(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Let some pairs, each by its row and column, not be within any finite limit; they may stay promising."""
-        self.bounds[rows, columns // GROUP_SIZE, columns % GROUP_SIZE] = torch.inf
+        self.bounds[rows, columns // STRIP, columns % STRIP] = torch.inf
 
     def within(self, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows and columns of the bounds that do not exceed the limits of their rows, row by row.
@@ -164,6 +164,6 @@ class GroupedBounds:
         Args:
             limits: Shape ``(n,)``.
         """
-        row, group = (self.smallest <= limits[:, None]).nonzero(as_tuple=True)
-        pair, place = (self.bounds[row, group] <= limits[row, None]).nonzero(as_tuple=True)
-        return row[pair], group[pair] * GROUP_SIZE + place
+        row, strip = (self.smallest <= limits[:, None]).nonzero(as_tuple=True)
+        pair, place = (self.bounds[row, strip] <= limits[row, None]).nonzero(as_tuple=True)
+        return row[pair], strip[pair] * STRIP + place

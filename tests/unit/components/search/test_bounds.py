@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_softpatch.components.pruning import (
-    GROUP_SIZE,
-    GroupedBounds,
+from anomalib_softpatch.components.search.bounds import (
+    STRIP,
+    BoundsInStrips,
     LeadingAxes,
     rounding_allowance,
     sufficient_axes,
@@ -38,28 +38,23 @@ def test_rows_are_reduced_in_the_type_of_the_axes(rows):
 
 def test_bounds_within_limits():
     """As many pairs as a look at every bound finds, less those that were ruled out."""
-    bounds = torch.rand(7, 3 * GROUP_SIZE, generator=torch.Generator().manual_seed(1))
+    bounds = torch.rand(7, 3 * STRIP, generator=torch.Generator().manual_seed(1))
     limits = torch.tensor([-1.0, 0.0, 0.01, 0.1, 0.5, 1.0, 0.02])
     row, column = (bounds <= limits[:, None]).nonzero(as_tuple=True)
-    grouped = GroupedBounds(bounds.clone())
-    found = grouped.within(limits)
+    strips = BoundsInStrips(bounds.clone())
+    found = strips.within(limits)
     assert set(zip(*(x.tolist() for x in found), strict=True)) == set(zip(row.tolist(), column.tolist(), strict=True))
     assert found[0].tolist() == row.tolist()
 
-    grouped.rule_out(torch.tensor([5, 3]), torch.tensor([100, int(column[row == 3][0])]))
-    left = set(zip(*(x.tolist() for x in grouped.within(limits)), strict=True))
+    strips.rule_out(torch.tensor([5, 3]), torch.tensor([100, int(column[row == 3][0])]))
+    left = set(zip(*(x.tolist() for x in strips.within(limits)), strict=True))
     assert len(left) == len(row) - 2
     assert (5, 100) not in left
 
 
 def test_most_promising():
-    bounds = torch.rand(9, 4 * GROUP_SIZE, generator=torch.Generator().manual_seed(2))
-    promising = GroupedBounds(bounds).most_promising(2)
-    assert promising[:, 0].tolist() == bounds.argmin(dim=1).tolist()
-    assert (promising[:, 0] // GROUP_SIZE != promising[:, 1] // GROUP_SIZE).all()
-    second = bounds.gather(1, promising[:, 1:]).squeeze(1)
-    smallest = bounds.view(9, 4, GROUP_SIZE).amin(dim=2).sort(dim=1).values[:, 1]
-    assert torch.equal(second, smallest)
+    bounds = torch.rand(9, 4 * STRIP, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(BoundsInStrips(bounds).most_promising(), bounds.argmin(dim=1))
 
 
 def set_of_rows(spread, seed=0):

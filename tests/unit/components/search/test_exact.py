@@ -1,12 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The search in the memory bank against NumPy in float64, eager and exported."""
+"""The exact search, plain and pruned, against NumPy in float64, eager and exported."""
 
-import copy
-import importlib
-import pickle
 import threading
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -20,9 +18,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anomalib_softpatch.components import NearestNeighborSearch, nearest_neighbors, pruning
-
-module = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
+from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch, nearest_neighbors
+from anomalib_softpatch.components.search import bounds, exact, plain
+from anomalib_softpatch.components.search.exact import PrunedIndex
 
 RANGES = {
     "one": [(0, 3000)],
@@ -60,6 +58,23 @@ def check(queries, bank, k, distances, indices, tolerance=1e-5, radii=None):
     assert all(len(set(row)) == k for row in indices.tolist())
 
 
+def check_nearest(queries, bank, found, tolerance=1e-5, radii=None):
+    """The same of one neighbor of each query."""
+    distances, indices = found
+    check(queries, bank, 1, distances[:, None], indices[:, None], tolerance, radii)
+
+
+def search_of(bank, radii=None, search=NearestNeighborSearch):
+    return search(MemoryBank(bank, torch.ones(len(bank)), radii, ((0, len(bank)),)))
+
+
+def find(queries, bank, radii=None, known=None, left_out=None, search=NearestNeighborSearch):
+    """Search a whole bank."""
+    whole = search_of(bank, radii, search)
+    whole = whole if left_out is None else whole.without(left_out)
+    return whole.nearest(queries, (0, len(bank)), known)
+
+
 def make_radii(kind, queries, bank):
     """Radii such that about half of them count, all of them, none, or that tie."""
     typical = float(brute_force(queries, bank).min(axis=1).mean())
@@ -76,17 +91,21 @@ def make_radii(kind, queries, bank):
 RADII = ("some count", "larger than all distances", "smaller than all distances", "ties", "all the same")
 
 
+def refuse(*_, **__):
+    pytest.fail("The plain search was asked.")
+
+
 @pytest.fixture
 def small_index(monkeypatch):
     """Use an index however small the bank, and however little it may rule out."""
-    monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
-    monkeypatch.setattr(pruning, "LARGEST_REST", float("inf"))
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 0)
+    monkeypatch.setattr(bounds, "LARGEST_REST", float("inf"))
 
 
 @pytest.mark.parametrize("k", [1, 5, 700])
 @pytest.mark.parametrize("block", [64, 4096])
 def test_plain_search(k, block, monkeypatch):
-    monkeypatch.setattr(module, "BANK_BLOCK", block)
+    monkeypatch.setattr(plain, "BANK_BLOCK", block)
     queries, bank = anisotropic(50), anisotropic(700, seed=1)
     check(queries, bank, k, *nearest_neighbors(queries, bank, k))
 
@@ -94,75 +113,74 @@ def test_plain_search(k, block, monkeypatch):
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("block", [64, 4096])
 def test_part_of_a_bank(k, block, monkeypatch):
-    monkeypatch.setattr(module, "BANK_BLOCK", block)
+    monkeypatch.setattr(plain, "BANK_BLOCK", block)
     queries, bank = anisotropic(50), anisotropic(700, seed=1)
     distances, indices = nearest_neighbors(queries, bank, k, within=(130, 333))
     check(queries, bank[130:333], k, distances, indices - 130)
 
 
-@pytest.mark.parametrize("k", [1, 2, 9, 40, 3000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pruned_search(k, dtype, small_index, monkeypatch):
-    """Also in small blocks, and where k exceeds the number of groups of rows."""
-    monkeypatch.setattr(module, "BOUND_BLOCK", 3000 * 30)
-    monkeypatch.setattr(module, "DIFFERENCE_BLOCK", 64 * 100)
+def test_pruned_search(dtype, small_index, monkeypatch):
+    """Also in small blocks."""
+    monkeypatch.setattr(exact, "BOUND_BLOCK", 3000 * 30)
+    monkeypatch.setattr(exact, "DIFFERENCE_BLOCK", 64 * 100)
     queries, bank = anisotropic(100).to(dtype), anisotropic(3000, seed=1).to(dtype)
-    index = module.PrunedIndex(bank)
+    index = PrunedIndex(bank)
     assert index.points.shape[1] < 24
-    check(queries, bank, k, *index.search(queries, k))
-    check(queries, bank, k, *NearestNeighborSearch()(queries, bank, k))
+    check_nearest(queries, bank, index.nearest(queries))
+    check_nearest(queries, bank, find(queries, bank))
 
 
 def test_prunes(small_index, monkeypatch):
     """The plain search serves as the way out for hard queries, and these are not."""
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
-    index = module.PrunedIndex(bank)
+    index = PrunedIndex(bank)
     expected = nearest_neighbors(queries, bank)
-    monkeypatch.delattr(module, "nearest_neighbors")
-    distances, indices = index.search(queries)
-    assert torch.equal(indices, expected[1])
-    assert torch.equal(distances, expected[0])
+    monkeypatch.setattr(exact, "nearest_row", refuse)
+    distances, indices = index.nearest(queries)
+    assert torch.equal(indices[:, None], expected[1])
+    assert torch.equal(distances[:, None], expected[0])
 
 
 def test_one_row_far_away_costs_nothing(small_index, monkeypatch):
     """Allowances for rounding are those of the rows that matter."""
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     bank[17] *= 100
-    index = module.PrunedIndex(bank)
-    monkeypatch.delattr(module, "nearest_neighbors")
-    check(queries, bank, 1, *index.search(queries))
+    index = PrunedIndex(bank)
+    monkeypatch.setattr(exact, "nearest_row", refuse)
+    check_nearest(queries, bank, index.nearest(queries))
 
 
 def test_far_from_the_origin(small_index):
     """The index centres the bank, so that expanded distances keep their digits (the plain search does not)."""
     queries, bank = anisotropic(100, offset=1000), anisotropic(20_000, seed=1, offset=1000)
-    check(queries, bank, 1, *NearestNeighborSearch()(queries, bank))
+    check_nearest(queries, bank, find(queries, bank))
 
 
 def test_duplicates(small_index):
-    """Members of the bank are found at distance zero, the first of equal rows first."""
+    """Members of the bank are found at distance zero, the first of equal rows."""
     bank = anisotropic(500).repeat(4, 1)
-    distances, indices = NearestNeighborSearch()(bank[:500], bank, 4)
+    distances, indices = find(bank[:500], bank)
     assert (distances == 0).all()
-    assert torch.equal(indices, torch.arange(500)[:, None] + torch.arange(0, 2000, 500))
+    assert torch.equal(indices, torch.arange(500))
 
 
 def test_queries_far_from_the_bank(small_index):
     """Bounds rule out little there, so that the plain search takes over."""
     queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
     bank = anisotropic(3000, seed=1)
-    check(queries, bank, 3, *NearestNeighborSearch()(queries, bank, 3))
+    check_nearest(queries, bank, find(queries, bank))
 
 
 @pytest.mark.parametrize("index", ["pruned", "none"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
 def test_rows_left_out(index, share, small_index, monkeypatch):
     """Those of which the queries are copies, and others."""
-    monkeypatch.setattr(module, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
     bank = anisotropic(3000, seed=1)
     left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < share
     queries = torch.cat((bank[left_out][:40], anisotropic(40)))
-    distances, indices = NearestNeighborSearch().nearest(queries, bank, left_out)
+    distances, indices = find(queries, bank, left_out=left_out)
     expected = brute_force(queries, bank)
     expected[:, left_out.numpy()] = np.inf
     np.testing.assert_array_equal(indices, expected.argmin(axis=1))
@@ -171,7 +189,7 @@ def test_rows_left_out(index, share, small_index, monkeypatch):
 
 def test_all_rows_left_out():
     bank = anisotropic(3000)
-    distances, indices = NearestNeighborSearch().nearest(bank[:2], bank, torch.ones(3000, dtype=torch.bool))
+    distances, indices = find(bank[:2], bank, left_out=torch.ones(3000, dtype=torch.bool))
     assert distances.tolist() == [float("inf")] * 2
     assert indices.tolist() == [0, 0]
 
@@ -184,11 +202,26 @@ def test_limits(small_index):
     factors = torch.tensor([0.5, 1.0, 1.001, 2.0]).repeat(50)
     limits = nearest * factors
     limits[7] = torch.nan  # as none
-    distances, indices = NearestNeighborSearch().nearest(queries, bank, limits=limits)
+    distances, indices = PrunedIndex(bank).nearest(queries, limits=limits)
     np.testing.assert_allclose(distances, expected[np.arange(200), indices.numpy()], rtol=1e-4)
     np.testing.assert_allclose(distances[factors >= 1], nearest[factors >= 1], rtol=1e-4)
     assert (distances[factors < 1] > limits[factors < 1]).all()
     assert (distances[factors < 1] > 1.001 * nearest[factors < 1]).any()
+
+
+@pytest.mark.parametrize("index", ["pruned", "none"])
+def test_what_is_known_stays_where_it_is_nearer(index, small_index, monkeypatch):
+    """Rows of a part are named by their numbers in the bank."""
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
+    queries, bank = anisotropic(200), anisotropic(3000, seed=1)
+    search = search_of(bank)
+    distances, rows = search.nearest(queries, (1200, 3000), search.nearest(queries, (0, 1200)))
+    expected = brute_force(queries, bank)
+    np.testing.assert_array_equal(rows, expected.argmin(axis=1))
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-5)
+    assert {part: type(each) for part, each in search.indexes.items()} == (
+        {(0, 1200): PrunedIndex, (1200, 3000): PrunedIndex} if index == "pruned" else {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,9 +230,9 @@ def test_limits(small_index):
     ids=["constant", "isotropic", "one row"],
 )
 def test_no_leading_axes(bank, small_index):
-    assert module.PrunedIndex(bank).points is None
+    assert PrunedIndex(bank).points is None
     queries = anisotropic(10, 8)
-    check(queries, bank, 1, *NearestNeighborSearch()(queries, bank))
+    check_nearest(queries, bank, find(queries, bank))
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -207,11 +240,8 @@ def test_autocast(k, small_index):
     """Neighbours and distances are those of whole numbers where the backbone runs on shorter ones."""
     queries, bank = anisotropic(300), anisotropic(3000, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        plain, pruned = nearest_neighbors(queries, bank, k), NearestNeighborSearch()(queries, bank, k)
-    for found, expected in (
-        (plain, nearest_neighbors(queries, bank, k)),
-        (pruned, NearestNeighborSearch()(queries, bank, k)),
-    ):
+        shorter = nearest_neighbors(queries, bank, k), find(queries, bank)
+    for found, expected in zip(shorter, (nearest_neighbors(queries, bank, k), find(queries, bank)), strict=True):
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
@@ -219,8 +249,8 @@ def test_autocast(k, small_index):
 def test_nan_stays_nan(small_index):
     queries = anisotropic(10)
     queries[3, 5] = torch.nan
-    distances, _ = NearestNeighborSearch()(queries, anisotropic(3000, seed=1))
-    assert distances.isnan().squeeze(1).tolist() == [row == 3 for row in range(10)]
+    distances, _ = find(queries, anisotropic(3000, seed=1))
+    assert distances.isnan().tolist() == [row == 3 for row in range(10)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -230,61 +260,54 @@ def test_nan_stays_nan(small_index):
     decay=st.floats(0.0, 8),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
     offset=st.sampled_from([0.0, 10.0]),
-    k=st.integers(1, 8),
     integers=st.booleans(),
     seed=st.integers(0, 100),
 )
-def test_any_bank(rows, columns, decay, scale, offset, k, integers, seed):
+def test_any_bank(rows, columns, decay, scale, offset, integers, seed):
     generator = torch.Generator().manual_seed(seed)
     scales = torch.linspace(0, -decay, columns).exp()
     values = torch.randn(rows + 20, columns, generator=generator) * scales + offset
     values = scale * (values.mul(4).round() if integers else values)
     queries, bank = values[:20], values[20:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
-        patch.setattr(pruning, "LARGEST_REST", float("inf"))
-        index = module.PrunedIndex(bank)
-    check(queries, bank, k, *index.search(queries, k), tolerance=1e-4)
+        patch.setattr(bounds, "EXPLAINED_VARIANCE", 0.01)
+        patch.setattr(bounds, "LARGEST_REST", float("inf"))
+        index = PrunedIndex(bank)
+    check_nearest(queries, bank, index.nearest(queries), tolerance=1e-4)
 
 
-def test_index_follows_the_bank(monkeypatch):
-    """The same bank is indexed once; a bank that is replaced or written to anew, with nothing of the old one kept."""
-    monkeypatch.setattr(module, "SMALLEST_INDEX", 1000)
-    search = NearestNeighborSearch()
-    queries, bank = anisotropic(10), anisotropic(2000, seed=1)
-    search(queries, bank[:1000])
-    search(queries, bank[1000:])
-    first = dict(search._indexes)
-    search(queries, bank[:1000])
-    assert search._indexes == first
+def test_parts_are_indexed_once(monkeypatch):
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 64_000)
+    queries, search = anisotropic(10), search_of(anisotropic(2000, seed=1))
+    search.nearest(queries, (0, 1000))
+    search.nearest(queries, (1000, 2000))
+    first = dict(search.indexes)
     assert len(first) == 2
-    search(queries, bank[:3])  # too few rows for an index: those of the other parts stay
-    assert search._indexes == first
-    bank += 1
-    check(queries, bank[:1000], 1, *search(queries, bank[:1000]))
-    assert len(search._indexes) == 1
-    other = anisotropic(1500, seed=2)
-    check(queries, other, 1, *search(queries, other))
-    assert [index.bank.data_ptr() for index in search._indexes.values()] == [other.data_ptr()]
-    with torch.inference_mode():
-        other = other.clone()
-        check(queries, other, 1, *search(queries, other))
+    search.nearest(queries, (0, 1000))
+    search.without(torch.arange(2000) < 500).nearest(queries, (1000, 2000))
+    search.nearest(queries, (0, 3))  # too few rows for an index
+    assert search.indexes == first
 
 
-def check_copies(search):
-    """Copies and pickles are of the same type, without the index, and find the same."""
-    empty = len(pickle.dumps(search))
-    queries, bank = anisotropic(10), anisotropic(2000)
-    expected = search(queries, bank)
-    assert len(pickle.dumps(search)) == empty
-    for twin in (copy.deepcopy(search), pickle.loads(pickle.dumps(search))):
-        assert type(twin) is type(search)
-        assert not twin._indexes
-        assert torch.equal(twin(queries, bank)[1], expected[1])
-
-
-def test_copies_leave_the_index_out(small_index):
-    check_copies(NearestNeighborSearch())
+@pytest.mark.parametrize("inference", [False, True])
+def test_search_is_of_one_bank(inference):
+    """Other features or radii, or the same ones after they were written to, are another bank; weights do not count."""
+    with torch.inference_mode(inference):
+        features, radii = anisotropic(20).clone(), torch.ones(20)
+        bank = MemoryBank(features, torch.ones(20), radii, ((0, 20),))
+        search, plain_search = NearestNeighborSearch(bank), NearestNeighborSearch(replace(bank, radii=None))
+    assert search.is_of(replace(bank, weights=torch.zeros(20)))
+    assert not search.is_of(replace(bank, features=features.clone()))
+    assert not search.is_of(replace(bank, features=features[:10]))
+    assert not search.is_of(replace(bank, radii=radii.clone()))
+    assert not search.is_of(replace(bank, radii=None))
+    assert not plain_search.is_of(bank)
+    if not inference:  # where tensors do not count what is written to them
+        radii *= 2
+        assert not search.is_of(bank)
+        assert plain_search.is_of(replace(bank, radii=None))
+        features += 1
+        assert not plain_search.is_of(replace(bank, radii=None))
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -292,8 +315,8 @@ def test_copies_leave_the_index_out(small_index):
 @pytest.mark.parametrize("block", [64, 4096])
 def test_radii_in_the_plain_search(kind, k, block, monkeypatch):
     """The least mutual reachability distances, also of a part of the bank, and with rows that do not count."""
-    monkeypatch.setattr(module, "BANK_BLOCK", block)
-    monkeypatch.setattr(module, "QUERY_BLOCK", 30)
+    monkeypatch.setattr(plain, "BANK_BLOCK", block)
+    monkeypatch.setattr(plain, "QUERY_BLOCK", 30)
     queries, bank = anisotropic(50), anisotropic(700, seed=1)
     radii = make_radii(kind, queries, bank)
     check(queries, bank, k, *nearest_neighbors(queries, bank, k, radii=radii), radii=radii)
@@ -304,27 +327,26 @@ def test_radii_in_the_plain_search(kind, k, block, monkeypatch):
     check(queries, bank[:300], k, *nearest_neighbors(queries, bank, k, norms=norms, radii=radii), radii=radii[:300])
 
 
-@pytest.mark.parametrize("k", [1, 5, 40])
 @pytest.mark.parametrize("kind", RADII)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_radii_in_the_pruned_search(kind, k, dtype, small_index, monkeypatch):
-    monkeypatch.setattr(module, "BOUND_BLOCK", 3000 * 30)
-    monkeypatch.setattr(module, "DIFFERENCE_BLOCK", 64 * 100)
+def test_radii_in_the_pruned_search(kind, dtype, small_index, monkeypatch):
+    monkeypatch.setattr(exact, "BOUND_BLOCK", 3000 * 30)
+    monkeypatch.setattr(exact, "DIFFERENCE_BLOCK", 64 * 100)
     queries, bank = anisotropic(100).to(dtype), anisotropic(3000, seed=1).to(dtype)
     radii = make_radii(kind, queries, bank)
-    index = module.PrunedIndex(bank, radii)
+    index = PrunedIndex(bank, radii)
     assert index.points is not None
-    check(queries, bank, k, *index.search(queries, k), radii=radii)
-    check(queries, bank, k, *NearestNeighborSearch()(queries, bank, k, radii), radii=radii)
+    check_nearest(queries, bank, index.nearest(queries), radii=radii)
+    check_nearest(queries, bank, find(queries, bank, radii), radii=radii)
 
 
 def test_radii_do_not_hinder_pruning(small_index, monkeypatch):
     """Half of the rows have radii that count."""
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     radii = make_radii("some count", queries, bank)
-    index = module.PrunedIndex(bank, radii)
-    monkeypatch.delattr(module, "nearest_neighbors")
-    check(queries, bank, 1, *index.search(queries), radii=radii)
+    index = PrunedIndex(bank, radii)
+    monkeypatch.setattr(exact, "nearest_row", refuse)
+    check_nearest(queries, bank, index.nearest(queries), radii=radii)
 
 
 def test_radii_of_copies(small_index):
@@ -332,10 +354,11 @@ def test_radii_of_copies(small_index):
     bank = anisotropic(3000, seed=1)
     radii = torch.zeros(3000)
     radii[:50], radii[50:100] = 1e-3, 1e3
-    for found in (nearest_neighbors(bank[:100], bank, radii=radii), module.PrunedIndex(bank, radii).search(bank[:100])):
-        check(bank[:100], bank, 1, *found, radii=radii)
-        assert torch.equal(found[1][:50, 0], torch.arange(50))
-        torch.testing.assert_close(found[0][:50], radii[:50, None])
+    plainly = tuple(each.squeeze(1) for each in nearest_neighbors(bank[:100], bank, radii=radii))
+    for found in (plainly, PrunedIndex(bank, radii).nearest(bank[:100])):
+        check_nearest(bank[:100], bank, found, radii=radii)
+        assert torch.equal(found[1][:50], torch.arange(50))
+        torch.testing.assert_close(found[0][:50], radii[:50])
         assert not ((found[1][50:] >= 50) & (found[1][50:] < 100)).any()
 
 
@@ -346,7 +369,7 @@ def test_zero_radii_are_none(k, small_index):
     zeros = torch.zeros(3000)
     for search in (
         lambda radii: nearest_neighbors(queries, bank, k, radii=radii),
-        lambda radii: NearestNeighborSearch()(queries, bank, k, radii),
+        lambda radii: find(queries, bank, radii),
     ):
         for found, expected in zip(search(zeros), search(None), strict=True):
             assert torch.equal(found, expected)
@@ -356,12 +379,12 @@ def test_zero_radii_are_none(k, small_index):
 @pytest.mark.parametrize("kind", RADII)
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_radii_and_rows_left_out(index, kind, share, small_index, monkeypatch):
-    monkeypatch.setattr(module, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
     bank = anisotropic(3000, seed=1)
     left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < share
     queries = torch.cat((bank[left_out][:40], anisotropic(40)))
     radii = make_radii(kind, queries[40:], bank)
-    distances, indices = NearestNeighborSearch().nearest(queries, bank, left_out, radii=radii)
+    distances, indices = find(queries, bank, radii, left_out=left_out)
     expected = brute_force(queries, bank, radii)
     expected[:, left_out.numpy()] = np.inf
     assert not left_out[indices].any()
@@ -376,24 +399,10 @@ def test_radii_and_limits(kind, small_index):
     expected = brute_force(queries, bank, radii)
     nearest = torch.from_numpy(expected.min(axis=1)).float()
     factors = torch.tensor([0.5, 1.001, 2.0, 1.5]).repeat(50)
-    distances, indices = NearestNeighborSearch().nearest(queries, bank, limits=nearest * factors, radii=radii)
+    distances, indices = PrunedIndex(bank, radii).nearest(queries, limits=nearest * factors)
     np.testing.assert_allclose(distances, expected[np.arange(200), indices.numpy()], rtol=1e-4)
     np.testing.assert_allclose(distances[factors >= 1], nearest[factors >= 1], rtol=1e-4)
     assert (distances[factors < 1] >= nearest[factors < 1] * (1 - 1e-4)).all()
-
-
-def test_index_follows_the_radii(monkeypatch):
-    """Others for the same bank, or changed in place."""
-    monkeypatch.setattr(module, "SMALLEST_INDEX", 1000)
-    search = NearestNeighborSearch()
-    queries, bank = anisotropic(10), anisotropic(2000, seed=1)
-    check(queries, bank, 1, *search(queries, bank))
-    for kind in ("some count", "larger than all distances"):
-        radii = make_radii(kind, queries, bank)
-        check(queries, bank, 1, *search(queries, bank, 1, radii), radii=radii)
-    radii *= 0.5
-    check(queries, bank, 1, *search(queries, bank, 1, radii), radii=radii)
-    check(queries, bank, 1, *search(queries, bank))
 
 
 @settings(max_examples=60, deadline=None)
@@ -416,11 +425,11 @@ def test_any_radii(rows, columns, decay, scale, size, k, integers, seed):
         values, radii = values.mul(4).round(), radii.mul(4).round()
     queries, bank, radii = scale * values[:25], scale * values[20:], scale * radii
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "EXPLAINED_VARIANCE", 0.01)
-        patch.setattr(pruning, "LARGEST_REST", float("inf"))
-        index = module.PrunedIndex(bank, radii)
-    for found in (index.search(queries, k), nearest_neighbors(queries, bank, k, radii=radii)):
-        check(queries, bank, k, *found, tolerance=2e-4, radii=radii)
+        patch.setattr(bounds, "EXPLAINED_VARIANCE", 0.01)
+        patch.setattr(bounds, "LARGEST_REST", float("inf"))
+        index = PrunedIndex(bank, radii)
+    check_nearest(queries, bank, index.nearest(queries), tolerance=2e-4, radii=radii)
+    check(queries, bank, k, *nearest_neighbors(queries, bank, k, radii=radii), tolerance=2e-4, radii=radii)
 
 
 class Model(nn.Module):
@@ -430,26 +439,26 @@ class Model(nn.Module):
         super().__init__()
         self.register_buffer("bank", bank)
         self.register_buffer("radii", radii)
-        self.search = NearestNeighborSearch()
         self.k = k
 
     def forward(self, images):
         queries = images.flatten(2).mT.reshape(-1, images.shape[1])
-        radii = None if self.radii is None else self.radii[10:]
-        return self.search(queries, self.bank[10:], self.k, radii)
+        if self.k > 1:
+            radii = None if self.radii is None else self.radii[10:]
+            return nearest_neighbors(queries, self.bank[10:], self.k, radii=radii)
+        distances, rows = search_of(self.bank, self.radii).nearest(queries, (10, len(self.bank)))
+        return distances[:, None], rows[:, None] - 10
 
 
 @pytest.mark.parametrize(("k", "kind"), [(1, None), (3, None), (1, "some count"), (1, "ties"), (3, "some count")])
 def test_export(k, kind, small_index, tmp_path, monkeypatch):
     """The graph has the plain operations, and takes any batch size, height and width."""
-    monkeypatch.setattr(module, "BANK_BLOCK", 1024)
+    monkeypatch.setattr(plain, "BANK_BLOCK", 1024)
     bank = anisotropic(3010, 16)
     radii = None if kind is None else make_radii(kind, anisotropic(50, 16, seed=2), bank)
     model = Model(bank, k, radii).eval()
     image = anisotropic(4 * 6, 16, seed=1).T.reshape(1, 16, 4, 6)
-    model(image)  # builds an index, which must not reach the graph
-    assert set(model.state_dict()) == {"bank"} | ({"radii"} if kind else set())
-    monkeypatch.setattr(module.PrunedIndex, "search", None)
+    monkeypatch.setattr(PrunedIndex, "nearest", None)
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     path = tmp_path / "model.onnx"
     torch.onnx.export(model, (image,), path, dynamo=True, dynamic_shapes=({**sizes},), verbose=False)
@@ -485,26 +494,27 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("kind", ["pruned", "hard queries", "plain"])
-def test_memory_is_bounded(kind, k, small_index, monkeypatch):
+@pytest.mark.parametrize("kind", ["pruned", "hard queries", "plain", "plain, 3 neighbors"])
+def test_memory_is_bounded(kind, small_index, monkeypatch):
     """No tensor is larger than a block, though the distances of all pairs would be 90 times as large."""
-    monkeypatch.setattr(module, "BANK_BLOCK", 512)
-    monkeypatch.setattr(module, "QUERY_BLOCK", 512)
-    monkeypatch.setattr(module, "BOUND_BLOCK", 512 * 512)
-    monkeypatch.setattr(module, "DIFFERENCE_BLOCK", 512 * 512)
-    monkeypatch.setattr(module, "SMALLEST_INDEX", 2**40 if kind == "plain" else 0)
+    monkeypatch.setattr(plain, "BANK_BLOCK", 512)
+    monkeypatch.setattr(plain, "QUERY_BLOCK", 512)
+    monkeypatch.setattr(exact, "BOUND_BLOCK", 512 * 512)
+    monkeypatch.setattr(exact, "DIFFERENCE_BLOCK", 512 * 512)
+    monkeypatch.setattr(exact, "SMALLEST_INDEX", 2**40 if "plain" in kind else 0)
     bank, queries = anisotropic(6000, 32), anisotropic(4000, 32, seed=1)
     if kind == "hard queries":
         queries = queries + 100
-    search = NearestNeighborSearch()
-    search(queries[:1], bank, k)  # builds the index
-    assert [index.points is not None for index in search._indexes.values()] == [True] * (kind != "plain")
+    whole = search_of(bank)
+    whole.nearest(queries[:1], (0, 6000))  # builds the index
+    assert [index.points is not None for index in whole.indexes.values()] == [True] * ("plain" not in kind)
+    k = 3 if "3" in kind else 1
     with LargestTensor(bank) as largest:
-        distances, indices = search(queries, bank, k)
-    # Room for what is as large as the queries, and for pairs in doubt: numbers of row and column, one for each group
+        found = nearest_neighbors(queries, bank, k) if k > 1 else whole.nearest(queries, (0, 6000))
+    # Room for what is as large as the queries, and for pairs in doubt: numbers of row and column, one for each strip
     assert 512 * 32 < largest.elements <= 512 * 512
-    check(queries[::40], bank, k, distances[::40], indices[::40], tolerance=1e-4)
+    distances, indices = (each.view(4000, k)[::40] for each in found)
+    check(queries[::40], bank, k, distances, indices, tolerance=1e-4)
 
 
 class PeakMemory(threading.Thread):
@@ -527,7 +537,7 @@ class PeakMemory(threading.Thread):
 
 def test_exported_memory_is_bounded(tmp_path, monkeypatch):
     """Runtimes take one block of the bank after the other, and do not store the blocks beside the bank."""
-    monkeypatch.setattr(module, "BANK_BLOCK", 512)
+    monkeypatch.setattr(plain, "BANK_BLOCK", 512)
     model = Model(anisotropic(12 * 512 + 10, 16), 1).eval()
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     path = tmp_path / "model.onnx"

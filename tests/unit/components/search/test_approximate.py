@@ -3,20 +3,19 @@
 
 """The approximate search against NumPy in float64."""
 
-import importlib
 import re
 
 import numpy as np
 import pytest
 import torch
-from test_nearest_neighbors import anisotropic, brute_force, check_copies, make_radii
+from test_exact import anisotropic, brute_force, make_radii, search_of
+from test_exact import find as find_by
 
-from anomalib_softpatch.components.approximate_search import ApproximateIndex, ApproximateSearch, make_search
-from anomalib_softpatch.components.nearest_neighbors import NearestNeighborSearch, PrunedIndex
+from anomalib_softpatch.components.search import approximate as module
+from anomalib_softpatch.components.search import exact
+from anomalib_softpatch.components.search.approximate import ApproximateIndex, ApproximateSearch, check_search
+from anomalib_softpatch.components.search.exact import PrunedIndex
 from samples import mixture
-
-module = importlib.import_module("anomalib_softpatch.components.approximate_search")
-exact = importlib.import_module("anomalib_softpatch.components.nearest_neighbors")
 
 
 def check(queries, bank, k, distances, indices, recall=0.9, tolerance=1e-5, radii=None):
@@ -31,6 +30,17 @@ def check(queries, bank, k, distances, indices, recall=0.9, tolerance=1e-5, radi
     assert (own <= farthest + scale).mean() >= recall
 
 
+def find(queries, bank, radii=None, **options):
+    """Search a whole bank, return one neighbor of each query."""
+    distances, indices = find_by(queries, bank, radii, search=ApproximateSearch, **options)
+    return distances[:, None], indices[:, None]
+
+
+def index_of(bank, radii=None):
+    """The index that a search makes."""
+    return search_of(bank, radii, ApproximateSearch)._index((0, len(bank)))
+
+
 @pytest.fixture
 def small_index(monkeypatch):
     """Use an approximate index from 256 rows on."""
@@ -43,9 +53,9 @@ def small_index(monkeypatch):
 def test_large_bank(columns, k, recall, dtype, small_index):
     """Of the wide rows, which random numbers make harder than those of images, some are missed."""
     queries, bank = anisotropic(300, columns).to(dtype), anisotropic(10_000, columns, seed=1).to(dtype)
-    search = ApproximateSearch()
-    distances, indices = search(queries, bank, k)
-    assert [type(index) for index in search._indexes.values()] == [ApproximateIndex]
+    index = index_of(bank)
+    assert type(index) is ApproximateIndex
+    distances, indices = index.search(queries, k)
     assert distances.dtype == dtype
     check(queries, bank, k, distances, indices, recall)
 
@@ -55,9 +65,9 @@ def test_radii(kind, k, recall, small_index):
     """Distances are mutual reachability distances."""
     queries, bank = anisotropic(300, 16), anisotropic(10_000, 16, seed=1)
     radii = make_radii(kind, queries, bank)
-    search = ApproximateSearch()
-    check(queries, bank, k, *search(queries, bank, k, radii), recall, radii=radii)
-    assert [type(index) for index in search._indexes.values()] == [ApproximateIndex]
+    index = index_of(bank, radii)
+    assert type(index) is ApproximateIndex
+    check(queries, bank, k, *index.search(queries, k), recall, radii=radii)
 
 
 @pytest.mark.parametrize("size", [0.3, 3.0])
@@ -66,7 +76,7 @@ def test_radii_of_about_the_distances(size, small_index):
     queries, bank = anisotropic(300, 16), anisotropic(10_000, 16, seed=1)
     random = torch.rand(10_000, generator=torch.Generator().manual_seed(3))
     radii = size * torch.from_numpy(brute_force(bank[:500], bank[500:]).min(axis=1)).float().mean() * (0.5 + random)
-    distances, indices = ApproximateSearch()(queries, bank, 1, radii)
+    distances, indices = find(queries, bank, radii)
     expected = brute_force(queries, bank, radii)
     np.testing.assert_allclose(distances[:, 0], expected[np.arange(300), indices[:, 0]], rtol=1e-5)
     assert (distances[:, 0].numpy() / expected.min(axis=1)).mean() < 1.05
@@ -77,9 +87,8 @@ def test_radii_of_a_bank_that_does_not_suit_faiss(small_index):
     queries, bank = anisotropic(100, 16), anisotropic(10_000, 16, seed=1)
     radii = torch.full((10_000,), 1e3)
     radii[::100] = 0
-    search = ApproximateSearch()
-    check(queries, bank, 1, *search(queries, bank, 1, radii), recall=1, radii=radii)
-    assert [type(index) for index in search._indexes.values()] == [PrunedIndex]
+    assert type(index_of(bank, radii)) is PrunedIndex
+    check(queries, bank, 1, *find(queries, bank, radii), recall=1, radii=radii)
 
 
 @pytest.mark.parametrize("kind", ["some count", "all the same"])
@@ -88,7 +97,7 @@ def test_radii_and_rows_left_out(kind, small_index):
     left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < 0.5
     queries = torch.cat((bank[left_out][:40], anisotropic(40, 16, seed=1)))
     radii = make_radii(kind, queries[40:], bank)
-    distances, indices = ApproximateSearch().nearest(queries, bank, left_out, radii=radii)
+    distances, indices = (each[:, 0] for each in find(queries, bank, radii, left_out=left_out))
     assert not left_out[indices].any()
     expected = brute_force(queries, bank, radii)
     np.testing.assert_allclose(distances, expected[np.arange(80), indices], rtol=1e-5, atol=1e-6)
@@ -119,9 +128,8 @@ def test_banks_that_do_not_suit_faiss_are_searched_exactly(small_index, caplog):
     distances, _ = ApproximateIndex(bank).search(queries)
     expected = brute_force(queries, bank)
     assert (distances[:, 0].numpy() / expected.min(axis=1)).mean() > 2  # else the test is none
-    search = ApproximateSearch()
-    check(queries, bank, 1, *search(queries, bank), recall=1)
-    assert [type(index) for index in search._indexes.values()] == [PrunedIndex]
+    check(queries, bank, 1, *find(queries, bank), recall=1)
+    assert type(index_of(bank)) is PrunedIndex
     assert re.search(r"searched exactly: faiss would find rows that are \d{3} % farther", caplog.text)
 
 
@@ -149,50 +157,51 @@ def test_queries_far_from_the_bank():
 @pytest.mark.parametrize("columns", [1, 7])
 def test_tiny_banks(rows, columns, small_index):
     queries, bank = mixture(20, columns), mixture(rows, columns, seed=1)
-    for k in {1, min(5, rows), rows}:
-        check(queries, bank, k, *ApproximateSearch()(queries, bank, k), recall=0.9)
+    check(queries, bank, 1, *find(queries, bank), recall=0.9)
+    index = index_of(bank)
+    assert type(index) is (ApproximateIndex if rows >= 256 else PrunedIndex)
+    for k in (5, rows) if rows >= 256 else ():
+        check(queries, bank, k, *index.search(queries, k), recall=0.9)
 
 
 def test_duplicates(small_index):
     """Equal rows: each is named once, the first of them first. A bank of one row many times is no error."""
     bank = mixture(100, 8).repeat_interleave(5, dim=0)
-    distances, indices = ApproximateSearch()(bank, bank, 5)
+    distances, indices = index_of(bank).search(bank, 5)
     assert bool((distances == 0).all())
     assert indices.tolist() == [[5 * (row // 5) + place for place in range(5)] for row in range(500)]
     same = torch.ones(1000, 8)
-    distances, indices = ApproximateSearch()(same[:3] + 1, same, 2)
+    distances, indices = index_of(same).search(same[:3] + 1, 2)
     np.testing.assert_allclose(distances, 8**0.5, rtol=1e-6)
 
 
 def test_small_banks_are_searched_exactly():
-    search = ApproximateSearch()
     queries, bank = anisotropic(50, 512), anisotropic(3000, 512, seed=1)
-    distances, indices = search(queries, bank)
-    assert [type(index) for index in search._indexes.values()] == [PrunedIndex]
-    check(queries, bank, 1, distances, indices, recall=1)
+    assert type(index_of(bank)) is PrunedIndex
+    check(queries, bank, 1, *find(queries, bank), recall=1)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_no_number_stays_so(value, small_index):
     queries, bank = mixture(40, 8), mixture(500, 8, seed=1)
     queries[7] = value
-    distances, indices = ApproximateSearch()(queries, bank)
+    distances, indices = find(queries, bank)
     assert not distances[7].isfinite()
     rest = torch.arange(40) != 7
     check(queries[rest], bank, 1, distances[rest], indices[rest])
     bank[7] = value
-    assert not ApproximateSearch()(bank, bank)[0][7].isfinite()
+    assert not find(bank, bank)[0][7].isfinite()
 
 
 def test_equal_banks_give_equal_answers():
     """With any number of threads, whatever other random numbers were drawn."""
     queries, bank = anisotropic(300, 256), anisotropic(10_000, 256, seed=1)
-    first = ApproximateSearch()(queries, bank, 3)
+    first = index_of(bank).search(queries, 3)
     torch.manual_seed(5)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        second = ApproximateSearch()(queries, bank.clone(), 3)
+        second = index_of(bank.clone()).search(queries, 3)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(first[1], second[1])
@@ -211,31 +220,11 @@ def test_threads_are_those_of_torch(monkeypatch):
     assert faiss.omp_get_max_threads() == 3
 
 
-def test_index_follows_the_bank(small_index):
-    search = ApproximateSearch()
-    queries, bank = anisotropic(30), anisotropic(2000, seed=1)
-    search(queries, bank[:1000])
-    first = dict(search._indexes)
-    search(queries, bank[:1000])
-    assert search._indexes == first
-    bank += 1
-    check(queries, bank[:1000], 1, *search(queries, bank[:1000]))
-    assert len(search._indexes) == 1
-    with torch.inference_mode():
-        other = anisotropic(1500, seed=2)
-        check(queries, other, 1, *search(queries, other))
-    assert [index.bank.data_ptr() for index in search._indexes.values()] == [other.data_ptr()]
-
-
-def test_copies_leave_the_index_out(small_index):
-    check_copies(ApproximateSearch())
-
-
 def test_autocast(small_index):
     queries, bank = anisotropic(50, 256), anisotropic(2000, 256, seed=1)
-    expected = ApproximateSearch()(queries, bank)
+    expected = find(queries, bank)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        distances, indices = ApproximateSearch()(queries, bank)
+        distances, indices = find(queries, bank)
     assert torch.equal(indices, expected[1])
     assert torch.equal(distances, expected[0])
 
@@ -248,9 +237,9 @@ def test_out_of_bag_needs_no_index_for_an_image(small_index):
     expected = brute_force(queries, bank)
     left_out[torch.from_numpy(expected.argsort(axis=1)[:20, :10].ravel())] = True  # a few rows beyond four
     left_out[torch.from_numpy(expected.argsort(axis=1)[20, :500])] = True  # more than are looked at
-    search = ApproximateSearch()
-    distances, indices = search.nearest(queries, bank, left_out)
-    assert [index.bank.data_ptr() for index in search._indexes.values()] == [bank.data_ptr()]
+    search = search_of(bank, search=ApproximateSearch)
+    distances, indices = search.without(left_out).nearest(queries, (0, 3000))
+    assert [type(index) for index in search.indexes.values()] == [ApproximateIndex]
     assert not left_out[indices].any()
     expected[:, left_out.numpy()] = np.inf
     np.testing.assert_allclose(distances, np.take_along_axis(expected, indices[:, None].numpy(), 1)[:, 0], atol=1e-5)
@@ -262,7 +251,7 @@ def test_two_runtimes_for_threads_live_together(order, run_python, tmp_path):
     """PyTorch and faiss bring one each: neither may hang or crash the other, whichever is loaded first."""
     program = f"""
 {order}
-from anomalib_softpatch.components.approximate_search import ApproximateIndex
+from anomalib_softpatch.components.search.approximate import ApproximateIndex
 
 torch.set_num_threads(2)
 bank = torch.randn(1000, 64)
@@ -277,7 +266,7 @@ print(float((indices[:, 0] == torch.arange(1000)).float().mean()))
 
 
 def test_names():
-    assert type(make_search("exact")) is NearestNeighborSearch
-    assert type(make_search("faiss")) is ApproximateSearch
+    check_search("exact")
+    check_search("faiss")
     with pytest.raises(ValueError, match=r"search must be one of \['exact', 'faiss'\], got 'flat'"):
-        make_search("flat")
+        check_search("flat")

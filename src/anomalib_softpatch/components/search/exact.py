@@ -1,0 +1,234 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exact search of a memory bank, part by part: plain, and pruned on a CPU. ``docs/pruning.md`` says why it is exact.
+
+Example:
+    >>> import torch
+    >>> from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch
+    >>> bank = MemoryBank(torch.randn(10_000, 512), torch.ones(10_000), None, ((0, 10_000),))
+    >>> distances, rows = NearestNeighborSearch(bank).nearest(torch.randn(1024, 512), (0, 10_000))
+    >>> distances.shape, rows.shape
+    (torch.Size([1024]), torch.Size([1024]))
+"""
+
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Rows, nearer
+from anomalib_softpatch.components.search.bounds import STRIP, BoundsInStrips, rounding_allowance, sufficient_axes
+from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_row, squared_lengths
+from anomalib_softpatch.components.tracing import is_traced, without_autocast
+
+# Parts of fewer elements are searched as fast without an index
+SMALLEST_INDEX = 2**20
+# One of so many axes at most is a leading one
+REDUCTION = 5
+# Elements of the largest temporary tensors, bounds and differences: small enough for caches
+BOUND_BLOCK = 2**23
+DIFFERENCE_BLOCK = 2**20
+# Share of the rows that a query may be compared with one by one: beyond it a matrix product is faster
+LARGEST_REMAINDER = 1 / 64
+
+
+class Index(Protocol):
+    """What searches one part of a bank, made before the queries come."""
+
+    def nearest(
+        self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
+    ) -> Nearest:
+        """Find the nearest row of the part; see :meth:`PrunedIndex.nearest`."""
+
+
+class NearestNeighborSearch:
+    """Find the nearest rows of a memory bank, with indexes on a CPU, without in exported graphs and on other devices.
+
+    An index of a part is built at its first search, in about the time of two plain ones, and kept. It adds a fifth to
+    the part's memory at most.
+
+    Args:
+        bank: The memory bank.
+
+    Attributes:
+        bank: The memory bank.
+        indexes: Index of each part that has been searched; ``None`` where none is faster.
+    """
+
+    def __init__(self, bank: MemoryBank) -> None:
+        self.bank = bank
+        self.indexes: dict[Rows, Index | None] = {}
+        self._state = None if is_traced() else _state(bank)
+        self._left_out: torch.Tensor | None = None
+
+    def is_of(self, bank: MemoryBank) -> bool:
+        """Return whether a bank is the one that is searched, and has not been written to since."""
+        return self._state == _state(bank)
+
+    def without(self, left_out: torch.Tensor) -> "NearestNeighborSearch":
+        """Return a search of the other rows, which shares the indexes.
+
+        Args:
+            left_out: Rows of the bank that do not count, boolean of shape ``(m,)``.
+        """
+        search = copy(self)
+        search._left_out = left_out
+        return search
+
+    def nearest(self, queries: torch.Tensor, part: Rows, known: Nearest | None = None) -> Nearest:
+        """Find the nearest row of a part of the bank; see :meth:`Search.nearest`."""
+        rows = slice(*part)
+        left_out = None if self._left_out is None else self._left_out[rows]
+        if left_out is not None and left_out.all():
+            nothing = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+            distances, indices = queries.new_full((len(queries),), torch.inf), nothing
+        elif (index := self._index(part)) is not None:
+            distances, indices = index.nearest(queries, left_out, None if known is None else known[0])
+        else:
+            features, radii = self.bank.features[rows], None if self.bank.radii is None else self.bank.radii[rows]
+            norms = squared_lengths(features, left_out)
+            distances, indices = nearest_row(queries, features, norms=norms, radii=radii)
+        return nearer(known, (distances, indices + part[0]))
+
+    def _index(self, part: Rows) -> Index | None:
+        """Return the index of a part of the bank; ``None`` where none is faster, and in graphs."""
+        features = self.bank.features[slice(*part)]
+        if is_traced() or features.device.type != "cpu" or features.numel() < SMALLEST_INDEX:
+            return None
+        if features.dtype not in PrunedIndex.DTYPES:
+            return None
+        if part not in self.indexes:
+            radii = self.bank.radii
+            self.indexes[part] = self.make_index(features, None if radii is None else radii[slice(*part)])
+        return self.indexes[part]
+
+    def make_index(self, features: torch.Tensor, radii: torch.Tensor | None) -> Index:
+        """Return an index of a part that is on the CPU and large."""
+        return PrunedIndex(features, radii)
+
+
+def _state(bank: MemoryBank) -> list[Any]:
+    """Return what tells a bank, as long as it is held, from others and from itself after it was written to."""
+    tensors = [bank.features] if bank.radii is None else [bank.features, bank.radii]
+    # Tensors of inference mode have no version
+    return [
+        (each.data_ptr(), each.shape, each.stride(), each.dtype, 0 if each.is_inference() else each._version)
+        for each in tensors
+    ]
+
+
+class PrunedIndex:
+    """Search rows by lower bounds of the distances first, and by distances only where the bounds leave a doubt.
+
+    Rows are reduced to a fifth of their length or less, see :class:`LeadingAxes`.
+
+    Args:
+        features: Shape ``(m, d)``, float32 or float64, on the CPU.
+        radii: Support radii of the rows, shape ``(m,)``. Default: none.
+
+    Attributes:
+        points: Reduced rows, padded to whole strips; ``None`` if bounds would rule out too little.
+    """
+
+    DTYPES = (torch.float32, torch.float64)
+
+    @torch.no_grad()
+    def __init__(self, features: torch.Tensor, radii: torch.Tensor | None = None) -> None:
+        self.features = features
+        self.radii = radii
+        self.squared_lengths = squared_lengths(features)
+        self.points: torch.Tensor | None = None
+        axes = sufficient_axes(features, features.shape[1] // REDUCTION)
+        if axes is None:
+            return
+        self.axes = axes
+        points = torch.cat([self.axes.reduce(part) for part in features.split(BANK_BLOCK)])
+        norms = points.square().sum(dim=1)
+        padding = -len(features) % STRIP
+        self.points = F.pad(points, (0, 0, 0, padding))
+        self.norms = F.pad(norms, (0, padding), value=torch.inf)
+        self.smallest = None if radii is None else F.pad(radii.square(), (0, padding))
+
+    @torch.no_grad()
+    def nearest(
+        self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
+    ) -> Nearest:
+        """Find the nearest row.
+
+        Args:
+            queries: Shape ``(n, d)``.
+            left_out: Rows that do not count, boolean of shape ``(m,)``, not all. Default: all count.
+            limits: Distances of shape ``(n,)``. Where all rows are farther, any of them may be named, with its
+                distance. Default: none.
+        """
+        lengths = self.squared_lengths
+        if left_out is not None:  # an infinite length is never within a limit
+            lengths = lengths.masked_fill(left_out, torch.inf)
+        plainly = partial(nearest_row, bank=self.features, norms=lengths, radii=self.radii)
+        if self.points is None:
+            return plainly(queries)
+        norms = self.norms
+        if left_out is not None:
+            norms = norms.masked_fill(F.pad(left_out, (0, len(norms) - len(left_out))), torch.inf)
+        size = max(1, BOUND_BLOCK // len(self.points))
+        limits = queries.new_full((len(queries),), torch.inf) if limits is None else limits
+        parts = [
+            self._nearest_of_block(*block, self.points, norms, plainly)
+            for block in zip(queries.split(size), limits.split(size), strict=True)
+        ]
+        distances, rows = zip(*parts, strict=True)
+        return torch.cat(distances), torch.cat(rows)
+
+    def _nearest_of_block(
+        self,
+        queries: torch.Tensor,
+        limits: torch.Tensor,
+        bank_points: torch.Tensor,
+        bank_norms: torch.Tensor,
+        plainly: Callable[[torch.Tensor], Nearest],
+    ) -> Nearest:
+        points = self.axes.reduce(queries)
+        norms = points.square().sum(dim=1)
+        # Squared bounds without |q|^2
+        with without_autocast(queries.device):
+            squares = torch.addmm(bank_norms, points, bank_points.T, alpha=-2)
+        if self.smallest is not None:
+            squares = torch.maximum(squares, self.smallest - norms[:, None])
+        bounds = BoundsInStrips(squares)
+
+        # The nearest row is no farther than a promising one
+        promising = bounds.most_promising()
+        farthest = self._squares(queries, promising)
+        least = torch.where(limits.square() < farthest, limits.square(), farthest)
+        row, column = bounds.within(least - norms + rounding_allowance(queries, points, least))
+        count = torch.bincount(row, minlength=len(queries))
+        none = (count == 0) & (least < farthest)  # within the limit; NaN leaves none, too
+        hard = (count > LARGEST_REMAINDER * len(self.features)) | ((count == 0) & ~none)
+        easy = ~hard & ~none
+        keep = easy[row]
+        row, column = row[keep], column[keep]
+        size = max(1, DIFFERENCE_BLOCK // queries.shape[1])
+        squares = torch.cat(
+            [
+                self._squares(queries[some], others)
+                for some, others in zip(row.split(size), column.split(size), strict=True)
+            ]
+        )
+        # Sorted by row, then distance, then column: the first of each row
+        order = squares.argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        found = order[F.pad(count[easy].cumsum(dim=0), (1, 0))[:-1]]
+        distances, indices = farthest.sqrt(), promising
+        distances[easy], indices[easy] = squares[found].sqrt(), column[found]
+        if hard.any():
+            distances[hard], indices[hard] = plainly(queries[hard])
+        return distances, indices
+
+    def _squares(self, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return the squared distances of queries to one row each, shape ``(n,)``."""
+        squares = (queries - self.features[rows]).square_().sum(dim=1)
+        return squares if self.radii is None else torch.maximum(squares, self.radii[rows].square())
