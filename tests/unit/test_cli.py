@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from anomalib_softpatch.cli import main
+from anomalib_softpatch.images.paths import from_text, to_text
 from anomalib_softpatch.report import decisions as decisions_module
 from anomalib_softpatch.report.decisions import apply, undo
-from anomalib_softpatch.report.paths import from_text, to_text
 
 SET_ASIDE = {"a/1.png", "b/line\nbreak.png", 'b/comma, quote".png'}
 KEPT = {"a/0.png", "b/2.png", "-rf.png"}
