@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomalib_softpatch.text import counted, shown
+from anomalib_softpatch.text import shown
 
 # Those of torchvision and Anomalib, without the seconds that importing them takes: a wrong folder is refused at once.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -109,5 +109,6 @@ def about_links(skipped: Iterable[tuple[str, str]]) -> str:
     linked = [path for path, reason in skipped if reason == LINKED_FOLDER]
     if not linked:
         return ""
-    more = f" and {len(linked) - 1} more" if len(linked) > 1 else ""
-    return f"{counted(len(linked), 'link')} to folders not followed: {shown(linked[0])}{more}.\n"
+    if len(linked) == 1:
+        return f"1 link to a folder is not followed: {shown(linked[0])}.\n"
+    return f"{len(linked)} links to folders are not followed: {shown(linked[0])} and {len(linked) - 1} more.\n"

@@ -128,12 +128,12 @@ def find_largest_value(paths: Sequence[Path]) -> tuple[int, int]:
 
     Returns:
         The largest number of 8, 10, 12, 14 or 16 bits, of the fewest that all images of more than 8 bits need; and how
-        many such images there are. 255 and 0 if there are none.
+        many such images there are. 255 and 0 if there are none. Images of values that need more bits do not count.
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders let other threads run
-        found = [value for value in pool.map(largest_value_of, paths) if value is not None]
-    most = max((value for value in found if value < 2 ** BITS[-1]), default=0)
-    return next(2**bits - 1 for bits in BITS if most < 2**bits), len(found)
+        values = pool.map(largest_value_of, paths)
+        found = [value for value in values if value is not None and 0 <= value < 2 ** BITS[-1]]
+    return next(2**bits - 1 for bits in BITS if max(found, default=0) < 2**bits), len(found)
 
 
 def largest_value_of(path: str | Path) -> int | None:

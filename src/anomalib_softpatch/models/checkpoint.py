@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
 KEY = "anomalib_softpatch"
-FORMAT = 2  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
+FORMAT = 3  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
+FORMAT_OF_EIGHT_BITS = 2  # of models that saw images of 8 bits only: versions that know no others can use them
 OWN_STATE = {"model.memory_bank", "model.weights"}  # no model of Anomalib has both
 EXTRACTOR = "model.feature_extractor."
 # What read_options may have changed from what a checkpoint says
@@ -78,7 +79,8 @@ class CheckpointMixin(_Module):
             checkpoint: What is saved.
         """
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = {"format": FORMAT, "version": __version__, "model": own_name(type(self))}
+        number = FORMAT if self.largest_value > EIGHT_BITS else FORMAT_OF_EIGHT_BITS
+        checkpoint[KEY] = {"format": number, "version": __version__, "model": own_name(type(self))}
         checkpoint[KEY]["components"] = {name: class_path(getattr(self, name)) for name in COMPONENTS}
         checkpoint[KEY]["largest_value"] = self.largest_value
         backbone = self.hparams.get("backbone", "")

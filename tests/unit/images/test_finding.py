@@ -28,7 +28,7 @@ def test_links_to_folders_are_named(folder: Path) -> None:
     linked = [folder / "outside", folder / "sub" / "loop"]
     assert skipped == [(str(path), LINKED_FOLDER) for path in linked]
     assert list_files(folder).linked == linked
-    assert about_links(skipped) == f"2 links to folders not followed: {linked[0]} and 1 more.\n"
+    assert about_links(skipped) == f"2 links to folders are not followed: {linked[0]} and 1 more.\n"
     assert about_links([]) == ""
 
 
