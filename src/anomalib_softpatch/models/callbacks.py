@@ -16,6 +16,7 @@ from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.data.unreadable import leave_out, listed, misread_images, unreadable_images
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
+from anomalib_softpatch.text import counted
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -232,8 +233,8 @@ class AnomalibReading(Callback):
         reasons = misread_images((getattr(loader, "dataset", None) for loader in several), pl_module.largest_value)
         if reasons:
             msg = (
-                f"Anomalib would misread {len(reasons)} images. anomalib-softpatch predict reads them rightly, or else "
-                f"convert or remove them:\n{listed(reasons)}"
+                f"Anomalib would misread {counted(len(reasons), 'image')}. Convert or remove them, or use "
+                f"anomalib-softpatch predict:\n{listed(reasons)}"
             )
             raise ValueError(msg)
 
