@@ -25,8 +25,8 @@ from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.models import load_model
-from anomalib_softpatch.report.paths import to_text
 
 COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
 GOOD = 16

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from anomalib_softpatch.cli import main
+from anomalib_softpatch.images.paths import from_text, to_text
 from anomalib_softpatch.report import decisions as decisions_module
 from anomalib_softpatch.report.decisions import apply, undo
-from anomalib_softpatch.report.paths import from_text, to_text
 
 SET_ASIDE = {"a/1.png", "b/line\nbreak.png", 'b/comma, quote".png'}
 KEPT = {"a/0.png", "b/2.png", "-rf.png"}
@@ -72,6 +72,32 @@ def test_move_and_undo(images: Path, decisions: Path, tmp_path: Path) -> None:
     apply(decisions, move_to=target, dry_run=False)
     undo(target / "moved.csv", dry_run=False)
     assert files(images) == {name: name for name in SET_ASIDE | KEPT}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows links to administrators only")
+@pytest.mark.parametrize("how", ["relative", "absolute", "of a link"])
+def test_no_link_is_left_that_leads_nowhere(images: Path, decisions: Path, tmp_path: Path, how: str) -> None:
+    """A link that nobody decided about goes with the image it leads to; one that is set aside goes alone."""
+    (images / "b" / "link.png").symlink_to("../a/1.png" if how == "relative" else images / "a" / "1.png")
+    if how == "of a link":
+        (images / "b" / "first.png").symlink_to("link.png")
+    (images / "alone.png").symlink_to("a/0.png" if how == "relative" else images / "a" / "0.png")
+    links = {path.name: path.readlink() for path in images.rglob("*.png") if path.is_symlink()}
+    with decisions.open("a", newline="") as stream:
+        for name in links:
+            path = next(images.rglob(name))
+            csv.writer(stream).writerow([to_text(path), "set_aside" if name == "alone.png" else ""])
+    before = files(images)
+    apply(decisions, move_to=tmp_path / "target", dry_run=False)
+    moved = {name: text for name, text in files(tmp_path / "target").items() if name != "moved.csv"}
+    assert moved | files(images) == before
+    assert files(images) == {name: name for name in KEPT}
+    assert not [path for path in images.rglob("*") if path.is_symlink()]
+    assert (tmp_path / "target" / "alone.png").resolve() == images / "a" / "0.png"
+    assert (tmp_path / "target" / "b" / "link.png").resolve() == tmp_path / "target" / "a" / "1.png"
+    undo(tmp_path / "target" / "moved.csv", dry_run=False)
+    assert files(images) == before
+    assert {path.name: path.readlink() for path in images.rglob("*.png") if path.is_symlink()} == links
 
 
 def test_copy_rest_takes_what_was_not_set_aside(images: Path, decisions: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
 from anomalib_softpatch.cleaning.state import State
 from anomalib_softpatch.files import check_writable
+from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.options import SMALLEST_SIZE, check_share, check_whole_number
 from anomalib_softpatch.report.decisions import read_decisions, refuse_inside
-from anomalib_softpatch.report.folder import find_images
 
 FEATURES = "features"
 FALLBACK = "fallback"  # weights that were taken because those of the default backbone could not be had
@@ -83,7 +83,7 @@ def clean_train(
         model_options: All other options of the model, each under its own name, for example --coreset_sampling_ratio
             0.05. anomalib train --model.help SoftPatchPlus lists them.
     """
-    images, _ = find_images(folder)
+    images, skipped = find_images(folder)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
     output = folder.with_name(f"{folder.name}-trained") if output is None else output
     feature_cache = output / FEATURES if feature_cache is None else feature_cache
@@ -126,6 +126,7 @@ def clean_train(
     if chosen.remark:
         sys.stdout.write(f"{chosen.remark}\n")
         state.finish(FALLBACK, "", {"weights": chosen.weights})
+    sys.stdout.write(about_links(skipped))
     run = Run(folder, output, options, state)
     try:
         run.report([Path(os.path.abspath(path)) for path in images])  # noqa: PTH100

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
 from anomalib.data.utils import LabelName, Split
 from torch.utils.data import DataLoader
+from torchvision.tv_tensors import Image
+
+from anomalib_softpatch.images.reading import EIGHT_BITS, read_image
 
 
 class UnlabelledDataset(AnomalibDataset):
@@ -17,14 +21,22 @@ class UnlabelledDataset(AnomalibDataset):
 
     Args:
         paths: Image files.
+        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], largest_value: int = EIGHT_BITS) -> None:
         super().__init__()
+        self.largest_value = largest_value
         samples = pd.DataFrame({"image_path": [str(path) for path in paths]})
         samples = samples.assign(split=Split.TRAIN.value, label_index=int(LabelName.NORMAL), mask_path="")
         samples.attrs["task"] = "classification"
         self.samples = samples
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Return an image, read as all commands read it."""
+        path = self.samples["image_path"].iloc[index]
+        image, _ = read_image(path, self.largest_value)
+        return ImageItem(image=Image(torch.from_numpy(image)), gt_label=torch.tensor(LabelName.NORMAL), image_path=path)
 
 
 class UnlabelledDataModule(AnomalibDataModule):
@@ -34,15 +46,19 @@ class UnlabelledDataModule(AnomalibDataModule):
         paths: Image files.
         batch_size: Images in a batch.
         num_workers: Processes that read images.
+        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
     """
 
-    def __init__(self, paths: Sequence[Path], batch_size: int = 16, num_workers: int = 0) -> None:
+    def __init__(
+        self, paths: Sequence[Path], batch_size: int = 16, num_workers: int = 0, largest_value: int = EIGHT_BITS
+    ) -> None:
         super().__init__(train_batch_size=batch_size, eval_batch_size=batch_size, num_workers=num_workers)
         self._paths = list(paths)
+        self.largest_value = largest_value
 
     def _setup(self, _stage: str | None = None) -> None:
         """Make the dataset."""
-        self.train_data = UnlabelledDataset(self._paths)
+        self.train_data = UnlabelledDataset(self._paths, self.largest_value)
 
     def _create_test_split(self) -> None:
         """Nothing to do: there are no test images."""

@@ -3,33 +3,13 @@
 
 """What is in a folder of images: each file by its name in it and a hash of its content."""
 
-import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-CHUNK = 2**20
-
-
-def file_hash(path: Path) -> str:
-    """Hash the content of a file.
-
-    Args:
-        path: File.
-
-    Returns:
-        SHA-256 in hexadecimal; empty if the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-    except OSError:
-        return ""
-    return digest.hexdigest()
+from anomalib_softpatch.images.hashing import hash_files
 
 
 def inventory(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
@@ -40,13 +20,36 @@ def inventory(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
         paths: Files in it or in folders in it.
 
     Returns:
-        Hash of each file by its name relative to the folder, sorted by name.
+        Hash of each file by its name relative to the folder, sorted by name; empty if it cannot be read.
     """
+
+    def file_hash(path: Path) -> str:
+        try:
+            return hash_files(path)
+        except OSError:
+            return ""
+
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
         hashes = pool.map(file_hash, paths)
         return dict(
             sorted((path.relative_to(folder).as_posix(), value) for path, value in zip(paths, hashes, strict=True))
         )
+
+
+def linked_names(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Find links that lead to other files of a folder.
+
+    Args:
+        folder: Folder.
+        names: Names of files in it.
+
+    Returns:
+        Name of the file by the name of the link, sorted.
+    """
+    paths = {name: folder / name for name in sorted(names)}
+    originals = {os.path.realpath(path): name for name, path in paths.items() if not path.is_symlink()}
+    led_to = {name: originals.get(os.path.realpath(path)) for name, path in paths.items() if path.is_symlink()}
+    return {name: original for name, original in led_to.items() if original is not None}
 
 
 def exact_copies(files: Mapping[str, str]) -> list[list[str]]:

@@ -15,13 +15,14 @@ from typing import Any
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.backbones import LOCAL_DIR
 from anomalib_softpatch.cleaning import stages
-from anomalib_softpatch.cleaning.inventory import inventory
+from anomalib_softpatch.cleaning.inventory import inventory, linked_names
 from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
 from anomalib_softpatch.cleaning.stages import CHECKPOINT, REPORT, Options
 from anomalib_softpatch.cleaning.state import State, key_of
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.paths import to_text
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.report.decisions import MOVED, Transfer, move
-from anomalib_softpatch.report.paths import to_text
 from anomalib_softpatch.report.writer import PAGE
 from anomalib_softpatch.text import counted
 
@@ -52,6 +53,7 @@ class Run:
         self.moved: dict[str, dict[str, str]] = {}  # what an earlier run has moved away, by name
         self.ranked: list[str] = []
         self.unreadable: dict[str, str] = {}
+        self.largest_value = EIGHT_BITS
         self.reasons: dict[str, str] = {}
         self.threshold = float("nan")
         self.exported: list[str] = []
@@ -68,7 +70,7 @@ class Run:
         self.moved = {
             name: entry
             for name, entry in planned.items()
-            if name not in self.files and Path(entry["moved_to"]).is_file()
+            if name not in self.files and os.path.lexists(entry["moved_to"])
         }
         # With what an earlier run has moved away, the folder may be what that run found
         earlier = self.files | {name: entry["hash"] for name, entry in self.moved.items()}
@@ -83,6 +85,7 @@ class Run:
             found = stages.make_report(self.folder, self.output, self.options)
             self.state.finish("report", key, found)
         self.ranked, self.unreadable = found["ranked"], found["unreadable"]
+        self.largest_value = found.get("largest_value", EIGHT_BITS)  # missing before 0.4
 
     def choose(self, decisions: Mapping[str, str], share: float) -> None:
         """Choose what is set aside, and write the list.
@@ -94,7 +97,8 @@ class Run:
         Raises:
             ValueError: If too few images are left.
         """
-        chosen = choose(self.files, self.ranked, self.unreadable, decisions, share)
+        links = linked_names(self.folder, self.files)
+        chosen = choose(self.files, self.ranked, self.unreadable, decisions, share, links)
         # What is not there any more cannot be trained on
         self.reasons = chosen | {name: entry["reason"] for name, entry in self.moved.items()}
         self._list_set_aside()
@@ -121,14 +125,15 @@ class Run:
         """
         contents = [[name, self.files[name]] for name in self.training]
         options = self.options
-        key = key_of(self._settings(), str(self.folder), contents, options.model, options.model_options)
+        settings = [*self._settings(), self.largest_value]
+        key = key_of(settings, str(self.folder), contents, options.model, options.model_options)
         self.fit_key = key_of(key, false_alarms)
         found = self.state.finished("fit", key)
         if found is None or not (self.output / CHECKPOINT).is_file():
             self._say(3, f"fit on {counted(len(contents), 'image')}")
             self.state.forget("fit")
             paths = [self.folder / name for name in self.training]
-            found = stages.fit(paths, self.output, options, false_alarms)
+            found = stages.fit(paths, self.output, options, false_alarms, self.largest_value)
             self.state.finish("fit", key, found | {"false_alarms": false_alarms})
         elif found["false_alarms"] == false_alarms:
             self._say(3, f"fit on {counted(len(contents), 'image')}: there already")
@@ -220,6 +225,7 @@ class Run:
             "layers": self.options.backbone.layers,
             "image_size": self.options.image_size,
             "neighborhood": self.options.neighborhood,
+            "largest_value": self.largest_value,
             "share_set_aside": share,
             "false_alarms": false_alarms,
             "threshold": self.threshold,
@@ -271,6 +277,8 @@ def _kind(reason: str) -> str:
     """Return what kind of reason it is, for counts."""
     if reason.startswith("exact copy"):
         return "exact copies"
+    if reason.startswith("link to"):
+        return "links"
     if reason.startswith("number "):
         return "most suspicious"
     return "decided" if reason.startswith("decided") else "unreadable"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from anomalib_softpatch.cleaning.inventory import exact_copies
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.report.decisions import KEEP, SET_ASIDE
-from anomalib_softpatch.report.paths import to_text
 
 COLUMNS = ["path", "reason", "moved_to"]
 
@@ -37,6 +37,7 @@ def choose(
     unreadable: Mapping[str, str],
     decisions: Mapping[str, str],
     share: float = 0.0,
+    links: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Choose the images to set aside.
 
@@ -49,23 +50,29 @@ def choose(
         unreadable: Why the other files cannot be read, by name.
         decisions: What a person has decided, by name: keep, set_aside, or nothing.
         share: Share of the ranked images, the most suspicious ones, to set aside.
+        links: Name of the image that a link leads to, by the name of the link. Such a link is set aside whatever has
+            been decided about it: it is the same image, and would lead nowhere if that were moved.
 
     Returns:
         Reason for each image that is set aside, by name, sorted by name.
     """
     reasons = {name: reason for name, reason in unreadable.items() if name in files}
+    reasons |= {name: f"link to {_shown(image)}" for name, image in (links or {}).items()}
     decided = {name: decision for name, decision in decisions.items() if name in files and name not in reasons}
     reasons |= {name: "decided by a person" for name, decision in decided.items() if decision == SET_ASIDE}
     kept = {name for name, decision in decided.items() if decision == KEEP}
     for names in exact_copies(files):
         left = [name for name in names if name not in reasons]
         first = next((name for name in left if name in kept), left[0] if left else "")
-        shown = first if first.isprintable() else repr(first)
-        reasons |= {name: f"exact copy of {shown}" for name in left if name != first and name not in kept}
+        reasons |= {name: f"exact copy of {_shown(first)}" for name in left if name != first and name not in kept}
     for rank, name in enumerate(ranked[: round(share * len(ranked))], start=1):
         if name not in kept:
             reasons.setdefault(name, f"number {rank} of the {len(ranked)} images in the report")
     return dict(sorted(reasons.items()))
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else repr(name)
 
 
 def names_of(decisions: Mapping[Path, str], folder: Path) -> tuple[dict[str, str], int]:

@@ -121,7 +121,7 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
 
     Returns:
         ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, of files that are
-        no images, too.
+        no images, too; ``largest_value``: by which images of more than 8 bits per value were read.
     """
     findings = rank_images(
         folder,
@@ -139,6 +139,7 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     return {
         "ranked": [_name(findings.paths[index], folder) for index in findings.order],
         "unreadable": {_name(path, folder): reason for path, reason in findings.skipped},
+        "largest_value": findings.largest_value,
     }
 
 
@@ -147,7 +148,9 @@ def has_report(output: Path) -> bool:
     return (output / REPORT / PAGE).is_file()
 
 
-def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: float) -> dict[str, Any]:
+def fit(
+    paths: Sequence[Path], output: Path, options: Options, false_alarms: float, largest_value: int
+) -> dict[str, Any]:
     """Train a model, threshold included, and leave its checkpoint.
 
     Args:
@@ -155,6 +158,7 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
         output: Folder to write ``model.ckpt`` to.
         options: Options.
         false_alarms: Share of normal images that may be called anomalous.
+        largest_value: Of the report, see :func:`~anomalib_softpatch.images.reading.read_image`.
 
     Returns:
         ``threshold``: of the score before it is normalized; ``image_scores`` and ``map_peaks``: of the training images,
@@ -178,7 +182,8 @@ def fit(paths: Sequence[Path], output: Path, options: Options, false_alarms: flo
         )
         with _quiet():
             try:
-                engine.fit(model, datamodule=UnlabelledDataModule(paths, options.batch_size, options.num_workers))
+                data = UnlabelledDataModule(paths, options.batch_size, options.num_workers, largest_value)
+                engine.fit(model, datamodule=data)
             except SystemExit as error:  # how Lightning ends a process that the user has interrupted
                 raise KeyboardInterrupt from error
         (folder / "model.ckpt").replace(output / CHECKPOINT)

@@ -32,6 +32,7 @@ from PIL import Image
 
 from anomalib_softpatch.data.manifest import LIST_COLUMNS, read_noise_file, write_manifest
 from anomalib_softpatch.data.noise import NOISE_COLUMNS, largest_ratio, rotate_and_shift, select_noise
+from anomalib_softpatch.images.paths import real_folder
 from anomalib_softpatch.instantiate import instantiate
 
 if TYPE_CHECKING:
@@ -369,10 +370,10 @@ class NoisyDataModule(AnomalibDataModule):
         datasets = {"train": self.train_data, "test": self.test_data}
         if self.val_split_mode in {ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST}:
             datasets["val"] = self.val_data
-        subset_of = {_real(path): name for name, data in datasets.items() for path in data.samples["image_path"]}
+        subset_of = {real_folder(path): name for name, data in datasets.items() for path in data.samples["image_path"]}
         folder = Path(os.path.commonpath({path.parent for path in subset_of}))
         top_folders = {path.relative_to(folder).parts[:1] for path in subset_of}
-        keys = dict(zip(map(_real, pool["image_path"]), pool.index, strict=True))
+        keys = dict(zip(map(real_folder, pool["image_path"]), pool.index, strict=True))
         places = (folder, *folder.parents)  # that paths may be relative to: the category's folder, the dataset's root
 
         found: dict[Path, None] = {}  # each once, in the order of the list
@@ -380,7 +381,7 @@ class NoisyDataModule(AnomalibDataModule):
         for path, category in listed.itertuples(index=False):
             if category and self.category and category != self.category:
                 continue
-            candidates = [_real(os.path.normpath(place / path)) for place in places]
+            candidates = [real_folder(os.path.normpath(place / path)) for place in places]
             known = next((candidate for candidate in candidates if candidate in subset_of), None)
             if known is not None:
                 found[known] = None
@@ -417,7 +418,7 @@ class NoisyDataModule(AnomalibDataModule):
             raise ValueError(msg)
         if trained:
             paths = self.train_data.samples["image_path"]
-            left_out = {path for path in paths if _real(path) not in trained}
+            left_out = {path for path in paths if real_folder(path) not in trained}
             self.train_data = _without(self.train_data, left_out)
             if left_out:
                 logger.info("%d normal training images are left out, as %s leaves them out.", len(left_out), name)
@@ -505,23 +506,17 @@ def _not_images_message(datamodule: AnomalibDataModule) -> str:
 
 def _common_root(paths: pd.Series, root: str | Path | None) -> Path:
     """Root of the dataset if the images lie in it, else the deepest folder that all of them lie in."""
-    folders = {_real(path).parent for path in paths}
+    folders = {real_folder(path).parent for path in paths}
     if root is not None and all(folder.is_relative_to(os.path.realpath(root)) for folder in folders):
         return Path(os.path.realpath(root))
     return Path(os.path.commonpath(folders)) if folders else Path()
-
-
-def _real(path: str) -> Path:
-    """Absolute path without links to folders. An image that is itself a link keeps its name."""
-    folder, name = os.path.split(path)
-    return Path(os.path.realpath(folder), name)
 
 
 def _relative(path: str | list[str] | None, root: Path) -> str:
     """Path relative to the root with ``/`` as separator; several are joined by semicolons, none gives an empty text."""
     if isinstance(path, list):
         return ";".join(_relative(each, root) for each in path)
-    return Path(os.path.relpath(_real(path), root)).as_posix() if isinstance(path, str) and path else ""
+    return Path(os.path.relpath(real_folder(path), root)).as_posix() if isinstance(path, str) and path else ""
 
 
 def _without(dataset: AnomalibDataset, paths: set[str]) -> AnomalibDataset:

@@ -1,24 +1,23 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image files that cannot be read, found before a fit meets the first of them."""
+"""Image files that cannot be read, or not rightly by Anomalib, found before a run meets the first of them."""
 
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from anomalib.data import AnomalibDataModule, AnomalibDataset
-from PIL import Image, UnidentifiedImageError
+from anomalib.data import AnomalibDataModule, AnomalibDataset, PredictDataset
 
-from anomalib_softpatch.image_files import reason_against_file
+from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, reason_against, reason_against_anomalib
 
 MOST_LISTED = 20
 
 
 def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
-    """Find the images of a datamodule that cannot be read.
+    """Find the images of a datamodule that cannot be read, or not rightly by Anomalib.
 
     Args:
         datamodule: Datamodule that is set up.
@@ -26,10 +25,37 @@ def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
     Returns:
         Why each of them cannot be read, by its path.
     """
-    paths = sorted({str(path) for data in _datasets(datamodule) for path in data.samples["image_path"]})
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders let other threads run
-        reasons = pool.map(reason_against, paths)
-        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+    datasets = _datasets(datamodule)
+    reasons = _reasons(reason_against, _paths(datasets))
+    by_anomalib = [path for path in _paths(read_by_anomalib(datasets)) if path not in reasons]
+    return dict(sorted((reasons | _reasons(reason_against_anomalib, by_anomalib)).items()))
+
+
+def misread_images(datasets: Iterable[Any], largest_value: int = EIGHT_BITS) -> dict[str, str]:
+    """Find the images that Anomalib would read otherwise than this package's commands.
+
+    Args:
+        datasets: Datasets; only those whose images Anomalib reads are looked at.
+        largest_value: The model's, see :func:`~anomalib_softpatch.images.reading.read_image`.
+
+    Returns:
+        Why, by path.
+    """
+    return _reasons(partial(_misread, largest_value=largest_value), _paths(read_by_anomalib(datasets)))
+
+
+def read_by_anomalib(datasets: Iterable[Any]) -> list[Any]:
+    """Return those of some datasets whose images Anomalib's own code reads.
+
+    Args:
+        datasets: Datasets of whatever kind.
+    """
+    return [
+        each
+        for each in datasets
+        if isinstance(each, AnomalibDataset | PredictDataset)
+        and type(each).__getitem__.__module__.partition(".")[0] == "anomalib"
+    ]
 
 
 def leave_out(datamodule: AnomalibDataModule, paths: Sequence[str]) -> None:
@@ -59,48 +85,28 @@ def listed(reasons: dict[str, str]) -> str:
     return "\n".join([*lines, f"  and {more} more"] if more else lines)
 
 
-def reason_against(path: str | Path) -> str:
-    """Say why an image file cannot be read, with no more work than it takes to know.
-
-    Args:
-        path: Image file.
-
-    Returns:
-        The reason; empty if the file can be read.
-    """
-    path = Path(path)
-    reason = reason_against_file(path)
-    if reason:
-        return reason
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks of decoders about what they could read nevertheless
-            if not _has_right_checksums(path):
-                with Image.open(path) as image:
-                    image.draft("L", (1, 1))  # JPEG files are decoded at an eighth of their size, other files whole
-                    image.load()
-    except UnidentifiedImageError:
-        return "not an image, or of an unknown format"
-    except Exception as error:  # decoders raise whatever they like for broken files
-        return f"cannot be read: {error}"
-    return ""
-
-
-def _has_right_checksums(path: Path) -> bool:
-    """Whether a file is a whole PNG file by its checksums, which are read much faster than its pixels.
-
-    Pillow reads pixels under a wrong checksum, too: only decoding tells whether such a file is broken.
-    """
-    with Image.open(path) as image:
-        if image.format != "PNG":
-            return False
-        try:
-            image.verify()
-        except Exception:  # as above
-            return False
-    return True
-
-
 def _datasets(datamodule: AnomalibDataModule) -> list[AnomalibDataset]:
     data = [getattr(datamodule, f"{name}_data", None) for name in ("train", "val", "test")]
     return [each for each in data if isinstance(each, AnomalibDataset) and "image_path" in each.samples]
+
+
+def _paths(datasets: Iterable[Any]) -> list[str]:
+    """Return the image files of Anomalib's datasets."""
+    paths: set[str] = set()
+    for each in datasets:
+        files = each.image_filenames if isinstance(each, PredictDataset) else each.samples["image_path"]
+        paths.update(str(path) for path in files)
+    return sorted(paths)
+
+
+def _reasons(reason: Callable[[str], str], paths: Sequence[str]) -> dict[str, str]:
+    """Return the reasons against files, by path."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders let other threads run
+        return {path: said for path, said in zip(paths, pool.map(reason, paths), strict=True) if said}
+
+
+def _misread(path: str, largest_value: int) -> str:
+    try:
+        return reason_against_anomalib(path, largest_value)
+    except UnreadableImageError:  # Anomalib says so
+        return ""

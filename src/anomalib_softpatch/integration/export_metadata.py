@@ -3,8 +3,9 @@
 
 """What an exported file says of itself: how it prepares images, and what it must say of golden images.
 
-The first tells which part of an image an anomaly map covers, the second whether a runtime does what the model did. It
-is in the metadata of an ONNX file, which OpenVINO takes over when it converts one.
+The first tells which part of an image an anomaly map covers and how images of more than 8 bits are scaled, the second
+whether a runtime does what the model did. It is in the metadata of an ONNX file, which OpenVINO takes over when it
+converts one.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.golden import GoldenImage
 
 if TYPE_CHECKING:
@@ -33,10 +35,12 @@ class Metadata:
     Attributes:
         transform: The transform of its pre-processor; ``None`` for one that shows the model the whole image.
         golden: Golden images.
+        largest_value: Value that becomes 1 when an image of whole numbers of more than 8 bits is read.
     """
 
     transform: "Transform | None" = None
     golden: Sequence[GoldenImage] = ()
+    largest_value: int = EIGHT_BITS
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:
@@ -53,6 +57,7 @@ def write_metadata(path: Path, metadata: Metadata) -> None:
         "version": __version__,
         "transform": transform_to_spec(metadata.transform),
         "golden": [asdict(image) for image in metadata.golden],
+        "largest_value": metadata.largest_value,
     }
     model = onnx.load(path, load_external_data=False)
     entry = model.metadata_props.add()
@@ -76,12 +81,13 @@ def read_metadata(model: "onnxruntime.InferenceSession | openvino.Model") -> Met
         return Metadata()
     content = json.loads(text)
     golden = [GoldenImage(**image) for image in content["golden"]]
+    largest_value = content.get("largest_value", EIGHT_BITS)
     specification = content["transform"]
     if _names(specification) <= WHOLE_IMAGE:
-        return Metadata(golden=golden)
+        return Metadata(None, golden, largest_value)
     from anomalib.pre_processing.utils.spec import spec_to_transform  # noqa: PLC0415  # imports torch
 
-    return Metadata(spec_to_transform(specification), golden)
+    return Metadata(spec_to_transform(specification), golden, largest_value)
 
 
 def _names(specification: Any) -> set[str]:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_softpatch.components import FeatureCache
-from anomalib_softpatch.data.depth import cut_values
-from anomalib_softpatch.data.unreadable import leave_out, listed, unreadable_images
+from anomalib_softpatch.data.unreadable import leave_out, listed, misread_images, unreadable_images
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
+from anomalib_softpatch.text import counted
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -25,7 +27,6 @@ TOO_FEW = (
     "There are too few images to hold some back for tests: {count} for training, 0 for tests ({error}). Add images, or "
     "hold none back: --data.test_split_mode none --data.val_split_mode same_as_test."
 )
-WHITE = 1e-3  # standard deviation of an image that is all white: resizing rounds
 
 
 class FitChecks(Callback):
@@ -55,6 +56,7 @@ class FitChecks(Callback):
         if pl_module.input_size is not None and pl_module.model.tiler is None:
             pl_module.model.feature_extractor.check_size(*pl_module.input_size)
         datamodule = getattr(trainer, "datamodule", None)
+        pl_module.largest_value = getattr(datamodule, "largest_value", EIGHT_BITS)  # Anomalib reads 8 bits only
         if not isinstance(datamodule, AnomalibDataModule):
             return
         reasons = unreadable_images(datamodule)
@@ -198,55 +200,43 @@ class FeatureCaching(Callback):
         self.on_fit_end(trainer, pl_module)
 
 
-class BitDepthCheck(Callback):
-    """Refuse or mention images of more than 8 bits per value, which Anomalib reads as white.
+class AnomalibReading(Callback):
+    """Refuse images that Anomalib would read otherwise than a model's training images were read.
 
-    Training and test images come from the same camera: each file is opened once in training, and in the other loops
-    only those of the first batch.
+    Training does not need it: :class:`FitChecks` looks at the images of all sets.
     """
 
-    def __init__(self) -> None:
-        self._warned = False
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: "DenoisingMixin", batch: ImageBatch, batch_idx: int
-    ) -> None:
-        """Check the images of a training batch.
+    def on_predict_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Look at the images that are to be scored.
 
         Args:
             trainer: Trainer.
             pl_module: The model.
-            batch: Images, after the pre-processor.
-            batch_idx: Number of the batch.
 
         Raises:
-            ValueError: If nothing is left of an image.
+            ValueError: If there are such images.
         """
-        del trainer, pl_module, batch_idx
-        self._check(batch)
+        self._check(trainer.predict_dataloaders, pl_module)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: "DenoisingMixin", batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Check the images of the first batch; arguments and errors as in training."""
-        del trainer, pl_module, dataloader_idx
-        if batch_idx == 0:
-            self._check(batch)
+    def on_test_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Look at the images that are to be scored; arguments and errors as in predictions."""
+        self._check(trainer.test_dataloaders, pl_module)
 
-    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]  # of a model of ours, as above
-    on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
+    def on_validation_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Look at the images that are to be scored; arguments and errors as in predictions."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._check(trainer.val_dataloaders, pl_module)
 
-    def _check(self, batch: ImageBatch) -> None:
-        paths: Sequence[Any] = getattr(batch, "image_path", None) or []
-        assert batch.image is not None
-        for image, path in zip(batch.image, paths, strict=False):
-            loss = cut_values(path)
-            if loss and image.flatten(1).std(dim=1).max() < WHITE:
-                msg = f"{loss}, so that it is all white. Convert the images to 8 bits per value first."
-                raise ValueError(msg)
-            if loss and not self._warned:
-                self._warned = True  # in a set of such images there are many
-                logger.warning("%s. Convert such images to 8 bits per value first.", loss)
+    @staticmethod
+    def _check(loaders: Any, pl_module: "DenoisingMixin") -> None:
+        several = loaders if isinstance(loaders, Sequence) else [loaders]
+        reasons = misread_images((getattr(loader, "dataset", None) for loader in several), pl_module.largest_value)
+        if reasons:
+            msg = (
+                f"Anomalib would misread {counted(len(reasons), 'image')}. Convert or remove them, or use "
+                f"anomalib-softpatch predict:\n{listed(reasons)}"
+            )
+            raise ValueError(msg)
 
 
 class NoiseReport(Callback):

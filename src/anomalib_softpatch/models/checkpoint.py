@@ -15,6 +15,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.backbones import LOCAL_DIR
 from anomalib_softpatch.components.timm_backbone import portable_name
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.checkpoint_io import readable, use_own_checkpoint_io
 from anomalib_softpatch.integration.pre_processing import infer_as_trained
 from anomalib_softpatch.models.compatibility import (
@@ -41,7 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
 KEY = "anomalib_softpatch"
-FORMAT = 2  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
+FORMAT = 3  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
+FORMAT_OF_EIGHT_BITS = 2  # of models that saw images of 8 bits only: versions that know no others can use them
 OWN_STATE = {"model.memory_bank", "model.weights"}  # no model of Anomalib has both
 EXTRACTOR = "model.feature_extractor."
 # What read_options may have changed from what a checkpoint says
@@ -59,6 +61,7 @@ class CheckpointMixin(_Module):
     """Mark checkpoints as ours, and refuse those that do not fit the model."""
 
     model: "SoftPatchModel"
+    largest_value: int
 
     def setup(self, stage: str) -> None:
         """Have checkpoints written whole, and read on any device.
@@ -76,8 +79,10 @@ class CheckpointMixin(_Module):
             checkpoint: What is saved.
         """
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = {"format": FORMAT, "version": __version__, "model": own_name(type(self))}
+        number = FORMAT if self.largest_value > EIGHT_BITS else FORMAT_OF_EIGHT_BITS
+        checkpoint[KEY] = {"format": number, "version": __version__, "model": own_name(type(self))}
         checkpoint[KEY]["components"] = {name: class_path(getattr(self, name)) for name in COMPONENTS}
+        checkpoint[KEY]["largest_value"] = self.largest_value
         backbone = self.hparams.get("backbone", "")
         if backbone.startswith(LOCAL_DIR) and (name := portable_name(backbone)):
             checkpoint[KEY]["architecture"] = name  # the folder may stay on another machine
@@ -99,6 +104,7 @@ class CheckpointMixin(_Module):
             msg = f"{path or 'The checkpoint'} {reason}"
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
+        self.largest_value = checkpoint.get(KEY, {}).get("largest_value", EIGHT_BITS)
         infer_as_trained(self.pre_processor)
 
     @classmethod

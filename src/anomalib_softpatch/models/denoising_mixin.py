@@ -26,11 +26,12 @@ from torchmetrics import Metric
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.components.search.approximate import SearchName
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
 from anomalib_softpatch.integration.golden import golden_images
 from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
-from anomalib_softpatch.models.callbacks import BitDepthCheck, FeatureCaching, FitChecks, NoiseReport
+from anomalib_softpatch.models.callbacks import AnomalibReading, FeatureCaching, FitChecks, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.compatibility import GONE_OPTIONS
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
@@ -141,6 +142,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         self.feature_cache = feature_cache
         self.skip_unreadable = skip_unreadable
         self.skipped: list[tuple[str, str]] = []  # images that were left out of the fit, and why
+        self.largest_value = EIGHT_BITS  # of the images that it was trained on, see FitChecks
         with seeded(seed):
             self.model = SoftPatchModel(
                 layers=layers,
@@ -233,7 +235,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """
         callbacks = super().configure_callbacks()
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
-        callbacks += [DistributedFit(), FitChecks(), BitDepthCheck(), PredictionTable()]
+        callbacks += [DistributedFit(), FitChecks(), AnomalibReading(), PredictionTable()]
         callbacks += [FeatureCaching(self.feature_cache)] if self.feature_cache is not None else []
         return [*callbacks, NoiseReport()] if self.noise_report else callbacks
 
@@ -316,7 +318,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             path = super().to_onnx(*args, **kwargs)
         input_size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # third of Anomalib's
         golden = golden_images(self.eval(), self.device, input_size)
-        write_metadata(path, Metadata(getattr(self.pre_processor, "transform", None), golden))
+        write_metadata(path, Metadata(getattr(self.pre_processor, "transform", None), golden, self.largest_value))
         check_file(path)
         return path
 

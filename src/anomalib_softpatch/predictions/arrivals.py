@@ -9,7 +9,7 @@ The folder is listed again and again: network drives, which cameras often write 
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_softpatch.report.folder import list_files
+from anomalib_softpatch.images.finding import LINKED_FOLDER, list_files
 
 SETTLED = 1.0  # seconds without a change after which a file is taken for complete
 GIVEN_UP = 10.0  # seconds without a change after which a file that cannot be read will not become one that can
@@ -35,7 +35,7 @@ class Arrivals:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.trouble = ""  # why the folder, or one in it, could not be read at the last look
+        self.trouble = ""  # why the folder, or one in it, was not read at the last look
         self._files: dict[Path, _File] = {}
 
     @property
@@ -52,10 +52,12 @@ class Arrivals:
         Returns:
             Those that are not done, the one that was last changed first in last place.
         """
-        paths, _, unreadable = list_files(self.folder)
-        self.trouble = f"{unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
+        found = list_files(self.folder)
+        paths = found.images
+        troubles = [*found.unreadable, *((str(path), LINKED_FOLDER) for path in found.linked)]
+        self.trouble = f"{troubles[0][0]}: {troubles[0][1]}" if troubles else ""
         # While a drive is gone its files are not: they are no new ones when it is back
-        files = dict(self._files) if unreadable else {}
+        files = dict(self._files) if found.unreadable else {}
         for path in paths:
             try:
                 status = path.stat()

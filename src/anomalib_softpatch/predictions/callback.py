@@ -15,6 +15,7 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
+from anomalib_softpatch.images.reading import displayed_size
 from anomalib_softpatch.predictions.table import (
     UNREADABLE,
     Prediction,
@@ -72,7 +73,7 @@ class PredictionTable(Callback):
         for number, path in enumerate(outputs.image_path):
             score = float(outputs.pred_score[number])
             with Image.open(path) as image:
-                size = image.size
+                size = displayed_size(image)
             anomaly_map = np.squeeze(outputs.anomaly_map[number].float().cpu().numpy())
             x, y = peak(anomaly_map, size, transform)
             said = verdict(score, threshold)

@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from anomalib_softpatch.image_files import read_pixels
+from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
+from anomalib_softpatch.images.paths import to_text
+from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.predictions.arrivals import Arrivals
 from anomalib_softpatch.predictions.log import PredictionLog
 from anomalib_softpatch.predictions.predictor import Predictor, load_checkpoint, load_exported
@@ -33,8 +33,6 @@ from anomalib_softpatch.predictions.table import (
     time_of_change,
     verdict,
 )
-from anomalib_softpatch.report.folder import check_folder, find_images
-from anomalib_softpatch.report.paths import to_text
 from anomalib_softpatch.text import counted, shown
 
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
@@ -202,20 +200,20 @@ class Run:
             return Prediction(path, nan, nan, UNREADABLE, None, None, reason, modified, self._name)
 
         if Path(path).is_dir():
-            return unreadable("folder cannot be read")
-        try:
-            pixels, _ = read_pixels(Path(path))
-        except ValueError as error:
-            return unreadable(str(error))
+            return unreadable(LINKED_FOLDER if Path(path).is_symlink() else "folder cannot be read")
         predictor = self._load()
         try:
-            score, label, anomaly_map = predictor.run(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+            image, _ = read_image(path, predictor.largest_value)
+        except UnreadableImageError as error:
+            return unreadable(str(error))
+        try:
+            score, label, anomaly_map = predictor.run(image[None])
         except Exception as error:  # one image must not keep all others from being looked at
             return unreadable(f"cannot be scored: {next(iter(str(error).splitlines()), type(error).__name__)}")
         said = verdict(score, predictor.threshold, label)
         if said == UNREADABLE:
             return unreadable("its score is not a number")
-        x, y = peak(anomaly_map, (pixels.shape[1], pixels.shape[0]), predictor.transform)
+        x, y = peak(anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
         return Prediction(path, score, predictor.threshold, said, x, y, "", modified, self._name)
 
     def _tell(self, prediction: Prediction, earlier: Mapping[str, tuple[str, str]]) -> None:

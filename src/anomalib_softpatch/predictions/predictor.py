@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -27,11 +27,14 @@ class Predictor:
             anomaly map of shape ``(height, width)``.
         threshold: Threshold of the scores.
         transform: The pre-processor's transform; ``None`` for one that shows the model the whole image.
+        largest_value: By which it was trained to read images, see
+            :func:`~anomalib_softpatch.images.reading.read_image`.
     """
 
     run: Callable[[np.ndarray], tuple[float, bool | None, np.ndarray]]
     threshold: float
     transform: "Transform | None"
+    largest_value: int
 
 
 def load_exported(path: Path) -> Predictor:
@@ -52,7 +55,7 @@ def load_exported(path: Path) -> Predictor:
         prediction = runtime.predict(image)
         return prediction.score, prediction.label, prediction.anomaly_map
 
-    return Predictor(run, NORMALIZED_THRESHOLD, runtime.metadata.transform)
+    return Predictor(run, NORMALIZED_THRESHOLD, runtime.metadata.transform, runtime.metadata.largest_value)
 
 
 def load_checkpoint(path: Path, device: str) -> Predictor:
@@ -88,4 +91,5 @@ def load_checkpoint(path: Path, device: str) -> Predictor:
         return float(output.pred_score[0]), None, output.anomaly_map[0].float().cpu().numpy().squeeze()
 
     transform = getattr(model.pre_processor, "transform", None)
-    return Predictor(run, normalized_threshold(model.post_processor), transform)
+    largest_value = cast("int", model.largest_value)
+    return Predictor(run, normalized_threshold(model.post_processor), transform, largest_value)

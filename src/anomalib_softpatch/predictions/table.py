@@ -4,7 +4,6 @@
 """Table of predictions: image, score, threshold, verdict, and where in the image the anomaly map is highest."""
 
 import csv
-import hashlib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.hashing import hash_files
+from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.text import counted, shown
 
 UNREADABLE = "unreadable"
@@ -62,8 +63,6 @@ class Prediction:
 
     def cells(self) -> list[object]:
         """Return the row of the table: one line of text, whatever the file's name and the reason hold."""
-        from anomalib_softpatch.report.paths import to_text  # noqa: PLC0415  # no model needs the report
-
         # Absolute paths, which no spreadsheet takes for a formula
         values = [getattr(self, name) for name in COLUMNS]
         values[COLUMNS.index("path")] = to_text(self.path)
@@ -154,13 +153,8 @@ def fingerprint(file: Path) -> str:
     Returns:
         The first 12 digits of the SHA-256 of its content, in hexadecimal.
     """
-    digest = hashlib.sha256()
-    for part in (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,):
-        if part.is_file():
-            with part.open("rb") as stream:
-                while chunk := stream.read(2**20):
-                    digest.update(chunk)
-    return digest.hexdigest()[:FINGERPRINT_LENGTH]
+    parts = (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
+    return hash_files(*(part for part in parts if part.is_file()))[:FINGERPRINT_LENGTH]
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:

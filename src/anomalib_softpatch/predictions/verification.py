@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from anomalib_softpatch.images.finding import find_images
+from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.predictions.runtimes import Prediction, Runtime, load_runtime
 
 logger = logging.getLogger(__name__)
@@ -114,21 +116,18 @@ def compare_golden(runtime: Runtime) -> Comparison:
 
 
 def _compare_folder(exact: Runtime, chosen: Runtime, images: Path) -> Comparison:
-    from anomalib_softpatch.report.folder import find_images  # noqa: PLC0415  # no export needs the report
-    from anomalib_softpatch.report.reading import read_image  # noqa: PLC0415  # likewise
-
     paths, skipped = ([images], []) if images.is_file() else find_images(images)
     found, expected, times = [], [], []
     for path in paths:
         try:
-            tensor, _ = read_image(path)
-        except ValueError as error:
+            pixels, _ = read_image(path, exact.metadata.largest_value)
+        except UnreadableImageError as error:
             skipped.append((str(path), str(error)))
             continue
-        reference = exact.predict(tensor[None].numpy())
+        reference = exact.predict(pixels[None])
         expected.append((reference.score, reference.label))
         start = perf_counter()
-        found.append(chosen.predict(tensor[None].numpy()))
+        found.append(chosen.predict(pixels[None]))
         times.append(perf_counter() - start)
     for name, reason in skipped:
         sys.stderr.write(f"skipped {name}: {reason}\n")

@@ -13,10 +13,10 @@ from typing import Literal
 
 from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.files import atomic_output, check_writable
+from anomalib_softpatch.images.finding import about_links, find_images
+from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.options import check_share
 from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
-from anomalib_softpatch.report.folder import find_images
-from anomalib_softpatch.report.paths import to_text
 from anomalib_softpatch.text import counted
 
 ExportName = Literal["fiftyone", "label_studio", "coco"]
@@ -77,7 +77,7 @@ def report(
             label_studio or coco; several as [fiftyone,coco], or with --export+ for each.
     """
     exports = [export] if isinstance(export, str) else list(dict.fromkeys(export))
-    find_images(folder)
+    _, skipped = find_images(folder)
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
     check_share("suspicious", suspicious)
@@ -95,6 +95,7 @@ def report(
     if chosen.remark:
         sys.stdout.write(f"{chosen.remark}\n")
     chosen.prepare()
+    sys.stdout.write(about_links(skipped))
     findings = rank_images(
         folder,
         backbone=chosen.name,

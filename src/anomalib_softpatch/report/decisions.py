@@ -8,11 +8,11 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_softpatch.report.paths import from_text, to_text
+from anomalib_softpatch.images.paths import from_text, real_folder, to_text
 
 COLUMNS = ["path", "decision"]
 KEEP, SET_ASIDE, UNDECIDED = "keep", "set_aside", ""
@@ -76,7 +76,7 @@ def plan(images: Sequence[Path], everything: Sequence[Path], target: Path) -> li
     if is_inside(target, root):
         msg = f"{str(target)!r} lies in {str(root)!r}, where the images are. Choose another place."
         raise ValueError(msg)
-    transfers = [Transfer(path, target / path.relative_to(root)) for path in images if path.is_file()]
+    transfers = [Transfer(path, target / path.relative_to(root)) for path in images if os.path.lexists(path)]
     _refuse_existing(transfers)
     return transfers
 
@@ -131,6 +131,7 @@ def move(transfers: Sequence[Transfer], record: Path) -> None:
     _refuse_existing(transfers)
     record.parent.mkdir(parents=True, exist_ok=True)
     is_new = not record.exists()
+    places = _places(transfers)
     with record.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
@@ -138,8 +139,7 @@ def move(transfers: Sequence[Transfer], record: Path) -> None:
         for transfer in transfers:
             writer.writerow([to_text(transfer.source), to_text(transfer.target)])
             file.flush()
-            transfer.target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(transfer.source, transfer.target)
+            _move(transfer, places)
 
 
 def read_moves(record: Path) -> list[Transfer]:
@@ -158,7 +158,7 @@ def read_moves(record: Path) -> list[Transfer]:
     rows = dict.fromkeys(
         (from_text(source), from_text(target)) for source, target in _read_table(record, MOVED_COLUMNS)
     )
-    transfers = [Transfer(target, source) for source, target in rows if target.is_file()]
+    transfers = [Transfer(target, source) for source, target in rows if os.path.lexists(target)]
     _refuse_existing(transfers)
     return transfers
 
@@ -166,7 +166,7 @@ def read_moves(record: Path) -> list[Transfer]:
 def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None = None, dry_run: bool = True) -> None:
     """Say what decisions about images would do; with --dry_run false, do it.
 
-    Nothing is ever deleted or overwritten.
+    Nothing is ever deleted or overwritten. A symbolic link is moved as a link; links to an image that is moved go, too.
 
     Args:
         decisions: The file decisions.csv that the page of a report saved.
@@ -184,9 +184,13 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
         f"{len(table)} images: {counts[SET_ASIDE]} set aside, {counts[KEEP]} kept, {counts[UNDECIDED]} undecided.\n"
     )
     chosen = [path for path, decision in table.items() if (decision == SET_ASIDE) == (copy_rest is None)]
+    if copy_rest is None:  # no link is left that leads nowhere
+        chosen += [path for path in links_to(chosen, table) if path not in chosen]
     target = move_to if copy_rest is None else copy_rest
     assert target is not None
     transfers = plan(chosen, list(table), target)
+    if copy_rest is not None:
+        transfers = [transfer for transfer in transfers if transfer.source.is_file()]  # no link that leads nowhere
     gone = len(chosen) - len(transfers)
     if gone:
         sys.stdout.write(f"{gone} of them are not there any more and are left out.\n")
@@ -212,9 +216,43 @@ def undo(moved: Path, dry_run: bool = True) -> None:
     transfers = read_moves(moved)
     _show("moved", transfers, dry_run)
     if not dry_run:
+        places = _places(transfers)
         for transfer in transfers:
-            transfer.target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(transfer.source, transfer.target)
+            _move(transfer, places)
+
+
+def _places(transfers: Sequence[Transfer]) -> dict[Path, Path]:
+    """Return where files go, by where they really are."""
+    return {real_folder(transfer.source): transfer.target for transfer in transfers}
+
+
+def _move(transfer: Transfer, places: Mapping[Path, Path]) -> None:
+    """Move a file. A link is made anew: it leads to the file that it led to, wherever both go."""
+    transfer.target.parent.mkdir(parents=True, exist_ok=True)
+    if not transfer.source.is_symlink():
+        shutil.move(transfer.source, transfer.target)
+        return
+    written = transfer.source.readlink()
+    leads_to = real_folder(transfer.source.parent / written)
+    leads_to = places.get(leads_to, leads_to).absolute()
+    if not written.is_absolute():
+        leads_to = Path(os.path.relpath(real_folder(leads_to), os.path.realpath(transfer.target.parent)))
+    transfer.target.symlink_to(leads_to)
+    transfer.source.unlink()
+
+
+def links_to(files: Iterable[Path], images: Iterable[Path]) -> list[Path]:
+    """Find the links that lead to some files.
+
+    Args:
+        files: Files.
+        images: Where to look for links.
+
+    Returns:
+        Those of the images that are links and lead to one of the files.
+    """
+    real = {os.path.realpath(file) for file in files if not file.is_symlink()}
+    return [path for path in images if path.is_symlink() and os.path.realpath(path) in real]
 
 
 def _show(what: str, transfers: Sequence[Transfer], dry_run: bool) -> None:

@@ -8,6 +8,7 @@ from anomalib.visualization.image.functional import overlay_image, visualize_ano
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.images.reading import read_reduced
 from anomalib_softpatch.report.findings import Findings
 
 TILE = 224  # pixels of the side of the square that an image is fitted into
@@ -28,16 +29,11 @@ def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
         Image of the size ``(2 * tile + GAP, tile)``.
 
     Raises:
-        OSError: If the file cannot be read any more.
+        UnreadableImageError: If the file cannot be read any more.
     """
     region = findings.regions[index]
-    with Image.open(findings.paths[index]) as image:
-        full_width, full_height = image.size  # of which regions are in pixels
-        image.draft("RGB", (2 * tile, 2 * tile))  # JPEG files are decoded at a fraction of their size
-        scale = min(tile / full_width, tile / full_height)
-        size = max(1, round(full_width * scale)), max(1, round(full_height * scale))
-        thumbnail = image.convert("RGB").resize(size, reducing_gap=3.0)
-    scale_x, scale_y = size[0] / full_width, size[1] / full_height
+    thumbnail, (full_width, full_height) = read_reduced(findings.paths[index], tile, findings.largest_value)
+    scale_x, scale_y = thumbnail.width / full_width, thumbnail.height / full_height
     corner = round(region.left * scale_x), round(region.top * scale_y)
     extent = (
         max(1, round(region.right * scale_x) - corner[0]),

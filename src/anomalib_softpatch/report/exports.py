@@ -16,6 +16,7 @@ from PIL import Image
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.reading import displayed_size
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.suspicious_regions import SuspiciousRegion, suspicious_regions
 
@@ -80,7 +81,7 @@ def exported_images(findings: Findings) -> list[ExportedImage]:
         try:
             str(path).encode()
             with Image.open(path) as image:
-                width, height = image.size
+                width, height = displayed_size(image)
         except (OSError, UnicodeEncodeError) as error:
             logger.warning("%r is left out of the exports: %s", str(path), error)
             continue

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from anomalib_softpatch.components.duplicates import representatives
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity, removed_shares
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
@@ -39,6 +40,7 @@ class Findings:
         notes: Sentences that a reader should know.
         remarks: Images that were read with a loss, and how.
         skipped: Files that were not looked at, and why.
+        largest_value: Value that was read as white in images of more than 8 bits per value.
     """
 
     paths: list[str]
@@ -53,6 +55,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    largest_value: int = EIGHT_BITS
 
     @cached_property
     def rarity(self) -> torch.Tensor:

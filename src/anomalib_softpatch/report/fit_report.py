@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import Transform
 
+from anomalib_softpatch.images.reading import displayed_size
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 
@@ -104,4 +105,4 @@ def _patches(
 def _size(path: str | Path) -> tuple[int, int]:
     """Read width and height of an image without decoding it."""
     with Image.open(path) as image:
-        return image.size
+        return displayed_size(image)

@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from anomalib_softpatch._version import __version__
+from anomalib_softpatch.images.paths import link, to_text
 from anomalib_softpatch.report.drawing import GAP, TILE, colour_bar
 from anomalib_softpatch.report.findings import Findings
-from anomalib_softpatch.report.paths import link, to_text
 from anomalib_softpatch.report.quality import inspection_curve
 from anomalib_softpatch.text import counted
 

@@ -3,7 +3,6 @@
 
 """Rank the images of a folder by how suspicious they are, without training a detector."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,12 +19,14 @@ from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFea
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.components.timm_backbone import check_backbone
+from anomalib_softpatch.images.finding import find_images
+from anomalib_softpatch.images.hashing import hash_pixels
+from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, find_largest_value, read_image
 from anomalib_softpatch.options import SMALLEST_SIZE, check_share, check_whole_number
 from anomalib_softpatch.report.findings import Findings
-from anomalib_softpatch.report.folder import find_images
 from anomalib_softpatch.report.geometry import visible_region
 from anomalib_softpatch.report.oddities import ImageStatistics, find_oddities, image_statistics
-from anomalib_softpatch.report.reading import read_image
+from anomalib_softpatch.text import counted
 
 FEWEST_IMAGES = 2
 # Of ImageNet, which timm's backbones were trained on
@@ -99,7 +100,12 @@ def rank_images(
     except RuntimeError as error:  # its message says how to go on
         raise OSError(str(error)) from error
     transform = Compose([Resize((image_size, image_size), antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
-    loader = DataLoader(FileDataset(paths, transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+    largest_value, deep = find_largest_value(paths)
+    depth = f"{largest_value.bit_length()} bits per value, in which white is {largest_value}"
+    if largest_value > EIGHT_BITS:
+        console.print(f"{counted(deep, 'image')} read as of {depth}.", highlight=False, markup=False)
+    dataset = FileDataset(paths, transform, largest_value)
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
     extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
     read, features, unreadable = _read(loader, len(paths), extract, torch_device, console)
     skipped += unreadable
@@ -130,12 +136,14 @@ def rank_images(
             "Images": str(images) if isinstance(images, str | Path) else f"{len(paths)} files",
             "Backbone": f"{backbone}, layers {', '.join(layers)}",
             "Image size": f"{image_size} x {image_size} pixels",
+            **({"Deep images": f"{deep}, read as of {depth}"} if largest_value > EIGHT_BITS else {}),
             "Discriminators": ", ".join(discriminators),
             "Neighbourhood": str(neighborhood),
             "Patches removed": f"{100 * threshold:g} %",
         },
         remarks=[(str(item.path), item.remark) for item in read if item.remark],
         skipped=skipped,
+        largest_value=largest_value,
     )
 
 
@@ -181,11 +189,13 @@ class FileDataset(Dataset[ReadImage | UnreadableImage]):
     Args:
         paths: Image files.
         transform: Transform to a tensor of one size.
+        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
     """
 
-    def __init__(self, paths: list[Path], transform: Transform) -> None:
+    def __init__(self, paths: list[Path], transform: Transform, largest_value: int) -> None:
         self.paths = paths
         self.transform = transform
+        self.largest_value = largest_value
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -195,11 +205,11 @@ class FileDataset(Dataset[ReadImage | UnreadableImage]):
         """Return an image, or why it cannot be read."""
         path = self.paths[index]
         try:
-            tensor, remark = read_image(path)
-        except ValueError as error:
+            image, remark = read_image(path, self.largest_value)
+        except UnreadableImageError as error:
             return UnreadableImage(path, str(error))
-        content = hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes()).hexdigest()
-        return ReadImage(path, self.transform(tensor), content, image_statistics(tensor), remark)
+        tensor = torch.from_numpy(image)
+        return ReadImage(path, self.transform(tensor), hash_pixels(image), image_statistics(tensor), remark)
 
 
 def _read(

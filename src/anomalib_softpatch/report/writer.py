@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from anomalib_softpatch.files import check_writable
+from anomalib_softpatch.images.paths import in_spreadsheet
 from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.page import render
-from anomalib_softpatch.report.paths import in_spreadsheet
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _draw(findings: Findings, index: int, file: Path) -> bool:
     """Draw an image; one that has gone or changed since it was scored is left out."""
     try:
         pair = image_pair(findings, index)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         logger.warning("%s is not shown in the noise report: %s", findings.paths[index], error)
         return False
     pair.save(file, "JPEG", quality=JPEG_QUALITY)

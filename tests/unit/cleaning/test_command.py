@@ -33,7 +33,10 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (output / "report" / "report.html").touch()
         return {"ranked": sorted(path.name for path in folder.iterdir()), "unreadable": {}}
 
-    def fit(paths: list[Path], output: Path, options: stages.Options, false_alarms: float) -> dict[str, object]:
+    def fit(
+        paths: list[Path], output: Path, options: stages.Options, false_alarms: float, largest_value: int
+    ) -> dict[str, object]:
+        assert largest_value == 255
         assert options.backbone.name == "resnet18"
         assert all(path.is_file() for path in paths)
         computed.append(f"fit on {len(paths)}")

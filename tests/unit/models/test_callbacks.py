@@ -3,9 +3,7 @@
 
 """What happens around a fit: checks, the noise report, and a frozen backbone."""
 
-import logging
 import shutil
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -18,9 +16,7 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.components import PatchFeatureExtractor, feature_cache
-from anomalib_softpatch.data import depth
-from anomalib_softpatch.models import callbacks
-from anomalib_softpatch.models.callbacks import BitDepthCheck, FitChecks, NoiseReport
+from anomalib_softpatch.models.callbacks import FitChecks, NoiseReport
 from anomalib_softpatch.models.distributed import DistributedFit
 
 
@@ -37,52 +33,6 @@ def make_engine(folder, **options):
 @pytest.fixture
 def datamodule(mvtec_root):
     return MVTecAD(root=mvtec_root, category="bottle", train_batch_size=3, eval_batch_size=3, num_workers=0)
-
-
-# Images of more than 8 bits
-
-
-def test_files_are_opened_once(datamodule, tmp_path, monkeypatch):
-    """In training all of them, in the other loops those of the first batch."""
-    opened = Counter()
-
-    def count(path):
-        opened[str(path).split("bottle/")[1]] += 1
-        return Image.open(path)
-
-    monkeypatch.setattr(depth, "Image", SimpleNamespace(open=count))
-    model, runner = make_model(noise_report=False), make_engine(tmp_path)
-    runner.fit(model, datamodule=datamodule)
-    training = {path for path in opened if path.startswith("train/")}
-    assert len(training) == 8
-    assert set(opened.values()) == {1}
-    assert len(opened) - len(training) == 3
-    for loop in (runner.test, runner.validate, runner.predict):
-        opened.clear()
-        loop(model, datamodule=datamodule)
-        assert len(opened) == opened.total() == 3
-
-
-def test_one_warning_for_all_deep_images(datamodule, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(callbacks, "cut_values", lambda path: f"{path} has large values")
-    with caplog.at_level(logging.WARNING):
-        make_engine(tmp_path).fit(make_model(noise_report=False), datamodule=datamodule)
-    assert len([record for record in caplog.records if "has large values" in record.getMessage()]) == 1
-
-
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start", "on_predict_batch_start"])
-def test_white_images_are_refused(hook, monkeypatch):
-    """If they are white because their values were cut."""
-    monkeypatch.setattr(callbacks, "cut_values", lambda path: path if "deep" in path else "")
-    image = torch.rand(3, 8, 8)
-    white = torch.stack((torch.full_like(image, 2.0), image))
-
-    def check(*paths):
-        getattr(BitDepthCheck(), hook)(None, None, SimpleNamespace(image=white, image_path=list(paths)), 0)
-
-    check("a.png", "deep.png")  # a white image of 8 bits, and one of which enough is left
-    with pytest.raises(ValueError, match=r"deep\.png, so that it is all white\. Convert"):
-        check("deep.png", "b.png")
 
 
 # Checks before the features are extracted

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from anomalib_softpatch.images.paths import from_text
 from anomalib_softpatch.predictions.table import (
     Prediction,
     fingerprint,
@@ -23,7 +24,6 @@ from anomalib_softpatch.predictions.table import (
     verdict,
     write_predictions,
 )
-from anomalib_softpatch.report.paths import from_text
 
 COLUMNS = ["path", "score", "threshold", "verdict", "x", "y", "reason", "modified", "model"]
 

@@ -21,12 +21,12 @@ from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.images.finding import IMAGE_EXTENSIONS, find_images
+from anomalib_softpatch.images.paths import from_text
+from anomalib_softpatch.images.reading import read_image
 from anomalib_softpatch.report import ranking
 from anomalib_softpatch.report.command import report
-from anomalib_softpatch.report.folder import IMAGE_EXTENSIONS, find_images
-from anomalib_softpatch.report.paths import from_text
 from anomalib_softpatch.report.ranking import rank_images
-from anomalib_softpatch.report.reading import read_image
 
 LAYERS = ["layer2"]
 
@@ -118,7 +118,7 @@ def test_broken_and_odd_files_are_listed(folder: Path, small_backbone: str, tmp_
     assert len(table) == 12 + 6
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "has 2 frames" in html
-    assert "more than 8 bits" in html
+    assert "1, read as of 16 bits per value, in which white is 65535" in html
     assert "tiny.png" in html
 
 
@@ -137,8 +137,8 @@ def test_image_is_read_as_anomalib_reads_it(folder: Path) -> None:
     from anomalib.data.utils import read_image as read_with_anomalib
 
     for path in (folder / "b" / "odd.png", folder / "b" / "0.jpg"):
-        tensor, remark = read_image(path)
-        assert torch.equal(tensor, read_with_anomalib(path, as_tensor=True))
+        image, remark = read_image(path)
+        assert torch.equal(torch.from_numpy(image), read_with_anomalib(path, as_tensor=True))
         assert remark == ""
 
 

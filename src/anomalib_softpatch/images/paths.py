@@ -43,6 +43,16 @@ def from_text(text: str) -> Path:
     return Path(text)
 
 
+def real_folder(path: str | Path) -> Path:
+    """Return an absolute path without links to folders. A file that is itself a link keeps its name.
+
+    Args:
+        path: Path of a file.
+    """
+    folder, name = os.path.split(path)
+    return Path(os.path.realpath(folder), name)
+
+
 def in_spreadsheet(path: str) -> str:
     """Write a path so that a spreadsheet shows it and does not compute it; it still leads to the file.
 

@@ -1,0 +1,114 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The image files of a folder and of all folders in it."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anomalib_softpatch.text import shown
+
+# Those of torchvision and Anomalib, without the seconds that importing them takes: a wrong folder is refused at once.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+LINKED_FOLDER = "link to a folder, which is not followed"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in a folder and in all folders in it.
+
+    Attributes:
+        images: Image files, by their extension.
+        others: The other files.
+        unreadable: Folders that cannot be read, with the reason.
+        linked: Links to folders. They are not followed: they may lead back, or to images that are there already.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    linked: list[Path] = field(default_factory=list)
+
+
+def list_files(folder: Path) -> Listing:
+    """List the files of a folder and of all folders in it.
+
+    Args:
+        folder: Folder.
+
+    Returns:
+        What is there, all sorted.
+    """
+    found = Listing()
+
+    def note(error: OSError) -> None:
+        found.unreadable.append((str(error.filename), f"folder cannot be read: {error.strerror}"))
+
+    for place, folders, names in os.walk(folder, onerror=note):
+        found.linked.extend(path for path in (Path(place, name) for name in folders) if path.is_symlink())
+        for path in (Path(place, name) for name in names):
+            (found.images if path.suffix.lower() in IMAGE_EXTENSIONS else found.others).append(path)
+    for paths in (found.images, found.others, found.linked):
+        paths.sort()
+    found.unreadable.sort()
+    return found
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is not a folder.
+
+    Args:
+        folder: Folder.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not folder.is_dir():
+        msg = f"folder={str(folder)!r} is not a folder. Give one that has images in it."
+        raise ValueError(msg)
+
+
+def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """List the files of a folder and of all folders in it.
+
+    Args:
+        folder: Folder.
+
+    Returns:
+        Image files, by their extension, and what is not looked at with the reason: other files, unreadable folders and
+        links to folders. Both sorted.
+
+    Raises:
+        ValueError: If it is not a folder, or if there are no images.
+    """
+    check_folder(folder)
+    found = list_files(folder)
+    if not found.images:
+        linked = f" {len(found.linked)} links to folders are not followed." if found.linked else ""
+        msg = (
+            f"folder={str(folder)!r} has no images ({', '.join(IMAGE_EXTENSIONS)}) in it or in its subfolders, "
+            f"among {len(found.others)} files.{linked}"
+        )
+        raise ValueError(msg)
+    others = [(str(file), f"not an image file: '{file.suffix}'") for file in found.others]
+    linked_folders = [(str(path), LINKED_FOLDER) for path in found.linked]
+    return found.images, sorted([*found.unreadable, *others, *linked_folders])
+
+
+def about_links(skipped: Iterable[tuple[str, str]]) -> str:
+    """Say that links to folders are not followed.
+
+    Args:
+        skipped: From :func:`find_images`.
+
+    Returns:
+        A line for the terminal; empty if there are none.
+    """
+    linked = [path for path, reason in skipped if reason == LINKED_FOLDER]
+    if not linked:
+        return ""
+    if len(linked) == 1:
+        return f"1 link to a folder is not followed: {shown(linked[0])}.\n"
+    return f"{len(linked)} links to folders are not followed: {shown(linked[0])} and {len(linked) - 1} more.\n"

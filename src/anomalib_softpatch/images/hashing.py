@@ -1,0 +1,43 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Hashes by which copies are told: of files, byte for byte, and of what is in them, whatever the format."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+CHUNK = 2**20
+
+
+def hash_files(*files: Path) -> str:
+    """Hash the content of a file, or of several as if they were one.
+
+    Args:
+        *files: Files.
+
+    Returns:
+        SHA-256 in hexadecimal.
+
+    Raises:
+        OSError: If one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_pixels(image: np.ndarray) -> str:
+    """Hash what is in an image.
+
+    Args:
+        image: From :func:`~anomalib_softpatch.images.reading.read_image`.
+
+    Returns:
+        SHA-256 of its shape and values, in hexadecimal.
+    """
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
