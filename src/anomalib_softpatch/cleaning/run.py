@@ -219,6 +219,7 @@ class Run:
             "backbone": self.options.backbone.name,
             "layers": self.options.backbone.layers,
             "image_size": self.options.image_size,
+            "tiles": self.options.tiles,
             "neighborhood": self.options.neighborhood,
             "share_set_aside": share,
             "false_alarms": false_alarms,
@@ -250,7 +251,15 @@ class Run:
         if name.startswith(LOCAL_DIR):
             place = Path(name.removeprefix(LOCAL_DIR))
             weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
-        return [__version__, name, weights, layers, self.options.image_size, self.options.neighborhood]
+        return [
+            __version__,
+            name,
+            weights,
+            layers,
+            self.options.image_size,
+            self.options.tiles,
+            self.options.neighborhood,
+        ]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
         return key_of(self._settings(), str(self.folder), dict(files))

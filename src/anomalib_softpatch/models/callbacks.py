@@ -12,6 +12,7 @@ from anomalib.data import AnomalibDataModule, ImageBatch
 from lightning.pytorch import Callback, Trainer
 
 from anomalib_softpatch.components import FeatureCache
+from anomalib_softpatch.components.tiles import check_tiles
 from anomalib_softpatch.data.depth import cut_values
 from anomalib_softpatch.data.unreadable import leave_out, listed, unreadable_images
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
@@ -52,8 +53,11 @@ class FitChecks(Callback):
         reason = reason_against_pre_processor(pl_module.pre_processor)
         if reason:
             raise ValueError(reason)
-        if pl_module.input_size is not None and pl_module.model.tiler is None:
-            pl_module.model.feature_extractor.check_size(*pl_module.input_size)
+        size, model = pl_module.input_size, pl_module.model
+        if model.tiler is not None:
+            check_tiles(model.tiler, model.feature_extractor, size)
+        elif size is not None:
+            model.feature_extractor.check_size(*size)
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, AnomalibDataModule):
             return

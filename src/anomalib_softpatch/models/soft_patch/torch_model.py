@@ -34,7 +34,7 @@ from anomalib_softpatch.components.bank_search import Search, score_by_banks
 from anomalib_softpatch.components.graph_index import GraphIndex
 from anomalib_softpatch.components.nearest_neighbors import Nearest, nearer
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
-from anomalib_softpatch.components.tiles import make_tiler, tiles_of
+from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
 
 if TYPE_CHECKING:
@@ -174,11 +174,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     @torch.no_grad()
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of all patches, shape ``(batch, grid_height, grid_width, channels)``."""
-        extract = self.feature_cache or self.feature_extractor
-        if self.tiler is None:
-            return extract(images)
-        tiles = extract(self.tiler.tile(images)).permute(0, 3, 1, 2)  # the tiler's layout
-        return self.tiler.untile(tiles).permute(0, 2, 3, 1).contiguous()
+        return extract_by_tiles(self.feature_cache or self.feature_extractor, images, self.tiler)
 
     def score(
         self, features: torch.Tensor, size: torch.Size | tuple[int, int], left_out: torch.Tensor | None = None
