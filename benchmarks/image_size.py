@@ -80,17 +80,17 @@ def measure(options: argparse.Namespace, way: Sequence[Any], ratio: float, seed:
 
     Args:
         options: Of the command line.
-        way: Height and width that images are resized to, and tile size and stride or ``None``.
+        way: Height and width that images are resized to, tile size and stride or ``None``, and the coreset's ratio.
         ratio: Noise ratio.
         seed: Seed of noise and fit.
     """
-    height, width, tiles = way
+    height, width, tiles, coreset = way
     train, test = paths_of(options, ratio, seed)
     transform = SoftPatch.configure_pre_processor((height, width)).transform
     default = dict(SETTINGS["default"])
     model = SoftPatchModel(
         options.layers, options.backbone, score_smoothing=default.pop("model.score_smoothing"),
-        memory_bank_builder=DenoisingMemoryBank(**default, coreset_sampling_ratio=options.coreset, seed=seed),
+        memory_bank_builder=DenoisingMemoryBank(**default, coreset_sampling_ratio=coreset, seed=seed),
     ).eval()  # fmt: skip
     model.tiler = make_tiler(tiles)
     masks = np.stack([mask_of(path, options.map_size) for path in test])
@@ -136,22 +136,22 @@ def measure(options: argparse.Namespace, way: Sequence[Any], ratio: float, seed:
     }
 
 
-def ways_of(options: argparse.Namespace) -> dict[str, tuple[int, int, dict[str, Any] | None]]:
+def ways_of(options: argparse.Namespace) -> dict[str, tuple[int, int, dict[str, Any] | None, float]]:
     """Return the ways to be measured by their names."""
     folder = Path(options.root, options.category, "train", "good")
     typical = typical_image(sorted(folder.iterdir()))
-    ways: dict[str, tuple[int, int, dict[str, Any] | None]] = {}
+    ways: dict[str, tuple[int, int, dict[str, Any] | None, float]] = {}
     for text in options.sizes:
         if text == KEPT:
-            ways[f"{described(typical.model_size)} (aspect ratio kept)"] = (*typical.model_size, None)
+            ways[f"{described(typical.model_size)} (aspect ratio kept)"] = (*typical.model_size, None, options.coreset)
         elif text == TILES:
             size, (tile, stride) = (typical.height, typical.width), options.tile
-            ways[f"{described(size)} in tiles of {tile} every {stride}"] = (
-                *size, {"tile_size": [tile, tile], "stride": [stride, stride]},
+            ways[f"{described(size)} in tiles of {tile} every {stride}, coreset {options.tile_coreset:.3g}"] = (
+                *size, {"tile_size": [tile, tile], "stride": [stride, stride]}, options.tile_coreset,
             )  # fmt: skip
         else:
             height, width = map(int, text.split("x"))
-            ways[described((height, width))] = (height, width, None)
+            ways[described((height, width))] = (height, width, None, options.coreset)
     return ways
 
 
@@ -162,10 +162,13 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["256x256", KEPT, "512x768", TILES],
                         help=f"HEIGHTxWIDTH, {KEPT} (aspect ratio) or {TILES} (at the images' own size)")  # fmt: skip
     parser.add_argument("--tile", type=int, nargs=2, default=[512, 384], help="side and stride of tiles")
+    parser.add_argument("--tile-coreset", type=float, default=0.001, help="with tiles, which give many patches")
     parser.add_argument(
         "--map-size", type=int, nargs=2, default=[500, 750], help="at which maps are compared with masks"
     )
+    parser.add_argument("--quick", action="store_true", help="without noise, to see that it works")
     options = parser.parse_args()
+    options.ratios = options.ratios[:1] if options.quick else options.ratios
     options.map_size = tuple(options.map_size)
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)

@@ -72,8 +72,8 @@ class TypicalImage:
                 options += f" or --tile {TILE} --stride {STRIDE}"
             found.append(
                 f"Images of {described(own)} pixels (height x width) are resized to {described(size)}, "
-                f"{factors[0]:.1f} and {factors[1]:.1f} times smaller: a defect of less than about {described(patch)} of their pixels "
-                f"covers less than one patch and may vanish. If yours may be so small: {options}."
+                f"{factors[0]:.1f} and {factors[1]:.1f} times smaller: a defect below about {described(patch)} of "
+                f"their pixels covers less than one patch and may vanish. If yours may be so small: {options}."
             )
         if self.others:
             found.append(

@@ -251,15 +251,8 @@ class Run:
         if name.startswith(LOCAL_DIR):
             place = Path(name.removeprefix(LOCAL_DIR))
             weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
-        return [
-            __version__,
-            name,
-            weights,
-            layers,
-            self.options.image_size,
-            self.options.tiles,
-            self.options.neighborhood,
-        ]
+        sizes = [self.options.image_size, self.options.tiles]
+        return [__version__, name, weights, layers, *sizes, self.options.neighborhood]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
         return key_of(self._settings(), str(self.folder), dict(files))

@@ -145,11 +145,7 @@ def rank_images(
             "Images": str(images) if isinstance(images, str | Path) else f"{len(paths)} files",
             "Backbone": f"{backbone}, layers {', '.join(layers)}",
             "Image size": f"{described(size)} pixels (height x width)",
-            **(
-                {name.replace("_", " ").capitalize(): described(sides) for name, sides in tiles.items()}
-                if tiles
-                else {}
-            ),
+            **({"Tiles": f"{described(tiles['tile_size'])}, every {described(tiles['stride'])}"} if tiles else {}),
             "Discriminators": ", ".join(discriminators),
             "Neighbourhood": str(neighborhood),
             "Patches removed": f"{100 * threshold:g} %",
