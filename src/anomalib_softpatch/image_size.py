@@ -20,8 +20,9 @@ from anomalib_softpatch.text import counted
 
 SIDE = 256  # pixels of a square image's side, as in PatchCore and the papers
 STEP = 16  # pixels that sides are multiples of: a patch of the coarser of the default's two layers
-# Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it
-Size: TypeAlias = int | list[int] | None
+# Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it. Text is
+# refused, but by checked_size: the parser would do it in ten lines
+Size: TypeAlias = int | list[int] | str | None
 LIKE = 1.1  # aspect ratios whose quotient is no larger are called alike
 MUCH_LARGER = 2.0  # times the side of the model's size: from there on it is said
 TILE, STRIDE = 512, 384  # pixels, of the tiles that are advised
@@ -114,7 +115,9 @@ def described(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def checked_size(name: str, value: int | Sequence[int] | None, smallest: int = SMALLEST_SIZE) -> tuple[int, int] | None:
+def checked_size(
+    name: str, value: int | Sequence[int] | str | None, smallest: int = SMALLEST_SIZE
+) -> tuple[int, int] | None:
     """Return height and width that an option gives, in pixels.
 
     Args:
@@ -127,9 +130,9 @@ def checked_size(name: str, value: int | Sequence[int] | None, smallest: int = S
     """
     if value is None:
         return None
-    sides = [value] if isinstance(value, int) else list(value)
-    if len(sides) not in {1, 2}:
-        msg = f"{name}={sides} must be one number of pixels, or two: height and width."
+    sides: Sequence[int] | str = [value] if isinstance(value, int) else value
+    if isinstance(value, str) or len(sides) not in {1, 2}:
+        msg = f"{name}={value} must be one number of pixels, or two: height and width, for example 512 768."
         raise ValueError(msg)
     for side in sides:
         check_whole_number(name, side, smallest)
@@ -137,7 +140,7 @@ def checked_size(name: str, value: int | Sequence[int] | None, smallest: int = S
 
 
 def checked_tiles(
-    tile: int | Sequence[int] | None, stride: int | Sequence[int] | None
+    tile: int | Sequence[int] | str | None, stride: int | Sequence[int] | str | None
 ) -> dict[str, tuple[int, int]] | None:
     """Return what options say of tiles.
 

@@ -105,6 +105,7 @@ def test_one_number_or_two(value, expected):
         (0, "image_size=0 must be a whole number of 32 or more"),
         ([256, 16], "image_size=16 must be a whole number of 32 or more"),
         ([256, 256, 3], r"image_size=\[256, 256, 3\] must be one number of pixels, or two"),
+        ("512x768", "image_size=512x768 must be one number of pixels, or two: height and width"),
         ([], r"image_size=\[\] must be one number"),
     ],
 )
