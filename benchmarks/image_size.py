@@ -17,7 +17,7 @@ noise and with some. Maps and masks are compared at one size for all, a fraction
 - ``bank``: rows of the memory bank, in thousands;
 - ``peak``: resident memory in MiB of a fit and the scores, above what the process takes before it.
 
-Every way is measured in a process of its own.
+Every way is measured in a process of its own. Started again with the same file, it continues where it stopped.
 
 Example::
 
@@ -47,7 +47,7 @@ from anomalib_softpatch.image_size import described, typical_image
 from anomalib_softpatch.models import SoftPatchModel
 from anomalib_softpatch.report.reading import read_image
 from common import PeakMemory, accuracy_parser, describe_machine, in_process, print_table, save_results
-from robustness import SETTINGS, heading
+from robustness import SETTINGS, heading, read_rows
 
 Figures = dict[str, float]
 KEPT, TILES = "kept", "tiles"
@@ -157,7 +157,7 @@ def ways_of(options: argparse.Namespace) -> dict[str, tuple[int, int, dict[str, 
 
 def main() -> None:
     """Measure all ways, print the tables."""
-    parser = accuracy_parser(__doc__, ratios=[0, 0.1])
+    parser = accuracy_parser(__doc__, ratios=[0, 0.1], continues=True)
     parser.set_defaults(category="visa_macaroni1_full", seeds=[0])
     parser.add_argument("--sizes", nargs="+", default=["256x256", KEPT, "512x768", TILES],
                         help=f"HEIGHTxWIDTH, {KEPT} (aspect ratio) or {TILES} (at the images' own size)")  # fmt: skip
@@ -180,11 +180,13 @@ def main() -> None:
     )
     headings = ["", *map(heading, options.ratios)]
     ways = ways_of(options)
-    rows: dict[str, list[list[Figures]]] = {name: [[] for _ in options.ratios] for name in ways}
-    save = partial(save_results, options.save, title, headings, rows, KEYS)
+    rows, commits = read_rows(options.save, title, headings)
+    rows = {name: rows.get(name, [[] for _ in options.ratios]) for name in [*rows, *ways]}
+    save = partial(save_results, options.save, title, headings, rows, KEYS, commit=commits)
     for number, ratio in enumerate(options.ratios):
         for name, way in ways.items():
-            for seed in options.seeds:
+            known = {run["seed"] for run in rows[name][number]}
+            for seed in (seed for seed in options.seeds if seed not in known):
                 figures = in_process(options.threads, measure, options, way, ratio, seed)
                 rows[name][number].append(figures)
                 print(f"# {name}, {ratio:.0%}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()), flush=True)
