@@ -51,12 +51,13 @@ class TypicalImage:
         height, width = (max(SMALLEST_SIZE, STEP * round(side / STEP)) for side in sides)
         return height, width
 
-    def remarks(self, size: tuple[int, int], grid_size: tuple[int, int], tiled: bool) -> list[str]:
+    def remarks(self, size: tuple[int, int], grid_size: Callable[[], tuple[int, int]], tiled: bool) -> list[str]:
         """Say what a model does not see of the images, or not as it is.
 
         Args:
             size: Height and width that they are resized to, in pixels.
-            grid_size: Height and width of the grid of patches.
+            grid_size: Returns height and width of the grid of patches; called where it counts only, since an image has
+                to go through the backbone for it.
             tiled: Whether they are cut into tiles.
 
         Returns:
@@ -66,7 +67,7 @@ class TypicalImage:
         factors = [whole / part for whole, part in zip(own, size, strict=True)]
         found = []
         if max(factors) >= MUCH_LARGER:
-            patch = [max(1, round(whole / count)) for whole, count in zip(own, grid_size, strict=True)]
+            patch = [max(1, round(whole / count)) for whole, count in zip(own, grid_size(), strict=True)]
             larger = [min(whole, 2 * part) for whole, part in zip(own, size, strict=True)]
             options = f"--image_size {larger[0]} {larger[1]}"
             if not tiled and min(own) >= TILE:

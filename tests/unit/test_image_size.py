@@ -53,7 +53,7 @@ def test_of_mixed_images_the_median_counts(tmp_path):
     typical = typical_image([*paths, tmp_path / "broken.png", tmp_path / "gone.png"])
     assert (typical.height, typical.width) == (300, 600)
     assert (typical.images, typical.others) == (9, 2)
-    (remark,) = typical.remarks((176, 368), (22, 46), tiled=False)
+    (remark,) = typical.remarks((176, 368), lambda: (22, 46), tiled=False)
     assert remark.startswith("2 images of 9 have another aspect ratio than 300 x 600")
 
 
@@ -82,14 +82,14 @@ def test_what_is_given_counts_and_tiles_keep_the_size(tmp_path):
 def test_large_images_are_told_what_vanishes(tmp_path):
     """1000 x 1500 pixels on 26 x 40 patches: a patch is 38 x 38 of them."""
     typical = typical_image(write(tmp_path, (1000, 1500)))
-    (line,) = typical.remarks((208, 320), (26, 40), tiled=False)
+    (line,) = typical.remarks((208, 320), lambda: (26, 40), tiled=False)
     assert "resized to 208 x 320, 4.8 and 4.7 times smaller: a defect below about 38 x 38 of their pixels" in line
     assert line.endswith("--image_size 416 640 or --tile 512 --stride 384.")
     assert "\n" not in line
-    (line,) = typical.remarks((400, 600), (50, 75), tiled=True)
+    (line,) = typical.remarks((400, 600), lambda: (50, 75), tiled=True)
     assert line.endswith("--image_size 800 1200.")
-    assert typical.remarks((1000, 1500), (125, 188), tiled=True) == []
-    assert typical.remarks((512, 768), (64, 96), tiled=False) == []
+    assert typical.remarks((1000, 1500), lambda: (125, 188), tiled=True) == []
+    assert typical.remarks((512, 768), lambda: (64, 96), tiled=False) == []
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def clean_train(
         feature_cache=feature_cache,
         model_options=model_options or {},
     )
-    options = check(options, images)
+    moved = (state.latest("move") or {}).get("moves", {}).values()  # without them another size might be typical
+    options = check(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])
     state.claim()
     if chosen.remark:
         sys.stdout.write(f"{chosen.remark}\n")

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_scores import projection_matrix
-from anomalib_softpatch.components.tiles import extract_by_tiles, grid_of, make_tiler
+from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.image_size import checked_size, checked_tiles, choose_size, described, typical_image
 from anomalib_softpatch.options import check_share, check_whole_number
@@ -110,7 +110,9 @@ def rank_images(
         raise OSError(str(error)) from error
     typical, tiler = typical_image(paths), make_tiler(tiles)
     size = choose_size(typical, given_size, tiler is not None, extractor.nearest_size)
-    notes = typical.remarks(size, grid_of(extractor, size, tiler), tiled=tiler is not None)
+    if tiler is not None:
+        check_tiles(tiler, extractor, size)
+    notes = typical.remarks(size, lambda: grid_of(extractor, size, tiler), tiled=tiler is not None)
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     transform = Compose([Resize(size, antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
