@@ -131,10 +131,10 @@ def checked_size(
     """
     if value is None:
         return None
-    sides: Sequence[int] | str = [value] if isinstance(value, int) else value
-    if isinstance(value, str) or len(sides) not in {1, 2}:
+    if isinstance(value, str) or (not isinstance(value, int) and len(value) not in {1, 2}):
         msg = f"{name}={value} must be one number of pixels, or two: height and width, for example 512 768."
         raise ValueError(msg)
+    sides = [value] if isinstance(value, int) else list(value)
     for side in sides:
         check_whole_number(name, side, smallest)
     return sides[0], sides[-1]

@@ -88,8 +88,7 @@ def report(
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
     check_share("suspicious", suspicious)
-    checked_size("image_size", image_size)
-    checked_tiles(tile, stride)
+    size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride) or {}
     chosen = choose_backbone(backbone, layers, weights)
 
     from anomalib_softpatch.report.exports import check_exports, write_exports  # noqa: PLC0415  # takes seconds
@@ -112,9 +111,9 @@ def report(
         threshold=threshold,
         lof_k=lof_k,
         neighborhood=neighborhood,
-        image_size=image_size,
-        tile=tile,
-        stride=stride,
+        image_size=size,
+        tile=tiles.get("tile_size"),
+        stride=tiles.get("stride"),
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
