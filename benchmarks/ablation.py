@@ -83,6 +83,19 @@ class Features:
     doubtful: np.ndarray  # which training images may have a defect
 
 
+def set_of(root: Path, category: str) -> AnomalibDataModule:
+    """Return a set in MVTec AD's layout, with or without masks."""
+    folder = root / category
+    has_masks = (folder / "ground_truth").is_dir()
+    if has_masks and any((folder / "train" / "good").glob("*.png")):
+        return MVTecAD(root=root, category=category, num_workers=0, seed=0)
+    # MVTecAD reads PNG files only
+    folders = {"normal_dir": "train/good", "abnormal_dir": "test/defect", "normal_test_dir": "test/good"}
+    folders |= {"mask_dir": "ground_truth/defect"} if has_masks else {}
+    # By default, half of the test set would become a validation set
+    return Folder(category, root=folder, **folders, num_workers=0, val_split_mode="same_as_test", seed=0)
+
+
 def extract(
     model: SoftPatchModel, ratio: float, seed: int, overlap: bool, rotated: bool, arguments: argparse.Namespace
 ) -> Features:
@@ -91,18 +104,7 @@ def extract(
     A set need not have masks. If it has noise of its own, the names of the training images say so: ``defect_...``, or
     ``doubtful_...`` where it is not certain.
     """
-    folder = Path(arguments.root, arguments.category)
-    wrapped: AnomalibDataModule
-    has_masks = (folder / "ground_truth").is_dir()
-    if has_masks and any((folder / "train" / "good").glob("*.png")):
-        wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
-    else:  # MVTecAD reads PNG files only
-        folders = {"normal_dir": "train/good", "abnormal_dir": "test/defect", "normal_test_dir": "test/good"}
-        folders |= {"mask_dir": "ground_truth/defect"} if has_masks else {}
-        # By default, half of the test set would become a validation set
-        wrapped = Folder(
-            arguments.category, root=folder, **folders, num_workers=0, val_split_mode="same_as_test", seed=0
-        )  # fmt: skip
+    wrapped = set_of(Path(arguments.root), arguments.category)
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=overlap, seed=seed)
     datamodule.prepare_data()
     datamodule.setup()

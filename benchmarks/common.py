@@ -58,7 +58,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def accuracy_parser(
-    description: str | None, ratios: Sequence[float], sets: Sequence[str] = ()
+    description: str | None, ratios: Sequence[float], sets: Sequence[str] = (), continues: bool = False
 ) -> argparse.ArgumentParser:
     """Return a parser with the arguments of the benchmarks that count what is found on a noisy set.
 
@@ -66,6 +66,7 @@ def accuracy_parser(
         description: Docstring of the benchmark.
         ratios: Noise ratios to measure by default.
         sets: Of a benchmark of several sets, those to measure by default. It continues the file of ``--save``.
+        continues: Whether a benchmark of one set does so, too.
     """
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--root", default=DATASETS, help="folder that holds the category in MVTec AD's layout")
@@ -81,7 +82,9 @@ def accuracy_parser(
     result.add_argument("--coreset", type=float, default=0.01)
     result.add_argument("--threads", type=int, default=torch.get_num_threads())
     result.add_argument(
-        "--save", type=Path if sets else new_file, help="JSON file to write all figures to, see docs/results/"
+        "--save",
+        type=Path if sets or continues else new_file,
+        help="JSON file to write all figures to, see docs/results/",
     )
     return result
 

@@ -10,10 +10,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from itertools import takewhile
 
 from jsonargparse import ArgumentParser
 
 from anomalib_softpatch.backbones import NoWeightsError
+from anomalib_softpatch.image_size import Size
 
 # Subcommand -> module and function. The module is imported when the subcommand, or the list of all, is asked for; the
 # function's signature and docstring are its options and their help.
@@ -67,17 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., None]]) -> list[str]:
-    """Write ``true`` behind switches that stand alone: ``--watch`` is ``--watch true``."""
-    switches = {
-        f"--{name}"
-        for function in functions
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is False
-    }
-    following = [*arguments[1:], "--"]
-    pairs = zip(arguments, following, strict=True)
-    alone = [[each, "true"] if each in switches and after.startswith("--") else [each] for each, after in pairs]
-    return [each for part in alone for each in part]
+    """Write values as the parser takes them.
+
+    Switches that stand alone get ``true``: ``--watch`` is ``--watch true``. Numbers behind a size become a list:
+    ``--image_size 512 768`` is ``--image_size [512,768]``.
+    """
+    parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
+    switches = {f"--{parameter.name}" for parameter in parameters if parameter.default is False}
+    sizes = {f"--{parameter.name}" for parameter in parameters if parameter.annotation == Size}
+    written: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        written.append(argument)
+        if argument in switches and (not rest or rest[0].startswith("--")):
+            written.append("true")
+        numbers = list(takewhile(str.isdecimal, rest)) if argument in sizes else []
+        if len(numbers) > 1:
+            written.append(f"[{','.join(numbers)}]")
+            del rest[: len(numbers)]
+    return written
 
 
 def _with_model_options(arguments: Sequence[str], function: Callable[..., None]) -> list[str]:

@@ -97,6 +97,36 @@ def test_gpu_on_the_cpu(measure: Callable) -> None:
             assert summed == pytest.approx(whole[model], abs=1e-3)
 
 
+def test_image_size(measure: Callable, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind, count in (("train/good", 8), ("test/good", 3), ("test/defect", 3)):
+        for number in range(count):
+            pixels = rng.integers(100, 156, (96, 160), dtype=np.uint8)
+            mask = np.zeros_like(pixels)
+            if kind == "test/defect":
+                mask[30:60, 100:130] = 255
+                file = tmp_path / "parts" / "ground_truth" / "defect" / f"{number}_mask.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(file)
+            pixels[mask > 0] = 0
+            (tmp_path / "parts" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "parts" / kind / f"{number}.png")
+    _, record = measure("image_size.py", f"--root={tmp_path}", "--category=parts", "--sizes", "64x64", "kept", "tiles",
+                        "--tile", "64", "32", "--tile-coreset", "0.01", "--map-size", "48", "80")  # fmt: skip
+    patches = {
+        "64 x 64": 8 * 8,
+        "192 x 336 (aspect ratio kept)": 24 * 42,
+        "96 x 160 in tiles of 64 every 32, coreset 0.01": 12 * 20,
+    }
+    assert record["rows"].keys() == patches.keys()
+    for name, count in patches.items():
+        (run,) = record["rows"][name][0]
+        assert run["bank"] == pytest.approx(int(0.01 * 8 * count) / 1000, abs=1e-3)
+        assert run["image"] == 100
+        assert run["pixel"] > 90
+        assert run["peak"] > 0
+
+
 @pytest.fixture
 def elpv(tmp_path: Path) -> Path:
     """Folder like that of the package elpv-dataset: 40 polycrystalline cells, 16 of them defective and 4 doubtful."""

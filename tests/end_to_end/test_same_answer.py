@@ -40,8 +40,8 @@ SETTINGS = {
     "center crop": ([Resize((128, 128)), CenterCrop((96, 96))], {}),
     "padding": ([Resize((112, 112)), Pad(8)], {}),
     "tiles": ([Resize((128, 192))], {"tile_size": 64, "stride": 32}),
+    "tiles that do not fit": ([Resize((112, 160))], {"tile_size": 64, "stride": 48}),
 }
-EXPORTED = [name for name in SETTINGS if name != "tiles"]
 
 
 def write(pixels: np.ndarray, path: Path) -> None:
@@ -130,7 +130,6 @@ def test_command_with_the_checkpoint(trained, root, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-@pytest.mark.parametrize("trained", EXPORTED, indirect=True)
 def test_command_with_exported_files(kind, trained, root, tmp_path, capsys):
     """Files that were exported from a loaded checkpoint."""
     said, _, checkpoint, _ = trained
@@ -143,17 +142,6 @@ def test_command_with_exported_files(kind, trained, root, tmp_path, capsys):
     assert "against float32: 8 images" in lines[-1]
     assert "0 verdicts differ" in lines[0]
     check_command(said, images, tmp_path / "predictions.csv", model=file)
-
-
-@pytest.mark.parametrize("trained", ["tiles"], indirect=True)
-@pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_tiles_are_not_exported(kind, trained, tmp_path):
-    """A file without them would give other scores, whether the model has its tiles from a fit or from a checkpoint."""
-    _, model, checkpoint, _ = trained
-    for tiled in (model, load_model(checkpoint)):
-        with pytest.raises(ValueError, match="A model with tiles cannot be exported: use its checkpoint"):
-            engine(tmp_path, {}).export(tiled, ExportType(kind), export_root=tmp_path)
-    assert not [*tmp_path.rglob("*.onnx"), *tmp_path.rglob("*.xml")]
 
 
 @pytest.mark.parametrize("trained", ["plain"], indirect=True)

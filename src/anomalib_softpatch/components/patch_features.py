@@ -94,6 +94,33 @@ class PatchFeatureExtractor(nn.Module):
             raise
         return [features[layer].float() for layer in self.layers]
 
+    @torch.no_grad()
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the grid of patches of an image: one is tried.
+
+        Args:
+            height: Height of the image in pixels.
+            width: Its width.
+
+        Raises:
+            ValueError: See :meth:`check_size`.
+        """
+        device = next((parameter.device for parameter in self.backbone.parameters()), None)
+        features = self(torch.zeros(1, 3, height, width, device=device))
+        return features.shape[1], features.shape[2]
+
+    def nearest_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size that the backbone takes and that is nearest to one; that one where none is known.
+
+        Args:
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        backbone = self.backbone
+        if not isinstance(backbone, TimmBackbone) or backbone.takes(height, width):
+            return height, width
+        return next(iter(backbone.sizes_near(height, width)), (height, width))
+
     def check_size(self, height: int, width: int) -> None:
         """Refuse images of a size that the backbone does not take.
 

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_softpatch.components import FeatureCache
+from anomalib_softpatch.components.tiles import check_tiles
 from anomalib_softpatch.data.unreadable import leave_out, listed, misread_images, unreadable_images
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
@@ -53,8 +54,11 @@ class FitChecks(Callback):
         reason = reason_against_pre_processor(pl_module.pre_processor)
         if reason:
             raise ValueError(reason)
-        if pl_module.input_size is not None and pl_module.model.tiler is None:
-            pl_module.model.feature_extractor.check_size(*pl_module.input_size)
+        size, model = pl_module.input_size, pl_module.model
+        if model.tiler is not None:
+            check_tiles(model.tiler, model.feature_extractor, size)
+        elif size is not None:
+            model.feature_extractor.check_size(*size)
         datamodule = getattr(trainer, "datamodule", None)
         pl_module.largest_value = getattr(datamodule, "largest_value", EIGHT_BITS)  # Anomalib reads 8 bits only
         if not isinstance(datamodule, AnomalibDataModule):

@@ -297,14 +297,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             The ONNX file.
 
         Raises:
-            ValueError: If the file could not resize images as the model does, or would have to tile them.
+            ValueError: If the file could not resize images as the model does, or cut them into tiles.
         """
         check_exportable(self.pre_processor)
-        if self.model.tiler is not None:  # recording a graph of all tiles takes too long
-            msg = (
-                "A model with tiles cannot be exported: use its checkpoint, anomalib-softpatch predict --ckpt_path, or "
-                "train without tiles, with a larger Resize."
-            )
+        if self.model.tiler is not None and self.input_size is None:  # a graph has so many tiles and no others
+            msg = "A model with tiles is exported for one image size: give it a pre-processor with a Resize."
             raise ValueError(msg)
         size = sum(
             tensor.numel() * tensor.element_size()

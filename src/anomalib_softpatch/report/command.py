@@ -13,6 +13,7 @@ from typing import Literal
 
 from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.files import atomic_output, check_writable
+from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.options import check_share
@@ -32,7 +33,9 @@ def report(
     threshold: float = 0.15,
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 1,
-    image_size: int = 256,
+    image_size: Size = None,
+    tile: Size = None,
+    stride: Size = None,
     suspicious: float = 0.1,
     write_list: Path | None = None,
     copy_rest: Path | None = None,
@@ -63,7 +66,11 @@ def report(
         lof_k: Neighbors of lof.
         neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
             position), or of the whole image.
-        image_size: Side in pixels of the square that images are resized to.
+        image_size: Height and width in pixels that images are resized to, for example 512 768, or one number for a
+            square. Default: as many pixels as 256 x 256 has, in the aspect ratio of the images; with tile, their size.
+        tile: Cut the resized images into tiles of this height and width, for example 512, which go through the backbone
+            one by one: for small defects in large images.
+        stride: Pixels from one tile to the next, for example 384. Default: those of a tile, without an overlap.
         suspicious: Share of the images, the highest-scored ones, that write_list and copy_rest take as suspicious.
         write_list: File to write the paths of the suspicious images to, one in a line, the most suspicious first. A
             name with a line break is written as a file: URI.
@@ -81,6 +88,7 @@ def report(
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
     check_share("suspicious", suspicious)
+    size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride) or {}
     chosen = choose_backbone(backbone, layers, weights)
 
     from anomalib_softpatch.report.exports import check_exports, write_exports  # noqa: PLC0415  # takes seconds
@@ -104,7 +112,9 @@ def report(
         threshold=threshold,
         lof_k=lof_k,
         neighborhood=neighborhood,
-        image_size=image_size,
+        image_size=size,
+        tile=tiles.get("tile_size"),
+        stride=tiles.get("stride"),
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from anomalib.data.utils.tiler import Tiler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
@@ -18,11 +19,13 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_scores import projection_matrix
+from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
+from anomalib_softpatch.image_size import checked_size, checked_tiles, choose_size, described, typical_image
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, find_largest_value, read_image
-from anomalib_softpatch.options import SMALLEST_SIZE, check_share, check_whole_number
+from anomalib_softpatch.options import check_share, check_whole_number
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import visible_region
 from anomalib_softpatch.report.oddities import ImageStatistics, find_oddities, image_statistics
@@ -42,7 +45,9 @@ def rank_images(
     threshold: float = 0.15,
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 1,
-    image_size: int = 256,
+    image_size: int | Sequence[int] | None = None,
+    tile: int | Sequence[int] | None = None,
+    stride: int | Sequence[int] | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
     device: str = "auto",
@@ -65,7 +70,11 @@ def rank_images(
         lof_k: Neighbors of ``lof``.
         neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
             position), or of the whole image (``"image"``).
-        image_size: Side in pixels of the square that images are resized to.
+        image_size: Height and width in pixels that images are resized to, or one number for both. Default: as many
+            pixels as 256 x 256 has, in the aspect ratio of the images; with tiles, the images' own size.
+        tile: Cut the resized images into tiles of this height and width, or of one number for both, which go through
+            the backbone one by one. Default: no tiles.
+        stride: Pixels from one tile to the next. Default: those of a tile, so that tiles do not overlap.
         batch_size: Number of images to send through the backbone at a time.
         num_workers: Processes that read images, 0 for none beside this one.
         device: Device for the computation, for example ``cpu`` or ``cuda``; ``auto`` for a GPU if there is one.
@@ -92,14 +101,22 @@ def rank_images(
     else:
         paths, skipped = [Path(path) for path in images], []
         source = "images"
-    torch_device = _check_options(backbone, layers, discriminators, threshold, lof_k, neighborhood, image_size,
-                                  batch_size, num_workers, device)  # fmt: skip
+    given_size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
+    torch_device = _check_options(backbone, layers, discriminators, threshold, lof_k, neighborhood, batch_size,
+                                  num_workers, device)  # fmt: skip
     console = Console(stderr=True, quiet=not progress)
     try:
         extractor = PatchFeatureExtractor(backbone, list(layers)).eval().to(torch_device)
     except RuntimeError as error:  # its message says how to go on
         raise OSError(str(error)) from error
-    transform = Compose([Resize((image_size, image_size), antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
+    typical, tiler = typical_image(paths), make_tiler(tiles)
+    size = choose_size(typical, given_size, tiler is not None, extractor.nearest_size)
+    if tiler is not None:
+        check_tiles(tiler, extractor, size)
+    notes = typical.remarks(size, lambda: grid_of(extractor, size, tiler), tiled=tiler is not None)
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    transform = Compose([Resize(size, antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
     largest_value, deep = find_largest_value(paths)
     depth = f"{largest_value.bit_length()} bits per value, in which white is {largest_value}"
     if largest_value > EIGHT_BITS:
@@ -107,7 +124,7 @@ def rank_images(
     dataset = FileDataset(paths, transform, largest_value)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
     extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
-    read, features, unreadable = _read(loader, len(paths), extract, torch_device, console)
+    read, features, unreadable = _read(loader, len(paths), extract, tiler, torch_device, console)
     skipped += unreadable
     skipped.sort()
     different = len({item.content for item in read})
@@ -135,12 +152,14 @@ def rank_images(
         settings={
             "Images": str(images) if isinstance(images, str | Path) else f"{len(paths)} files",
             "Backbone": f"{backbone}, layers {', '.join(layers)}",
-            "Image size": f"{image_size} x {image_size} pixels",
             **({"Deep images": f"{deep}, read as of {depth}"} if largest_value > EIGHT_BITS else {}),
+            "Image size": f"{described(size)} pixels (height x width)",
+            **({"Tiles": f"{described(tiles['tile_size'])}, every {described(tiles['stride'])}"} if tiles else {}),
             "Discriminators": ", ".join(discriminators),
             "Neighbourhood": str(neighborhood),
             "Patches removed": f"{100 * threshold:g} %",
         },
+        notes=notes,
         remarks=[(str(item.path), item.remark) for item in read if item.remark],
         skipped=skipped,
         largest_value=largest_value,
@@ -216,6 +235,7 @@ def _read(
     batches: Iterable[list[ReadImage | UnreadableImage]],
     total: int,
     extract: PatchFeatureExtractor | FeatureCache,
+    tiler: Tiler | None,
     device: torch.device,
     console: Console,
 ) -> tuple[list[ReadImage], list[torch.Tensor], list[tuple[str, str]]]:
@@ -228,7 +248,7 @@ def _read(
             unreadable += [(str(item.path), item.reason) for item in batch if isinstance(item, UnreadableImage)]
             if good:
                 images = torch.stack([item.tensor for item in good if item.tensor is not None])
-                features.append(_project(extract(images.to(device))))
+                features.append(_project(extract_by_tiles(extract, images.to(device), tiler)))
                 if isinstance(extract, FeatureCache) and not read:
                     console.print(extract.check_space(len(good), total), highlight=False, markup=False)
                 read += [item.without_tensor() for item in good]
@@ -248,7 +268,6 @@ def _check_options(
     threshold: float,
     lof_k: int,
     neighborhood: int | Literal["image"],
-    image_size: int,
     batch_size: int,
     num_workers: int,
     device: str,
@@ -256,7 +275,6 @@ def _check_options(
     """Refuse bad options before images are read, and return the device."""
     for name, value, smallest in (
         ("lof_k", lof_k, 1),
-        ("image_size", image_size, SMALLEST_SIZE),
         ("batch_size", batch_size, 1),
         ("num_workers", num_workers, 0),
         ("neighborhood", 0 if neighborhood == "image" else neighborhood, 0),

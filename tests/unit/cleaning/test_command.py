@@ -44,7 +44,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"threshold": 1.0}
 
     monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("resnet18", ["layer2"]))  # needs no hub
-    monkeypatch.setattr(stages, "check", lambda _: None)
+    monkeypatch.setattr(stages, "check", lambda options, _: options)
     monkeypatch.setattr(stages, "make_report", make_report)
     monkeypatch.setattr(stages, "fit", fit)
     return computed

@@ -23,7 +23,8 @@ def test_the_neighborhood_is_the_models_own_unless_one_is_given(
     options = stages.Options(
         model=model,
         backbone=Backbone("resnet18", ["layer2"]),
-        image_size=64,
+        image_size=(64, 64),
+        tiles=None,
         neighborhood=given,
         batch_size=1,
         num_workers=0,

@@ -120,3 +120,7 @@ def test_sizes_that_fit(name, size, fitting):
     extractor = PatchFeatureExtractor(name, layers, pre_trained=False).eval()
     with pytest.raises(ValueError, match=f"does not take images of {size[0]} x {size[1]} pixels.*example {fitting}"):
         extractor(torch.rand(1, 3, *size))
+    nearest = tuple(int(side) for side in fitting.split(",")[0].split(" x "))
+    assert extractor.nearest_size(*size) == nearest
+    assert extractor.nearest_size(*nearest) == nearest
+    assert extractor.grid_size(*nearest) == extractor(torch.rand(1, 3, *nearest)).shape[1:3]

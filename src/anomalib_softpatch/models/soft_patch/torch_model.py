@@ -36,7 +36,7 @@ from anomalib_softpatch.components.search import Search
 from anomalib_softpatch.components.search.approximate import SEARCHES, SearchName, check_search
 from anomalib_softpatch.components.search.graph import GraphSearch
 from anomalib_softpatch.components.search.scores import score_by_banks
-from anomalib_softpatch.components.tiles import make_tiler, tiles_of
+from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
 
 if TYPE_CHECKING:
@@ -178,11 +178,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     @torch.no_grad()
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of all patches, shape ``(batch, grid_height, grid_width, channels)``."""
-        extract = self.feature_cache or self.feature_extractor
-        if self.tiler is None:
-            return extract(images)
-        tiles = extract(self.tiler.tile(images)).permute(0, 3, 1, 2)  # the tiler's layout
-        return self.tiler.untile(tiles).permute(0, 2, 3, 1).contiguous()
+        return extract_by_tiles(self.feature_cache or self.feature_extractor, images, self.tiler)
 
     def score(
         self, features: torch.Tensor, size: torch.Size | tuple[int, int], left_out: torch.Tensor | None = None

@@ -1,0 +1,201 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The size that images are resized to: the number of pixels that a model is made for, in the images' own aspect ratio.
+
+Torch is not imported here: files are looked at before it is.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+from anomalib_softpatch.images.reading import displayed_size
+from anomalib_softpatch.options import SMALLEST_SIZE, check_whole_number
+from anomalib_softpatch.text import counted
+
+SIDE = 256  # pixels of a square image's side, as in PatchCore and the papers
+STEP = 16  # pixels that sides are multiples of: a patch of the coarser of the default's two layers
+# Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it. Text is
+# refused, but by checked_size: the parser would do it in ten lines
+Size: TypeAlias = int | list[int] | str | None
+LIKE = 1.1  # aspect ratios whose quotient is no larger are called alike
+MUCH_LARGER = 2.0  # times the side of the model's size: from there on it is said
+TILE, STRIDE = 512, 384  # pixels, of the tiles that are advised
+
+
+@dataclass(frozen=True)
+class TypicalImage:
+    """What images of a folder have in common.
+
+    Args:
+        height: Height in pixels of an image of the median aspect ratio.
+        width: Its width.
+        images: Number of images whose size is known.
+        others: Number of those of another aspect ratio.
+    """
+
+    height: int
+    width: int
+    images: int
+    others: int
+
+    @property
+    def model_size(self) -> tuple[int, int]:
+        """Height and width of about 256 x 256 pixels in this aspect ratio, multiples of 16; squares are 256 x 256."""
+        sides = (SIDE * (self.height / self.width) ** 0.5, SIDE * (self.width / self.height) ** 0.5)
+        height, width = (max(SMALLEST_SIZE, STEP * round(side / STEP)) for side in sides)
+        return height, width
+
+    def remarks(self, size: tuple[int, int], grid_size: Callable[[], tuple[int, int]], tiled: bool) -> list[str]:
+        """Say what a model does not see of the images, or not as it is.
+
+        Args:
+            size: Height and width that they are resized to, in pixels.
+            grid_size: Returns height and width of the grid of patches; called where it counts only, since an image has
+                to go through the backbone for it.
+            tiled: Whether they are cut into tiles.
+
+        Returns:
+            Sentences of one line each; none if there is nothing to say.
+        """
+        own = (self.height, self.width)
+        factors = [whole / part for whole, part in zip(own, size, strict=True)]
+        found = []
+        if max(factors) >= MUCH_LARGER:
+            patch = [max(1, round(whole / count)) for whole, count in zip(own, grid_size(), strict=True)]
+            larger = [min(whole, 2 * part) for whole, part in zip(own, size, strict=True)]
+            options = f"--image_size {larger[0]} {larger[1]}"
+            if not tiled and min(own) >= TILE:
+                options += f" or --tile {TILE} --stride {STRIDE}"
+            found.append(
+                f"Images of {described(own)} pixels (height x width) are resized to {described(size)}, "
+                f"{factors[0]:.1f} and {factors[1]:.1f} times smaller: a defect below about {described(patch)} of "
+                f"their pixels covers less than one patch and may vanish. If yours may be so small: {options}."
+            )
+        if self.others:
+            found.append(
+                f"{counted(self.others, 'image')} of {self.images} have another aspect ratio than {described(own)} "
+                "(height x width), and are distorted."
+            )
+        return found
+
+
+def choose_size(
+    typical: TypicalImage,
+    given: tuple[int, int] | None,
+    tiled: bool,
+    nearest_size: Callable[[int, int], tuple[int, int]],
+) -> tuple[int, int]:
+    """Choose the size that images are resized to.
+
+    Args:
+        typical: What the images are like.
+        given: What a user has chosen; ``None`` for the default.
+        tiled: Whether they are cut into tiles: by default they keep their own size then.
+        nearest_size: Returns the size nearest to one that the backbone takes.
+
+    Returns:
+        Height and width in pixels.
+    """
+    if given is not None:
+        return given
+    return (typical.height, typical.width) if tiled else nearest_size(*typical.model_size)
+
+
+def described(size: Sequence[int]) -> str:
+    """Return a size in words, height first.
+
+    Args:
+        size: Height and width.
+    """
+    return f"{size[0]} x {size[1]}"
+
+
+def checked_size(
+    name: str, value: int | Sequence[int] | str | None, smallest: int = SMALLEST_SIZE
+) -> tuple[int, int] | None:
+    """Return height and width that an option gives, in pixels.
+
+    Args:
+        name: Name of the option.
+        value: One number for both, or height and width; ``None`` for the default.
+        smallest: Smallest number that is allowed.
+
+    Raises:
+        ValueError: If these are not one or two numbers, or if one is too small.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) or (not isinstance(value, int) and len(value) not in {1, 2}):
+        msg = f"{name}={value} must be one number of pixels, or two: height and width, for example 512 768."
+        raise ValueError(msg)
+    sides = [value] if isinstance(value, int) else list(value)
+    for side in sides:
+        check_whole_number(name, side, smallest)
+    return sides[0], sides[-1]
+
+
+def checked_tiles(
+    tile: int | Sequence[int] | str | None, stride: int | Sequence[int] | str | None
+) -> dict[str, tuple[int, int]] | None:
+    """Return what options say of tiles.
+
+    Args:
+        tile: Height and width of a tile in pixels, or one number for both; ``None`` for no tiles.
+        stride: Pixels from one tile to the next; ``None`` for those of a tile, which then do not overlap.
+
+    Returns:
+        ``tile_size`` and ``stride``, each height and width; ``None`` for no tiles.
+
+    Raises:
+        ValueError: If a number is too small, or if there would be gaps between the tiles.
+    """
+    sides, steps = checked_size("tile", tile), checked_size("stride", stride, smallest=1)
+    if sides is None:
+        if steps is not None:
+            msg = f"stride={stride} is that of tiles: give their size, too, for example tile=512."
+            raise ValueError(msg)
+        return None
+    steps = steps or sides
+    if steps[0] > sides[0] or steps[1] > sides[1]:
+        msg = f"stride={described(steps)} leaves gaps between tiles of {described(sides)} pixels: give a smaller one."
+        raise ValueError(msg)
+    return {"tile_size": sides, "stride": steps}
+
+
+def typical_image(paths: Iterable[Path]) -> TypicalImage:
+    """Look at the sizes of images: what their files say, which are not decoded.
+
+    Args:
+        paths: Image files. Those that are not, or are broken, are left out.
+
+    Returns:
+        Of the images of the median aspect ratio, the most common size. A square where no size is known.
+    """
+    sizes = Counter(size for path in paths if (size := _size_of(path)) is not None)
+    if not sizes:
+        return TypicalImage(SIDE, SIDE, 0, 0)
+    ratios = {size: size[0] / size[1] for size in sizes}
+    ordered = sorted(sizes.elements(), key=lambda size: ratios[size])
+    ratio = ratios[ordered[(len(ordered) - 1) // 2]]
+    height, width = max((size for size in sizes if ratios[size] == ratio), key=lambda size: (sizes[size], size))
+    others = sum(count for size, count in sizes.items() if max(ratios[size] / ratio, ratio / ratios[size]) > LIKE)
+    return TypicalImage(height, width, len(ordered), others)
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    """Return height and width of an image file, in pixels; ``None`` if it does not say."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of very large images, which are not decoded here
+            with Image.open(path) as image:
+                width, height = displayed_size(image)
+                return height, width
+    except Exception:  # decoders raise whatever they like; who reads the image says why it cannot be
+        return None

@@ -1,0 +1,148 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Images that are no squares, whole and in tiles, through all commands: one size, one score, one place."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+from anomalib_softpatch.cli import main
+from anomalib_softpatch.models import load_model
+from anomalib_softpatch.report.ranking import rank_images
+
+HEIGHT, WIDTH = 120, 300
+DEFECT = (slice(40, 64), slice(230, 254))  # rows and columns, black in one of the images
+GOOD = 10
+# Options, and the size and the grid of patches of 8 x 8 pixels that they give
+WAYS = {
+    "default": ([], (160, 400), (20, 50)),
+    "given": (["--image_size", "96", "224"], (96, 224), (12, 28)),
+    "square": (["--image_size", "96"], (96, 96), (12, 12)),
+    "tiles": (["--tile", "64", "--stride", "48"], (HEIGHT, WIDTH), (15, 38)),
+    "resized tiles": (["--tile", "64", "96", "--image_size", "112", "288"], (112, 288), (14, 36)),
+}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of a backbone with random weights: telling a black square from grey noise takes no more."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
+    return ["--backbone", f"local-dir:{folder}", "--layers", "[layer2]", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / "unsorted"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in [*map(str, range(GOOD)), "defect"]:
+        pixels = rng.integers(100, 156, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        if name == "defect":
+            pixels[DEFECT] = 0
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return folder
+
+
+def is_inside(x: float, y: float) -> bool:
+    rows, columns = DEFECT
+    return rows.start <= y < rows.stop and columns.start <= x < columns.stop
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_report(way, folder, options, tmp_path, capsys):
+    """Scores on the grid of the whole image; the box lies around the defect, in the image's own pixels."""
+    given, _, grid = WAYS[way]
+    main(["report", str(folder), *options, "--output", str(tmp_path / "out"), "--export", "coco", *given])
+    assert ("may vanish" in capsys.readouterr().err) == (way == "square")  # its width is that of a third of the image
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    (defect,) = [image for image in content["images"] if image["file_name"] == "defect.png"]
+    assert defect["rank"] == 1
+    boxes = [box for box in content["annotations"] if box["image_id"] == defect["id"]]
+    left, top, width, height = max(boxes, key=lambda box: box["score"])["bbox"]
+    assert is_inside(left + width / 2, top + height / 2)
+    assert max(width / WIDTH * grid[1], height / HEIGHT * grid[0]) <= 12
+
+
+@pytest.mark.parametrize("way", ["default", "given", "tiles"])
+def test_clean_train_predict_and_exported_files(way, folder, options, tmp_path):
+    given, size, grid = WAYS[way]
+    output = tmp_path / "out"
+    main(["clean-train", str(folder), *options, "--output", str(output), "--export", "onnx", *given,
+          "--coreset_sampling_ratio", "0.02"])  # fmt: skip
+    told = json.loads((output / "summary.json").read_text())
+    assert tuple(told["image_size"]) == size
+    tiled = "--tile" in given
+    assert (told["tiles"] is not None) == tiled
+
+    model = load_model(output / "model.ckpt").eval()
+    assert model.input_size == size
+    assert model.model.extract(torch.zeros(1, 3, *size)).shape[1:3] == grid
+
+    tables = []
+    for number, source in enumerate((["--ckpt_path", output / "model.ckpt"], ["--model", output / "model.onnx"])):
+        file = tmp_path / f"{number}.csv"
+        main(["predict", str(folder), *map(str, source), "--output", str(file)])
+        tables.append(pd.read_csv(file).set_index("path"))
+    ours, theirs = tables
+    np.testing.assert_allclose(theirs["score"], ours["score"], atol=1e-5)
+    assert theirs["verdict"].equals(ours["verdict"])
+    for table in tables:
+        assert table["score"].idxmax() == str(folder / "defect.png")
+        row = table.loc[str(folder / "defect.png")]
+        assert row["verdict"] == "anomalous"
+        assert is_inside(row["x"], row["y"])
+
+
+def test_report_and_model_see_the_same(folder, options, tmp_path):
+    """The features are computed once for both, tiles included."""
+    output = tmp_path / "out"
+    main(["clean-train", str(folder), *options, "--output", str(output), "--tile", "64"])
+    assert len([*output.glob("features/*/*.safetensors")]) == (GOOD + 1) * 2 * 5
+
+
+def test_large_images_are_told_what_vanishes(folder, options, tmp_path, capsys):
+    """And the report's page says so, too."""
+    main(["report", str(folder), *options, "--output", str(tmp_path / "out"), "--image_size", "48", "96"])
+    line = "Images of 120 x 300 pixels (height x width) are resized to 48 x 96, 2.5 and 3.1 times smaller"
+    assert line in capsys.readouterr().err
+    assert line in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_python_has_the_same_default(folder, options):
+    findings = rank_images(folder, backbone=options[1], layers=["layer2"])
+    assert findings.scores.shape[1:] == WAYS["default"][2]
+    assert findings.settings["Image size"] == "160 x 400 pixels (height x width)"
+    assert Path(findings.paths[findings.order[0]]).name == "defect.png"
+
+
+@pytest.mark.parametrize("command", ["report", "clean-train"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--image_size", "16"], "image_size=16 must be a whole number of 32 or more"),
+        (["--image_size", "64", "64", "64"], "must be one number of pixels, or two: height and width"),
+        (["--image_size", "96x224"], "image_size=96x224 must be one number of pixels, or two: height and width"),
+        (["--stride", "48"], "stride=48 is that of tiles"),
+        (["--tile", "64", "--stride", "65"], "leaves gaps between tiles"),
+        (["--tile", "512"], "Tiles of 512 x 512 pixels do not fit into images of 120 x 300"),
+        (["--tile", "64", "--stride", "36"], "do not line up with the backbone's grid: give multiples of 8"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_one_line(command, given, message, folder, options, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(folder), *options, "--output", str(tmp_path / "out"), *given])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
