@@ -67,6 +67,19 @@ def reason_against_file(path: Path) -> str:
         return f"cannot be read: {error.strerror}"
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read width and height of an image without decoding it.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        OSError: If it cannot be read, or is no image.
+    """
+    with Image.open(path) as image:
+        return image.size
+
+
 def is_deep(image: Image.Image) -> bool:
     """Whether an image has a mode of more than 8 bits per value: one channel of 16 or 32 bits.
 
