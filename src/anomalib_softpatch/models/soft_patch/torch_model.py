@@ -247,7 +247,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def _score_out_of_bag(
         self, result: DenoisingResult, map_size: tuple[int, int] | None
     ) -> tuple[OutOfBagScores, FitFacts]:
-        """Score training images without the rows of the banks that are theirs or their duplicates', for the self-check too.
+        """Score training images without the rows of the banks that are theirs or their copies', and gather facts.
 
         Args:
             result: What the fit found.
