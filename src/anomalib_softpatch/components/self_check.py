@@ -137,8 +137,9 @@ class SelfCheck:
         if facts.same_place is not None:
             aligned = facts.same_place > 0.5  # noqa: PLR2004  # most of them
             parts.append(
-                f"objects are {'' if aligned else 'not '}aligned ({_percent(facts.same_place)} % of the patches are "
-                f"found at the same place, {_percent(facts.same_place_by_chance)} % by chance)"
+                f"the images are {'' if aligned else 'not '}aligned (of {_percent(facts.same_place)} % of the patches, "
+                "the most similar one of another image is at about the same place; by chance of "
+                f"{_percent(facts.same_place_by_chance)} %)"
             )
         if self.scale is not None and self.scale > LARGE:
             parts.append(f"images are {self.scale:.1f} times as large as the model sees them: tiny defects are lost")

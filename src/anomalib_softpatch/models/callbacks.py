@@ -12,7 +12,6 @@ from anomalib.data import AnomalibDataModule, ImageBatch
 from lightning.pytorch import Callback, Trainer
 
 from anomalib_softpatch.components import FeatureCache
-from anomalib_softpatch.components.self_check import TRUST
 from anomalib_softpatch.data.depth import cut_values
 from anomalib_softpatch.data.unreadable import leave_out, listed, unreadable_images
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
@@ -124,8 +123,7 @@ class FitChecks(Callback):
         del trainer
         check = pl_module.self_check()
         if check is not None:
-            level = logging.INFO if check.verdict == TRUST else logging.WARNING
-            logger.log(level, "%s", "\n".join(check.lines))
+            logger.info("%s", "\n".join(check.lines))
 
     def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
         """Keep an earlier memory bank, and nothing of the fit that did not end; say so if images were too few to split.

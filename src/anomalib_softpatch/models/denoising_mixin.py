@@ -4,6 +4,7 @@
 """What the Lightning modules of SoftPatch and SoftPatch+ share: all but what they remove, and by which scores."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -283,7 +284,10 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if facts is None or not isinstance(processor, PostProcessor):
             return None
         asked = processor.asked_false_alarms if isinstance(processor, LabelFreePostProcessor) else None
-        return self_check(facts, float(processor.image_threshold), asked, self._image_scale())
+        threshold = float(processor.image_threshold)
+        if math.isnan(threshold) and facts.scores:  # thresholds are switched off
+            return None
+        return self_check(facts, threshold, asked, self._image_scale())
 
     def _image_scale(self) -> float | None:
         """Return how many times as large as what the model sees the typical training image is, by a few of them."""
