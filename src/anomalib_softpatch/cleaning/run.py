@@ -248,7 +248,7 @@ class Run:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
         lines = [
             f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
-            f"normalised), {check.false_alarms}.",
+            "normalised).",
             *check.lines,
             *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
             f"Report:    {page} (decide in it, then use --decisions decisions.csv)",

@@ -112,8 +112,8 @@ class SelfCheck:
             return f"for {between}"
         asked = _percent(self.asked)
         if self.asked / FACTOR <= low and high <= FACTOR * self.asked:
-            return f"for about {asked} % of false alarms"
-        return f"for {between} ({asked} % asked for)"
+            return f"for about {asked} % of false alarms if the images are good, for fewer if defects are among them"
+        return f"for {between} ({asked} % asked for) if the images are good, for fewer if defects are among them"
 
     @property
     def lines(self) -> list[str]:
