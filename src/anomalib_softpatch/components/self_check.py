@@ -408,4 +408,4 @@ def _judge(images: int, above: int, asked: float | None, second_group: bool) -> 
 def _percent(share: float) -> str:
     """Return a share in percent, with a digit behind the point where it is small."""
     percent = 100 * share
-    return f"{percent:.1f}" if 0 < percent < 1 else f"{percent:.0f}"
+    return f"{percent:.0f}" if percent >= 1 or round(percent, 1) == 0 else f"{percent:.1f}"
