@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
@@ -122,6 +124,28 @@ def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str, st
     assert len(table) == GOOD + 3
     assert (output / "report" / "report.html").is_file()
     assert not (output / "decisions.csv").exists()
+
+
+def test_the_self_check_says_what_so_few_images_allow(finished: tuple[Path, str, str], folder: Path) -> None:
+    """On the terminal, in the summary and at the top of the report, which was written before the fit."""
+    output, printed, _ = finished
+    summary = json.loads((output / "summary.json").read_text())
+    check = summary["self_check"]
+    assert check["verdict"] == "do not use it"
+    assert check["different_images"] == check["scored_images"] == GOOD + 2
+    low, high = check["false_alarms_between"]
+    scores = np.array(json.loads((output / "state.json").read_text())["stages"]["fit"]["result"]["image_scores"])
+    above = int((scores > summary["threshold"]).sum())
+    assert check["above_threshold"] == above >= 2  # the two defects
+    assert low < 0.025  # nothing is said that holds within a factor of two
+    assert high == pytest.approx(binomtest(above, GOOD + 2).proportion_ci(0.95, method="exact").high)
+    assert "for about" not in printed
+    page = (output / "report" / "report.html").read_text()
+    for line in check["lines"]:
+        assert line in printed
+        assert page.count(escape(line)) == 1
+    assert f"First:     {check['next']}" in printed
+    assert shlex.split(check["next"])[:3] == ["anomalib-softpatch", "clean-train", str(folder)]
 
 
 def test_next_command_gives_verdicts_by_the_threshold(

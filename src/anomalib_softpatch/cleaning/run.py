@@ -19,11 +19,12 @@ from anomalib_softpatch.cleaning.inventory import inventory, linked_names
 from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
 from anomalib_softpatch.cleaning.stages import CHECKPOINT, REPORT, Options
 from anomalib_softpatch.cleaning.state import State, key_of
+from anomalib_softpatch.components.self_check import LOOK, REFUSE, TRUST, FitFacts, SelfCheck, self_check
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.report.decisions import MOVED, Transfer, move
-from anomalib_softpatch.report.writer import PAGE
+from anomalib_softpatch.report.writer import PAGE, show_self_check
 from anomalib_softpatch.text import counted
 
 SET_ASIDE = "set_aside.csv"
@@ -56,6 +57,7 @@ class Run:
         self.largest_value = EIGHT_BITS
         self.reasons: dict[str, str] = {}
         self.threshold = float("nan")
+        self.check: SelfCheck | None = None
         self.exported: list[str] = []
         self.fit_key = ""
 
@@ -129,7 +131,7 @@ class Run:
         key = key_of(settings, str(self.folder), contents, options.model, options.model_options)
         self.fit_key = key_of(key, false_alarms)
         found = self.state.finished("fit", key)
-        if found is None or not (self.output / CHECKPOINT).is_file():
+        if found is None or "facts" not in found or not (self.output / CHECKPOINT).is_file():
             self._say(3, f"fit on {counted(len(contents), 'image')}")
             self.state.forget("fit")
             paths = [self.folder / name for name in self.training]
@@ -145,6 +147,9 @@ class Run:
             found = found | {"threshold": stages.set_threshold(self.output, found, false_alarms)}
             self.state.finish("fit", key, found | {"false_alarms": false_alarms})
         self.threshold = found["threshold"]
+        facts = FitFacts(**found["facts"])
+        self.check = self_check(facts, self.threshold, false_alarms, found["scale"])
+        show_self_check(self.output / REPORT, self.check.lines)
 
     def export(self, kind: str) -> None:
         """Export the model.
@@ -213,6 +218,14 @@ class Run:
         file = self.output / (self.exported[0] if predicts else CHECKPOINT)
         option = "--model" if predicts else "--ckpt_path"
         command = f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
+        check = self.check
+        assert check is not None
+        page = self.output / REPORT / PAGE
+        again = (
+            f"anomalib-softpatch clean-train {shlex.quote(to_text(self.folder))} --output "
+            f"{shlex.quote(to_text(self.output))}"
+        )
+        next_step = {TRUST: command, LOOK: f"{again} --decisions decisions.csv", REFUSE: again}[check.verdict]
         summary: dict[str, Any] = {
             "version": __version__,
             "folder": to_text(self.folder),
@@ -230,8 +243,9 @@ class Run:
             "share_set_aside": share,
             "false_alarms": false_alarms,
             "threshold": self.threshold,
+            "self_check": check.record | {"next": next_step},
             "normalized_threshold": 0.5,
-            "report": to_text(self.output / REPORT / PAGE),
+            "report": to_text(page),
             "checkpoint": to_text(self.output / CHECKPOINT),
             "exported": [to_text(self.output / name) for name in self.exported],
             "features": to_text(self.options.feature_cache),
@@ -241,11 +255,13 @@ class Run:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
         lines = [
             f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
-            f"normalised), for about {100 * false_alarms:g} % of false alarms.",
+            "normalised).",
+            *check.lines,
             *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
-            f"Report:    {self.output / REPORT / PAGE} (decide in it, then use --decisions decisions.csv)",
+            f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
             f"Summary:   {self.output / SUMMARY}",
             f"Features:  {self.options.feature_cache} (with them another run needs no backbone; can be deleted)",
+            *([f"First:     {next_step}"] if check.verdict != TRUST else []),
             f"Next:      {command}",
         ]
         sys.stdout.write("\n".join([*lines, ""]))

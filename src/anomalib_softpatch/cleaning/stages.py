@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -179,7 +179,7 @@ def fit(
 
     Returns:
         ``threshold``: of the score before it is normalized; ``image_scores`` and ``map_peaks``: of the training images,
-        from which another threshold can be had.
+        from which another threshold can be had; ``facts`` and ``scale``: what the self-check is made from.
 
     Raises:
         ValueError: If an option or an image does not fit.
@@ -205,11 +205,15 @@ def fit(
                 raise KeyboardInterrupt from error
         (folder / "model.ckpt").replace(output / CHECKPOINT)
     scores = model.model.out_of_bag
+    check = model.self_check()
     assert scores is not None
+    assert check is not None
     return {
         "threshold": float(post_processor.image_threshold),
         "image_scores": scores.image_scores.tolist(),
         "map_peaks": scores.map_peaks.tolist(),
+        "facts": asdict(check.facts),
+        "scale": check.scale,
     }
 
 

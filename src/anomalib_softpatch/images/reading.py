@@ -95,6 +95,19 @@ def displayed_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height of an image file as it is displayed, in pixels; the image is not decoded.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        OSError: If it cannot be read, or is not an image.
+    """
+    with Image.open(path) as image:
+        return displayed_size(image)
+
+
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation by which an image is still to be turned, 1 for none.
 

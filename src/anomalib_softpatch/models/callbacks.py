@@ -119,6 +119,18 @@ class FitChecks(Callback):
             raise ValueError(msg)
         pl_module._is_fitted = torch.tensor([False], device=pl_module.device)  # Anomalib's flag
 
+    def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Say how far the fit can be trusted.
+
+        Args:
+            trainer: Trainer.
+            pl_module: The model.
+        """
+        del trainer
+        check = pl_module.self_check()
+        if check is not None:
+            logger.info("%s", "\n".join(check.lines))
+
     def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
         """Keep an earlier memory bank, and nothing of the fit that did not end; say so if images were too few to split.
 

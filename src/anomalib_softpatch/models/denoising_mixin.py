@@ -4,8 +4,10 @@
 """What the Lightning modules of SoftPatch and SoftPatch+ share: all but what they remove, and by which scores."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -26,7 +28,8 @@ from torchmetrics import Metric
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.components.search.approximate import SearchName
-from anomalib_softpatch.images.reading import EIGHT_BITS
+from anomalib_softpatch.components.self_check import SelfCheck, self_check
+from anomalib_softpatch.images.reading import EIGHT_BITS, image_size
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
 from anomalib_softpatch.integration.golden import golden_images
@@ -48,6 +51,7 @@ logger = logging.getLogger(__name__)
 LARGEST_ONNX_FILE = 1.9 * 2**30
 # A module. Under that name the command line's help would list every module of every library, thousands of lines.
 Network: TypeAlias = Callable[[torch.Tensor], Any]
+SIZES_READ = 16  # images whose size is read, without decoding them
 PROBES = ((64, 64), (64, 96))  # height and width of images of which a pre-processor may or may not make one size
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -269,6 +273,34 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """Build the memory bank from the features of all training images."""
         logger.info("Building the memory bank.")
         fit_on_first_rank(self.model, lambda: self.model.fit(self.input_size))
+
+    def self_check(self) -> SelfCheck | None:
+        """Judge how far the last fit can be trusted, by what it knows itself.
+
+        Returns:
+            The verdict; ``None`` without a fit, as after loading, without a threshold, and in other processes than the
+            first.
+        """
+        facts, processor = self.model.fit_facts, self.post_processor
+        if facts is None or not isinstance(processor, PostProcessor):
+            return None
+        asked = processor.asked_false_alarms if isinstance(processor, LabelFreePostProcessor) else None
+        threshold = float(processor.image_threshold)
+        if math.isnan(threshold) and facts.scores:  # thresholds are switched off
+            return None
+        return self_check(facts, threshold, asked, self._image_scale())
+
+    def _image_scale(self) -> float | None:
+        """Return how many times as large as what the model sees the typical training image is, by a few of them."""
+        keys = () if self.model.denoising is None else self.model.denoising.keys
+        if self.input_size is None or not keys:
+            return None
+        height, width = self.input_size
+        try:
+            sizes = [image_size(key) for key in keys[:: max(1, len(keys) // SIZES_READ)]]
+        except OSError:  # keys need not be paths
+            return None
+        return median(max(size[0] / width, size[1] / height) for size in sizes)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Score a batch.

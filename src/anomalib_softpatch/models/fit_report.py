@@ -47,6 +47,7 @@ def report_fit(module: "DenoisingMixin") -> None:
             "The training images were augmented. What is shown are the files, so a heat map may be displaced "
             "against its image, or mirrored."
         )
+    check = module.self_check()
     quality = write_fit_report(
         Path(module.trainer.default_root_dir) / FOLDER,
         paths,
@@ -64,6 +65,7 @@ def report_fit(module: "DenoisingMixin") -> None:
             "Patches removed": ", ".join(f"{100 * share:.3g} %" for share in denoising.shares),
         },
         notes=notes,
+        self_check=[] if check is None else check.lines,
         skipped=module.skipped,
     )
     for name, value in quality.items():

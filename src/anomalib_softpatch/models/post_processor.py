@@ -86,6 +86,12 @@ class LabelFreePostProcessor(PostProcessor):
             self.add_module(name, ThresholdBetweenScores(fields=fields, strict=False))
 
     @property
+    def asked_false_alarms(self) -> float | None:
+        """Share of false alarms that the image threshold was set for; ``None`` if it came from elsewhere."""
+        other = self.fixed_threshold is not None or self.expected_defects is not None or self._has_labelled_defects
+        return None if other else self.false_alarms
+
+    @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         """Names of the options that a checkpoint holds, see Anomalib."""
         return (*super()._checkpoint_config_keys, "false_alarms", "expected_defects", "fixed_threshold")
@@ -135,6 +141,7 @@ class LabelFreePostProcessor(PostProcessor):
             pl_module: The model.
         """
         labelled = trainer.strategy.reduce_boolean_decision(self._has_labelled_defects, all=False)
+        self._has_labelled_defects = labelled
         scores = pl_module.model.out_of_bag
         # Of a single training image nothing can be scored out of bag: Anomalib's highest normal score is better than
         # no threshold then. A loaded model has brought its own.

@@ -38,6 +38,7 @@ class Findings:
         true_patches: Which patches are anomalous, boolean of the shape of the scores; ``None`` if that is not known.
         settings: What to say in the report about how it came about.
         notes: Sentences that a reader should know.
+        self_check: Lines of the self-check of the fit that the findings are of.
         remarks: Images that were read with a loss, and how.
         skipped: Files that were not looked at, and why.
         largest_value: Value that was read as white in images of more than 8 bits per value.
@@ -53,6 +54,7 @@ class Findings:
     true_patches: torch.Tensor | None = None
     settings: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    self_check: list[str] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     largest_value: int = EIGHT_BITS

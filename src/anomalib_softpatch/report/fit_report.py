@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torchvision.transforms.v2 import Transform
 
-from anomalib_softpatch.images.reading import displayed_size
+from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 
@@ -30,6 +29,7 @@ def write_fit_report(
     masks: Iterable[torch.Tensor | None] | None = None,
     settings: dict[str, str] | None = None,
     notes: Sequence[str] = (),
+    self_check: Sequence[str] = (),
     skipped: Sequence[tuple[str, str]] = (),
 ) -> dict[str, float]:
     """Write the noise report of a fit, and say how well known noise was found.
@@ -48,6 +48,7 @@ def write_fit_report(
             judged if all anomalous images have a mask.
         settings: What to say in the report about how it came about.
         notes: Sentences that a reader should know.
+        self_check: Lines of the fit's self-check.
         skipped: Files that were left out, and why.
 
     Returns:
@@ -61,7 +62,7 @@ def write_fit_report(
         if len(paths) != len(scores):
             msg = f"Not all of the {len(scores)} training images that reached the model had a path."
             raise ValueError(msg)  # noqa: TRY301
-        regions = [visible_region(transform, _size(path)) for path in paths]
+        regions = [visible_region(transform, image_size(path)) for path in paths]
         grid_size = (scores.shape[1], scores.shape[2])
         patches = None if masks is None or labels is None else _patches(labels, masks, regions, grid_size)
         findings = Findings(
@@ -74,6 +75,7 @@ def write_fit_report(
             true_patches=patches,
             settings=settings or {},
             notes=list(notes),
+            self_check=list(self_check),
             skipped=list(skipped),
         )
         page = write_report(findings, folder)
@@ -100,9 +102,3 @@ def _patches(
             return None
         patches.append(true_patches(mask, region, grid_size))
     return torch.stack(patches)
-
-
-def _size(path: str | Path) -> tuple[int, int]:
-    """Read width and height of an image without decoding it."""
-    with Image.open(path) as image:
-        return displayed_size(image)

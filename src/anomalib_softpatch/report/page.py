@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from anomalib_softpatch.text import counted
 BINS = 60
 MOST_FILES_LISTED = 500
 CURVE_POINTS = 200
+CHECK_START, CHECK_END = "<!-- self-check -->", "<!-- end of self-check -->"
 
 QUALITY = {
     "image_AUROC": ("Images", "AUROC"),
@@ -75,6 +77,7 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         highest=findings.image_scores.max().item(),
         removed=100 * (1 - findings.kept.float().mean().item()),
         level=level,
+        self_check=self_check_block(findings.self_check),
         quality=[(*QUALITY[name], value) for name, value in findings.quality.items()],
         inspection=[(f"{100 * share:.0f} %", count) for share, count in findings.inspection.items()],
         curve=_curve(findings),
@@ -86,6 +89,31 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         ],
     )
     return text.encode(errors="replace").decode()  # names that are no Unicode, which file systems allow
+
+
+def self_check_block(lines: Sequence[str]) -> str:
+    """Return the lines of a self-check as HTML between two marks, by which :func:`with_self_check` finds its place.
+
+    Args:
+        lines: The lines, the verdict first; there may be none.
+    """
+    rows = [f"<b>{escape(line)}</b>" if number == 0 else escape(line) for number, line in enumerate(lines)]
+    block = f'<div class="note">{"<br>".join(rows)}</div>' if rows else ""
+    return f"{CHECK_START}{block}{CHECK_END}"
+
+
+def with_self_check(page: str, lines: Sequence[str]) -> str:
+    """Put the self-check of a fit into a page that was written before the fit, in the place of an earlier one.
+
+    Args:
+        page: HTML text of :func:`render`.
+        lines: The lines, the verdict first.
+    """
+    before, start, rest = page.partition(CHECK_START)
+    _, end, after = rest.partition(CHECK_END)
+    if not start or not end:  # of an earlier version
+        return page
+    return f"{before}{self_check_block(lines)}{after}"
 
 
 def histogram(findings: Findings) -> list[dict[str, float]]:

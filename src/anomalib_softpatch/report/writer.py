@@ -5,16 +5,17 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from anomalib_softpatch.files import check_writable
+from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.images.paths import in_spreadsheet
 from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
-from anomalib_softpatch.report.page import render
+from anomalib_softpatch.report.page import render, with_self_check
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,19 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
                 target.replace(Path(temporary) / "earlier")  # folders do not replace each other
             file.replace(target)
     return page
+
+
+def show_self_check(folder: str | Path, lines: Sequence[str]) -> None:
+    """Show the self-check of a fit at the top of a report that was written before the fit.
+
+    Args:
+        folder: Folder of the report.
+        lines: Lines of the self-check.
+    """
+    page = Path(folder) / PAGE
+    text = page.read_text(encoding="utf-8")
+    with atomic_output(page) as temporary:
+        temporary.write_text(with_self_check(text, lines), encoding="utf-8")
 
 
 def check_output(folder: str | Path) -> None:

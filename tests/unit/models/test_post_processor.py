@@ -211,3 +211,23 @@ def test_a_loaded_model_keeps_its_threshold(unlabelled, tmp_path):
     loaded = SoftPatch.load_from_checkpoint(runner.trainer.checkpoint_callback.best_model_path)
     engine(tmp_path).validate(loaded, datamodule=unlabelled, verbose=False)
     assert float(loaded.post_processor.image_threshold) == float(trained.post_processor.image_threshold)
+
+
+def test_a_fit_ends_with_its_self_check(unlabelled, labelled, tmp_path, caplog):
+    """In the log and on the page; of labels it does not ask how many false alarms they were set for."""
+    trained = model()
+    trained.noise_report = True
+    with caplog.at_level(logging.INFO):
+        engine(tmp_path / "unlabelled").fit(trained, datamodule=unlabelled)
+    check = trained.self_check()
+    assert (check.verdict, check.asked) == ("do not use it", 0.05)
+    assert check.facts.images == len(trained.model.denoising.keys)  # Folder holds some back
+    assert check.threshold == float(trained.post_processor.image_threshold)
+    assert check.scale == 1
+    (page,) = (tmp_path / "unlabelled").rglob("report.html")
+    for line in check.lines:
+        assert line in caplog.text
+        assert page.read_text().count(line) == 1
+    engine(tmp_path / "labelled").fit(trained, datamodule=labelled)
+    assert (trained.self_check().verdict, trained.self_check().asked) == ("trust it", None)
+    assert model().self_check() is None

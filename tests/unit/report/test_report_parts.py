@@ -25,6 +25,7 @@ from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
+from anomalib_softpatch.report.page import self_check_block, with_self_check
 from anomalib_softpatch.report.quality import detection_quality, images_to_inspect, inspection_curve
 from anomalib_softpatch.report.writer import write_report
 
@@ -387,3 +388,15 @@ def test_report_of_thousands_of_images_shows_all(tmp_path: Path, monkeypatch: py
     assert page.stat().st_size < 8e6
     assert page.read_text(encoding="utf-8").count('<img src="thumbnails/') == count
     assert len(pd.read_csv(page.parent / "images.csv")) == count
+
+
+def test_a_later_self_check_takes_the_place_of_an_earlier_one():
+    written = f"<h1>Report</h1>{self_check_block([])}<p>rest</p>"
+    once = with_self_check(written, ["Self-check: a < b.", "Second."])
+    assert once.count("a &lt; b") == once.count("Second.") == 1
+    assert once.startswith("<h1>Report</h1>")
+    assert once.endswith("<p>rest</p>")
+    twice = with_self_check(once, ["Other."])
+    assert "Second." not in twice
+    assert with_self_check(twice, []) == written
+    assert with_self_check("<h1>of an earlier version</h1>", ["Other."]) == "<h1>of an earlier version</h1>"

@@ -36,6 +36,7 @@ from anomalib_softpatch.components.search import Search
 from anomalib_softpatch.components.search.approximate import SEARCHES, SearchName, check_search
 from anomalib_softpatch.components.search.graph import GraphSearch
 from anomalib_softpatch.components.search.scores import score_by_banks
+from anomalib_softpatch.components.self_check import FitFacts, gather_facts
 from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
 
@@ -83,6 +84,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         bank_ranges: Rows ``(start, stop)`` of each bank.
         denoising: What the last fit found (scores of all training patches, kept patches); ``None`` after loading.
         out_of_bag: Scores of training images as if they had not been in training; ``None`` after loading.
+        fit_facts: What the last fit knows of itself, for the self-check; ``None`` after loading.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.feature_store = FeatureStore(memory_budget=None if memory_budget is None else memory_budget * 2**30)
         self.denoising: DenoisingResult | None = None
         self.out_of_bag: OutOfBagScores | None = None
+        self.fit_facts: FitFacts | None = None
         self._search: NearestNeighborSearch | None = None
         self._graph_search: GraphSearch | None = None
 
@@ -153,7 +156,13 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave indexes, and what the last fit found about the training images, out of copies and exported files."""
-        return self.__dict__ | {"denoising": None, "out_of_bag": None, "feature_cache": None, "_search": None}
+        return self.__dict__ | {
+            "denoising": None,
+            "out_of_bag": None,
+            "fit_facts": None,
+            "feature_cache": None,
+            "_search": None,
+        }
 
     def forward(self, input_tensor: torch.Tensor, keys: Sequence[str] | None = None) -> torch.Tensor | InferenceBatch:
         """Store features (training) or score images (evaluation).
@@ -230,13 +239,15 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             result = self.memory_bank_builder.fit(self.feature_store)
             self.set_memory_bank(result)
             self.denoising = result
-            self.out_of_bag = self._score_out_of_bag(result, map_size)
+            self.out_of_bag, self.fit_facts = self._score_out_of_bag(result, map_size)
         finally:
             self.feature_store.clear()
 
     @torch.no_grad()
-    def _score_out_of_bag(self, result: DenoisingResult, map_size: tuple[int, int] | None) -> OutOfBagScores:
-        """Score training images without the rows of the banks that are theirs or their duplicates'.
+    def _score_out_of_bag(
+        self, result: DenoisingResult, map_size: tuple[int, int] | None
+    ) -> tuple[OutOfBagScores, FitFacts]:
+        """Score training images without the rows of the banks that are theirs or their copies', and gather facts.
 
         Args:
             result: What the fit found.
@@ -258,7 +269,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             image_scores.append(image_score)
             if map_size is not None:
                 map_peaks.append(self._make_map(map_scores, map_size).amax(dim=(1, 2, 3)))
-        return OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_peaks else torch.empty(0))
+        scores = OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_peaks else torch.empty(0))
+        return scores, gather_facts(self.feature_store, result, groups, torch.tensor(chosen), scores.image_scores)
 
     def set_memory_bank(self, bank: MemoryBank) -> None:
         """Replace the memory banks."""
@@ -270,6 +282,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self._search = None
         self.denoising = None
         self.out_of_bag = None
+        self.fit_facts = None
 
     @contextmanager
     def pruned_graphs(self) -> Iterator[None]:

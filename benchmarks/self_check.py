@@ -1,0 +1,199 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Whether the self-check of a fit tells the bad runs from the good ones, against the labels of the test images.
+
+Every set is trained clean, with noise of 10 % and 40 % of the good images, with a third of all images bad, and on 6, 20
+and 44 good images; two sets are mixed half and half, and tested on both. No more than 150 images are trained on. The
+defects that are trained on leave the test set. Solar cells have noise of their own.
+
+A run is bad, which was said before the first was measured, if
+
+- its image AUROC is below 70 %, or
+- more than twice the 5 % of false alarms that were asked for are had on good test images, or
+- less than half of the defects are found that a threshold with labels finds at 5 % of false alarms.
+
+The check is right if it says "trust it" of a run that is not bad, or something else of one that is. The columns of the
+table are what it said.
+
+Example::
+
+    python benchmarks/self_check.py --sets kolektor mtile visa_macaroni1 --save docs/results/self_check.json
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ablation import Features
+from anomalib_softpatch.components import FeatureCache
+from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
+from anomalib_softpatch.components.self_check import FACTOR, LOOK, REFUSE, TRUST, self_check
+from anomalib_softpatch.models import SoftPatchModel
+from common import accuracy_parser, describe_machine, print_table, save_results
+from robustness import SETTINGS, SOLAR, NoisySet, aurocs, check, fit, score
+
+ASKED = 0.05
+MOST = 150
+LOWEST_AUROC = 70.0
+VERDICTS = (TRUST, LOOK, REFUSE)
+KEYS = ("image", "had", "found", "labeled")
+# Share of defects among the training images, and how many images there are
+CONDITIONS = {
+    "clean": (0.0, MOST),
+    "10 % noise": (0.1 / 1.1, MOST),
+    "40 % noise": (0.4 / 1.4, MOST),
+    "a third bad": (1 / 3, MOST),
+    "44 images": (0.0, 44),
+    "20 images": (0.0, 20),
+    "6 images": (0.0, 6),
+}
+
+
+@dataclass
+class Folder:
+    """Training images as a user has them, and test images with labels."""
+
+    train: torch.Tensor
+    test: torch.Tensor
+    labels: torch.Tensor
+
+
+def compose(features: Features, share: float, count: int, seed: int) -> Folder:
+    """Take training images from a set, and move some of the defective test images among them.
+
+    Args:
+        features: Of the set, without noise.
+        share: Share of defects. At most half of the defects are moved; where that is too few, there are fewer images.
+        count: Number of images, as far as there are as many.
+        seed: Seed of the choice.
+    """
+    generator = np.random.default_rng([seed, count, round(1000 * share)])
+    good = generator.permutation(len(features.train))
+    defects = generator.permutation(np.flatnonzero(features.labels.numpy()))[: int(features.labels.sum()) // 2]
+    bad = min(len(defects), round(share * min(count, len(good))))
+    normal = min(count, len(good)) if not bad else min(len(good), round(bad * (1 - share) / share))
+    train = torch.cat((features.train[good[:normal]], features.test[defects[:bad]]))
+    keep = torch.ones(len(features.labels), dtype=torch.bool)
+    keep[defects[: len(defects) * bool(bad)]] = False
+    return Folder(train, features.test[keep], features.labels[keep])
+
+
+def mix(one: Folder, other: Folder) -> Folder:
+    """Put half of the training images of each together, and all test images."""
+    train = torch.cat([folder.train[: len(folder.train) // 2] for folder in (one, other)])
+    return Folder(train, torch.cat((one.test, other.test)), torch.cat((one.labels, other.labels)))
+
+
+def folders(options: argparse.Namespace, root: Path, model: SoftPatchModel) -> Iterator[tuple[str, int, Folder]]:
+    """Yield what is to be trained and tested on, with its name and seed."""
+    for seed in options.seeds:
+        before: tuple[str, Folder] | None = None
+        for name in options.sets:
+            features = NoisySet(name, seed, options, root, model).features()
+            images = len(features.train)
+            if name == SOLAR:  # with noise of its own
+                yield f"{name}, {MOST} images as they are", seed, compose(features, 0, MOST, seed)
+                yield f"{name}, 44 images as they are", seed, compose(features, 0, 44, seed)
+                continue
+            possible = {
+                text: (share, count)
+                for text, (share, count) in CONDITIONS.items()
+                if images >= MOST or text in {"clean", "44 images"}
+            }
+            for text, (share, count) in possible.items():
+                yield f"{name}, {text}", seed, compose(features, share, count, seed)
+            clean = compose(features, 0, MOST, seed)
+            if before is not None:
+                yield f"{before[0]} and {name}, mixed", seed, mix(before[1], clean)
+            before = name, clean
+
+
+def measure(
+    model: SoftPatchModel, folder: Folder, options: argparse.Namespace, seed: int
+) -> tuple[str, dict[str, float]]:
+    """Fit the default settings; return what the check says, and the figures in %."""
+    seconds = fit(model, folder.train, SETTINGS["default"], options.coreset, seed)
+    assert model.out_of_bag is not None
+    assert model.fit_facts is not None
+    threshold = false_alarm_threshold(model.out_of_bag.image_scores, ASKED)
+    said = self_check(model.fit_facts, threshold, ASKED)
+    # Maps are not looked at, and may be small
+    features = Features(
+        folder.train, np.empty(0), folder.test, folder.labels, torch.zeros(len(folder.test), 64, 64, dtype=torch.bool),
+        np.empty(0), [], np.empty(0),
+    )  # fmt: skip
+    scores, maps = score(model, features)
+    defective = folder.labels.bool()
+    labeled = scores[~defective].quantile(1 - ASKED)
+    figures = aurocs(features, scores, maps) | {
+        "had": 100 * float((scores[~defective] > threshold).float().mean()),
+        "found": 100 * float((scores[defective] > threshold).float().mean()),
+        "labeled": 100 * float((scores[defective] > labeled).float().mean()),
+    }
+    bad = (
+        figures["image"] < LOWEST_AUROC
+        or figures["had"] > 100 * FACTOR * ASKED
+        or figures["found"] < figures["labeled"] / 2
+    )
+    low, high = said.interval or (0.0, 1.0)
+    figures |= {
+        "seed": seed,
+        "images": len(folder.train),
+        "scored": len(said.facts.scores),
+        "above": said.above,
+        "low": 100 * low,
+        "high": 100 * high,
+        "in interval": float(100 * low <= figures["had"] <= 100 * high),
+        "about": float("about" in said.false_alarms),
+        "repeatability": said.facts.repeatability if said.facts.repeatability is not None else float("nan"),
+        "radii": 100 * said.facts.radii,
+        "same place": 100 * said.facts.same_place if said.facts.same_place is not None else float("nan"),
+        "bad": float(bad),
+        "right": float(bad != (said.verdict == TRUST)),
+        "fit": seconds,
+    }
+    return said.verdict, figures
+
+
+def main() -> None:
+    """Measure all folders, print the table."""
+    parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
+    parser.add_argument("--elpv", type=Path, help=f"folder of the unpacked package elpv-dataset, for the set {SOLAR}")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
+    parser.set_defaults(seeds=[0])
+    options = parser.parse_args()
+    check(options, parser)
+    torch.set_num_threads(options.threads)
+    print(describe_machine(), flush=True)
+    rows: dict[str, list[list[dict[str, float]]]] = {}
+    headings = ["image AUROC / false alarms / found / found with labels [%]", *VERDICTS]
+    model = SoftPatchModel(options.layers, options.backbone).eval()
+    title = ""
+    with tempfile.TemporaryDirectory() as temporary:
+        model.feature_cache = FeatureCache(model.feature_extractor, options.cache or Path(temporary, "features"))
+        for name, seed, folder in folders(options, Path(temporary), model):
+            verdict, figures = measure(model, folder, options, seed)
+            text = f"{name}: {'bad' if figures['bad'] else 'good'}"
+            row = rows.setdefault(text, [[] for _ in VERDICTS])
+            row[VERDICTS.index(verdict)].append(figures)
+            shown = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
+            print(f"# {text}: {verdict}: {shown}", flush=True)
+            runs = [run for columns in rows.values() for column in columns for run in column]
+            right, held = (sum(run[key] for run in runs) for key in ("right", "in interval"))
+            title = (
+                f"What the self-check said of each run (right of {right:.0f} of {len(runs)}), and what the test images "
+                f"say; {held:.0f} times the false alarms were in the interval that it gave"
+            )
+            save_results(options.save, title, headings, rows, KEYS)
+    print(f"\n{title}\n")
+    print_table(headings, rows, KEYS)
+
+
+if __name__ == "__main__":
+    main()

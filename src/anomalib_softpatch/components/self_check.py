@@ -1,0 +1,411 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Self-check: how far a fit can be trusted, by what it knows itself, without labels.
+
+The out-of-bag scores are what training images would score had they not been in training. They say how well a share of
+false alarms can be known, whether more of the images are above the threshold than it allows for, and, with the memory
+bank cut into two halves of the images, whether two halves rank the images alike.
+
+Limits are those of statistical tests at the level of 5 %, none is fitted to images:
+
+- the threshold asks for a share ``a`` of false alarms. Among ``n`` images the highest score is, with a confidence of
+  95 %, above that share only if ``(1 - a)^n`` is 0.05 or less: 59 images for 5 % (Wilks, Determination of Sample Sizes
+  for Setting Tolerance Limits, Annals of Mathematical Statistics 1941). Fewer than that takes a look; with so few that
+  not even ``2 a`` can be told from nothing, 29 images, the threshold is not to be used.
+- a sentence such as "about 5 %" holds within a factor of two. More images above the threshold than ``2 a`` and chance
+  explain are a second group: defects, or a rare variant of good images.
+- rankings that are not correlated beyond chance are not to be trusted.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from scipy.stats import beta, binom, spearmanr
+
+from anomalib_softpatch.components.feature_store import FeatureStore
+from anomalib_softpatch.components.memory_bank import DenoisingResult
+from anomalib_softpatch.text import counted
+
+Verdict = Literal["trust it", "look at the proposed images first", "do not use it"]
+TRUST: Verdict = "trust it"
+LOOK: Verdict = "look at the proposed images first"
+REFUSE: Verdict = "do not use it"
+
+LEVEL = 0.05  # of all tests
+FACTOR = 2.0  # within which a share of false alarms has to hold for "about"
+# Of the alignment: images and positions that are compared, and how far away counts as the same place
+ALIGNMENT_IMAGES, ALIGNMENT_PLACES, SAME_PLACE = 16, 64, 2
+# Rows of the memory bank whose radii are looked at
+RADII_ROWS = 2048
+# Share of an image's patches, those with the highest noise scores, by which two halves of the images rank it
+RANKED_SHARE = 0.1
+# So many pixels of the image for one of the model, a side, are said to be many
+LARGE = 2.0
+
+
+@dataclass(frozen=True)
+class FitFacts:
+    """What a fit knows of itself, as plain data that JSON can hold. ``None`` is not known.
+
+    Args:
+        images: Number of training images.
+        different: The same with copies counted once.
+        scores: Out-of-bag scores of different images, at most as many as were scored.
+        repeatability: Rank correlation of the scores of these images against two halves of the others.
+        removed: Largest share of the training patches that was removed from a memory bank.
+        radii: Share of the patches of the memory bank whose support radius is larger than the distance to the nearest
+            patch that another image has in it.
+        same_place: Share of patches whose most similar patch of another image lies at about the same place.
+        same_place_by_chance: The share to be expected where places mean nothing.
+    """
+
+    images: int
+    different: int
+    scores: tuple[float, ...]
+    repeatability: float | None
+    removed: float
+    radii: float
+    same_place: float | None
+    same_place_by_chance: float
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Verdict of a fit about itself.
+
+    Args:
+        verdict: What to do.
+        reason: Why, as the end of a sentence.
+        advice: What to do next, as a sentence.
+        facts: What it is based on.
+        threshold: Threshold of the image score.
+        asked: Share of false alarms that was asked for; ``None`` if the threshold does not come from such a share.
+        above: Number of the scored training images that are above the threshold.
+        interval: Smallest and largest share of false alarms that these images allow for; ``None`` without scores.
+        second_group: Whether more images are above the threshold than twice the share and chance explain.
+        scale: Sides of the images divided by those that the model sees, the larger one; ``None`` if not known.
+    """
+
+    verdict: Verdict
+    reason: str
+    advice: str
+    facts: FitFacts
+    threshold: float
+    asked: float | None
+    above: int
+    interval: tuple[float, float] | None
+    second_group: bool
+    scale: float | None
+
+    @property
+    def false_alarms(self) -> str:
+        """What can be said of the share of false alarms, as the end of a sentence."""
+        if self.interval is None:
+            return "whose false alarms are not known"
+        low, high = self.interval
+        between = f"between {_percent(low)} and {_percent(high)} % of false alarms"
+        if self.asked is None:
+            return f"for {between}"
+        asked = _percent(self.asked)
+        if self.asked / FACTOR <= low and high <= FACTOR * self.asked:
+            return f"for about {asked} % of false alarms if the images are good, for fewer if defects are among them"
+        return f"for {between} ({asked} % asked for) if the images are good, for fewer if defects are among them"
+
+    @property
+    def lines(self) -> list[str]:
+        """The check in plain lines: the verdict, the threshold and the images, what the model can see."""
+        facts = self.facts
+        copies = f" ({facts.images} with copies)" if facts.different < facts.images else ""
+        lines = [f"Self-check: {self.verdict}: {self.reason}. {self.advice}"]
+        scored = len(facts.scores)
+        if scored:
+            group = "a second group, " if self.second_group else ""
+            lines.append(
+                f"{counted(facts.different, 'different image')}{copies}: the threshold is {self.false_alarms}. Of "
+                f"{scored} scored as if they were new, {self.above} ({_percent(self.above / scored)} %) are above it"
+                f"{', ' + group + 'which it calls anomalous' if self.second_group else ''}."
+            )
+        parts = []
+        if facts.repeatability is not None:
+            parts.append(f"two halves of the images rank with a correlation of {facts.repeatability:.2f}")
+        parts.append(f"{_percent(facts.removed)} % of the patches were removed, and radii count for "
+                     f"{_percent(facts.radii)} % of the memory bank")  # fmt: skip
+        if facts.same_place is not None:
+            aligned = facts.same_place > 0.5  # noqa: PLR2004  # most of them
+            parts.append(
+                f"the images are {'' if aligned else 'not '}aligned (of {_percent(facts.same_place)} % of the patches, "
+                "the most similar one of another image is at about the same place; by chance of "
+                f"{_percent(facts.same_place_by_chance)} %)"
+            )
+        if self.scale is not None and self.scale > LARGE:
+            parts.append(f"images are {self.scale:.1f} times as large as the model sees them: tiny defects are lost")
+        text = "; ".join(parts)
+        return [*lines, f"{text[0].upper()}{text[1:]}."]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The check as plain data."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "advice": self.advice,
+            "lines": self.lines,
+            "images": self.facts.images,
+            "different_images": self.facts.different,
+            "scored_images": len(self.facts.scores),
+            "above_threshold": self.above,
+            "second_group": self.second_group,
+            "false_alarms_asked": self.asked,
+            "false_alarms_between": None if self.interval is None else list(self.interval),
+            "repeatability": self.facts.repeatability,
+            "removed_share": self.facts.removed,
+            "radii_share": self.facts.radii,
+            "same_place_share": self.facts.same_place,
+            "image_scale": self.scale,
+        }
+
+
+def rate_interval(count: float, images: int) -> tuple[float, float]:
+    """Return the interval in which a rate is known to be, at 95 %, where so many of some images have it.
+
+    Args:
+        count: How many of the images have it; a fraction for a rate that is expected.
+        images: How many images there are, at least 1.
+
+    Returns:
+        The exact interval of Clopper and Pearson (Biometrika 1934).
+    """
+    low = float(beta.ppf(LEVEL / 2, count, images - count + 1)) if count > 0 else 0.0
+    high = float(beta.ppf(1 - LEVEL / 2, count + 1, images - count)) if count < images else 1.0
+    return low, high
+
+
+def fewest_images(rate: float) -> int:
+    """Return how many images it takes to see one beyond a rate at all, with a confidence of 95 % (Wilks 1941).
+
+    Args:
+        rate: A share above 0 and below 1.
+    """
+    return math.ceil(math.log(LEVEL) / math.log1p(-rate))
+
+
+def gather_facts(
+    store: FeatureStore,
+    result: DenoisingResult,
+    groups: torch.Tensor,
+    images: torch.Tensor,
+    image_scores: torch.Tensor,
+) -> FitFacts:
+    """Gather what a fit knows of itself.
+
+    Args:
+        store: Features of all patches.
+        result: What the fit found.
+        groups: Number of each image's group of copies, which count once, shape ``(images,)``.
+        images: Numbers of the images that were scored out of bag, shape ``(n,)``.
+        image_scores: Their out-of-bag scores, shape ``(n,)``.
+
+    Returns:
+        The facts.
+    """
+    first: dict[int, int] = {}
+    for place, group in enumerate(groups.cpu()[images].tolist()):
+        first.setdefault(group, place)
+    different = torch.tensor(list(first.values()))
+    ranked = None
+    if result.scores is not None:
+        arguments = result.features, result.radii, result.indices, groups, result.scores.fused, images[different]
+        ranked = repeatability(store, *arguments)
+    same_place, by_chance = same_place_share(store)
+    patches = result.kept[0, 0].numel()
+    return FitFacts(
+        images=len(groups),
+        different=len(groups.unique()),
+        scores=tuple(score for score in image_scores.cpu()[different].tolist() if math.isfinite(score)),
+        repeatability=ranked,
+        removed=1 - float(result.kept.float().mean(dim=(1, 2, 3)).min()),
+        radii=radii_share(result.features, result.radii, groups[result.indices // patches]),
+        same_place=same_place,
+        same_place_by_chance=by_chance,
+    )
+
+
+@torch.no_grad()
+def repeatability(
+    store: FeatureStore,
+    bank: torch.Tensor,
+    radii: torch.Tensor,
+    indices: torch.Tensor,
+    groups: torch.Tensor,
+    scores: torch.Tensor,
+    images: torch.Tensor,
+    seed: int = 0,
+) -> float | None:
+    """Return how alike two halves of the images rank images: Spearman's rank correlation.
+
+    Each image is scored twice: by the patches of the memory bank that one half of the images brought, and by those of
+    the other half, without its own and its copies'. Only the patches with the highest noise scores are compared, which
+    decide the score.
+
+    Args:
+        store: Features of all patches.
+        bank: Patches of the memory bank, shape ``(m, channels)``.
+        radii: Their support radii, shape ``(m,)``.
+        indices: Numbers of these patches, shape ``(m,)``.
+        groups: Number of each image's group of copies, shape ``(images,)``. A group is not cut.
+        scores: Noise scores, shape ``(images, height, width)``.
+        images: Numbers of the images to rank, shape ``(n,)``.
+        seed: Seed of the halves.
+
+    Returns:
+        The correlation; ``None`` for fewer than 3 images that both halves can score, or scores that are all alike.
+    """
+    patches, device = scores[0].numel(), indices.device
+    group_of_row = groups[indices // patches]
+    count = int(groups.max()) + 1
+    first_half = torch.zeros(count, dtype=torch.bool)
+    first_half[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: count // 2]] = True
+    half_of_row = first_half.to(device)[group_of_row]
+    top = max(1, math.ceil(RANKED_SHARE * patches))
+    smallest = radii.square()
+    by_half = []
+    for image in images.tolist():
+        places = scores[image].flatten().topk(top).indices.to(device)
+        squares = torch.cdist(store.rows(image * patches + places), bank).square_()
+        squares = torch.maximum(squares, smallest).masked_fill_(group_of_row == groups[image], torch.inf)
+        each = [squares.masked_fill(rows, torch.inf).amin(dim=1).amax() for rows in (half_of_row, ~half_of_row)]
+        by_half.append(torch.stack(each))
+    pairs = torch.stack(by_half).double().cpu()
+    one, other = pairs[pairs.isfinite().all(dim=1)].numpy().T
+    if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:  # noqa: PLR2004
+        return None
+    return float(spearmanr(one, other).statistic)
+
+
+def same_place_share(store: FeatureStore) -> tuple[float | None, float]:
+    """Return how often the most similar patch of other images lies at about the same place.
+
+    Args:
+        store: Features of all patches.
+
+    Returns:
+        The share among some patches of some images, ``None`` for a single image; and the share by chance.
+    """
+    images, height, width, _ = store.shape
+    rows, columns = torch.arange(height), torch.arange(width)
+    near_rows = ((rows[:, None] - rows[None]).abs() <= SAME_PLACE).float()
+    near_columns = ((columns[:, None] - columns[None]).abs() <= SAME_PLACE).float()
+    chance = float(near_rows.mean() * near_columns.mean())
+    if images < 2:  # noqa: PLR2004
+        return None, chance
+    patches = height * width
+    device = store.device
+    chosen = torch.linspace(0, images - 1, min(images, ALIGNMENT_IMAGES), device=device).round().long()
+    places = torch.linspace(0, patches - 1, min(patches, ALIGNMENT_PLACES + 2), device=device).round().long()[1:-1]
+    everything = store.rows((chosen[:, None] * patches + torch.arange(patches, device=device)).flatten())
+    everything = everything - everything.mean(dim=0)  # expanded squares lose digits far from the origin
+    norms = everything.square().sum(dim=1)
+    image_of = torch.arange(len(chosen), device=device).repeat_interleave(patches)
+    found = []
+    for number in range(len(chosen)):
+        queries = everything[number * patches + places]
+        squares = torch.addmm(norms, queries, everything.T, alpha=-2)
+        nearest = squares.masked_fill_(image_of == number, torch.inf).argmin(dim=1) % patches
+        apart = torch.maximum((nearest // width - places // width).abs(), (nearest % width - places % width).abs())
+        found.append(apart <= SAME_PLACE)
+    return float(torch.cat(found).float().mean()), chance
+
+
+def radii_share(bank: torch.Tensor, radii: torch.Tensor, groups: torch.Tensor) -> float:
+    """Return the share of patches whose support radius is larger than the distance to the nearest other patch.
+
+    Args:
+        bank: Patches of the memory bank, shape ``(m, channels)``.
+        radii: Their support radii, shape ``(m,)``.
+        groups: Group of copies that each of them comes from, shape ``(m,)``: those of the same group do not count.
+
+    Returns:
+        The share among evenly spread patches.
+    """
+    if not radii.any():
+        return 0.0
+    rows = torch.linspace(0, len(bank) - 1, min(len(bank), RADII_ROWS), device=bank.device).round().long()
+    bites = []
+    for part in rows.split(256):
+        distances = torch.cdist(bank[part], bank)
+        distances.masked_fill_(groups[part][:, None] == groups, torch.inf)
+        bites.append(radii[part] > distances.amin(dim=1))
+    return float(torch.cat(bites).float().mean())
+
+
+def self_check(facts: FitFacts, threshold: float, asked: float | None, scale: float | None = None) -> SelfCheck:
+    """Judge a fit.
+
+    Args:
+        facts: What the fit knows of itself.
+        threshold: Threshold of the image score.
+        asked: Share of false alarms that the threshold is meant to give, above 0 and below 1; ``None`` if it comes from
+            elsewhere, such as labels.
+        scale: Sides of the images divided by those that the model sees, the larger one; ``None`` if not known.
+
+    Returns:
+        The verdict.
+    """
+    scores: Sequence[float] = facts.scores
+    images = len(scores)
+    above = sum(score > threshold for score in scores)
+    interval = None
+    if images and math.isfinite(threshold):
+        expected = above if asked is None else asked * images
+        # Those above may all be defects, and may all be good
+        interval = rate_interval(min(expected, above), images)[0], rate_interval(max(expected, above), images)[1]
+    # More than twice the share and chance explain; of a threshold that comes from elsewhere nothing is expected
+    second = asked is not None and bool(binom.sf(above - 1, images, min(FACTOR * asked, 1.0)) < LEVEL)
+    verdict, reason, advice = _judge(images, above, asked, second)
+    return SelfCheck(verdict, reason, advice, facts, threshold, asked, above, interval, second, scale)
+
+
+def _judge(images: int, above: int, asked: float | None, second_group: bool) -> tuple[Verdict, str, str]:
+    """Return verdict, reason and advice.
+
+    Args:
+        images: Number of images that were scored.
+        above: Number of those above the threshold.
+        asked: Share of false alarms that was asked for.
+        second_group: Whether there are more of these than it explains.
+    """
+    if not images:
+        return REFUSE, "no image could be scored as if it were new, since there is no other one", "Add good images."
+    if asked is None:
+        return (
+            TRUST,
+            "the threshold was given, or comes from labeled images or an expected share of defects",
+            "Try it on images that were neither trained nor labeled, if those are few.",
+        )
+    few = fewest_images(min(FACTOR * asked, 0.5))
+    if images < few:
+        return (
+            REFUSE,
+            f"{counted(images, 'image')} cannot tell {_percent(FACTOR * asked)} % of false alarms from none, which "
+            f"takes {few}",
+            "Add good images and train again, or set the threshold with labeled images.",
+        )
+    if second_group:
+        return (
+            LOOK,
+            f"{above} of {images} images are above the threshold, where {_percent(asked)} % of good ones should be: "
+            "defects, or a rare variant of good images",
+            "Look at the first images of the report, set the defects aside and train again. If they are good, expect "
+            "as many false alarms.",
+        )
+    return TRUST, f"{images} images are enough, and no more of them stand apart than is to be expected", "Use it."
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, with a digit behind the point where it is small."""
+    percent = 100 * share
+    return f"{percent:.0f}" if percent >= 1 or round(percent, 1) == 0 else f"{percent:.1f}"
