@@ -274,7 +274,8 @@ class Run:
             place = Path(name.removeprefix(LOCAL_DIR))
             weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
         sizes = [self.options.image_size, self.options.tiles]
-        return [__version__, name, weights, layers, *sizes, self.options.neighborhood]
+        compared = [self.options.neighborhood, self.options.model_options.get("min_images")]
+        return [__version__, name, weights, layers, *sizes, *compared]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
         return key_of(self._settings(), str(self.folder), dict(files))

@@ -142,6 +142,7 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
         folder,
         backbone=options.backbone.name,
         layers=options.backbone.layers,
+        min_images=options.model_options.get("min_images", "auto"),
         **options.comparison,
         image_size=options.image_size,
         tile=tiles.get("tile_size"),

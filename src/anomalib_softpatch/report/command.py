@@ -31,6 +31,7 @@ def report(
     weights: WeightsName | None = None,
     discriminators: list[str] = ["knn"],  # noqa: B006  # a tuple would ask for another syntax there
     threshold: float = 0.15,
+    min_images: float | Literal["auto"] = "auto",
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 1,
     image_size: Size = None,
@@ -63,6 +64,7 @@ def report(
         discriminators: How noise is scored: knn (distance to the second nearest other image), lof, gaussian or nearest;
             the ranks of several are averaged.
         threshold: Share of all patches that counts as removed in the report.
+        min_images: Of knn: normal is what at least so many images show, a number or a share of them. auto is 3.
         lof_k: Neighbors of lof.
         neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
             position), or of the whole image.
@@ -110,6 +112,7 @@ def report(
         layers=chosen.layers,
         discriminators=discriminators,
         threshold=threshold,
+        min_images=min_images,
         lof_k=lof_k,
         neighborhood=neighborhood,
         image_size=size,

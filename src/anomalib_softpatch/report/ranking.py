@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
+from anomalib_softpatch.components.constraints import MIN_IMAGES, check
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_scores import projection_matrix
+from anomalib_softpatch.components.support_radii import support_of
 from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.image_size import checked_size, checked_tiles, choose_size, described, typical_image
@@ -43,6 +45,7 @@ def rank_images(
     layers: Sequence[str] = ("layer2", "layer3"),
     discriminators: Sequence[str] = ("knn",),
     threshold: float = 0.15,
+    min_images: float | Literal["auto"] = "auto",
     lof_k: int = 6,
     neighborhood: int | Literal["image"] = 1,
     image_size: int | Sequence[int] | None = None,
@@ -67,6 +70,8 @@ def rank_images(
         discriminators: How noise is scored, one or more of ``DISCRIMINATORS``: ``knn`` (the distance to the second
             nearest other image), ``lof``, ``gaussian``, ``nearest``; the ranks of several are averaged.
         threshold: Share of all patches that counts as removed.
+        min_images: Of ``knn``: normal is what at least so many images show, a number or a share of them. ``"auto"`` is
+            3, that is the distance to the second nearest other image.
         lof_k: Neighbors of ``lof``.
         neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
             position), or of the whole image (``"image"``).
@@ -102,8 +107,8 @@ def rank_images(
         paths, skipped = [Path(path) for path in images], []
         source = "images"
     given_size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
-    torch_device = _check_options(backbone, layers, discriminators, threshold, lof_k, neighborhood, batch_size,
-                                  num_workers, device)  # fmt: skip
+    torch_device = _check_options(backbone, layers, discriminators, threshold, min_images, lof_k, neighborhood,
+                                  batch_size, num_workers, device)  # fmt: skip
     console = Console(stderr=True, quiet=not progress)
     try:
         extractor = PatchFeatureExtractor(backbone, list(layers)).eval().to(torch_device)
@@ -140,7 +145,9 @@ def rank_images(
         features.clear()
         groups = duplicate_groups([item.content for item in read], compared)
         compared = compared[representatives(groups).to(torch_device)]
-        scores = score_patches(compared, discriminators, lof_k=lof_k, neighborhood=neighborhood).fused.float().cpu()
+        knn_k = max(support_of(min_images, len(compared)), default=1)
+        scored = score_patches(compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood)
+        scores = scored.fused.float().cpu()
         kept = keep_mask(scores, threshold)
     return Findings(
         paths=[str(item.path) for item in read],
@@ -156,7 +163,8 @@ def rank_images(
             "Image size": f"{described(size)} pixels (height x width)",
             **({"Tiles": f"{described(tiles['tile_size'])}, every {described(tiles['stride'])}"} if tiles else {}),
             "Discriminators": ", ".join(discriminators),
-            "Neighbourhood": str(neighborhood),
+            "Least images": str(min_images),
+            "Neighborhood": str(neighborhood),
             "Patches removed": f"{100 * threshold:g} %",
         },
         notes=notes,
@@ -266,6 +274,7 @@ def _check_options(
     layers: Sequence[str],
     discriminators: Sequence[str],
     threshold: float,
+    min_images: float | Literal["auto"],
     lof_k: int,
     neighborhood: int | Literal["image"],
     batch_size: int,
@@ -281,6 +290,7 @@ def _check_options(
     ):
         check_whole_number(name, value, smallest)
     check_share("threshold", threshold)
+    check({"min_images": min_images}, {"min_images": MIN_IMAGES})
     unknown = [name for name in discriminators if name not in DISCRIMINATORS]
     if unknown or not discriminators:
         msg = f"discriminators={list(discriminators)} must be one or more of {', '.join(DISCRIMINATORS)}."

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from timm.models import save_for_hf
+from torchvision.transforms.v2.functional import normalize, resize
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
@@ -86,6 +87,23 @@ def test_ranks_copies_and_lists_without_touching_the_folder(
     printed = capfd.readouterr()
     assert "12 images ranked, 0 files skipped" in printed.out
     assert "12/12" in printed.err
+
+
+@pytest.mark.parametrize(("min_images", "nearest"), [("auto", 2), (1, 1), (2, 1), (5, 4), (0.5, 5)])
+def test_so_many_images_must_show_something(
+    min_images: float | str, nearest: int, folder: Path, small_backbone: str
+) -> None:
+    """Scores are distances to the image of that rank, by NumPy: of twelve images, half are six."""
+    options = {"backbone": small_backbone, "layers": LAYERS, "neighborhood": 0, "image_size": 64}
+    found = rank_images(folder, min_images=min_images, **options)
+    extractor = PatchFeatureExtractor(small_backbone, LAYERS).eval()
+    images = torch.stack([torch.from_numpy(read_image(path)[0]) for path in found.paths])
+    images = resize(images, [64, 64], antialias=True)
+    with torch.no_grad():
+        features = extractor(normalize(images, ranking.MEAN, ranking.STANDARD_DEVIATION)).double().numpy()
+    distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
+    expected = np.sort(distances, axis=1)[:, nearest]  # the first one is the image itself
+    np.testing.assert_allclose(found.scores.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_broken_and_odd_files_are_listed(folder: Path, small_backbone: str, tmp_path: Path) -> None:
@@ -174,6 +192,7 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
         ({"image_size": 0}, "image_size=0 must be a whole number of 32 or more"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"neighborhood": -1}, "neighborhood=-1"),
+        ({"min_images": 1.5}, "min_images must be 'auto', a number of images of at least 1"),
         ({"layers": []}, "layers must name"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"device": "abacus"}, "device='abacus' cannot be used here"),
