@@ -234,7 +234,13 @@ def test_given_again_it_computes_what_depends_on_the_options(
 ) -> None:
     """The same command computes nothing, and no other threshold, no decision and no move needs the backbone."""
     output, *_ = finished
-    monkeypatch.setattr(PatchFeatureExtractor, "_extract", lambda *_: pytest.fail("the backbone was run"))
+    extract = PatchFeatureExtractor._extract
+
+    def no_image(self: PatchFeatureExtractor, images: torch.Tensor) -> torch.Tensor:
+        assert not images.any(), "the backbone was run on more than zeros, by which the size is tried"
+        return extract(self, images)
+
+    monkeypatch.setattr(PatchFeatureExtractor, "_extract", no_image)
     command = ("clean-train", folder, *options)
     threshold = json.loads((output / "summary.json").read_text())["threshold"]
     everything = contents(output)
