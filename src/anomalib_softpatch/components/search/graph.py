@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Rows, nearer, put, select
 from anomalib_softpatch.components.search.bounds import LeadingAxes, rounding_allowance, sufficient_axes
 from anomalib_softpatch.components.search.exact import SMALLEST_INDEX, PrunedIndex
-from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_row
+from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_neighbors
 from anomalib_softpatch.components.tracing import rows_of, without_autocast
 
 # One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size
@@ -101,7 +101,7 @@ class GraphSearch:
         found, in_doubt = put(found, some, longer), in_doubt.index_put((some,), still)
         some = rows_of(in_doubt)
         # Where it is not needed, of a few rows only
-        plainly = nearest_row(
+        distances, rows = nearest_neighbors(
             queries.index_select(0, some),
             self.features,
             within=part,
@@ -109,7 +109,7 @@ class GraphSearch:
             norms=self.norms,
             radii=self.radii,
         )
-        return put(found, some, nearer(select(found, some), plainly))
+        return put(found, some, nearer(select(found, some), (distances.squeeze(1), rows.squeeze(1))))
 
     def _by_shortlist(
         self, queries: torch.Tensor, part: Rows, known: Nearest | None, size: int

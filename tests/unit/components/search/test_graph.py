@@ -13,12 +13,11 @@ import torch
 from test_exact import RADII, RANGES, PeakMemory, anisotropic, brute_force, make_radii
 from torch import nn
 
-from anomalib_softpatch.components import MemoryBank
+from anomalib_softpatch.components import MemoryBank, nearest_neighbors
 from anomalib_softpatch.components.search import bounds, plain
 from anomalib_softpatch.components.search import graph as module
 from anomalib_softpatch.components.search.bank import contains
 from anomalib_softpatch.components.search.graph import GraphSearch
-from anomalib_softpatch.components.search.plain import nearest_row
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +36,9 @@ def searched_again(monkeypatch):
 
     def search(queries, bank, **options):
         counts.append(len(queries))
-        return nearest_row(queries, bank, **options)
+        return nearest_neighbors(queries, bank, **options)
 
-    monkeypatch.setattr(module, "nearest_row", search)
+    monkeypatch.setattr(module, "nearest_neighbors", search)
     return counts
 
 

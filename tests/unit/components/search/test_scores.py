@@ -36,19 +36,27 @@ def score(search, queries, weights, ranges, shape, smoothing=0.0):
     return score_by_banks(search, queries, bank, shape, smoothing)
 
 
-class Search:
-    """The plain search, which remembers what it was asked for."""
-
+class PlainSearch:
     def __init__(self, bank, radii=None):
         self.bank = bank
         self.radii = radii
+
+    def nearest(self, queries, part, known=None):
+        radii = None if self.radii is None else self.radii[slice(*part)]
+        distances, rows = nearest_neighbors(queries, self.bank[slice(*part)], radii=radii)
+        return nearer(known, (distances.squeeze(1), rows.squeeze(1) + part[0]))
+
+
+class Search(PlainSearch):
+    """The plain search, which remembers what it was asked for."""
+
+    def __init__(self, bank, radii=None):
+        super().__init__(bank, radii)
         self.searched = []
 
     def nearest(self, queries, part, known=None):
         self.searched.append((part, len(queries), known))
-        radii = None if self.radii is None else self.radii[slice(*part)]
-        distances, rows = nearest_neighbors(queries, self.bank[slice(*part)], radii=radii)
-        return nearer(known, (distances.squeeze(1), rows.squeeze(1) + part[0]))
+        return super().nearest(queries, part, known)
 
     def count(self, part):
         """Patches that were compared with a part."""
@@ -238,7 +246,7 @@ class Model(nn.Module):
     def forward(self, images):
         batch, channels, height, width = images.shape
         queries = images.permute(0, 2, 3, 1).reshape(-1, channels)
-        return score(Search(self.bank), queries, self.weights, TWO, (batch, height, width), 1.0)
+        return score(PlainSearch(self.bank), queries, self.weights, TWO, (batch, height, width), 1.0)
 
 
 def test_export(tmp_path):
