@@ -111,11 +111,10 @@ def test_image_size(measure: Callable, tmp_path: Path) -> None:
             pixels[mask > 0] = 0
             (tmp_path / "parts" / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / "parts" / kind / f"{number}.png")
-    _, record = measure("image_size.py", f"--root={tmp_path}", "--category=parts", "--sizes", "64x64", "kept", "tiles",
+    _, record = measure("image_size.py", f"--root={tmp_path}", "--category=parts", "--sizes", "64x64", "tiles",
                         "--tile", "64", "32", "--tile-coreset", "0.01", "--map-size", "48", "80")  # fmt: skip
     patches = {
         "64 x 64": 8 * 8,
-        "192 x 336 (aspect ratio kept)": 24 * 42,
         "96 x 160 in tiles of 64 every 32, coreset 0.01": 12 * 20,
     }
     assert record["rows"].keys() == patches.keys()
