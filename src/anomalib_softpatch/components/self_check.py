@@ -7,12 +7,12 @@ The out-of-bag scores are what training images would score had they not been in 
 false alarms can be known, whether more of the images are above the threshold than it allows for, and, with the memory
 bank cut into two halves of the images, whether two halves rank the images alike.
 
-Limits are those of statistical tests at the level of 5 %, none is fitted to images. The threshold asks for a share ``a``
-of false alarms, and a sentence such as "about 5 %" holds within a factor of two:
+Limits are those of statistical tests at the level of 5 %, none is fitted to images. The threshold asks for a share
+``a`` of false alarms, and a sentence such as "about 5 %" holds within a factor of two:
 
-- among ``n`` images the highest score is, with a confidence of 95 %, one that a share of ``2 a`` exceeds only if
-  ``(1 - 2 a)^n`` is 0.05 or less: 29 images for 5 % (Wilks, Determination of Sample Sizes for Setting Tolerance Limits,
-  Annals of Mathematical Statistics 1941). With fewer the threshold is not to be used.
+- of the highest score of ``n`` images it is known, with a confidence of 95 %, that no more than a share of ``2 a``
+  exceeds it if ``(1 - 2 a)^n`` is 0.05 or less: 29 images for 5 % (Wilks, Determination of Sample Sizes for Setting
+  Tolerance Limits, Annals of Mathematical Statistics 1941). With fewer the threshold is not to be used.
 - more images above the threshold than ``2 a`` and chance explain are a second group: defects, or a rare variant of good
   images, which takes a look.
 
