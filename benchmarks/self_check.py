@@ -187,8 +187,8 @@ def main() -> None:
             runs = [run for columns in rows.values() for column in columns for run in column]
             right, held = (sum(run[key] for run in runs) for key in ("right", "in interval"))
             title = (
-                f"What the self-check said of each run (right of {right:.0f} of {len(runs)}), and what the test images "
-                f"say; {held:.0f} times the false alarms were in the interval that it gave"
+                f"What the self-check said of each run (right about {right:.0f} of {len(runs)}), and what the test "
+                f"images say; {held:.0f} times the false alarms were in the interval that it gave"
             )
             save_results(options.save, title, headings, rows, KEYS)
     print(f"\n{title}\n")

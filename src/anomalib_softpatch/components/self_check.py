@@ -7,15 +7,16 @@ The out-of-bag scores are what training images would score had they not been in 
 false alarms can be known, whether more of the images are above the threshold than it allows for, and, with the memory
 bank cut into two halves of the images, whether two halves rank the images alike.
 
-Limits are those of statistical tests at the level of 5 %, none is fitted to images:
+Limits are those of statistical tests at the level of 5 %, none is fitted to images. The threshold asks for a share
+``a`` of false alarms, and a sentence such as "about 5 %" holds within a factor of two:
 
-- the threshold asks for a share ``a`` of false alarms. Among ``n`` images the highest score is, with a confidence of
-  95 %, above that share only if ``(1 - a)^n`` is 0.05 or less: 59 images for 5 % (Wilks, Determination of Sample Sizes
-  for Setting Tolerance Limits, Annals of Mathematical Statistics 1941). Fewer than that takes a look; with so few that
-  not even ``2 a`` can be told from nothing, 29 images, the threshold is not to be used.
-- a sentence such as "about 5 %" holds within a factor of two. More images above the threshold than ``2 a`` and chance
-  explain are a second group: defects, or a rare variant of good images.
-- rankings that are not correlated beyond chance are not to be trusted.
+- of the highest score of ``n`` images it is known, with a confidence of 95 %, that no more than a share of ``2 a``
+  exceeds it if ``(1 - 2 a)^n`` is 0.05 or less: 29 images for 5 % (Wilks, Determination of Sample Sizes for Setting
+  Tolerance Limits, Annals of Mathematical Statistics 1941). With fewer the threshold is not to be used.
+- more images above the threshold than ``2 a`` and chance explain are a second group: defects, or a rare variant of good
+  images, which takes a look.
+
+What this is worth on images with labels is in ``docs/self_check.md``: defects that score like good images are not seen.
 """
 
 import math
@@ -35,6 +36,7 @@ TRUST: Verdict = "trust it"
 LOOK: Verdict = "look at the proposed images first"
 REFUSE: Verdict = "do not use it"
 
+TRUST_ADVICE = "Use it if few of the images are bad: many that score like good ones would not be seen here."
 LEVEL = 0.05  # of all tests
 FACTOR = 2.0  # within which a share of false alarms has to hold for "about"
 # Of the alignment: images and positions that are compared, and how far away counts as the same place
@@ -402,7 +404,7 @@ def _judge(images: int, above: int, asked: float | None, second_group: bool) -> 
             "Look at the first images of the report, set the defects aside and train again. If they are good, expect "
             "as many false alarms.",
         )
-    return TRUST, f"{images} images are enough, and no more of them stand apart than is to be expected", "Use it."
+    return TRUST, f"{images} images are enough, and no more of them stand apart than is to be expected", TRUST_ADVICE
 
 
 def _percent(share: float) -> str:

@@ -3,6 +3,7 @@
 
 """The command clean-train: what it refuses, and what it makes of a folder that changes between two runs."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning import command, stages
 from anomalib_softpatch.cleaning.command import clean_train
+from anomalib_softpatch.components.self_check import FitFacts
 from anomalib_softpatch.report.decisions import undo
 
 
@@ -41,7 +43,8 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert all(path.is_file() for path in paths)
         computed.append(f"fit on {len(paths)}")
         (output / "model.ckpt").write_text(" ".join(path.name for path in paths))
-        return {"threshold": 1.0}
+        facts = FitFacts(len(paths), len(paths), (0.5,) * len(paths), None, 0.0, 0.0, None, 0.0)
+        return {"threshold": 1.0, "facts": asdict(facts), "scale": None}
 
     monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("resnet18", ["layer2"]))  # needs no hub
     monkeypatch.setattr(stages, "check", lambda options, _: options)
