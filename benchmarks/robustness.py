@@ -336,7 +336,13 @@ def plot(path: Path, rows: Rows, names: Sequence[str], settings: Sequence[str]) 
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     figure, grid = plt.subplots(
-        2, len(names), figsize=(2.6 * len(names) + 1, 5.5), sharex="col", squeeze=False, layout="constrained"
+        2,
+        len(names),
+        figsize=(2.6 * len(names) + 1, 5.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     for axes, name in zip(grid.T, names, strict=True):
         chosen = rows_of(rows, name)
