@@ -30,6 +30,7 @@ COMMANDS = {
     "clean-train": ("anomalib_softpatch.cleaning.command", "clean_train"),
     "undo": ("anomalib_softpatch.report.decisions", "undo"),
 }
+BOOLEANS = {"true", "false", "yes", "no"}
 MODEL_OPTIONS = "model_options"  # parameter of commands that train a model
 
 
@@ -82,7 +83,7 @@ def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., Non
     while rest:
         argument = rest.pop(0)
         written.append(argument)
-        if argument in switches and (not rest or rest[0].startswith("--")):
+        if argument in switches and (not rest or rest[0].lower() not in BOOLEANS):
             written.append("true")
         numbers = list(takewhile(str.isdecimal, rest)) if argument in sizes else []
         if len(numbers) > 1:

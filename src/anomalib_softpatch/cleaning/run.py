@@ -87,7 +87,7 @@ class Run:
             found = stages.make_report(self.folder, self.output, self.options)
             self.state.finish("report", key, found)
         self.ranked, self.unreadable = found["ranked"], found["unreadable"]
-        self.largest_value = found.get("largest_value", EIGHT_BITS)  # missing before 0.4
+        self.largest_value = found.get("largest_value", EIGHT_BITS)
 
     def choose(self, decisions: Mapping[str, str], share: float) -> None:
         """Choose what is set aside, and write the list.
@@ -109,7 +109,7 @@ class Run:
         self._say(2, f"set aside {counted(len(self.reasons), 'image')} ({kinds})" if kinds else "nothing to set aside")
         gone = len([name for name in decisions if name not in self.files])
         if gone:
-            sys.stdout.write(f"      {gone} images that were decided about are not in the folder any more.\n")
+            sys.stdout.write(f"      {counted(gone, 'image')} with a decision: not in the folder any more.\n")
         if len(self.training) < FEWEST_IMAGES:
             msg = f"Only {len(self.training)} of {len(self.files)} images are left to train on. Set fewer aside."
             raise ValueError(msg)
@@ -221,11 +221,12 @@ class Run:
         check = self.check
         assert check is not None
         page = self.output / REPORT / PAGE
-        again = (
-            f"anomalib-softpatch clean-train {shlex.quote(to_text(self.folder))} --output "
-            f"{shlex.quote(to_text(self.output))}"
-        )
-        next_step = {TRUST: command, LOOK: f"{again} --decisions decisions.csv", REFUSE: again}[check.verdict]
+        again = "the same command"  # its options belong to it
+        next_step = {
+            TRUST: command,
+            LOOK: f"{again} with --decisions decisions.csv",
+            REFUSE: f"{again} with more images",
+        }[check.verdict]
         summary: dict[str, Any] = {
             "version": __version__,
             "folder": to_text(self.folder),
@@ -255,7 +256,7 @@ class Run:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
         lines = [
             f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
-            "normalised).",
+            "normalized).",
             *check.lines,
             *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
             f"Report:    {page} (decide in it, then use --decisions decisions.csv)",

@@ -308,18 +308,18 @@ def same_place_share(store: FeatureStore) -> tuple[float | None, float]:
     device = store.device
     chosen = torch.linspace(0, images - 1, min(images, ALIGNMENT_IMAGES), device=device).round().long()
     places = torch.linspace(0, patches - 1, min(patches, ALIGNMENT_PLACES + 2), device=device).round().long()[1:-1]
-    everything = store.rows((chosen[:, None] * patches + torch.arange(patches, device=device)).flatten())
-    everything = everything - everything.mean(dim=0)  # expanded squares lose digits far from the origin
-    norms = everything.square().sum(dim=1)
-    image_of = torch.arange(len(chosen), device=device).repeat_interleave(patches)
-    found = []
-    for number in range(len(chosen)):
-        queries = everything[number * patches + places]
-        squares = torch.addmm(norms, queries, everything.T, alpha=-2)
-        nearest = squares.masked_fill_(image_of == number, torch.inf).argmin(dim=1) % patches
-        apart = torch.maximum((nearest // width - places // width).abs(), (nearest % width - places % width).abs())
-        found.append(apart <= SAME_PLACE)
-    return float(torch.cat(found).float().mean()), chance
+    queries = store.rows((chosen[:, None] * patches + places).flatten())
+    least = torch.full((len(queries),), torch.inf, device=device)
+    nearest = torch.zeros(len(queries), dtype=torch.long, device=device)
+    image_of = torch.arange(len(chosen), device=device).repeat_interleave(len(places))
+    for number, image in enumerate(chosen.tolist()):  # one image at a time: large ones need much memory
+        others = store.rows(image * patches + torch.arange(patches, device=device))
+        values, found = torch.cdist(queries, others).min(dim=1)
+        nearer = (values < least) & (image_of != number)
+        least, nearest = torch.where(nearer, values, least), torch.where(nearer, found, nearest)
+    place = places.repeat(len(chosen))
+    apart = torch.maximum((nearest // width - place // width).abs(), (nearest % width - place % width).abs())
+    return float((apart <= SAME_PLACE).float().mean()), chance
 
 
 def radii_share(bank: torch.Tensor, radii: torch.Tensor, groups: torch.Tensor) -> float:

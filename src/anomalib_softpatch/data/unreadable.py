@@ -28,7 +28,7 @@ def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
     datasets = _datasets(datamodule)
     reasons = _reasons(reason_against, _paths(datasets))
     by_anomalib = [path for path in _paths(read_by_anomalib(datasets)) if path not in reasons]
-    return dict(sorted((reasons | _reasons(reason_against_anomalib, by_anomalib)).items()))
+    return dict(sorted((reasons | _reasons(_unreadable_by_anomalib, by_anomalib)).items()))
 
 
 def misread_images(datasets: Iterable[Any], largest_value: int = EIGHT_BITS) -> dict[str, str]:
@@ -103,6 +103,13 @@ def _reasons(reason: Callable[[str], str], paths: Sequence[str]) -> dict[str, st
     """Return the reasons against files, by path."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders let other threads run
         return {path: said for path, said in zip(paths, pool.map(reason, paths), strict=True) if said}
+
+
+def _unreadable_by_anomalib(path: str) -> str:
+    try:
+        return reason_against_anomalib(path)
+    except UnreadableImageError as error:
+        return str(error)
 
 
 def _misread(path: str, largest_value: int) -> str:

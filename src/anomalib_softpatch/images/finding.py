@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomalib_softpatch.text import shown
+from anomalib_softpatch.text import counted, shown
 
 # Those of torchvision and Anomalib, without the seconds that importing them takes: a wrong folder is refused at once.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -86,10 +86,13 @@ def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     check_folder(folder)
     found = list_files(folder)
     if not found.images:
-        linked = f" {len(found.linked)} links to folders are not followed." if found.linked else ""
+        number = len(found.linked)
+        linked = (
+            f" {counted(number, 'link')} to folders {'is' if number == 1 else 'are'} not followed." if number else ""
+        )
         msg = (
             f"folder={str(folder)!r} has no images ({', '.join(IMAGE_EXTENSIONS)}) in it or in its subfolders, "
-            f"among {len(found.others)} files.{linked}"
+            f"among {counted(len(found.others), 'file')}.{linked}"
         )
         raise ValueError(msg)
     others = [(str(file), f"not an image file: '{file.suffix}'") for file in found.others]

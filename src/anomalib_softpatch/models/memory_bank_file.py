@@ -8,8 +8,8 @@ Tensors: ``memory_bank`` (patches x channels, or one channel more in files of ve
 ``banks`` (first row and row after the last of each bank) and ``post_processor.*`` (thresholds and ranges of the
 scores). Metadata, JSON texts: ``format``, ``version`` of this package, ``model``, ``backbone``, ``input_size`` (height
 and width, or null) and what a model must have in common with the one that was trained: ``layers``,
-``patch_embedding``, ``precision``, ``score_smoothing`` and ``backbone_sha256``, a hash of the backbone's weights, which
-are not in the file.
+``patch_embedding``, ``precision``, ``score_smoothing``, ``tiles`` and ``backbone_sha256``, a hash of the backbone's
+weights, which are not in the file. ``largest_value`` is the white of the images that the model was trained on.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from anomalib_softpatch._version import __version__
 from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.components.hashing import describe
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.models.compatibility import (
     BACKBONE_HASH,
     REQUIREMENTS,
     SCORE_SMOOTHING,
+    TILES,
     Origin,
     own_name,
     reason_against,
@@ -88,7 +90,8 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
         "model": own_name(type(model)),
         "backbone": model.hparams.get("backbone"),
         "input_size": model.input_size and list(model.input_size),
-        **{name: REQUIREMENTS[name](model) for name in (*ASKED_FOR, SCORE_SMOOTHING)},
+        "largest_value": model.largest_value,
+        **{name: REQUIREMENTS[name](model) for name in (*ASKED_FOR, SCORE_SMOOTHING, TILES)},
     }
     with atomic_output(path) as temporary:
         save_file(
@@ -123,7 +126,8 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
         model=metadata["model"],
         backbone=metadata.get("backbone"),
         requirements={name: metadata[name] for name in ASKED_FOR}
-        | {SCORE_SMOOTHING: metadata.get(SCORE_SMOOTHING, 0.0), "memory_banks": len(tensors["banks"])},
+        | {name: metadata.get(name, default) for name, default in ((SCORE_SMOOTHING, 0.0), (TILES, None))}
+        | {"memory_banks": len(tensors["banks"])},
     )
     if reason := reason_against(model, origin):
         msg = f"{path} {reason}"
@@ -141,6 +145,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
 
     features, weights, radii = (tensors[name].to(model.device) for name in ("memory_bank", "weights", "radii"))
     torch_model.set_memory_bank(MemoryBank(features, weights, radii, banks))
+    model.largest_value = metadata.get("largest_value", EIGHT_BITS)
     model._is_fitted = torch.tensor([True], device=model.device)  # Anomalib's flag
     state = _post_processor_state(model)
     for name, tensor in stored.items():

@@ -86,6 +86,8 @@ def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
         "precision": "float32",
         "score_smoothing": 0.0,
         "input_size": [64, 64],
+        "largest_value": 255,
+        "tiles": None,
     }
 
 
