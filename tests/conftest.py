@@ -75,7 +75,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         cwd: Path,
         python: str | Path = sys.executable,
         env: dict[str, str] | None = None,
-        timeout: float = 300,
+        timeout: float = 500,
     ) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name != "ANOMALIB_SOFTPATCH_AUTOLOAD"}
         result = subprocess.run(
