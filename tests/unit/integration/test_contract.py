@@ -404,7 +404,7 @@ PARTS = [
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 
 # Names with an underscore that are public: the documentation of Python's named tuples names them
-PUBLIC = {"_asdict", "_replace", "_fields"}
+PUBLIC = {"_asdict", "_fields", "_is_protocol", "_replace"}  # of named tuples and of protocols
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)

@@ -63,7 +63,7 @@ class NearestNeighborSearch:
         self.bank = bank
         self.indexes: dict[Rows, Index | None] = {}
         self._state = None if is_traced() else _state(bank)
-        self._left_out: torch.Tensor | None = None
+        self.left_out: torch.Tensor | None = None
 
     def is_of(self, bank: MemoryBank) -> bool:
         """Return whether a bank is the one that is searched, and has not been written to since."""
@@ -76,13 +76,13 @@ class NearestNeighborSearch:
             left_out: Rows of the bank that do not count, boolean of shape ``(m,)``.
         """
         search = copy(self)
-        search._left_out = left_out
+        search.left_out = left_out
         return search
 
     def nearest(self, queries: torch.Tensor, part: Rows, known: Nearest | None = None) -> Nearest:
         """Find the nearest row of a part of the bank; see :meth:`Search.nearest`."""
         rows = slice(*part)
-        left_out = None if self._left_out is None else self._left_out[rows]
+        left_out = None if self.left_out is None else self.left_out[rows]
         if left_out is not None and left_out.all():
             nothing = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
             distances, indices = queries.new_full((len(queries),), torch.inf), nothing
