@@ -80,7 +80,7 @@ def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Pat
     save_for_hf(timm.create_model("resnet18", pretrained=False), tmp_path / "weights")
     backbone = f"local-dir:{tmp_path / 'weights'}"
     engine = fit(mvtec_root, tmp_path, SoftPatch(**(SMALL | {"backbone": backbone, "pre_trained": True})), ratio=None)
-    report(tmp_path / "images", tmp_path / "out", backbone, ["layer2"], ["lof"], neighborhood=0)
+    report(tmp_path / "images", tmp_path / "out", backbone, ["layer2"], discriminators=["lof"], neighborhood=0)
     fitted, looked = (
         pd.read_csv(folder / "images.csv").assign(name=lambda table: [Path(path).name for path in table["path"]])
         for folder in (folder_of(engine), tmp_path / "out")
