@@ -34,7 +34,7 @@ from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, print_table, save_results
-from robustness import ASKED, SETTINGS, SOLAR, NoisySet, check, fit, score
+from robustness import ASKED, NO_OVERLAP, SETTINGS, SOLAR, NoisySet, check, fit, score
 
 SUPERADD_PERCENTILE, SUPERADD_FACTOR = 0.95, 1.421
 # MEBin's own defaults, for maps scaled to 0 to 255
@@ -106,9 +106,9 @@ def main() -> None:
             for seed in options.seeds:
                 noisy_set = NoisySet(name, seed, options, Path(temporary), model)
                 for protocol, column, ratio in noisy_set.columns():
-                    features = noisy_set.features(ratio, protocol)
-                    if ratio == 0 and not protocol.startswith(("overlap", "as")):
+                    if ratio == 0 and protocol == NO_OVERLAP:
                         continue  # the same training and test set as with overlap
+                    features = noisy_set.features(ratio, protocol)
                     fit(model, features.train, SETTINGS["default"], options.coreset, seed)
                     assert model.out_of_bag is not None
                     scores, maps = score(model, features)

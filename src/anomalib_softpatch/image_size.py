@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL import Image
-
-from anomalib_softpatch.images.reading import displayed_size
+from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.options import SMALLEST_SIZE, check_whole_number
 from anomalib_softpatch.text import counted
 
@@ -194,8 +192,7 @@ def _size_of(path: Path) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of very large images, which are not decoded here
-            with Image.open(path) as image:
-                width, height = displayed_size(image)
-                return height, width
+            width, height = image_size(path)
+            return height, width
     except Exception:  # decoders raise whatever they like; who reads the image says why it cannot be
         return None

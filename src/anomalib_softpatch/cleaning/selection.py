@@ -12,6 +12,7 @@ from anomalib_softpatch.cleaning.inventory import exact_copies
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.report.decisions import KEEP, SET_ASIDE
+from anomalib_softpatch.text import shown
 
 COLUMNS = ["path", "reason", "moved_to"]
 
@@ -57,22 +58,18 @@ def choose(
         Reason for each image that is set aside, by name, sorted by name.
     """
     reasons = {name: reason for name, reason in unreadable.items() if name in files}
-    reasons |= {name: f"link to {_shown(image)}" for name, image in (links or {}).items()}
+    reasons |= {name: f"link to {shown(image)}" for name, image in (links or {}).items()}
     decided = {name: decision for name, decision in decisions.items() if name in files and name not in reasons}
     reasons |= {name: "decided by a person" for name, decision in decided.items() if decision == SET_ASIDE}
     kept = {name for name, decision in decided.items() if decision == KEEP}
     for names in exact_copies(files):
         left = [name for name in names if name not in reasons]
         first = next((name for name in left if name in kept), left[0] if left else "")
-        reasons |= {name: f"exact copy of {_shown(first)}" for name in left if name != first and name not in kept}
+        reasons |= {name: f"exact copy of {shown(first)}" for name in left if name != first and name not in kept}
     for rank, name in enumerate(ranked[: round(share * len(ranked))], start=1):
         if name not in kept:
             reasons.setdefault(name, f"number {rank} of the {len(ranked)} images in the report")
     return dict(sorted(reasons.items()))
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() else repr(name)
 
 
 def names_of(decisions: Mapping[Path, str], folder: Path) -> tuple[dict[str, str], int]:

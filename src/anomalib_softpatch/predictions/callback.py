@@ -13,9 +13,8 @@ import numpy as np
 from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, Trainer
-from PIL import Image
 
-from anomalib_softpatch.images.reading import displayed_size
+from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.predictions.table import (
     UNREADABLE,
     Prediction,
@@ -72,10 +71,8 @@ class PredictionTable(Callback):
         transform = getattr(pl_module.pre_processor, "transform", None)
         for number, path in enumerate(outputs.image_path):
             score = float(outputs.pred_score[number])
-            with Image.open(path) as image:
-                size = displayed_size(image)
             anomaly_map = np.squeeze(outputs.anomaly_map[number].float().cpu().numpy())
-            x, y = peak(anomaly_map, size, transform)
+            x, y = peak(anomaly_map, image_size(path), transform)
             said = verdict(score, threshold)
             prediction = Prediction(
                 path=str(path),

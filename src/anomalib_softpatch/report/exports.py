@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from PIL import Image
-
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output
-from anomalib_softpatch.images.reading import displayed_size
+from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.suspicious_regions import SuspiciousRegion, suspicious_regions
 
@@ -80,8 +78,7 @@ def exported_images(findings: Findings) -> list[ExportedImage]:
         path = Path(os.path.abspath(findings.paths[index]))  # noqa: PTH100  # resolve() would follow links
         try:
             str(path).encode()
-            with Image.open(path) as image:
-                width, height = displayed_size(image)
+            width, height = image_size(path)
         except (OSError, UnicodeEncodeError) as error:
             logger.warning("%r is left out of the exports: %s", str(path), error)
             continue
