@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": ("anomalib_softpatch.demo", "main"),
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
     "predict": ("anomalib_softpatch.predictions.command", "predict"),
+    "teach": ("anomalib_softpatch.teaching.command", "teach"),
     "verify": ("anomalib_softpatch.predictions.verification", "verify"),
     "report": ("anomalib_softpatch.report.command", "report"),
     "weights": ("anomalib_softpatch.weights", "weights"),

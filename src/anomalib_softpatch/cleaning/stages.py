@@ -25,7 +25,6 @@ from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.tiles import grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.image_size import choose_size, typical_image
-from anomalib_softpatch.integration.checkpoint_io import CheckpointIO
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 from anomalib_softpatch.models.loading import MODELS
@@ -235,11 +234,7 @@ def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) 
     post_processor.false_alarms = false_alarms
     tensors = (torch.tensor(scores[name], dtype=torch.float32) for name in ("image_scores", "map_peaks"))
     post_processor.decide_without_labels(OutOfBagScores(*tensors))
-    plugin = CheckpointIO(extra_safe_globals=model.checkpoint_safe_globals())
-    checkpoint = plugin.load_checkpoint(output / CHECKPOINT)
-    checkpoint["state_dict"] = model.state_dict()
-    model.on_save_checkpoint(checkpoint)
-    plugin.save_checkpoint(checkpoint, output / CHECKPOINT)
+    model.save_changed(output / CHECKPOINT, output / CHECKPOINT)
     return float(post_processor.image_threshold)
 
 

@@ -18,7 +18,7 @@ Example:
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Literal
 
@@ -42,10 +42,13 @@ from anomalib_softpatch.components.duplicates import duplicate_groups, represent
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
 from anomalib_softpatch.components.search import MemoryBank
-from anomalib_softpatch.components.support_radii import calibrate, support_of, support_radii
+from anomalib_softpatch.components.support_radii import Support, calibrate, find_support, support_of
 from anomalib_softpatch.components.threshold import keep_mask
 
 logger = logging.getLogger(__name__)
+
+# Images known to support a patch beyond those that its radius is made of: so many may be set aside later
+SPARE_IMAGES = 8
 
 CONSTRAINTS = {
     "thresholds": SHARE_TO_REMOVE,
@@ -71,6 +74,8 @@ class DenoisingResult(MemoryBank):
         kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
         shares: Share of all patches that was to be removed from each bank.
         support: Factors of the distances to the k-th nearest images, by k, of which radii are made; empty for no radii.
+        support_images: Images that support the patches of the bank, more of them than radii are made of; ``None`` for
+            no radii.
         groups: Number of each image's group of duplicates, see :func:`duplicate_groups`, shape ``(images,)``.
         keys: Keys of the images in their order; empty if some came without.
     """
@@ -81,6 +86,7 @@ class DenoisingResult(MemoryBank):
     kept: torch.Tensor
     shares: tuple[float, ...]
     support: dict[int, float]
+    support_images: Support | None
     groups: torch.Tensor
     keys: tuple[str, ...] = ()
 
@@ -197,10 +203,12 @@ class DenoisingMemoryBank:
         with seeded(self.seed):
             indices, bank_ranges = self._select(store, kept, size)
         features = store.rows(indices)
-        radii = torch.zeros(len(indices), device=indices.device)
+        radii, support_images = torch.zeros(len(indices), device=indices.device), None
         if scores is not None and support:
-            radii = support_radii(store, indices, groups, support, self.neighborhood)
-            radii *= calibrate(store, features, indices, groups, radii, scores.fused)
+            found = find_support(store, indices, groups, max(support) + SPARE_IMAGES, self.neighborhood)
+            scale = calibrate(store, features, indices, groups, found.radii(support), scores.fused)
+            support_images = replace(found, scale=scale)
+            radii = support_images.radii(support)
         return DenoisingResult(
             features=features,
             weights=self.weigh(scores, indices),
@@ -211,6 +219,7 @@ class DenoisingMemoryBank:
             kept=kept.cpu(),
             shares=tuple(float(threshold) for threshold in self.thresholds),
             support=support,
+            support_images=support_images,
             groups=groups,
             keys=store.keys,
         )

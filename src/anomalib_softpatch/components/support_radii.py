@@ -30,6 +30,7 @@ Example:
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -69,15 +70,56 @@ def support_of(min_images: float | Literal["auto"], images: int) -> dict[int, fl
     return {count - 1: 1.0} if count > 1 else {}
 
 
+@dataclass(frozen=True, eq=False)
+class Support:
+    """Which other images are nearest to some patches, and how far away.
+
+    Attributes:
+        images: Numbers of these images' groups of copies, nearest first, -1 where there are no more, shape ``(m, n)``.
+        distances: Distances to them, shape ``(m, n)``.
+        scale: By which radii are larger than these distances, see :func:`calibrate`.
+    """
+
+    images: torch.Tensor
+    distances: torch.Tensor
+    scale: float = 1.0
+
+    def radii(self, factors: Mapping[int, float], gone: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the support radii of the patches.
+
+        Args:
+            factors: Factors of the distances to the k-th nearest other images, by k: the largest product is the radius.
+                The last known image takes the place of those that there are not.
+            gone: Numbers of groups that support nothing. Default: all do.
+
+        Returns:
+            Shape ``(m,)``; zeros where there is no other image.
+        """
+        if not self.images.shape[1]:
+            return torch.zeros(len(self.images), device=self.distances.device)
+        known = self.images >= 0
+        if gone is not None and len(gone):
+            known &= ~torch.isin(self.images, gone)
+        # A stable sort keeps the order of those that count
+        order = (~known).to(torch.uint8).sort(dim=1, stable=True).indices
+        distances, counts = self.distances.gather(1, order), known.sum(dim=1)
+        radii = torch.zeros(len(distances), device=distances.device)
+        for k, factor in factors.items():
+            place = counts.clamp(max=k) - 1
+            distance = distances.gather(1, place.clamp(min=0)[:, None]).squeeze(1)
+            radii = torch.maximum(radii, factor * distance.masked_fill(place < 0, 0))
+        return self.scale * radii
+
+
 @torch.no_grad()
-def support_radii(
+def find_support(
     store: FeatureStore,
     indices: torch.Tensor,
     groups: torch.Tensor,
-    support: Mapping[int, float],
+    count: int,
     neighborhood: int | Literal["image"] = 1,
-) -> torch.Tensor:
-    """Return how far patches are from the other images that must show the like.
+) -> Support:
+    """Find the other images that show most nearly what some patches show, and how far they are from them.
 
     The distance to an image is the distance to its nearest patch at about the same position.
 
@@ -86,20 +128,21 @@ def support_radii(
         indices: Numbers of the patches, ``image * height * width + row * width + column``, shape ``(m,)``.
         groups: Number of each image's group of copies, shape ``(images,)``; a group counts as one image. Where all
             images are copies of one, they count as different images.
-        support: Factors of the distances to the k-th nearest other images, by k: the largest product is the radius.
-            The last image takes the place of those that there are not.
+        count: How many images to find.
         neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
 
     Returns:
-        Shape ``(m,)``, in the units of the features; zeros where there is no other image.
+        As many images as asked for, or all other ones.
     """
     images, height, width, channels = store.shape
     patches, device = height * width, indices.device
-    radii = torch.zeros(len(indices), device=device)
-    groups = _groups_that_count(groups.to(device))
+    groups = groups_that_count(groups.to(device))
     others = int(groups.max())
-    if others < 1 or not support:
-        return radii
+    count = min(count, others)
+    found = torch.full((len(indices), count), -1, dtype=torch.long, device=device)
+    distances = torch.zeros(len(indices), count, device=device)
+    if count < 1:
+        return Support(found, distances)
     positions, windows = (each.to(device) for each in References(neighborhood).positions((height, width)))
     window_of = torch.empty(patches, dtype=torch.long, device=device)
     window_of[positions.flatten()] = torch.arange(len(positions), device=device).repeat_interleave(positions.shape[1])
@@ -111,18 +154,39 @@ def support_radii(
         of_groups = squares.new_full((len(rows), others + 1), torch.inf)
         of_groups.scatter_reduce_(1, groups.expand(len(rows), -1), squares, reduce="amin")
         of_groups.scatter_(1, groups[rows // patches][:, None], torch.inf)
-        order_of_groups = of_groups.topk(min(max(support), others), dim=1, largest=False).indices
-        for k, factor in support.items():
-            supporting = order_of_groups[:, min(k, others) - 1 :][:, :1]
-            image = squares.masked_fill(groups != supporting, torch.inf).argmin(dim=1, keepdim=True)
+        found[part] = of_groups.topk(count, dim=1, largest=False).indices
+        queries = store.rows(rows)
+        for k in range(count):
+            image = squares.masked_fill(groups != found[part, k, None], torch.inf).argmin(dim=1, keepdim=True)
             # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
             patch = nearest.gather(1, image).squeeze(1)
-            distances = torch.linalg.vector_norm(store.rows(rows) - store.rows(patch), dim=1)
-            radii[part] = torch.maximum(radii[part], factor * distances)
-    return radii
+            distances[part, k] = torch.linalg.vector_norm(queries - store.rows(patch), dim=1)
+    return Support(found, distances)
 
 
-def _groups_that_count(groups: torch.Tensor) -> torch.Tensor:
+def support_radii(
+    store: FeatureStore,
+    indices: torch.Tensor,
+    groups: torch.Tensor,
+    support: Mapping[int, float],
+    neighborhood: int | Literal["image"] = 1,
+) -> torch.Tensor:
+    """Return how far patches are from the other images that must show the like.
+
+    Args:
+        store: Features of all patches.
+        indices: Numbers of the patches, shape ``(m,)``.
+        groups: Number of each image's group of copies, shape ``(images,)``.
+        support: Factors of the distances to the k-th nearest other images, by k, see :meth:`Support.radii`.
+        neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
+
+    Returns:
+        Shape ``(m,)``, in the units of the features; zeros where there is no other image.
+    """
+    return find_support(store, indices, groups, max(support, default=0), neighborhood).radii(support)
+
+
+def groups_that_count(groups: torch.Tensor) -> torch.Tensor:
     """Number groups of copies from 0 on without gaps; copies of one image, where there is no other, are groups each."""
     if bool((groups == groups[0]).all()):
         return torch.arange(len(groups), device=groups.device)
@@ -198,7 +262,7 @@ def calibrate(
     """
     images, height, width, _ = store.shape
     patches = height * width
-    groups = _groups_that_count(groups.to(indices.device))
+    groups = groups_that_count(groups.to(indices.device))
     chosen = torch.linspace(0, images - 1, min(images, CALIBRATION_IMAGES)).round().long()
     count = max(1, math.ceil(CALIBRATION_SHARE * patches))
     places = scores.flatten(1)[chosen.to(scores.device)].topk(count, dim=1).indices.to(indices.device)

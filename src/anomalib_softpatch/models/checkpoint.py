@@ -16,7 +16,7 @@ from anomalib_softpatch._version import __version__
 from anomalib_softpatch.backbones import LOCAL_DIR
 from anomalib_softpatch.components.timm_backbone import portable_name
 from anomalib_softpatch.images.reading import EIGHT_BITS
-from anomalib_softpatch.integration.checkpoint_io import readable, use_own_checkpoint_io
+from anomalib_softpatch.integration.checkpoint_io import CheckpointIO, readable, use_own_checkpoint_io
 from anomalib_softpatch.integration.pre_processing import infer_as_trained
 from anomalib_softpatch.models.compatibility import (
     BACKBONE_SHAPES,
@@ -79,7 +79,8 @@ class CheckpointMixin(_Module):
             checkpoint: What is saved.
         """
         super().on_save_checkpoint(checkpoint)
-        number = FORMAT if self.largest_value > EIGHT_BITS else FORMAT_OF_EIGHT_BITS
+        newest = self.largest_value > EIGHT_BITS or self.model.defects.numel() or self.model.ignored.numel()
+        number = FORMAT if newest else FORMAT_OF_EIGHT_BITS
         checkpoint[KEY] = {"format": number, "version": __version__, "model": own_name(type(self))}
         checkpoint[KEY]["components"] = {name: class_path(getattr(self, name)) for name in COMPONENTS}
         checkpoint[KEY]["largest_value"] = self.largest_value
@@ -134,6 +135,19 @@ class CheckpointMixin(_Module):
                 kwargs.setdefault("post_processor", POST_PROCESSORS[post_processor]())
         with readable(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def save_changed(self, source: str | Path, target: str | Path) -> None:
+        """Write a checkpoint with the model's state as it is now.
+
+        Args:
+            source: Checkpoint that the model was loaded from, which has what the model does not know, as the trainer's.
+            target: File to write or replace; it is complete when it is there.
+        """
+        plugin = CheckpointIO(extra_safe_globals=self.checkpoint_safe_globals())
+        checkpoint = plugin.load_checkpoint(source)
+        checkpoint["state_dict"] = self.state_dict()
+        self.on_save_checkpoint(checkpoint)
+        plugin.save_checkpoint(checkpoint, target)
 
     def _reason_against(self, checkpoint: dict[str, Any]) -> str:
         """Say why a checkpoint does not fit, as the end of a sentence; empty if it does."""

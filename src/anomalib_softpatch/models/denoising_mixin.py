@@ -6,6 +6,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeAlias, cast
@@ -29,6 +30,7 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.components.search.approximate import SearchName
 from anomalib_softpatch.components.self_check import SelfCheck, self_check
+from anomalib_softpatch.images.hashing import hash_files
 from anomalib_softpatch.images.reading import EIGHT_BITS, image_size
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
@@ -146,6 +148,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         self.feature_cache = feature_cache
         self.skip_unreadable = skip_unreadable
         self.skipped: list[tuple[str, str]] = []  # images that were left out of the fit, and why
+        self._files: dict[str, str] = {}  # of training images by their keys, while features are extracted
         self._checks_exports = True
         self.largest_value = EIGHT_BITS  # of the images that it was trained on, see FitChecks
         with seeded(seed):
@@ -261,6 +264,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         del args, kwargs
         name = getattr(getattr(self.trainer, "datamodule", None), "image_key", str)
         keys = [name(path) for path in batch.image_path] if batch.image_path else None
+        self._files.update(zip(keys or [], batch.image_path or [], strict=True))
         features = self.model(batch.image, keys)
         finite = features.flatten(1).isfinite().all(dim=1)
         if not finite.all():
@@ -274,6 +278,15 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         """Build the memory bank from the features of all training images."""
         logger.info("Building the memory bank.")
         fit_on_first_rank(self.model, lambda: self.model.fit(self.input_size))
+        record = self.model.record
+        if record is not None:
+            self.model.record = replace(record, names=self._names_of(record.keys))
+        self._files = {}
+
+    def _names_of(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Return hashes of the files of training images, by which teaching knows them; empty for those without."""
+        files = [Path(self._files.get(key, key)) for key in keys]
+        return tuple(hash_files(file) if file.is_file() else "" for file in files)
 
     def self_check(self) -> SelfCheck | None:
         """Judge how far the last fit can be trusted, by what it knows itself.

@@ -180,14 +180,28 @@ class LabelFreePostProcessor(PostProcessor):
             self._image_threshold.fill_(self.fixed_threshold)
             self._pixel_threshold.fill_(torch.nan)  # the image's counts
         elif scores is not None:
-            self._image_threshold.fill_(self._cut(scores.image_scores))
-            self._pixel_threshold.fill_(self._cut(scores.map_peaks))
+            self._image_threshold.fill_(self.cut(scores.image_scores))
+            self._pixel_threshold.fill_(self.cut(scores.map_peaks))
         else:
             return
         logger.info("Without labelled defects to learn from, the threshold is %.4g.", float(self._image_threshold))
 
-    def _cut(self, scores: torch.Tensor) -> float:
-        """Return the threshold for out-of-bag scores of images, not a number if there are none."""
+    def set_thresholds(self, image: float, pixel: float) -> None:
+        """Set the thresholds of image scores and maps; that of maps may be not a number, the image's counts then.
+
+        Args:
+            image: Threshold of image scores, before normalization.
+            pixel: Threshold of maps.
+        """
+        self._image_threshold.fill_(image)
+        self._pixel_threshold.fill_(pixel)
+
+    def cut(self, scores: torch.Tensor) -> float:
+        """Return the threshold for out-of-bag scores of images, not a number if there are none.
+
+        Args:
+            scores: Scores of images, shape ``(n,)``.
+        """
         if self.expected_defects is None:
             return false_alarm_threshold(scores, self.false_alarms)
         finite = scores[scores.isfinite()].sort().values

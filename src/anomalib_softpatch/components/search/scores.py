@@ -30,6 +30,7 @@ def score_by_banks(
     bank: MemoryBank,
     shape: tuple[int, int, int],
     smoothing: float = 0.0,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Score patches against two banks, each part of them searched once.
 
@@ -39,6 +40,7 @@ def score_by_banks(
         bank: The memory bank. Its first and its last range may be the same.
         shape: Images, height and width of their grid of patches.
         smoothing: Standard deviation, in patches, of what smooths the scores against the first bank.
+        counts: Factor of the scores at each position of the grid, 0 or 1, shape ``(height, width)``. Default: all count.
 
     Returns:
         All of shape ``(batch, height * width)``: smoothed scores against the first bank, of which the largest of each
@@ -58,7 +60,8 @@ def score_by_banks(
         if not contains(first_bank, part):
             of_map = search.nearest(queries, part, of_map)
     assert of_map is not None  # no bank is empty
-    map_scores = of_map[0] * weights[of_map[1]]
+    map_scores = (of_map[0] * weights[of_map[1]]).view(shape)
+    map_scores = map_scores if counts is None else map_scores * counts
 
     def compare(some: torch.Tensor, nearest: Nearest | None) -> Nearest:
         for part in own:
@@ -68,11 +71,11 @@ def score_by_banks(
 
     if shared is not None and _worth_pruning(queries, own):
         largest_weight = weights[slice(*first_bank)].amax(dim=0)
-        nearest = _compare_possible(compare, queries, weights, largest_weight, shared, shape, smoothing)
+        nearest = _compare_possible(compare, queries, weights, largest_weight, shared, shape, smoothing, counts)
     else:
         nearest = compare(queries, shared)
-    scores = _score(nearest, weights[nearest[1]], shape, smoothing)
-    return scores, nearest[1].view(shape[0], -1), map_scores.view(shape[0], -1)
+    scores = _score(nearest, weights[nearest[1]], shape, smoothing, counts)
+    return scores, nearest[1].view(shape[0], -1), map_scores.flatten(1)
 
 
 def _compare_possible(
@@ -83,6 +86,7 @@ def _compare_possible(
     known: Nearest,
     shape: tuple[int, int, int],
     smoothing: float,
+    counts: torch.Tensor | None,
 ) -> Nearest:
     """Return the nearest rows of the patches that can have the largest score, and what is known of the others.
 
@@ -94,6 +98,7 @@ def _compare_possible(
         known: Rows of the first bank, no matter which, one of each query.
         shape: See :func:`score_by_banks`.
         smoothing: Likewise.
+        counts: Likewise.
     """
     radius = radius_of(smoothing)
 
@@ -102,20 +107,27 @@ def _compare_possible(
         return put(nearest, some, compare(queries.index_select(0, some), select(nearest, some)))
 
     # What has no value, as an infinite distance times zero, may be anything: such patches are compared
-    bounds = _score(known, largest_weight, shape, smoothing)
+    bounds = _score(known, largest_weight, shape, smoothing, counts)
     count = max(1, TRIED_FIRST // (1 + radius))
     limit = F.pad(bounds, (0, count), value=-torch.inf).topk(count, dim=1).values[:, -1:]  # images may be smaller
     tried = ~(bounds < limit)
     around_tried = _around(tried, shape, radius)
     nearest = compare_patches(around_tried, known)
-    scores = _score(nearest, weights[nearest[1]], shape, smoothing)
+    scores = _score(nearest, weights[nearest[1]], shape, smoothing, counts)
     possible = ~(bounds < scores.masked_fill(~tried, -torch.inf).amax(dim=1, keepdim=True))
     return compare_patches(_around(possible, shape, radius) & ~around_tried, nearest)
 
 
-def _score(nearest: Nearest, weights: torch.Tensor, shape: tuple[int, int, int], smoothing: float) -> torch.Tensor:
+def _score(
+    nearest: Nearest,
+    weights: torch.Tensor,
+    shape: tuple[int, int, int],
+    smoothing: float,
+    counts: torch.Tensor | None,
+) -> torch.Tensor:
     """Return smoothed scores of shape ``(batch, height * width)``."""
-    return smooth((nearest[0] * weights).view(shape), smoothing).flatten(1)
+    scores = (nearest[0] * weights).view(shape)
+    return smooth(scores if counts is None else scores * counts, smoothing).flatten(1)
 
 
 def _around(mask: torch.Tensor, shape: tuple[int, int, int], radius: int) -> torch.Tensor:

@@ -37,6 +37,17 @@ from anomalib_softpatch.components.search.approximate import SEARCHES, SearchNam
 from anomalib_softpatch.components.search.graph import GraphSearch
 from anomalib_softpatch.components.search.scores import score_by_banks
 from anomalib_softpatch.components.self_check import FitFacts, gather_facts
+from anomalib_softpatch.components.smoothing import smooth
+from anomalib_softpatch.components.support_radii import groups_that_count
+from anomalib_softpatch.components.teaching import (
+    FitRecord,
+    Lesson,
+    from_plain,
+    join,
+    map_scores,
+    score_by_defects,
+    to_plain,
+)
 from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
 
@@ -46,6 +57,7 @@ if TYPE_CHECKING:
 
 # Training images that are scored out of bag: enough for a share of false alarms of a few percent
 OUT_OF_BAG_IMAGES = 128
+TAUGHT = ("defects", "defect_threshold", "ignored")  # buffers that a checkpoint of a taught model has in its extra state
 
 
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
@@ -85,6 +97,12 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         denoising: What the last fit found (scores of all training patches, kept patches); ``None`` after loading.
         out_of_bag: Scores of training images as if they had not been in training; ``None`` after loading.
         fit_facts: What the last fit knows of itself, for the self-check; ``None`` after loading.
+        record: What the fit left for teaching; ``None`` without a fit, and in models of before 0.3.
+        lessons: What the model was taught.
+        untaught_thresholds: Thresholds of image scores and maps before it was taught; ``None`` if it was not.
+        defects: Patches of defects that it was taught, shape ``(d, channels)``.
+        defect_threshold: Score of a patch that is as near to a defect as to the memory bank.
+        ignored: Patches that nothing is said about, boolean of shape ``(grid_height, grid_width)``, or empty for none.
     """
 
     def __init__(
@@ -134,17 +152,38 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.radii: torch.Tensor
         self.register_buffer("radii", torch.empty(0))
         self._radii_count = False
+        self.record: FitRecord | None = None
+        self.lessons: list[Lesson] = []
+        self.untaught_thresholds: tuple[float, float] | None = None
+        self.defects: torch.Tensor
+        self.register_buffer("defects", torch.empty(0), persistent=False)  # part of the extra state
+        self.defect_threshold: torch.Tensor
+        self.register_buffer("defect_threshold", torch.tensor(0.0), persistent=False)
+        self.ignored: torch.Tensor
+        self.register_buffer("ignored", torch.empty(0, dtype=torch.bool), persistent=False)
         self.bank_ranges: tuple[tuple[int, int], ...] = ()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
-        return {"banks": [list(rows) for rows in self.bank_ranges], "tiles": tiles_of(self.tiler)}
+        state = {"banks": [list(rows) for rows in self.bank_ranges], "tiles": tiles_of(self.tiler)}
+        if self.record is not None:
+            state["teaching"] = to_plain(self.record, self.lessons)
+            state["untaught_thresholds"] = self.untaught_thresholds
+        for name in TAUGHT:
+            if getattr(self, name).numel() and bool(getattr(self, name).any()):
+                state[name] = getattr(self, name)
+        return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self.bank_ranges = tuple((start, stop) for start, stop in state["banks"])
         if "tiles" in state:  # before 0.3 a checkpoint did not say
             self.tiler = make_tiler(state["tiles"])
+        self.record, self.lessons = from_plain(state["teaching"]) if "teaching" in state else (None, [])
+        self.untaught_thresholds = state.get("untaught_thresholds")
+        for name in TAUGHT:
+            if name in state:
+                setattr(self, name, state[name].to(self.memory_bank.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load the buffers; checkpoints of before 0.3 have no radii."""
@@ -160,6 +199,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             "denoising": None,
             "out_of_bag": None,
             "fit_facts": None,
+            "record": None,
+            "lessons": [],
             "feature_cache": None,
             "_search": None,
         }
@@ -222,9 +263,15 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
         bank, shape = self._bank, (batch_size, height, width)
         search = self._search_of(bank, queries, left_out)
-        scores, nearest, map_scores = score_by_banks(search, queries, bank, shape, self.score_smoothing)
+        counts = None if not self.ignored.numel() else (~self.ignored).to(queries.dtype)
+        scores, nearest, scores_of_map = score_by_banks(search, queries, bank, shape, self.score_smoothing, counts)
         image_scores = self._score_images(scores, nearest, queries)
-        return image_scores, map_scores.view(batch_size, 1, height, width)
+        if self.defects.numel():
+            defects = F.pad(self.defects, (0, self.memory_bank.shape[1] - self.defects.shape[1])).to(queries)
+            raised = score_by_defects(scores_of_map.flatten(), queries, defects, self.defect_threshold.to(queries))
+            scores_of_map = torch.maximum(scores_of_map, raised.view_as(scores_of_map))
+            image_scores = torch.maximum(image_scores, raised.view_as(scores_of_map).amax(dim=1))
+        return image_scores, scores_of_map.view(batch_size, 1, height, width)
 
     def fit(self, map_size: tuple[int, int] | None = None) -> None:
         """Build the memory banks from the stored features, which are forgotten then.
@@ -239,14 +286,14 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             result = self.memory_bank_builder.fit(self.feature_store)
             self.set_memory_bank(result)
             self.denoising = result
-            self.out_of_bag, self.fit_facts = self._score_out_of_bag(result, map_size)
+            self.out_of_bag, self.fit_facts, self.record = self._score_out_of_bag(result, map_size)
         finally:
             self.feature_store.clear()
 
     @torch.no_grad()
     def _score_out_of_bag(
         self, result: DenoisingResult, map_size: tuple[int, int] | None
-    ) -> tuple[OutOfBagScores, FitFacts]:
+    ) -> tuple[OutOfBagScores, FitFacts, FitRecord]:
         """Score training images without the rows of the banks that are theirs or their copies', and gather facts.
 
         Args:
@@ -256,33 +303,67 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         images, height, width, _ = self.feature_store.shape
         patches = height * width
         indices = result.indices
-        groups = result.groups.to(indices.device)
-        if images and not groups.any():  # copies of one image: there are no others to score them against
-            groups = torch.arange(images, device=indices.device)
+        groups = groups_that_count(result.groups.to(indices.device))
         group_of_row = groups[indices // patches]
         chosen = torch.linspace(0, images - 1, min(images, OUT_OF_BAG_IMAGES)).round().long().tolist()
-        image_scores, map_peaks = [], []
+        maps = []
+        search = self._search_of(self._bank, self.memory_bank, None)
         for image in chosen:
             own = torch.arange(image * patches, (image + 1) * patches, device=indices.device)
-            features = self.feature_store.rows(own).view(1, height, width, -1)
-            image_score, map_scores = self._score(features, left_out=group_of_row == groups[image])
-            image_scores.append(image_score)
-            if map_size is not None:
-                map_peaks.append(self._make_map(map_scores, map_size).amax(dim=(1, 2, 3)))
-        scores = OutOfBagScores(torch.cat(image_scores), torch.cat(map_peaks) if map_peaks else torch.empty(0))
-        return scores, gather_facts(self.feature_store, result, groups, torch.tensor(chosen), scores.image_scores)
+            features = self.feature_store.rows(own).view(height, width, -1)
+            maps.append(map_scores(search, features, group_of_row, int(groups[image])))
+        joined = join(maps)
+        scores = self.score_maps(joined.scores, map_size)
+        if self.num_neighbors > 1:  # an image score is more than the largest patch score then
+            each = [
+                self._score(self.feature_store.rows(own).view(1, height, width, -1), group_of_row == groups[image])[0]
+                for image, own in ((image, image * patches + torch.arange(patches, device=indices.device)) for image in chosen)
+            ]
+            scores = OutOfBagScores(torch.cat(each), scores.map_peaks)
+        record = FitRecord(
+            bank=self._bank,
+            groups=group_of_row,
+            places=indices % patches,
+            support=result.support_images,
+            factors=result.support,
+            maps=joined,
+            keys=result.keys,
+            group_of_image=groups,
+        )
+        facts = gather_facts(self.feature_store, result, groups, torch.tensor(chosen), scores.image_scores)
+        return scores, facts, record
+
+    def score_maps(self, scores: torch.Tensor, map_size: tuple[int, int] | None) -> OutOfBagScores:
+        """Return image scores and the peaks of anomaly maps for patch scores, of images scored one by one.
+
+        Args:
+            scores: Scores against the first and the last bank, shape ``(n, banks, grid_height, grid_width)``.
+            map_size: Height and width of the anomaly maps, which are made only if it is given.
+        """
+        image_scores = smooth(scores[:, 0], self.score_smoothing).flatten(1).amax(dim=1)
+        peaks = torch.empty(0)
+        if map_size is not None:
+            each = [self._make_map(of_map[None, -1:], map_size).amax(dim=(1, 2, 3)) for of_map in scores]
+            peaks = torch.cat(each)
+        return OutOfBagScores(image_scores, peaks)
 
     def set_memory_bank(self, bank: MemoryBank) -> None:
-        """Replace the memory banks."""
+        """Replace the memory banks, and forget what a fit or teaching left."""
+        self.replace_banks(bank)
+        self.denoising = None
+        self.out_of_bag = None
+        self.fit_facts = None
+        self.record, self.lessons, self.untaught_thresholds = None, [], None
+        self.defects, self.ignored = self.memory_bank[:0], torch.empty(0, dtype=torch.bool)
+
+    def replace_banks(self, bank: MemoryBank) -> None:
+        """Replace the memory banks alone."""
         self.memory_bank = bank.features
         self.weights = bank.weights
         self.radii = torch.zeros_like(bank.weights) if bank.radii is None else bank.radii
         self._radii_count = bool(self.radii.any())
         self.bank_ranges = tuple((start, stop) for start, stop in bank.bank_ranges)
         self._search = None
-        self.denoising = None
-        self.out_of_bag = None
-        self.fit_facts = None
 
     @contextmanager
     def pruned_graphs(self) -> Iterator[None]:
@@ -300,6 +381,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             yield
         finally:
             self._graph_search = None
+
+    @property
+    def ignored_patches(self) -> torch.Tensor | None:
+        """Patches that nothing is said about, boolean of shape ``(grid_height, grid_width)``; ``None`` for none."""
+        return self.ignored if self.ignored.numel() else None
 
     @property
     def _bank(self) -> MemoryBank:

@@ -1,0 +1,459 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teaching: what people say about images changes a memory bank at once, without another fit.
+
+A fit leaves a record (:class:`FitRecord`): the memory bank, which image each of its rows comes from, which other images
+support it, and patch scores of training images as if they had not been in training. Each thing that is said about an
+image is a :class:`Lesson`, made from the record and the image alone. :func:`teach` makes the memory bank of a record
+and a set of lessons. So the order of the lessons does not matter, and a lesson that is taken back leaves no trace.
+
+- *normal*: what the image shows is normal, whatever other images show. Its rows have the support radius 0, and patches
+  of it that are far from the bank become rows, farthest first, until none of it is farther than a typical image is.
+- *set aside*: the rows of the image leave the bank, and it supports no others.
+- *defect*: likewise; and the patches that stand out, or those of a region, become rows of a second, small bank of
+  defects. Rows that are nearer to one of these than to any other training image leave the bank, too. A patch that is
+  nearer to a defect than to the memory bank is anomalous, see :func:`score_by_defects`.
+- *added*: a new image of which nobody has said anything. Patches that are far from the bank become rows with support
+  radii: they make others look normal only as far as other images make them look normal.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
+from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSearch, nearest_neighbors
+from anomalib_softpatch.components.search.bank import contains
+from anomalib_softpatch.components.support_radii import Support
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE
+
+ADDED = "added"
+# Patches of an image that are kept with their features: those whose scores what is taught can lower or raise most
+KEPT_PATCHES = 32
+# Patches of an image that stays normal score no more than this share of what the highest patch of a typical image does.
+# Images that show the same are as far from its rows as these are from it
+NORMAL_SHARE = 1.0
+# A patch that coincides with a defect scores so many times the threshold
+LARGEST_RAISE = 4.0
+NO_GROUP = -1
+
+
+@dataclass(frozen=True, eq=False)
+class PatchScoreMaps:
+    """Patch scores of images against a memory bank without the rows that are theirs.
+
+    Attributes:
+        groups: Group of copies that each image belongs to, -1 for an image that was not in training, shape ``(n,)``.
+        scores: Scores against the first and the last bank, before smoothing, shape ``(n, banks, height, width)``.
+        places: Positions of the patches that score most, shape ``(n, t)``.
+        features: Features of these, shape ``(n, t, channels)``.
+    """
+
+    groups: torch.Tensor
+    scores: torch.Tensor
+    places: torch.Tensor
+    features: torch.Tensor
+
+    @property
+    def peaks(self) -> torch.Tensor:
+        """Largest patch score of each image against the first bank, shape ``(n,)``."""
+        return self.scores[:, 0].amax(dim=(1, 2))
+
+    def select(self, some: torch.Tensor) -> "PatchScoreMaps":
+        """Return the scores of some of the images, given by a boolean tensor of shape ``(n,)``."""
+        return PatchScoreMaps(*(values[some] for values in vars(self).values()))
+
+
+@dataclass(frozen=True, eq=False)
+class FitRecord:
+    """What a fit leaves for teaching.
+
+    Attributes:
+        bank: The memory bank that was fitted.
+        groups: Group of copies that the image of each row belongs to, shape ``(m,)``.
+        places: Position of each row in the grid of patches, shape ``(m,)``.
+        support: Images that support the rows; ``None`` where rows have no radii.
+        factors: Factors of the distances of the support of which radii are made, by k.
+        maps: Patch scores of training images as if they had not been in training.
+        keys: Keys of the training images; empty if some came without.
+        group_of_image: Group of copies of each training image, shape ``(images,)``.
+        names: What tells the training images from others, whatever their files are called; empty if not known.
+    """
+
+    bank: MemoryBank
+    groups: torch.Tensor
+    places: torch.Tensor
+    support: Support | None
+    factors: Mapping[int, float]
+    maps: PatchScoreMaps
+    keys: tuple[str, ...]
+    group_of_image: torch.Tensor
+    names: tuple[str, ...] = ()
+
+    def group_of(self, name: str) -> int:
+        """Return the group of copies that a training image belongs to, -1 for an image that was not in training."""
+        return int(self.group_of_image[self.names.index(name)]) if name in self.names else NO_GROUP
+
+    @property
+    def typical(self) -> float:
+        """Largest patch score of the typical (median) training image as if it had not been in training."""
+        peaks = self.maps.peaks
+        return float(peaks[peaks.isfinite()].median())
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What is said about an image, as what it adds to a memory bank.
+
+    Attributes:
+        name: What tells the image from others, whatever its file is called.
+        verdict: ``"normal"``, ``"defect"``, ``"set_aside"`` or ``"added"``.
+        path: Where its file was.
+        group: Its group of copies among the training images, -1 if it was not one.
+        rows: Features of patches, of the memory bank or of the bank of defects, shape ``(r, channels)``.
+        map: Its patch scores, of one image.
+    """
+
+    name: str
+    verdict: str
+    path: str
+    group: int
+    rows: torch.Tensor
+    map: PatchScoreMaps
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """A memory bank that was taught.
+
+    Attributes:
+        bank: The memory bank.
+        groups: Group of copies that each row belongs to; new images have numbers of their own, shape ``(m,)``.
+        defects: Features of patches of defects, shape ``(d, channels)``.
+    """
+
+    bank: MemoryBank
+    groups: torch.Tensor
+    defects: torch.Tensor
+
+
+@torch.no_grad()
+def score_patches_by_banks(bank: MemoryBank, queries: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
+    """Score patches against the first and the last bank.
+
+    Args:
+        bank: The memory bank.
+        queries: Shape ``(n, channels)``.
+        left_out: Rows that do not count, boolean of shape ``(m,)``; ``None`` for none.
+
+    Returns:
+        Distances times weights, shape ``(banks, n)``: one bank, or two where they differ.
+    """
+    return _score(NearestNeighborSearch(bank), queries, left_out)
+
+
+def _score(search: NearestNeighborSearch, queries: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
+    bank = search.bank
+    search = search if left_out is None else search.without(left_out)
+    scores = []
+    for rows in dict.fromkeys((bank.bank_ranges[0], bank.bank_ranges[-1])):
+        nearest = None
+        for part in bank.parts:
+            if contains(rows, part):
+                nearest = search.nearest(queries, part, nearest)
+        assert nearest is not None  # no bank is empty
+        scores.append(nearest[0] * bank.weights[nearest[1]])
+    return torch.stack(scores)
+
+
+@torch.no_grad()
+def map_scores(
+    search: NearestNeighborSearch, features: torch.Tensor, row_groups: torch.Tensor, group: int
+) -> PatchScoreMaps:
+    """Score the patches of an image against a memory bank without its own rows.
+
+    Args:
+        search: Search of the memory bank.
+        features: Features of the image's patches, shape ``(height, width, channels)``.
+        row_groups: Group of each row of the bank, shape ``(m,)``.
+        group: The image's group, -1 if it was not in training.
+
+    Returns:
+        The scores, of one image.
+    """
+    height, width, channels = features.shape
+    queries = features.reshape(-1, channels).to(search.bank.features.dtype)
+    own = row_groups == group
+    scores = _score(search, queries, own if bool(own.any()) else None)
+    places = scores.amax(dim=0).topk(min(KEPT_PATCHES, len(queries))).indices
+    return PatchScoreMaps(
+        torch.tensor([group]), scores.view(1, -1, height, width), places[None], queries[places][None]
+    )
+
+
+def join(maps: Sequence[PatchScoreMaps]) -> PatchScoreMaps:
+    """Return the scores of all images as one."""
+    return PatchScoreMaps(
+        *(torch.cat([getattr(each, name) for each in maps]) for name in ("groups", "scores", "places", "features"))
+    )
+
+
+@torch.no_grad()
+def make_lesson(
+    record: FitRecord,
+    search: NearestNeighborSearch,
+    verdict: str,
+    name: str,
+    path: str,
+    features: torch.Tensor,
+    group: int = NO_GROUP,
+    region: torch.Tensor | None = None,
+    false_alarms: float = 0.05,
+) -> Lesson:
+    """Make a lesson of what is said about an image.
+
+    Args:
+        record: What the fit left.
+        search: Search of the record's memory bank.
+        verdict: ``"normal"``, ``"defect"``, ``"set_aside"`` or ``"added"``.
+        name: What tells the image from others.
+        path: Where its file is.
+        features: Features of its patches, shape ``(height, width, channels)``.
+        group: Its group of copies among the training images, -1 if it was not one.
+        region: Patches that the verdict is about, boolean of shape ``(height, width)``. Default: all.
+        false_alarms: Share of images whose highest patch may be taken for a defect, where no region is given.
+
+    Returns:
+        The lesson.
+
+    Raises:
+        ValueError: If the region has no patch.
+    """
+    scored = map_scores(search, features, record.groups, group)
+    queries = features.reshape(-1, features.shape[-1]).to(record.bank.features.dtype)
+    scores = scored.scores[0, 0].flatten().clone()
+    inside = torch.ones_like(scores, dtype=torch.bool) if region is None else region.flatten().to(scores.device)
+    if not inside.any():
+        msg = f"The region of {path!r} has no patch of the model in it."
+        raise ValueError(msg)
+    chosen: list[int] = []
+    if verdict == DEFECT:
+        limit = false_alarm_threshold(record.maps.peaks, false_alarms) if region is None else record.typical
+        scores[~inside] = -torch.inf
+        chosen = (scores > limit).nonzero().squeeze(1).tolist() or [int(scores.argmax())]
+    elif verdict in {NORMAL, ADDED}:
+        own = record.bank.features[record.groups == group] if group != NO_GROUP else queries[:0]
+        if verdict == NORMAL and len(own):
+            scores = torch.minimum(scores, torch.cdist(queries, own).amin(dim=1))
+        chosen = _farthest(queries, scores.masked_fill(~inside, 0), NORMAL_SHARE * record.typical)
+    return Lesson(name, verdict, path, group, queries[chosen], scored)
+
+
+def _farthest(queries: torch.Tensor, scores: torch.Tensor, limit: float) -> list[int]:
+    """Choose the farthest patch again and again, until none is farther than a limit from the bank and those chosen."""
+    chosen = []
+    while float(scores.max()) > limit and len(chosen) < len(queries):
+        chosen.append(int(scores.argmax()))
+        distances = torch.linalg.vector_norm(queries - queries[chosen[-1]], dim=1)
+        scores = torch.minimum(scores, distances)
+        scores[chosen[-1]] = 0
+    return chosen
+
+
+@torch.no_grad()
+def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | None = None) -> Taught:
+    """Make the memory bank of a record and lessons.
+
+    Args:
+        record: What the fit left.
+        lessons: Lessons in any order, each about another image.
+        ignored: Patches of the grid that nothing is said about, boolean of shape ``(height, width)``. Default: none.
+
+    Returns:
+        The memory bank.
+
+    Raises:
+        ValueError: If nothing is left of a bank.
+    """
+    lessons = sorted(lessons, key=lambda lesson: lesson.name)
+    bank, device = record.bank, record.bank.features.device
+    gone = _groups_of(lessons, {DEFECT, SET_ASIDE}, device)
+    normal = _groups_of(lessons, {NORMAL}, device)
+    defects = torch.cat([bank.features[:0], *(each.rows for each in lessons if each.verdict == DEFECT)])
+
+    stays = ~torch.isin(record.groups, gone)
+    is_normal = torch.isin(record.groups, normal)
+    if ignored is not None:
+        stays &= ~ignored.flatten().to(device)[record.places]
+    radii = torch.zeros_like(bank.weights) if bank.radii is None else bank.radii
+    if record.support is not None:
+        if len(gone):
+            radii = record.support.radii(record.factors, gone)
+        if len(defects):
+            nearest_image = record.support.radii({1: 1.0}, gone) / record.support.scale
+            to_defect = nearest_neighbors(bank.features, defects)[0].squeeze(1)
+            stays &= ~(to_defect < nearest_image) | is_normal
+    radii = radii.masked_fill(is_normal, 0)
+
+    rows, row_radii, row_groups = _new_rows(record, lessons, stays)
+    parts = []
+    if any(not bool(stays[start:stop].any()) for start, stop in bank.bank_ranges) and not len(rows):
+        msg = "Nothing is left of the memory bank: too many of its images are set aside. Train with the others."
+        raise ValueError(msg)
+    # New rows belong to all banks, so they go where the first range stops or where both overlap
+    place = bank.bank_ranges[0][1]
+    ranges = []
+    for start, stop in bank.bank_ranges:
+        new_start, new_stop = int(stays[:start].sum()), int(stays[:stop].sum())
+        ranges.append((new_start, new_stop + len(rows)))
+    before, after = stays.clone(), stays.clone()
+    before[place:] = False
+    after[:place] = False
+    for values, new in (
+        (bank.features, rows),
+        (bank.weights, bank.weights.median().expand(len(rows)) if len(bank.weights) else bank.weights),
+        (radii, row_radii),
+        (record.groups, row_groups),
+    ):
+        parts.append(torch.cat((values[before], new.to(values), values[after])))
+    features, weights, all_radii, groups = parts
+    taught = MemoryBank(features, weights, all_radii, tuple(ranges))
+    return Taught(taught, groups, defects)
+
+
+def _groups_of(lessons: Sequence[Lesson], verdicts: set[str], device: torch.device) -> torch.Tensor:
+    groups = [each.group for each in lessons if each.verdict in verdicts and each.group != NO_GROUP]
+    return torch.tensor(sorted(groups), dtype=torch.long, device=device)
+
+
+def _new_rows(
+    record: FitRecord, lessons: Sequence[Lesson], stays: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the rows that lessons add, their support radii, and the groups of their images."""
+    new = [each for each in lessons if each.verdict in {NORMAL, ADDED} and len(each.rows)]
+    device, first_group = record.bank.features.device, int(record.group_of_image.max()) + 1
+    groups = [
+        torch.full((len(each.rows),), each.group if each.group != NO_GROUP else first_group + number)
+        for number, each in enumerate(new)
+    ]
+    rows = torch.cat([record.bank.features[:0], *(each.rows for each in new)])
+    row_groups = torch.cat([torch.empty(0, dtype=torch.long), *groups]).to(device)
+    radii = torch.zeros(len(rows), device=device)
+    unsure = torch.cat(
+        [torch.empty(0, dtype=torch.bool), *(torch.full((len(each.rows),), each.verdict == ADDED) for each in new)]
+    ).to(device)
+    if unsure.any() and record.support is not None:
+        others = torch.cat((record.bank.features[stays], rows))
+        other_groups = torch.cat((record.groups[stays], row_groups))
+        radii[unsure] = _radii_by_rows(rows[unsure], row_groups[unsure], others, other_groups, record.factors)
+    return rows, radii, row_groups
+
+
+def _radii_by_rows(
+    rows: torch.Tensor,
+    groups: torch.Tensor,
+    others: torch.Tensor,
+    other_groups: torch.Tensor,
+    factors: Mapping[int, float],
+) -> torch.Tensor:
+    """Return support radii by the rows of a memory bank, which are fewer and so farther than all patches: no less."""
+    numbers, places = other_groups.unique(return_inverse=True)
+    radii = torch.zeros(len(rows), device=rows.device)
+    for start in range(0, len(rows), 256):
+        part = slice(start, start + 256)
+        distances = torch.cdist(rows[part], others)
+        of_groups = distances.new_full((len(distances), len(numbers)), torch.inf)
+        of_groups.scatter_reduce_(1, places.expand(len(distances), -1), distances, reduce="amin")
+        of_groups.masked_fill_(numbers == groups[part, None], torch.inf)
+        ordered = of_groups.sort(dim=1).values
+        known = int(ordered.isfinite().sum(dim=1).min())
+        for k, factor in factors.items():
+            if known:
+                radii[part] = torch.maximum(radii[part], factor * ordered[:, min(k, known) - 1])
+    return radii
+
+
+@torch.no_grad()
+def score_again(maps: PatchScoreMaps, taught: Taught) -> torch.Tensor:
+    """Score images against a memory bank that was taught, by the patches that were kept of them.
+
+    Other patches keep their scores: they scored less, and what is taught lowers some and raises few.
+
+    Args:
+        maps: Scores against the record's memory bank.
+        taught: The memory bank that was taught.
+
+    Returns:
+        Scores before smoothing and without defects, shape ``(n, banks, height, width)``.
+    """
+    scores = maps.scores.clone()
+    search = NearestNeighborSearch(taught.bank)
+    flat = scores.flatten(2)
+    for number, group in enumerate(maps.groups.tolist()):
+        own = taught.groups == group
+        found = _score(search, maps.features[number], own if group != NO_GROUP and bool(own.any()) else None)
+        flat[number][:, maps.places[number]] = found
+    return scores
+
+
+def score_by_defects(
+    normal: torch.Tensor, queries: torch.Tensor, defects: torch.Tensor, threshold: torch.Tensor
+) -> torch.Tensor:
+    """Score patches that are nearer to a defect than to the memory bank.
+
+    The score is ``threshold * normal / d`` with the distance d to the nearest defect: at the threshold where both are
+    as near, above it where the defect is nearer, at most :data:`LARGEST_RAISE` times as high.
+
+    Args:
+        normal: Scores against the memory bank, shape ``(n,)``.
+        queries: The patches, shape ``(n, channels)``.
+        defects: Patches of defects, shape ``(d, channels)``.
+        threshold: Threshold of image scores, a scalar.
+
+    Returns:
+        Shape ``(n,)``; 0 where the memory bank is nearer.
+    """
+    distances = nearest_neighbors(queries, defects)[0].squeeze(1)
+    ratio = (normal / distances.clamp(min=1e-12)).clamp(max=LARGEST_RAISE)
+    return torch.where(distances < normal, threshold * ratio, torch.zeros_like(normal))
+
+
+def to_plain(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, Any]:
+    """Return a record and lessons as plain data and tensors, which load without unpickling code."""
+    support = record.support
+    return {
+        "bank": {"features": record.bank.features, "weights": record.bank.weights, "radii": record.bank.radii,
+                 "ranges": [list(rows) for rows in record.bank.bank_ranges]},
+        "groups": record.groups,
+        "places": record.places,
+        "support": None if support is None else vars(support),
+        "factors": dict(record.factors),
+        "maps": vars(record.maps),
+        "keys": list(record.keys),
+        "group_of_image": record.group_of_image,
+        "names": list(record.names),
+        "lessons": [vars(lesson) | {"map": vars(lesson.map)} for lesson in lessons],
+    }  # fmt: skip
+
+
+def from_plain(data: Mapping[str, Any]) -> tuple[FitRecord, list[Lesson]]:
+    """Return what :func:`to_plain` was given."""
+    bank, support = data["bank"], data["support"]
+    record = FitRecord(
+        bank=MemoryBank(
+            bank["features"], bank["weights"], bank["radii"], tuple((start, stop) for start, stop in bank["ranges"])
+        ),
+        groups=data["groups"],
+        places=data["places"],
+        support=None if support is None else Support(**support),
+        factors=data["factors"],
+        maps=PatchScoreMaps(**data["maps"]),
+        keys=tuple(data["keys"]),
+        group_of_image=data["group_of_image"],
+        names=tuple(data["names"]),
+    )
+    lessons = [Lesson(**(dict(each) | {"map": PatchScoreMaps(**each["map"])})) for each in data["lessons"]]
+    return record, lessons

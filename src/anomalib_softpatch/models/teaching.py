@@ -1,0 +1,149 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teaching of a model: memory bank, bank of defects, ignored patches and thresholds follow from what it was taught."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores
+from anomalib_softpatch.components.teaching import (
+    NO_GROUP,
+    FitRecord,
+    Lesson,
+    PatchScoreMaps,
+    Taught,
+    join,
+    score_again,
+    score_by_defects,
+    teach,
+)
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+
+
+@dataclass(frozen=True)
+class Change:
+    """What teaching changed.
+
+    Attributes:
+        rows: Number of rows of the memory bank before and after.
+        defects: Number of patches of defects before and after.
+        thresholds: Threshold of the image score before and after.
+        flipped: How many of the training images that were scored as if they were new have another verdict now.
+        scored: How many of them there are.
+    """
+
+    rows: tuple[int, int]
+    defects: tuple[int, int]
+    thresholds: tuple[float, float]
+    flipped: int
+    scored: int
+
+
+@torch.no_grad()
+def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: torch.Tensor | None = None) -> Change:
+    """Make a model what it would be had it been taught these lessons, and no others, since its fit.
+
+    The thresholds follow from the scores of the training images as if they were new, without those that are said to be
+    defects and with the new ones that are said to be normal; where they came from labels, they stay.
+
+    Args:
+        module: Model with a record of its fit.
+        lessons: Lessons in any order, each about another image.
+        ignored: Patches of the grid that nothing is said about, boolean of shape ``(height, width)``. Default: none.
+
+    Returns:
+        What changed.
+
+    Raises:
+        ValueError: If the model has no record or no threshold, or nothing is left of its memory bank.
+    """
+    model, processor = module.model, module.post_processor
+    record = record_of(module)
+    assert isinstance(processor, LabelFreePostProcessor)
+    fitted = _scored_as_new(module, record.maps, Taught(record.bank, record.groups, model.defects[:0]), None)
+    before = (len(model.memory_bank), len(model.defects), float(processor.image_threshold))
+    old = teach(record, model.lessons, model.ignored_patches)
+    old_verdicts = _anomalous(module, record.maps, old, model.ignored_patches, before[2])
+    if model.untaught_thresholds is None:
+        model.untaught_thresholds = (before[2], float(processor.pixel_threshold))
+    taught = teach(record, lessons, ignored)
+    model.replace_banks(taught.bank)
+    model.defects = taught.defects
+    model.ignored = torch.empty(0, dtype=torch.bool) if ignored is None else ignored
+    model.lessons = sorted(lessons, key=lambda lesson: lesson.name)
+
+    image_threshold, pixel_threshold = model.untaught_thresholds
+    from_training_images = math.isclose(processor.cut(fitted.image_scores), image_threshold, rel_tol=1e-4)
+    if from_training_images and (lessons or ignored is not None):
+        gone = {each.group for each in lessons if each.verdict in {DEFECT, SET_ASIDE}}
+        stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()])
+        new = [each.map for each in lessons if each.verdict == NORMAL and each.group == NO_GROUP]
+        scores = _scored_as_new(module, join([record.maps.select(stays), *new]), taught, ignored)
+        image_threshold = processor.cut(scores.image_scores)
+        if not math.isnan(pixel_threshold):
+            pixel_threshold = processor.cut(scores.map_peaks)
+    processor.set_thresholds(image_threshold, pixel_threshold)
+    model.defect_threshold = torch.tensor(image_threshold, dtype=torch.float32)
+    new_verdicts = _anomalous(module, record.maps, taught, ignored, image_threshold)
+    return Change(
+        rows=(before[0], len(model.memory_bank)),
+        defects=(before[1], len(model.defects)),
+        thresholds=(before[2], image_threshold),
+        flipped=int((old_verdicts != new_verdicts).sum()),
+        scored=len(new_verdicts),
+    )
+
+
+def record_of(module: "DenoisingMixin") -> FitRecord:
+    """Return what the fit of a model left for teaching.
+
+    Args:
+        module: The model.
+
+    Raises:
+        ValueError: If there is no record, or the model has no threshold that could follow.
+    """
+    record, processor = module.model.record, module.post_processor
+    if record is None:
+        msg = "The model has no record of its fit, which teaching needs (models of before 0.3 have none): train it again."
+        raise ValueError(msg)
+    if not isinstance(processor, LabelFreePostProcessor) or bool(processor.image_threshold.isnan()):
+        msg = "The model has no threshold of its own, which teaching needs: train it with the default post-processor."
+        raise ValueError(msg)
+    return record
+
+
+def _scored_as_new(
+    module: "DenoisingMixin", maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None
+) -> OutOfBagScores:
+    """Score images without their own rows and without defects."""
+    scores = score_again(maps, taught)
+    if ignored is not None:
+        scores = scores.masked_fill(ignored, 0)
+    return module.model.score_maps(scores, module.input_size)
+
+
+def _anomalous(
+    module: "DenoisingMixin", maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None, threshold: float
+) -> torch.Tensor:
+    """Tell which images are anomalous as new ones, boolean of shape ``(n,)``."""
+    scores = score_again(maps, taught)
+    if ignored is not None:
+        scores = scores.masked_fill(ignored, 0)
+    image_scores = module.model.score_maps(scores, None).image_scores
+    if len(taught.defects):
+        normal = scores[:, -1].flatten(1).gather(1, maps.places)
+        raised = score_by_defects(
+            normal.flatten(), maps.features.flatten(0, 1), taught.defects, torch.tensor(threshold)
+        )
+        image_scores = torch.maximum(image_scores, raised.view_as(normal).amax(dim=1))
+    return image_scores > threshold

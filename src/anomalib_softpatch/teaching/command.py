@@ -1,0 +1,109 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command ``anomalib-softpatch teach``: tell a trained model what people say about images.
+
+Torch is imported when the arguments that can be wrong without it are known to be right.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, UNDECIDED, Decision, merge, read_decisions
+from anomalib_softpatch.images.finding import find_images
+from anomalib_softpatch.images.paths import from_text
+from anomalib_softpatch.text import counted, shown
+
+MOST_SHOWN = 20
+
+
+def teach(
+    model: Path,
+    decisions: Path | None = None,
+    add: Path | None = None,
+    add_unlabeled: Path | None = None,
+    forget: Path | None = None,
+    ignore: Path | None = None,
+    output: Path | None = None,
+    export: Literal["onnx", "openvino", "torch"] | None = None,
+    device: str = "cpu",
+) -> None:
+    """Tell a trained model what people say about images; in seconds, without another fit.
+
+    The checkpoint stays as it is; what was taught goes into a new one. normal: what the image shows is normal, whatever
+    other images show. defect: the image leaves the memory bank, and what looks like its defect is anomalous. set_aside:
+    the image leaves the memory bank. An empty verdict takes back what was said. The order does not matter: the same
+    decisions give the same model.
+
+    Args:
+        model: Checkpoint of SoftPatch or SoftPatchPlus (model.ckpt).
+        decisions: decisions.csv, as the page of a report or of a prediction run saves it, with the columns path,
+            verdict and region.
+        add: Folder of new images that are normal.
+        add_unlabeled: Folder of new images that nobody has looked at. They count as far as others show the like.
+        forget: Text file with a path in each line: these images leave the model, with all that they brought.
+        ignore: Image of the size of the images, in which nothing is ever said about pixels that are not black.
+        output: New checkpoint. Default: model_taught.ckpt beside the old one, or the next free number.
+        export: Also export the new model to onnx, openvino or torch, beside the new checkpoint.
+        device: Device for the backbone, for example cpu or cuda.
+    """
+    if not model.is_file():
+        msg = f"{model} is not a file."
+        raise FileNotFoundError(msg)
+    said = _said(decisions, add, add_unlabeled, forget)
+    if not said and ignore is None:
+        msg = "Nothing to teach: give --decisions, --add, --add_unlabeled, --forget or --ignore."
+        raise ValueError(msg)
+    if ignore is not None and not ignore.is_file():
+        msg = f"ignore={str(ignore)!r} is not a file."
+        raise FileNotFoundError(msg)
+    target = output or _free(model)
+    if target.exists():
+        msg = f"output={str(target)!r} is there already, and nothing is overwritten. Give another name."
+        raise ValueError(msg)
+    absent = [each.path for each in said if not each.path.is_file() and each.verdict not in {SET_ASIDE, UNDECIDED}]
+    if absent:
+        msg = f"{counted(len(absent), 'decided image')} cannot be found, {str(absent[0])!r} for one."
+        raise FileNotFoundError(msg)
+    from anomalib_softpatch.teaching.lessons import teach_checkpoint  # noqa: PLC0415  # imports torch
+
+    report = teach_checkpoint(model, said, ignore, target, device)
+    for line in report.lines[:MOST_SHOWN]:
+        sys.stdout.write(f"{line}\n")
+    if len(report.lines) > MOST_SHOWN:
+        sys.stdout.write(f"... and {counted(len(report.lines) - MOST_SHOWN, 'image')} more\n")
+    sys.stdout.write(f"{report.summary}\nThe taught model: {shown(target)}\n")
+    if export is not None:
+        from anomalib_softpatch.cleaning.stages import export_checkpoint  # noqa: PLC0415  # likewise
+
+        files = export_checkpoint(target, target.parent, export, target.stem)
+        sys.stdout.write(f"Exported: {', '.join(shown(file) for file in files)}\n")
+
+
+def _said(
+    decisions: Path | None, add: Path | None, add_unlabeled: Path | None, forget: Path | None
+) -> list[Decision]:
+    """Gather what is said about images; what is said of single images counts before what is said of a folder."""
+    from_folders: list[Decision] = []
+    for folder, verdict in ((add_unlabeled, ADDED), (add, NORMAL)):
+        if folder is not None:
+            paths, _ = find_images(folder)
+            from_folders = merge(from_folders, [Decision(Path(path), verdict) for path in paths])
+    said = merge(from_folders, [] if decisions is None else read_decisions(decisions))
+    if forget is not None:
+        lines = forget.read_text(encoding="utf-8-sig").splitlines()
+        said = merge(said, [Decision(from_text(line.strip()), FORGET) for line in lines if line.strip()])
+    return said
+
+
+def _free(model: Path) -> Path:
+    """Return the name of a new checkpoint that is not there yet."""
+    stem = model.stem.split("_taught")[0]
+    number = 1
+    while True:
+        path = model.with_name(f"{stem}_taught{'' if number == 1 else f'_{number}'}{model.suffix}")
+        if not path.exists():
+            return path
+        number += 1
