@@ -1,9 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Writing result files so that a reader, or an interrupted run, never meets half of one."""
+"""Result files that a reader, or an interrupted run, never meets half of, and tables in CSV files."""
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,3 +48,47 @@ def check_writable(folder: str | Path) -> None:
     except OSError as error:
         msg = f"{str(folder)!r} cannot be written to: {error.strerror}. Give another folder."
         raise OSError(msg) from error
+
+
+def read_table(file: Path, *columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a CSV file whose columns are known.
+
+    Args:
+        file: CSV file in UTF-8.
+        *columns: The columns that it should have; what else it may have instead.
+
+    Returns:
+        Its columns, and the cells of each row that is not empty, with the number of the row, that of the columns
+        being 1.
+
+    Raises:
+        ValueError: If it is not such a table.
+        OSError: If it cannot be read.
+    """
+    msg = f"{str(file)!r} is not a table with the columns {', '.join(columns[0])}."
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [(number, row) for number, row in enumerate(csv.reader(stream), start=1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(msg) from error
+    if not rows or rows[0][1] not in [list(names) for names in columns]:
+        raise ValueError(msg)
+    names = rows[0][1]
+    for number, row in rows:
+        if len(row) != len(names):
+            msg = f"{msg[:-1]}: row {number} has {len(row)} cells instead of {len(names)}."
+            raise ValueError(msg)
+    return names, rows[1:]
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file.
+
+    Args:
+        file: File to write to.
+        columns: Names of the columns.
+        rows: Cells of each row.
+    """
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([columns, *rows])

@@ -1,0 +1,194 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files of decisions: what is read, what is refused, and the pixels of a region."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalib_softpatch.images.decisions import (
+    DEFECT,
+    NORMAL,
+    SET_ASIDE,
+    UNDECIDED,
+    Box,
+    Decision,
+    merge,
+    read_decisions,
+    region_mask,
+    write_decisions,
+)
+
+
+def written(folder: Path, *rows: str, columns: str = "path,verdict,region") -> Path:
+    file = folder / "decisions.csv"
+    file.write_text("\n".join([columns, *rows, ""]), encoding="utf-8")
+    return file
+
+
+def test_all_that_people_and_earlier_versions_write(tmp_path: Path) -> None:
+    Image.new("L", (16, 16), 1).save(tmp_path / "mask.png")
+    file = written(
+        tmp_path,
+        "/set/a.png,normal,",
+        "/set/b.png,defect,3 4 5 6",
+        "/set/b.png,defect,mask.png",
+        "c.png,set_aside,",
+        "../d.png,,",
+        "",
+        "/set/e.png,false_alarm,1 2 3 4",
+        "/set/f.png, missed_defect ,",
+        "/set/a.png,keep,",
+        "file:///set/line%0Abreak.png,normal,",
+    )
+    assert read_decisions(file) == [
+        Decision(Path("/set/a.png"), NORMAL),
+        Decision(Path("/set/b.png"), DEFECT, Box(3, 4, 5, 6)),
+        Decision(Path("/set/b.png"), DEFECT, tmp_path / "mask.png"),
+        Decision(tmp_path / "c.png", SET_ASIDE),
+        Decision(tmp_path.parent / "d.png", UNDECIDED),
+        Decision(Path("/set/e.png"), NORMAL, Box(1, 2, 3, 4)),
+        Decision(Path("/set/f.png"), DEFECT),
+        Decision(Path("/set/line\nbreak.png"), NORMAL),
+    ]
+    for columns in ("path,decision", "path,verdict", "\ufeffpath,decision"):
+        file = written(tmp_path, "/set/a.png,keep", "/set/b.png,set_aside", "/set/c.png,", columns=columns)
+        assert [each.verdict for each in read_decisions(file)] == [NORMAL, SET_ASIDE, UNDECIDED]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no images in it"),
+        (["/a.png,normal"], "not a table with the columns path, verdict, region: row 2 has 2 cells instead of 3"),
+        (["/a.png,normal,", "/b.png,anomalous,"], "row 3: the verdict 'anomalous' must be normal, defect, set_aside"),
+        (["", "/a.png,Normal,"], "row 3: the verdict 'Normal' must be"),
+        ([",normal,"], "row 2: '' is not the path of a file"),
+        (["/a.png,defect,1 2 3"], "row 2: the box '1 2 3' must be four whole numbers: x y width height"),
+        (["/a.png,defect,1 2 3 4.5"], "row 2: the box '1 2 3 4.5' must be four whole numbers"),
+        (["/a.png,defect,1 2 0 4"], "row 2: the box '1 2 0 4' has no area"),
+        (["/a.png,defect,1 2 3 -4"], "row 2: the box '1 2 3 -4' has no area"),
+        (["/a.png,defect,-1 2 3 4"], "row 2: the box '-1 2 3 4' begins outside of the image"),
+        (["/a.png,defect,gone.png"], "row 2: the region 'gone.png' is neither a box .* nor a mask file that is there"),
+        (["/a.png,defect,", "/b.png,,", "/a.png,normal,"], "row 4: '/a.png' is normal here and defect in row 2"),
+        (["/a.png,defect,1 2 3 4", "/b/../a.png,normal,"], "row 3: '/a.png' is normal here and defect in row 2"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, rows: list[str], message: str) -> None:
+    file = written(tmp_path, *rows)
+    with pytest.raises(ValueError, match=message) as error:
+        read_decisions(file)
+    assert repr(str(file)) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"path,score,verdict\na.png,1,normal\n", b"path,verdict\n\xff,normal\n"])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a table with the columns path, verdict, region"):
+        read_decisions(tmp_path / "file.csv")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows links to administrators only")
+def test_one_image_by_two_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "folder").symlink_to(".", target_is_directory=True)
+    for other in ("link.png", "folder/a.png"):
+        with pytest.raises(ValueError, match="is defect here and normal in row 2"):
+            read_decisions(written(tmp_path, "a.png,normal,", f"{other},defect,"))
+    with pytest.raises(ValueError, match="is normal here and set_aside in row 2"):
+        read_decisions(written(tmp_path, "a.png,set_aside,", "link.png,normal,"))
+    # The page shows link and image, and to set the link aside leaves the image
+    assert len(read_decisions(written(tmp_path, "a.png,normal,", "link.png,set_aside,"))) == 2
+
+
+def test_an_undecided_row_is_no_verdict(tmp_path: Path) -> None:
+    file = written(tmp_path, "/a.png,,", "/a.png,defect,", "/b.png,,")
+    assert read_decisions(file) == [Decision(Path("/a.png"), DEFECT), Decision(Path("/b.png"), UNDECIDED)]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    mask = tmp_path / "masks" / "one, two.png"
+    mask.parent.mkdir()
+    Image.new("1", (16, 16), 1).save(mask)
+    decisions = [
+        Decision(Path("/set/line\nbreak.png"), DEFECT, mask),
+        Decision(Path('/set/quote".png'), NORMAL, Box(1, 2, 3, 4)),
+        Decision(Path(os.fsdecode(b"/set/\xff.png")), SET_ASIDE),
+        Decision(Path("/set/a.png"), UNDECIDED),
+    ]
+    file = tmp_path / "folder" / "decisions.csv"
+    write_decisions(decisions, file)
+    content = file.read_bytes()
+    read = read_decisions(file)
+    assert set(read) == set(decisions)
+    assert len(read) == 4
+    write_decisions(reversed([*read, *read]), file)
+    assert file.read_bytes() == content
+    with file.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["path", "verdict", "region"]
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+
+
+def test_the_later_decision_counts(tmp_path: Path) -> None:
+    a, b, c, d = (tmp_path / f"{name}.png" for name in "abcd")
+    earlier = [
+        Decision(a, NORMAL),
+        Decision(b, DEFECT, Box(0, 0, 1, 1)),
+        Decision(b, DEFECT, Box(5, 5, 1, 1)),
+        Decision(c, SET_ASIDE),
+    ]
+    later = [Decision(d, NORMAL), Decision(b, DEFECT, Box(2, 2, 1, 1)), Decision(c, NORMAL), Decision(a, UNDECIDED)]
+    expected = [
+        Decision(a, NORMAL),
+        Decision(b, DEFECT, Box(2, 2, 1, 1)),
+        Decision(c, NORMAL),
+        Decision(d, NORMAL),
+    ]
+    assert merge(earlier, later) == expected
+    assert merge([], expected) == merge(expected, []) == merge(expected, expected) == expected
+    c.symlink_to(a)
+    assert merge([Decision(c, NORMAL)], [Decision(c, SET_ASIDE)]) == [Decision(c, SET_ASIDE)]
+    assert merge([Decision(c, NORMAL)], [Decision(a, DEFECT)]) == [Decision(a, DEFECT)]
+
+
+def test_pixels_of_a_region(tmp_path: Path) -> None:
+    assert np.argwhere(region_mask(Box(2, 1, 3, 2), (6, 4))).tolist() == [[1, 2], [1, 3], [1, 4], [2, 2], [2, 3], [2, 4]]
+    expected = np.random.default_rng(0).random((20, 30)) < 0.3
+    for name, values in {
+        "eight.png": expected.astype(np.uint8),
+        "one.png": expected,
+        "sixteen.png": expected.astype(np.uint16) * 65535,
+        "color.png": np.stack([0 * expected, 0 * expected, 255 * expected], axis=2).astype(np.uint8),
+        "float.tif": expected.astype(np.float32),
+    }.items():
+        Image.fromarray(values).save(tmp_path / name)
+        np.testing.assert_array_equal(region_mask(tmp_path / name, (30, 20)), expected)
+
+
+def test_regions_that_do_not_fit(tmp_path: Path) -> None:
+    for box in (Box(4, 0, 3, 1), Box(0, 3, 1, 2)):
+        with pytest.raises(ValueError, match="reaches outside of its image of 6 x 4 pixels"):
+            region_mask(box, (6, 4))
+    Image.new("L", (30, 20)).save(tmp_path / "empty.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="has 30 x 20 pixels and its image 20 x 30"):
+        region_mask(tmp_path / "empty.png", (20, 30))
+    with pytest.raises(ValueError, match="has no pixel other than zero"):
+        region_mask(tmp_path / "empty.png", (30, 20))
+    with pytest.raises(ValueError, match="cannot be used: not an image"):
+        region_mask(tmp_path / "broken.png", (30, 20))
+
+
+def test_no_torch_is_imported() -> None:
+    script = "import sys; import anomalib_softpatch.images.decisions; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
