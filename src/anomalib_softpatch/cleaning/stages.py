@@ -248,15 +248,27 @@ def export(output: Path, kind: str) -> dict[str, Any]:
     Returns:
         ``files``: names of the files, the model's first.
     """
+    return {"files": [file.name for file in export_checkpoint(output / CHECKPOINT, output, kind)]}
+
+
+def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
+    """Export the model of a checkpoint into a folder, in which all files appear when they are whole.
+
+    Args:
+        checkpoint: The checkpoint.
+        output: Folder, made if need be.
+        kind: ``onnx``, ``openvino`` or ``torch``.
+
+    Returns:
+        The files, the model's first.
+    """
     with _working_folder(output) as folder:
         with _quiet():
             engine = Engine(default_root_dir=folder, accelerator="cpu")
-            path = engine.export(load_model(output / CHECKPOINT), kind, export_root=folder, onnx_kwargs=ONNX_OPTIONS)
+            path = engine.export(load_model(checkpoint), kind, export_root=folder, onnx_kwargs=ONNX_OPTIONS)
         assert path is not None
         files = sorted(path.parent.iterdir(), key=lambda file: (file != path, file.name))
-        for file in files:
-            file.replace(output / file.name)
-    return {"files": [file.name for file in files]}
+        return [file.replace(output / file.name) for file in files]
 
 
 @contextmanager

@@ -11,15 +11,15 @@ and a set of lessons. So the order of the lessons does not matter, and a lesson 
 - *normal*: what the image shows is normal, whatever other images show. Its rows have the support radius 0, and patches
   of it that are far from the bank become rows, farthest first, until none of it is farther than a typical image is.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
-- *defect*: likewise; and the patches that stand out, or those of a region, become rows of a second, small bank of
-  defects. Rows that are nearer to one of these than to any other training image leave the bank, too. A patch that is
+- *defect*: likewise; and the patch that stands out most, or all that stand out in a region that a person has shown,
+  become rows of a second, small bank of defects. Rows that are nearer to one of these than to any other training image leave the bank, too. A patch that is
   nearer to a defect than to the memory bank is anomalous, see :func:`score_by_defects`.
 - *added*: a new image of which nobody has said anything. Patches that are far from the bank become rows with support
   radii: they make others look normal only as far as other images make them look normal.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,16 +28,22 @@ from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.search.bank import contains
 from anomalib_softpatch.components.support_radii import Support
-from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE
 
-ADDED = "added"
+# Verdicts: the words of a file of decisions, and one for new images of which nobody has said anything
+NORMAL, DEFECT, SET_ASIDE, ADDED = "normal", "defect", "set_aside", "added"
 # Patches of an image that are kept with their features: those whose scores what is taught can lower or raise most
 KEPT_PATCHES = 32
 # Patches of an image that stays normal score no more than this share of what the highest patch of a typical image does.
 # Images that show the same are as far from its rows as these are from it
-NORMAL_SHARE = 1.0
+NORMAL_SHARE = 0.5
 # A patch that coincides with a defect scores so many times the threshold
 LARGEST_RAISE = 4.0
+# Which patch of an image is the defect is a guess where nobody has shown a region: others must be so many times as near
+# to it as to the memory bank
+SCALE_OF_GUESSES = 2.0
+# Share of the false alarms asked for that similarity to defects may add
+SHARE_FOR_DEFECTS = 0.2
+SMALLEST = 1e-12  # squared distance
 NO_GROUP = -1
 
 
@@ -115,6 +121,7 @@ class Lesson:
         group: Its group of copies among the training images, -1 if it was not one.
         rows: Features of patches, of the memory bank or of the bank of defects, shape ``(r, channels)``.
         map: Its patch scores, of one image.
+        shown: Whether a person has shown a region.
     """
 
     name: str
@@ -123,6 +130,7 @@ class Lesson:
     group: int
     rows: torch.Tensor
     map: PatchScoreMaps
+    shown: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +141,13 @@ class Taught:
         bank: The memory bank.
         groups: Group of copies that each row belongs to; new images have numbers of their own, shape ``(m,)``.
         defects: Features of patches of defects, shape ``(d, channels)``.
+        least_scales: Smallest scale of each of them in a :class:`DefectBank`, shape ``(d,)``.
     """
 
     bank: MemoryBank
     groups: torch.Tensor
     defects: torch.Tensor
+    least_scales: torch.Tensor
 
 
 @torch.no_grad()
@@ -189,9 +199,7 @@ def map_scores(
     own = row_groups == group
     scores = _score(search, queries, own if bool(own.any()) else None)
     places = scores.amax(dim=0).topk(min(KEPT_PATCHES, len(queries))).indices
-    return PatchScoreMaps(
-        torch.tensor([group]), scores.view(1, -1, height, width), places[None], queries[places][None]
-    )
+    return PatchScoreMaps(torch.tensor([group]), scores.view(1, -1, height, width), places[None], queries[places][None])
 
 
 def join(maps: Sequence[PatchScoreMaps]) -> PatchScoreMaps:
@@ -211,7 +219,6 @@ def make_lesson(
     features: torch.Tensor,
     group: int = NO_GROUP,
     region: torch.Tensor | None = None,
-    false_alarms: float = 0.05,
 ) -> Lesson:
     """Make a lesson of what is said about an image.
 
@@ -224,7 +231,6 @@ def make_lesson(
         features: Features of its patches, shape ``(height, width, channels)``.
         group: Its group of copies among the training images, -1 if it was not one.
         region: Patches that the verdict is about, boolean of shape ``(height, width)``. Default: all.
-        false_alarms: Share of images whose highest patch may be taken for a defect, where no region is given.
 
     Returns:
         The lesson.
@@ -241,15 +247,15 @@ def make_lesson(
         raise ValueError(msg)
     chosen: list[int] = []
     if verdict == DEFECT:
-        limit = false_alarm_threshold(record.maps.peaks, false_alarms) if region is None else record.typical
         scores[~inside] = -torch.inf
-        chosen = (scores > limit).nonzero().squeeze(1).tolist() or [int(scores.argmax())]
+        above = [] if region is None else (scores > record.typical).nonzero().squeeze(1).tolist()
+        chosen = above or [int(scores.argmax())]
     elif verdict in {NORMAL, ADDED}:
         own = record.bank.features[record.groups == group] if group != NO_GROUP else queries[:0]
         if verdict == NORMAL and len(own):
             scores = torch.minimum(scores, torch.cdist(queries, own).amin(dim=1))
         chosen = _farthest(queries, scores.masked_fill(~inside, 0), NORMAL_SHARE * record.typical)
-    return Lesson(name, verdict, path, group, queries[chosen], scored)
+    return Lesson(name, verdict, path, group, queries[chosen], scored, region is not None)
 
 
 def _farthest(queries: torch.Tensor, scores: torch.Tensor, limit: float) -> list[int]:
@@ -282,7 +288,9 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     bank, device = record.bank, record.bank.features.device
     gone = _groups_of(lessons, {DEFECT, SET_ASIDE}, device)
     normal = _groups_of(lessons, {NORMAL}, device)
-    defects = torch.cat([bank.features[:0], *(each.rows for each in lessons if each.verdict == DEFECT)])
+    of_defects = [each for each in lessons if each.verdict == DEFECT]
+    defects = torch.cat([bank.features[:0], *(each.rows for each in of_defects)])
+    least_scales = [torch.full((len(each.rows),), 1.0 if each.shown else SCALE_OF_GUESSES) for each in of_defects]
 
     stays = ~torch.isin(record.groups, gone)
     is_normal = torch.isin(record.groups, normal)
@@ -321,7 +329,7 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
         parts.append(torch.cat((values[before], new.to(values), values[after])))
     features, weights, all_radii, groups = parts
     taught = MemoryBank(features, weights, all_radii, tuple(ranges))
-    return Taught(taught, groups, defects)
+    return Taught(taught, groups, defects, torch.cat([torch.empty(0), *least_scales]).to(device))
 
 
 def _groups_of(lessons: Sequence[Lesson], verdicts: set[str], device: torch.device) -> torch.Tensor:
@@ -399,26 +407,75 @@ def score_again(maps: PatchScoreMaps, taught: Taught) -> torch.Tensor:
     return scores
 
 
-def score_by_defects(
-    normal: torch.Tensor, queries: torch.Tensor, defects: torch.Tensor, threshold: torch.Tensor
-) -> torch.Tensor:
-    """Score patches that are nearer to a defect than to the memory bank.
+@dataclass(frozen=True, eq=False)
+class DefectBank:
+    """Patches of defects, and how much nearer than to normal patches others must be to them to be defects, too.
 
-    The score is ``threshold * normal / d`` with the distance d to the nearest defect: at the threshold where both are
-    as near, above it where the defect is nearer, at most :data:`LARGEST_RAISE` times as high.
+    Attributes:
+        features: Shape ``(d, channels)``.
+        scales: Factors of the distances to them, shape ``(d,)``.
+        threshold: Threshold of image scores, a scalar.
+    """
+
+    features: torch.Tensor
+    scales: torch.Tensor
+    threshold: torch.Tensor
+
+    def score(self, normal: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Score patches that are nearer to a defect than to the memory bank.
+
+        The score is ``threshold * n / min_j(c_j d_j)`` with the score n against the memory bank and the distances d_j
+        to the defects; at most :data:`LARGEST_RAISE` times the threshold.
+
+        Args:
+            normal: Scores of images against the memory bank, shape ``(images, patches)``.
+            queries: The patches, shape ``(images * patches, channels)``.
+
+        Returns:
+            Shape ``(images, patches)``; 0 where that is not above the threshold, and for all but the
+            :data:`KEPT_PATCHES` patches of an image that are least normal, by which the scales were found.
+        """
+        squares = squared_distances(queries, self.features) * self.scales.square()
+        ratio = normal / squares.amin(dim=1).clamp(min=SMALLEST).sqrt().view_as(normal)
+        least_normal = normal.topk(min(KEPT_PATCHES, normal.shape[1]), dim=1).values[:, -1:]
+        nearer = (ratio > 1) & (normal >= least_normal)
+        return torch.where(nearer, self.threshold * ratio.clamp(max=LARGEST_RAISE), torch.zeros_like(normal))
+
+
+def squared_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return squared distances by expanded squares, in operations that every export target has, shape ``(n, m)``."""
+    center = rows.mean(dim=0)  # expanded squares lose digits far from the origin
+    queries, rows = queries - center, rows - center
+    lengths = queries.square().sum(dim=1, keepdim=True) + rows.square().sum(dim=1)
+    return (lengths - 2 * queries @ rows.T).clamp(min=0)
+
+
+def calibrate_defects(
+    taught: Taught, maps: PatchScoreMaps, scores: torch.Tensor, false_alarms: float
+) -> torch.Tensor:
+    """Say how much nearer a patch must be to a defect than to the memory bank to be one.
+
+    A patch of a good image is nearer to some defect than to the memory bank by chance, and the more so the more patches
+    of defects there are, above all to those that are no different from normal ones. So each of them is compared with
+    the typical training image, and all of them together are allowed a share of false alarms, by the rule of
+    :func:`~anomalib_softpatch.components.out_of_bag.false_alarm_threshold`.
 
     Args:
-        normal: Scores against the memory bank, shape ``(n,)``.
-        queries: The patches, shape ``(n, channels)``.
-        defects: Patches of defects, shape ``(d, channels)``.
-        threshold: Threshold of image scores, a scalar.
+        taught: Memory bank with patches of defects.
+        maps: Training images that are not known to be defects.
+        scores: Scores of their kept patches against the memory bank, shape ``(n, t)``.
+        false_alarms: Share of good images that may be called anomalous for a defect.
 
     Returns:
-        Shape ``(n,)``; 0 where the memory bank is nearer.
+        Scales of a :class:`DefectBank`, shape ``(d,)``.
     """
-    distances = nearest_neighbors(queries, defects)[0].squeeze(1)
-    ratio = (normal / distances.clamp(min=1e-12)).clamp(max=LARGEST_RAISE)
-    return torch.where(distances < normal, threshold * ratio, torch.zeros_like(normal))
+    ratios = scores.new_empty(len(scores), len(taught.defects))
+    for number, (features, of_image) in enumerate(zip(maps.features, scores, strict=True)):
+        distances = squared_distances(features, taught.defects).clamp(min=SMALLEST).sqrt()
+        ratios[number] = (of_image[:, None] / distances).amax(dim=0)
+    typical = ratios.median(dim=0).values.clamp(min=SMALLEST)
+    limit = false_alarm_threshold((ratios / typical).amax(dim=1), false_alarms)
+    return torch.maximum(typical * limit, taught.least_scales)
 
 
 def to_plain(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, Any]:

@@ -12,17 +12,21 @@ import torch
 
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.teaching import (
+    DEFECT,
     NO_GROUP,
+    NORMAL,
+    SET_ASIDE,
+    SHARE_FOR_DEFECTS,
+    DefectBank,
     FitRecord,
     Lesson,
     PatchScoreMaps,
     Taught,
+    calibrate_defects,
     join,
     score_again,
-    score_by_defects,
     teach,
 )
-from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 
 if TYPE_CHECKING:
@@ -69,7 +73,7 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     model, processor = module.model, module.post_processor
     record = record_of(module)
     assert isinstance(processor, LabelFreePostProcessor)
-    fitted = _scored_as_new(module, record.maps, Taught(record.bank, record.groups, model.defects[:0]), None)
+    fitted = _scored_as_new(module, record.maps, teach(record, []), None)
     before = (len(model.memory_bank), len(model.defects), float(processor.image_threshold))
     old = teach(record, model.lessons, model.ignored_patches)
     old_verdicts = _anomalous(module, record.maps, old, model.ignored_patches, before[2])
@@ -77,22 +81,22 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
         model.untaught_thresholds = (before[2], float(processor.pixel_threshold))
     taught = teach(record, lessons, ignored)
     model.replace_banks(taught.bank)
-    model.defects = taught.defects
     model.ignored = torch.empty(0, dtype=torch.bool) if ignored is None else ignored
     model.lessons = sorted(lessons, key=lambda lesson: lesson.name)
 
     image_threshold, pixel_threshold = model.untaught_thresholds
     from_training_images = math.isclose(processor.cut(fitted.image_scores), image_threshold, rel_tol=1e-4)
+    gone = {each.group for each in lessons if each.verdict in {DEFECT, SET_ASIDE}}
+    stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()])
+    new = [each.map for each in lessons if each.verdict == NORMAL and each.group == NO_GROUP]
+    maps = join([record.maps.select(stays), *new])
     if from_training_images and (lessons or ignored is not None):
-        gone = {each.group for each in lessons if each.verdict in {DEFECT, SET_ASIDE}}
-        stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()])
-        new = [each.map for each in lessons if each.verdict == NORMAL and each.group == NO_GROUP]
-        scores = _scored_as_new(module, join([record.maps.select(stays), *new]), taught, ignored)
+        scores = _scored_as_new(module, maps, taught, ignored)
         image_threshold = processor.cut(scores.image_scores)
         if not math.isnan(pixel_threshold):
             pixel_threshold = processor.cut(scores.map_peaks)
     processor.set_thresholds(image_threshold, pixel_threshold)
-    model.defect_threshold = torch.tensor(image_threshold, dtype=torch.float32)
+    model.defect_bank = _defect_bank(module, maps, taught, ignored, image_threshold)
     new_verdicts = _anomalous(module, record.maps, taught, ignored, image_threshold)
     return Change(
         rows=(before[0], len(model.memory_bank)),
@@ -114,7 +118,9 @@ def record_of(module: "DenoisingMixin") -> FitRecord:
     """
     record, processor = module.model.record, module.post_processor
     if record is None:
-        msg = "The model has no record of its fit, which teaching needs (models of before 0.3 have none): train it again."
+        msg = (
+            "The model has no record of its fit, which teaching needs (models of before 0.3 have none): train it again."
+        )
         raise ValueError(msg)
     if not isinstance(processor, LabelFreePostProcessor) or bool(processor.image_threshold.isnan()):
         msg = "The model has no threshold of its own, which teaching needs: train it with the default post-processor."
@@ -126,24 +132,41 @@ def _scored_as_new(
     module: "DenoisingMixin", maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None
 ) -> OutOfBagScores:
     """Score images without their own rows and without defects."""
+    return module.model.score_maps(_again(maps, taught, ignored), module.input_size)
+
+
+def _defect_bank(
+    module: "DenoisingMixin",
+    maps: PatchScoreMaps,
+    taught: Taught,
+    ignored: torch.Tensor | None,
+    threshold: float,
+) -> DefectBank:
+    """Return the bank of defects, calibrated by images that are not known to be any."""
+    processor = module.post_processor
+    assert isinstance(processor, LabelFreePostProcessor)
+    scales = taught.defects[:0, 0]
+    if len(taught.defects):
+        scores = _again(maps, taught, ignored)[:, -1].flatten(1).gather(1, maps.places)
+        share = SHARE_FOR_DEFECTS * processor.false_alarms
+        scales = calibrate_defects(taught, maps, scores, share)
+    return DefectBank(taught.defects, scales, torch.tensor(threshold, dtype=torch.float32))
+
+
+def _again(maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None) -> torch.Tensor:
     scores = score_again(maps, taught)
-    if ignored is not None:
-        scores = scores.masked_fill(ignored, 0)
-    return module.model.score_maps(scores, module.input_size)
+    return scores if ignored is None else scores.masked_fill(ignored, 0)
 
 
 def _anomalous(
     module: "DenoisingMixin", maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None, threshold: float
 ) -> torch.Tensor:
     """Tell which images are anomalous as new ones, boolean of shape ``(n,)``."""
-    scores = score_again(maps, taught)
-    if ignored is not None:
-        scores = scores.masked_fill(ignored, 0)
+    scores = _again(maps, taught, ignored)
     image_scores = module.model.score_maps(scores, None).image_scores
-    if len(taught.defects):
+    bank = module.model.defect_bank
+    if len(bank.features):
         normal = scores[:, -1].flatten(1).gather(1, maps.places)
-        raised = score_by_defects(
-            normal.flatten(), maps.features.flatten(0, 1), taught.defects, torch.tensor(threshold)
-        )
-        image_scores = torch.maximum(image_scores, raised.view_as(normal).amax(dim=1))
+        raised = bank.score(normal, maps.features.flatten(0, 1))
+        image_scores = torch.maximum(image_scores, raised.amax(dim=1))
     return image_scores > threshold

@@ -7,15 +7,16 @@ Torch is imported when the arguments that can be wrong without it are known to b
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, UNDECIDED, Decision, merge, read_decisions
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, Decision, read_decisions
 from anomalib_softpatch.images.finding import find_images
-from anomalib_softpatch.images.paths import from_text
+from anomalib_softpatch.images.paths import from_text, real_folder
 from anomalib_softpatch.text import counted, shown
 
+# Beside the verdicts of people
+ADDED, FORGET = "added", "forget"
 MOST_SHOWN = 20
 
 
@@ -46,7 +47,7 @@ def teach(
         forget: Text file with a path in each line: these images leave the model, with all that they brought.
         ignore: Image of the size of the images, in which nothing is ever said about pixels that are not black.
         output: New checkpoint. Default: model_taught.ckpt beside the old one, or the next free number.
-        export: Also export the new model to onnx, openvino or torch, beside the new checkpoint.
+        export: Also export the new model to onnx, openvino or torch, into a folder beside the new checkpoint.
         device: Device for the backbone, for example cpu or cuda.
     """
     if not model.is_file():
@@ -63,7 +64,7 @@ def teach(
     if target.exists():
         msg = f"output={str(target)!r} is there already, and nothing is overwritten. Give another name."
         raise ValueError(msg)
-    absent = [each.path for each in said if not each.path.is_file() and each.verdict not in {SET_ASIDE, UNDECIDED}]
+    absent = [each.path for each in said if not each.path.is_file() and each.verdict in {NORMAL, DEFECT, ADDED}]
     if absent:
         msg = f"{counted(len(absent), 'decided image')} cannot be found, {str(absent[0])!r} for one."
         raise FileNotFoundError(msg)
@@ -78,23 +79,22 @@ def teach(
     if export is not None:
         from anomalib_softpatch.cleaning.stages import export_checkpoint  # noqa: PLC0415  # likewise
 
-        files = export_checkpoint(target, target.parent, export, target.stem)
-        sys.stdout.write(f"Exported: {', '.join(shown(file) for file in files)}\n")
+        files = export_checkpoint(target, target.with_name(f"{target.stem}_{export}"), export)
+        sys.stdout.write(f"Exported: {shown(files[0])}\n")
 
 
-def _said(
-    decisions: Path | None, add: Path | None, add_unlabeled: Path | None, forget: Path | None
-) -> list[Decision]:
+def _said(decisions: Path | None, add: Path | None, add_unlabeled: Path | None, forget: Path | None) -> list[Decision]:
     """Gather what is said about images; what is said of single images counts before what is said of a folder."""
-    from_folders: list[Decision] = []
-    for folder, verdict in ((add_unlabeled, ADDED), (add, NORMAL)):
-        if folder is not None:
-            paths, _ = find_images(folder)
-            from_folders = merge(from_folders, [Decision(Path(path), verdict) for path in paths])
-    said = merge(from_folders, [] if decisions is None else read_decisions(decisions))
+    said = [] if decisions is None else read_decisions(decisions)
     if forget is not None:
         lines = forget.read_text(encoding="utf-8-sig").splitlines()
-        said = merge(said, [Decision(from_text(line.strip()), FORGET) for line in lines if line.strip()])
+        said += [Decision(from_text(line.strip()), FORGET) for line in lines if line.strip()]
+    known = {real_folder(each.path) for each in said}
+    for folder, verdict in ((add, NORMAL), (add_unlabeled, ADDED)):
+        paths = [] if folder is None else find_images(folder)[0]
+        new = [Path(path) for path in paths if real_folder(Path(path)) not in known]
+        said += [Decision(path, verdict) for path in new]
+        known |= {real_folder(path) for path in new}
     return said
 
 

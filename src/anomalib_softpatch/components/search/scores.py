@@ -40,7 +40,7 @@ def score_by_banks(
         bank: The memory bank. Its first and its last range may be the same.
         shape: Images, height and width of their grid of patches.
         smoothing: Standard deviation, in patches, of what smooths the scores against the first bank.
-        counts: Factor of the scores at each position of the grid, 0 or 1, shape ``(height, width)``. Default: all count.
+        counts: Factor of the scores at each position, 0 or 1, shape ``(height, width)``. Default: all positions count.
 
     Returns:
         All of shape ``(batch, height * width)``: smoothed scores against the first bank, of which the largest of each

@@ -40,12 +40,12 @@ from anomalib_softpatch.components.self_check import FitFacts, gather_facts
 from anomalib_softpatch.components.smoothing import smooth
 from anomalib_softpatch.components.support_radii import groups_that_count
 from anomalib_softpatch.components.teaching import (
+    DefectBank,
     FitRecord,
     Lesson,
     from_plain,
     join,
     map_scores,
-    score_by_defects,
     to_plain,
 )
 from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
@@ -57,7 +57,12 @@ if TYPE_CHECKING:
 
 # Training images that are scored out of bag: enough for a share of false alarms of a few percent
 OUT_OF_BAG_IMAGES = 128
-TAUGHT = ("defects", "defect_threshold", "ignored")  # buffers that a checkpoint of a taught model has in its extra state
+TAUGHT = (
+    "defects",
+    "defect_scales",
+    "defect_threshold",
+    "ignored",
+)  # buffers that a checkpoint of a taught model has in its extra state
 
 
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
@@ -101,7 +106,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         lessons: What the model was taught.
         untaught_thresholds: Thresholds of image scores and maps before it was taught; ``None`` if it was not.
         defects: Patches of defects that it was taught, shape ``(d, channels)``.
-        defect_threshold: Score of a patch that is as near to a defect as to the memory bank.
+        defect_scales, defect_threshold: See :class:`DefectBank`.
         ignored: Patches that nothing is said about, boolean of shape ``(grid_height, grid_width)``, or empty for none.
     """
 
@@ -157,6 +162,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.untaught_thresholds: tuple[float, float] | None = None
         self.defects: torch.Tensor
         self.register_buffer("defects", torch.empty(0), persistent=False)  # part of the extra state
+        self.defect_scales: torch.Tensor
+        self.register_buffer("defect_scales", torch.empty(0), persistent=False)
         self.defect_threshold: torch.Tensor
         self.register_buffer("defect_threshold", torch.tensor(0.0), persistent=False)
         self.ignored: torch.Tensor
@@ -170,7 +177,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             state["teaching"] = to_plain(self.record, self.lessons)
             state["untaught_thresholds"] = self.untaught_thresholds
         for name in TAUGHT:
-            if getattr(self, name).numel() and bool(getattr(self, name).any()):
+            if self.defects.numel() or self.ignored.numel():
                 state[name] = getattr(self, name)
         return state
 
@@ -267,10 +274,9 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         scores, nearest, scores_of_map = score_by_banks(search, queries, bank, shape, self.score_smoothing, counts)
         image_scores = self._score_images(scores, nearest, queries)
         if self.defects.numel():
-            defects = F.pad(self.defects, (0, self.memory_bank.shape[1] - self.defects.shape[1])).to(queries)
-            raised = score_by_defects(scores_of_map.flatten(), queries, defects, self.defect_threshold.to(queries))
-            scores_of_map = torch.maximum(scores_of_map, raised.view_as(scores_of_map))
-            image_scores = torch.maximum(image_scores, raised.view_as(scores_of_map).amax(dim=1))
+            raised = self.defect_bank.score(scores_of_map, queries)
+            scores_of_map = torch.maximum(scores_of_map, raised)
+            image_scores = torch.maximum(image_scores, raised.amax(dim=1))
         return image_scores, scores_of_map.view(batch_size, 1, height, width)
 
     def fit(self, map_size: tuple[int, int] | None = None) -> None:
@@ -306,20 +312,18 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         groups = groups_that_count(result.groups.to(indices.device))
         group_of_row = groups[indices // patches]
         chosen = torch.linspace(0, images - 1, min(images, OUT_OF_BAG_IMAGES)).round().long().tolist()
-        maps = []
+        maps, image_scores = [], []
         search = self._search_of(self._bank, self.memory_bank, None)
         for image in chosen:
             own = torch.arange(image * patches, (image + 1) * patches, device=indices.device)
             features = self.feature_store.rows(own).view(height, width, -1)
             maps.append(map_scores(search, features, group_of_row, int(groups[image])))
+            if self.num_neighbors > 1:
+                image_scores.append(self._score(features[None], group_of_row == groups[image])[0])
         joined = join(maps)
         scores = self.score_maps(joined.scores, map_size)
         if self.num_neighbors > 1:  # an image score is more than the largest patch score then
-            each = [
-                self._score(self.feature_store.rows(own).view(1, height, width, -1), group_of_row == groups[image])[0]
-                for image, own in ((image, image * patches + torch.arange(patches, device=indices.device)) for image in chosen)
-            ]
-            scores = OutOfBagScores(torch.cat(each), scores.map_peaks)
+            scores = OutOfBagScores(torch.cat(image_scores), scores.map_peaks)
         record = FitRecord(
             bank=self._bank,
             groups=group_of_row,
@@ -381,6 +385,15 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             yield
         finally:
             self._graph_search = None
+
+    @property
+    def defect_bank(self) -> DefectBank:
+        """Defects that it was taught."""
+        return DefectBank(self.defects, self.defect_scales, self.defect_threshold)
+
+    @defect_bank.setter
+    def defect_bank(self, bank: DefectBank) -> None:
+        self.defects, self.defect_scales, self.defect_threshold = bank.features, bank.scales, bank.threshold
 
     @property
     def ignored_patches(self) -> torch.Tensor | None:

@@ -1,0 +1,296 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teaching of a memory bank against brute force, and what people may count on."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, support_radii
+from anomalib_softpatch.components.search import NearestNeighborSearch
+from anomalib_softpatch.components.teaching import (
+    ADDED,
+    DEFECT,
+    LARGEST_RAISE,
+    NORMAL,
+    SET_ASIDE,
+    DefectBank,
+    Taught,
+    calibrate_defects,
+    from_plain,
+    make_lesson,
+    score_again,
+    score_patches_by_banks,
+    teach,
+    to_plain,
+)
+from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+
+IMAGES, HEIGHT, WIDTH, CHANNELS = 24, 6, 5, 16
+DEFECTIVE, VARIANT = 3, 7  # images of the training set
+
+
+def make_features(seed=0):
+    """Images that show the same but for noise; one has a defect in two patches, one is another variant as a whole."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern = 3 * torch.randn(HEIGHT, WIDTH, CHANNELS, generator=torch.Generator().manual_seed(100))
+    features = pattern + 0.3 * torch.randn(IMAGES, HEIGHT, WIDTH, CHANNELS, generator=generator)
+    features[DEFECTIVE, 2, 1:3] += 4 * defect()
+    features[VARIANT] += variant()
+    return features
+
+
+def defect():
+    return torch.nn.functional.normalize(torch.ones(CHANNELS), dim=0) * 2
+
+
+def variant():
+    return torch.linspace(-3, 3, CHANNELS)
+
+
+class Fitted(SoftPatchModel):
+    """A fitted model whose features are given."""
+
+    def __init__(self, **options):
+        builder = DenoisingMemoryBank(
+            discriminators=("knn",), coreset_sampling_ratio=0.3, soft_weight=False, neighborhood=1, **options
+        )
+        super().__init__(layers=["layer1"], backbone="resnet18", pre_trained=False, memory_bank_builder=builder)
+
+
+@pytest.fixture(scope="module", params=[{"min_images": "auto", "thresholds": (0.0, 0.0)}, {"min_images": 1}])
+def model(request):
+    model = Fitted(**request.param)
+    model.feature_store.append(make_features(), [f"{number:03}" for number in range(IMAGES)])
+    model.fit((64, 64))
+    return model
+
+
+@pytest.fixture(scope="module")
+def record(model):
+    return model.record
+
+
+def lesson(record, verdict, image=None, features=None, name=None, region=None):
+    features = make_features()[image] if features is None else features
+    group = -1 if image is None else int(record.group_of_image[image])
+    search = NearestNeighborSearch(record.bank)
+    return make_lesson(record, search, verdict, name or f"{verdict} {image}", "path", features, group, region)
+
+
+def brute_force(bank, queries, left_out=None):
+    """Least mutual reachability distances in float64."""
+    queries, features = queries.double().numpy(), bank.features.double().numpy()
+    distances = np.linalg.norm(queries[:, None] - features[None], axis=2)
+    if bank.radii is not None:
+        distances = np.maximum(distances, bank.radii.double().numpy()[None])
+    if left_out is not None:
+        distances[:, left_out.numpy()] = np.inf
+    return distances.min(axis=1)
+
+
+def test_the_record_has_the_scores_of_images_as_if_they_were_new(record):
+    features = make_features()
+    for number in (0, DEFECTIVE, IMAGES - 1):
+        group = int(record.maps.groups[number])
+        image = record.group_of_image.tolist().index(group)
+        expected = brute_force(record.bank, features[image].flatten(0, 1), record.groups == group)
+        np.testing.assert_allclose(record.maps.scores[number, 0].flatten(), expected, rtol=1e-4)
+
+
+def test_nothing_taught_is_the_fit_bit_by_bit(record):
+    taught = teach(record, [])
+    for name in ("features", "weights"):
+        assert torch.equal(getattr(taught.bank, name), getattr(record.bank, name))
+    assert torch.equal(
+        taught.bank.radii, torch.zeros(len(taught.groups)) if record.bank.radii is None else record.bank.radii
+    )
+    assert taught.bank.bank_ranges == record.bank.bank_ranges
+    assert not len(taught.defects)
+
+
+def test_any_order_gives_the_same(record):
+    lessons = [
+        lesson(record, NORMAL, VARIANT),
+        lesson(record, DEFECT, DEFECTIVE),
+        lesson(record, ADDED, features=make_features(5)[0], name="new"),
+        lesson(record, SET_ASIDE, 11),
+    ]
+    first = teach(record, lessons)
+    for order in permutations(lessons):
+        other = teach(record, order)
+        for name in ("features", "weights", "radii"):
+            assert torch.equal(getattr(first.bank, name), getattr(other.bank, name))
+        assert torch.equal(first.defects, other.defects)
+        assert torch.equal(first.groups, other.groups)
+
+
+@pytest.mark.parametrize("verdict", [SET_ASIDE, DEFECT])
+def test_an_image_leaves_with_its_rows_and_supports_nothing(record, verdict):
+    taught = teach(record, [lesson(record, verdict, DEFECTIVE)])
+    group = int(record.group_of_image[DEFECTIVE])
+    assert (record.groups == group).any()
+    assert not (taught.groups == group).any()
+    if record.support is None or verdict == DEFECT:
+        return
+    # As if the fit had not known the image: the same rows with radii of the other images, on the fit's scale
+    stays = record.groups != group
+    others = [image for image in range(IMAGES) if image != DEFECTIVE]
+    store = FeatureStore()
+    store.append(make_features()[others])
+    image_of_row = torch.tensor([others.index(int(image)) for image in record.groups[stays]])
+    indices = image_of_row * HEIGHT * WIDTH + record.places[stays]
+    expected = record.support.scale * support_radii(store, indices, torch.arange(IMAGES - 1), record.factors, 1)
+    torch.testing.assert_close(taught.bank.radii, expected)
+
+
+def test_what_is_said_to_be_normal_is(record):
+    """The image itself, and another one that shows the same; the defect stays one."""
+    group = int(record.group_of_image[VARIANT])
+    like = make_features(9)[VARIANT].flatten(0, 1)
+    defective = make_features()[DEFECTIVE].flatten(0, 1)
+    own = torch.arange(len(record.groups)) < 0
+    before, with_defect = (brute_force(record.bank, each, own) for each in (like, defective))
+    taught = teach(record, [lesson(record, NORMAL, VARIANT)])
+    rows = taught.groups == group
+    assert (taught.bank.radii[rows] == 0).all()
+    scores = brute_force(taught.bank, make_features()[VARIANT].flatten(0, 1))
+    assert scores.max() <= 0.5 * record.typical * 1.001
+    assert brute_force(taught.bank, like).max() < 0.6 * before.max()
+    if record.support is not None:
+        np.testing.assert_allclose(brute_force(taught.bank, defective).max(), with_defect.max(), rtol=1e-5)
+
+
+def test_a_defect_is_found_again_and_its_like(record):
+    """Where it had been too near to be one: the patches are those that stand out."""
+    weak = make_features(5)[0]
+    weak[4, 2] += 1.2 * defect()
+    again = make_features(6)[0]
+    again[1, 1] += weak[4, 2] - make_features(5)[0][4, 2] + make_features(5)[0][4, 2] - again[1, 1]
+    region = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    region[4, 2] = True
+    taught = teach(record, [lesson(record, DEFECT, features=weak, name="weak", region=region)])
+    assert len(taught.defects) == 1
+    torch.testing.assert_close(taught.defects[0], weak[4, 2])
+    threshold = 10.0
+    for image, anomalous in ((weak, True), (again, True), (make_features(7)[0], False)):
+        queries = image.flatten(0, 1)
+        normal = score_patches_by_banks(taught.bank, queries, None)[:1]
+        raised = defect_bank(taught.defects, threshold).score(normal, queries)
+        assert bool((raised > threshold).any()) == anomalous
+
+
+def defect_bank(defects, threshold, scale=1.0):
+    return DefectBank(defects, torch.full((len(defects),), scale), torch.tensor(threshold))
+
+
+def test_scores_by_defects_by_hand():
+    """Capped where they coincide, nothing where the bank is nearer or the patch is too normal."""
+    queries = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [9.0, 0.0]])
+    normal = torch.tensor([[2.0, 2.0, 1.0, 3.0]])
+    bank = defect_bank(torch.tensor([[1.0, 0.0]]), 5.0)
+    assert bank.score(normal, queries).tolist() == [[10.0, 5 * LARGEST_RAISE, 0.0, 0.0]]
+    assert defect_bank(bank.features, 5.0, scale=1.6).score(normal, queries).tolist() == [[6.25, 20.0, 0.0, 0.0]]
+
+
+def test_defects_add_few_false_alarms(record):
+    """Also where what is called a defect looks like any normal patch; those that do not are found."""
+    generator = torch.Generator().manual_seed(3)
+    normal_patches = make_features(20).flatten(0, 2)[torch.randperm(IMAGES * HEIGHT * WIDTH, generator=generator)[:40]]
+    real = make_features(5)[0][2, 2] + 4 * defect()
+    maps = record.maps
+    scores = maps.scores[:, 0].flatten(1).gather(1, maps.places)
+    defects = torch.cat((normal_patches, real[None]))
+    taught = Taught(record.bank, record.groups, defects, torch.ones(len(defects)))
+    scales = calibrate_defects(taught, maps, scores, 0.05)
+    bank = DefectBank(defects, scales, torch.tensor(5.0))
+    assert scales[-1] < scales[:-1].median()
+    search_bank = record.bank
+
+    def is_defect(image):
+        queries = image.flatten(0, 1)
+        return bool(bank.score(score_patches_by_banks(search_bank, queries, None), queries).any())
+
+    good = [is_defect(image) for image in torch.cat([make_features(seed)[8:] for seed in range(30, 36)])]
+    assert sum(good) <= 0.15 * len(good)
+    bad = make_features(40)[8:]
+    bad[:, 3, 3] += real - make_features(5)[0][3, 3]
+    assert sum(map(is_defect, bad)) >= 0.9 * len(bad)
+
+
+def test_added_images_vouch_for_each_other(record):
+    """A single image of a new variant changes little; as many as the fit asks for make it normal."""
+    if record.support is None:
+        pytest.skip("without radii any new image is normal")
+    shift = variant().flip(0)
+    new = [make_features(seed)[0] + shift for seed in (11, 12, 13, 14)]
+    lessons = [lesson(record, ADDED, features=each, name=f"new {number}") for number, each in enumerate(new)]
+    queries = new[3].flatten(0, 1)
+    peaks = [brute_force(teach(record, lessons[:count]).bank, queries).max() for count in (0, 1, 3)]
+    assert peaks[1] > 0.8 * peaks[0]
+    assert peaks[2] < 0.6 * peaks[0]
+
+
+def test_ignored_positions_have_no_rows(record):
+    ignored = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    ignored[:, :2] = True
+    taught = teach(record, [], ignored)
+    kept = record.places % WIDTH >= 2
+    assert torch.equal(taught.bank.features, record.bank.features[kept])
+
+
+def test_scores_again_are_those_of_a_new_search(record):
+    """Of the patches that are kept."""
+    taught = teach(record, [lesson(record, NORMAL, VARIANT), lesson(record, SET_ASIDE, 11)])
+    again = score_again(record.maps, taught)
+    features = make_features()
+    for number, group in enumerate(record.maps.groups.tolist()):
+        image = record.group_of_image.tolist().index(group)
+        places = record.maps.places[number]
+        expected = brute_force(taught.bank, features[image].flatten(0, 1)[places], taught.groups == group)
+        np.testing.assert_allclose(again[number, 0].flatten()[places], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_banks_keep_their_rows(record):
+    """New rows are in both banks, also where these share no row."""
+    count = len(record.bank.features)
+    for ranges in (((0, count - 20), (30, count)), ((0, 50), (50, count))):
+        two = replace(record, bank=replace(record.bank, bank_ranges=ranges))
+        two = replace(two, maps=replace(two.maps, scores=two.maps.scores[:, :1].expand(-1, 2, -1, -1)))
+        new_image = lesson(two, NORMAL, features=make_features(9)[VARIANT], name="new")
+        taught = teach(two, [new_image, lesson(two, SET_ASIDE, 11)])
+        new = len(taught.bank.features) - int((record.groups != int(record.group_of_image[11])).sum())
+        assert new > 0
+        for (start, stop), (old_start, old_stop) in zip(taught.bank.bank_ranges, ranges, strict=True):
+            expected = record.bank.features[old_start:old_stop][
+                record.groups[old_start:old_stop] != int(record.group_of_image[11])
+            ]
+            rows = {tuple(row) for row in taught.bank.features[start:stop].tolist()}
+            assert stop - start == len(expected) + new
+            assert {tuple(row) for row in expected.tolist()} < rows
+
+
+def test_nothing_left_is_refused(record):
+    with pytest.raises(ValueError, match="Nothing is left of the memory bank"):
+        teach(record, [lesson(record, SET_ASIDE, image) for image in range(IMAGES)])
+
+
+def test_a_region_without_patches_is_refused(record):
+    with pytest.raises(ValueError, match="no patch of the model"):
+        lesson(record, DEFECT, DEFECTIVE, region=torch.zeros(HEIGHT, WIDTH, dtype=torch.bool))
+
+
+def test_plain_data_and_back(record, tmp_path):
+    """By a file that loads without unpickling code."""
+    lessons = [lesson(record, NORMAL, VARIANT), lesson(record, DEFECT, DEFECTIVE)]
+    torch.save(to_plain(record, lessons), tmp_path / "record.pt")
+    again, lessons_again = from_plain(torch.load(tmp_path / "record.pt", weights_only=True))
+    first, second = teach(record, lessons), teach(again, lessons_again)
+    assert torch.equal(first.bank.features, second.bank.features)
+    assert torch.equal(first.bank.radii, second.bank.radii)
+    assert torch.equal(first.defects, second.defects)
+    assert again.keys == record.keys
