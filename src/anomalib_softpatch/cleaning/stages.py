@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from anomalib.callbacks.checkpoint import ModelCheckpoint
@@ -228,7 +228,7 @@ def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) 
     Returns:
         The threshold, of the score before it is normalized.
     """
-    model = load_model(output / CHECKPOINT)
+    model = cast("DenoisingMixin", load_model(output / CHECKPOINT))
     post_processor = model.post_processor
     assert isinstance(post_processor, LabelFreePostProcessor)
     post_processor.false_alarms = false_alarms

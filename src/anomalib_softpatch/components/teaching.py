@@ -12,8 +12,9 @@ and a set of lessons. So the order of the lessons does not matter, and a lesson 
   of it that are far from the bank become rows, farthest first, until none of it is farther than a typical image is.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
 - *defect*: likewise; and the patch that stands out most, or all that stand out in a region that a person has shown,
-  become rows of a second, small bank of defects. Rows that are nearer to one of these than to any other training image leave the bank, too. A patch that is
-  nearer to a defect than to the memory bank is anomalous, see :func:`score_by_defects`.
+  become rows of a second, small bank of defects. Rows of the memory bank that are nearer to one of these than to any
+  other training image leave, too. A patch that is much nearer to a defect than to the memory bank is anomalous, see
+  :class:`DefectBank`.
 - *added*: a new image of which nobody has said anything. Patches that are far from the bank become rows with support
   radii: they make others look normal only as far as other images make them look normal.
 """
@@ -23,11 +24,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.search.bank import contains
 from anomalib_softpatch.components.support_radii import Support
+from anomalib_softpatch.components.tracing import without_autocast
 
 # Verdicts: the words of a file of decisions, and one for new images of which nobody has said anything
 NORMAL, DEFECT, SET_ASIDE, ADDED = "normal", "defect", "set_aside", "added"
@@ -260,7 +263,7 @@ def make_lesson(
 
 def _farthest(queries: torch.Tensor, scores: torch.Tensor, limit: float) -> list[int]:
     """Choose the farthest patch again and again, until none is farther than a limit from the bank and those chosen."""
-    chosen = []
+    chosen: list[int] = []
     while float(scores.max()) > limit and len(chosen) < len(queries):
         chosen.append(int(scores.argmax()))
         distances = torch.linalg.vector_norm(queries - queries[chosen[-1]], dim=1)
@@ -443,16 +446,16 @@ class DefectBank:
 
 
 def squared_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return squared distances by expanded squares, in operations that every export target has, shape ``(n, m)``."""
-    center = rows.mean(dim=0)  # expanded squares lose digits far from the origin
-    queries, rows = queries - center, rows - center
-    lengths = queries.square().sum(dim=1, keepdim=True) + rows.square().sum(dim=1)
-    return (lengths - 2 * queries @ rows.T).clamp(min=0)
+    """Return squared distances, shape ``(n, m)``, in operations that exported graphs have for the memory bank, too.
+
+    Expanded squares lose digits where both coincide, which does not matter: see :data:`LARGEST_RAISE`.
+    """
+    with without_autocast(queries.device):
+        products = F.linear(-2 * queries, rows, rows.square().sum(dim=1))
+    return (products + queries.square().sum(dim=1, keepdim=True)).clamp(min=0)
 
 
-def calibrate_defects(
-    taught: Taught, maps: PatchScoreMaps, scores: torch.Tensor, false_alarms: float
-) -> torch.Tensor:
+def calibrate_defects(taught: Taught, maps: PatchScoreMaps, scores: torch.Tensor, false_alarms: float) -> torch.Tensor:
     """Say how much nearer a patch must be to a defect than to the memory bank to be one.
 
     A patch of a good image is nearer to some defect than to the memory bank by chance, and the more so the more patches

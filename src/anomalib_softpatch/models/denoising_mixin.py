@@ -397,4 +397,5 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         from anomalib_softpatch.integration.compression import compress  # noqa: PLC0415  # optional, so imported late
 
         del task  # the datamodule's
-        return compress(model, self.model.memory_bank, compression_type, datamodule, metric, max_drop)
+        rows = torch.cat((self.model.memory_bank, self.model.defects.to(self.model.memory_bank)))
+        return compress(model, rows, compression_type, datamodule, metric, max_drop)

@@ -77,6 +77,12 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
             "not finite. Validate it (engine.validate) first, or make it with post_processor=False."
         )
         raise ValueError(msg)
+    if torch_model.defects.numel() or torch_model.ignored.numel():
+        msg = (
+            "The model was taught defects or parts of images to ignore, which a file with a memory bank cannot hold: "
+            "give others its checkpoint, or an exported file."
+        )
+        raise ValueError(msg)
     tensors = {
         "memory_bank": torch_model.memory_bank,
         "weights": torch_model.weights,

@@ -20,11 +20,12 @@ from anomalib_softpatch.components.teaching import (
     Lesson,
     make_lesson,
 )
-from anomalib_softpatch.images.decisions import UNDECIDED, Decision, region_mask
+from anomalib_softpatch.images.decisions import UNDECIDED, Decision, Region, region_mask
 from anomalib_softpatch.images.hashing import hash_files
 from anomalib_softpatch.images.paths import real_folder, to_text
 from anomalib_softpatch.images.reading import image_size, read_image
 from anomalib_softpatch.models import load_model
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.teaching import Change, record_of, teach_model
 from anomalib_softpatch.report.geometry import true_patches, visible_region
 from anomalib_softpatch.text import counted, shown
@@ -126,7 +127,7 @@ class _Images:
                 f"{str(unknown[0])!r} for one."
             )
             raise FileNotFoundError(msg)
-        for name, about in gathered.items():
+        for about in gathered.values():
             verdicts = {each.verdict for each in about} - {UNDECIDED}
             if len(verdicts) > 1:
                 first, second, *_ = sorted(about, key=lambda each: each.verdict)
@@ -179,7 +180,7 @@ class _Images:
         return covered
 
     def _patches(
-        self, path: Path, regions: Sequence, grid: Sequence[int], size: tuple[int, int] | None = None
+        self, path: Path, regions: Sequence[Region], grid: Sequence[int], size: tuple[int, int] | None = None
     ) -> torch.Tensor:
         size = size or image_size(path)
         masks = [torch.from_numpy(region_mask(region, size)) for region in regions]
@@ -205,13 +206,15 @@ class _Images:
     @torch.no_grad()
     def scores(self) -> dict[str, tuple[float, float]]:
         """Return the score and the threshold of each decided image that is there, normalized."""
-        threshold = float(self.module.post_processor.image_threshold)
+        processor, model = self.module.post_processor, self.module.model
+        assert isinstance(processor, LabelFreePostProcessor)  # see record_of
+        threshold = float(processor.image_threshold)
+        size = self.module.input_size
         found = {}
         for name, features in self._features.items():
-            score = float(
-                self.module.model.score(features[None], self.module.input_size or features.shape[:2]).pred_score[0]
-            )
-            found[name] = (score, threshold)
+            score = model.score(features[None], size or features.shape[:2]).pred_score
+            assert score is not None
+            found[name] = (float(score[0]), threshold)
         return found
 
 
@@ -225,6 +228,6 @@ def _summary(verdicts: Iterable[str], change: Change) -> str:
     return (
         f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before "
         f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
-        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). Of {counted(change.scored, 'training image')} scored "
-        f"as if they were new, {change.flipped} have another verdict than before."
+        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). Of {counted(change.scored, 'training image')} "
+        f"scored as if they were new, {change.flipped} have another verdict than before."
     )

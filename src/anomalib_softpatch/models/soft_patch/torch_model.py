@@ -172,7 +172,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
-        state = {"banks": [list(rows) for rows in self.bank_ranges], "tiles": tiles_of(self.tiler)}
+        state: dict[str, Any] = {"banks": [list(rows) for rows in self.bank_ranges], "tiles": tiles_of(self.tiler)}
         if self.record is not None:
             state["teaching"] = to_plain(self.record, self.lessons)
             state["untaught_thresholds"] = self.untaught_thresholds
@@ -313,7 +313,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         group_of_row = groups[indices // patches]
         chosen = torch.linspace(0, images - 1, min(images, OUT_OF_BAG_IMAGES)).round().long().tolist()
         maps, image_scores = [], []
-        search = self._search_of(self._bank, self.memory_bank, None)
+        search = self._search_of_bank(self._bank)
         for image in chosen:
             own = torch.arange(image * patches, (image + 1) * patches, device=indices.device)
             features = self.feature_store.rows(own).view(height, width, -1)
@@ -419,12 +419,17 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if is_traced():
             graph = self._graph_search
             return NearestNeighborSearch(bank) if graph is None else graph.in_graph(bank.features, queries)
+        search = self._search_of_bank(bank)
+        return search if left_out is None else search.without(left_out)
+
+    def _search_of_bank(self, bank: MemoryBank) -> NearestNeighborSearch:
+        """Return a search outside of graphs, with the indexes of an earlier one."""
         search = self._search
         if search is None or type(search) is not SEARCHES[self.search] or not search.is_of(bank):
             search = SEARCHES[self.search](bank)
             # Elsewhere it has no indexes to keep, and the bank may leave the device
             self._search = search if bank.features.device.type == "cpu" else None
-        return search if left_out is None else search.without(left_out)
+        return search
 
     def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Return the score of each image, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
