@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+from conftest import COMMAND
+
 SOME_UNREADABLE, INTERRUPTED = 3, 130
 
 
