@@ -268,7 +268,7 @@ def test_export(name, kind, tmp_path, short_shortlists):
 
 def test_exported_memory_is_bounded(tmp_path, short_shortlists):
     """Runtimes take one block of the bank after the other."""
-    bank = anisotropic(24 * 1024 - 10, 32)
+    bank = anisotropic(14 * 1024 - 10, 32)
     ranges = [(0, len(bank))]
     searches = export(bank, ranges, tmp_path)
     queries = anisotropic(96 * 96, 32, seed=1)
@@ -278,5 +278,5 @@ def test_exported_memory_is_bounded(tmp_path, short_shortlists):
         search(images[:, :, :2].contiguous())
         with PeakMemory(daemon=True) as memory:
             found = search(images)
-        assert memory.peak < 12 * block  # the bounds of all pairs: 24 blocks
+        assert memory.peak < 11 * block  # the bounds of all pairs: 14 blocks
         check(queries[::90], bank, ranges, [(distances[::90], rows[::90]) for distances, rows in found])
