@@ -4,6 +4,7 @@
 """What the tests share: small data, the shared images and weights, and the `anomalib` command."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ import pytest
 from PIL import Image
 
 from commands import Forker
+
+# As in a terminal: what a shell runs in the background ignores the signal, and so would all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Images and weights that are not part of the project, see CONTRIBUTING.md
