@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small tensors gain nothing from threads
-# Before ONNX Runtime is imported: its reports to Microsoft are sent by a thread that has crashed a whole test run
+# Before ONNX Runtime is imported: its telemetry has threads, and is known to crash (microsoft/onnxruntime, issue 32173)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
