@@ -4,22 +4,31 @@
 """What the tests share: small data, the shared images and weights, and the `anomalib` command."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small tensors gain nothing from threads
+# Before ONNX Runtime is imported: its telemetry has threads, and is known to crash (microsoft/onnxruntime, issue 32173)
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from commands import Forker
+
+# As in a terminal: what a shell runs in the background ignores the signal, and so would all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Images and weights that are not part of the project, see CONTRIBUTING.md
 SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or ROOT.parent / "shared").resolve()
 # what pip writes into the script `anomalib`
 ANOMALIB = "import sys; from anomalib.cli.cli import main; sys.argv[0] = 'anomalib'; sys.exit(main())"
+COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +76,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Function that runs Python in a new process and fails the test, with its output, when the process fails.
 
     Arguments are those of Python. `cwd` is the working folder, `python` the interpreter (default: the one that runs the
-    tests) and `env` holds additional environment variables.
+    tests) and `env` holds additional environment variables. With `check=False`, a process may fail.
     """
 
     def run(
@@ -76,23 +85,55 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         python: str | Path = sys.executable,
         env: dict[str, str] | None = None,
         timeout: float = 500,
+        check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        inherited = {name: value for name, value in os.environ.items() if name != "ANOMALIB_SOFTPATCH_AUTOLOAD"}
         result = subprocess.run(
             [python, *map(str, arguments)],
             cwd=cwd,
-            env={**inherited, **(env or {})},
+            env=environment(env),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
         )
-        if result.returncode:
-            pytest.fail(f"exit status {result.returncode}\n{result.stdout[-4000:]}\n{result.stderr[-8000:]}")
-        return result
+        return succeeded(result) if check else result
 
     return run
+
+
+def environment(more: dict[str, str] | None) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "ANOMALIB_SOFTPATCH_AUTOLOAD"}
+    return {**inherited, **(more or {})}
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    if result.returncode:
+        pytest.fail(f"exit status {result.returncode}\n{result.stdout[-4000:]}\n{result.stderr[-8000:]}")
+    return result
+
+
+@pytest.fixture(scope="session")
+def run_forked(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Function that does what `run_python` does, but in a process that has imported torch and Anomalib already.
+
+    Not for what must be imported anew: see `commands.py`.
+    """
+    forker = Forker() if hasattr(os, "fork") else None
+
+    def run(
+        *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 500, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        if forker is None:
+            return run_python(*arguments, cwd=cwd, env=env, timeout=timeout, check=check)
+        result = forker.run(*arguments, cwd=cwd, env=environment(env), timeout=timeout)
+        return succeeded(result) if check else result
+
+    yield run
+    if forker is not None:
+        forker.close()
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +149,14 @@ def distributions(
 @pytest.fixture(scope="session")
 def run_anomalib(
     run_python: Callable[..., subprocess.CompletedProcess[str]],
+    run_forked: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Function that runs the stock `anomalib` command; its keyword arguments are those of `run_python`."""
+    """Function that runs the stock `anomalib` command.
+
+    Its keyword arguments are those of `run_forked`, which it is run by, or, where `python` is given, of `run_python`.
+    """
 
     def run(*arguments: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
-        return run_python("-c", ANOMALIB, *arguments, cwd=cwd, **kwargs)
+        return (run_python if "python" in kwargs else run_forked)("-c", ANOMALIB, *arguments, cwd=cwd, **kwargs)
 
     return run

@@ -71,7 +71,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def printed(root: Path, run_python: Callable) -> dict[str, tuple[int, list[str]]]:
+def printed(root: Path, run_forked: Callable) -> dict[str, tuple[int, list[str]]]:
     """Exit status and printed lines of each command."""
     if not hasattr(os, "fork"):
         pytest.skip("this system has no fork and no limits of file sizes")
@@ -99,7 +99,7 @@ def printed(root: Path, run_python: Callable) -> dict[str, tuple[int, list[str]]
         "full for the checkpoint": train("plain", "--model.noise_report=false", limit=1_000_000),
     }
     arguments = json.dumps([[name, *command] for name, command in commands.items()])
-    result = run_python("-c", COMMANDS, arguments, cwd=root)
+    result = run_forked("-c", COMMANDS, arguments, cwd=root)
     statuses = dict(line.rsplit(maxsplit=1) for line in result.stdout.splitlines())
     return {name: (int(statuses[name]), (root / f"{name}.txt").read_text().splitlines()) for name in commands}
 

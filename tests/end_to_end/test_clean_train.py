@@ -29,8 +29,8 @@ from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.models import load_model
+from conftest import COMMAND
 
-COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
 GOOD = 16
 
 
@@ -149,7 +149,7 @@ def test_the_self_check_says_what_so_few_images_allow(finished: tuple[Path, str,
 
 
 def test_next_command_gives_verdicts_by_the_threshold(
-    folder: Path, finished: tuple[Path, str, str], tmp_path: Path
+    folder: Path, finished: tuple[Path, str, str], tmp_path: Path, run_forked: Callable
 ) -> None:
     """The command is run as it was printed, and the checkpoint agrees with the exported file.
 
@@ -161,9 +161,7 @@ def test_next_command_gives_verdicts_by_the_threshold(
     assert (summary["images"], summary["set_aside"], summary["trained_on"]) == (GOOD + 4, 2, GOOD + 2)
     name, *arguments = shlex.split(summary["next"].replace("NEW_IMAGES", str(folder)))
     assert name == "anomalib-softpatch"
-    process = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    process = run_forked("-c", COMMAND, *arguments, cwd=tmp_path, check=False)
     assert process.returncode == 3, process.stderr[-4000:]
     with pytest.raises(SystemExit) as ended:
         main(["predict", str(folder), "--ckpt_path", str(output / "model.ckpt"), "--output", str(tmp_path / "2.csv")])

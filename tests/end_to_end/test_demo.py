@@ -124,13 +124,11 @@ def test_failed_command_keeps_earlier_runs(tmp_path, monkeypatch, capsys, no_wei
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_ends_the_command_too(tmp_path, number):
     code = f"""
-        import signal, sys
+        import sys
         from pathlib import Path
         from anomalib_softpatch.demo import main, run
         from anomalib_softpatch.demo.weights import Weights
 
-        # As in a terminal: what a shell runs in the background, these tests for example, ignores it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         sleep = "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'ready'); time.sleep(300)"
         run.train_command = lambda *args, **kwargs: [sys.executable, "-c", sleep]
         run.find_weights = lambda *args: Weights("resnet18", ("layer3",), "", False, "")

@@ -110,13 +110,13 @@ SCENARIOS = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork, rlimits and signals")
-def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_python: Callable) -> None:
+def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_forked: Callable) -> None:
     """Nothing half-written is there or passes for a whole, and the first run's results stay as they were."""
     script = tmp_path / "scenarios.py"
     script.write_text("\n".join(line.removeprefix("    ") for line in SCENARIOS.splitlines()))
     features, output = tmp_path / "features", tmp_path / "results"
     features.mkdir()
-    result = run_python(script, mvtec_root, output, cwd=tmp_path, env={"TMPDIR": str(features)})
+    result = run_forked(script, mvtec_root, output, cwd=tmp_path, env={"TMPDIR": str(features)})
     names = [line.split() for line in result.stderr.splitlines() if line.startswith(("whole ", "killed_", "full_"))]
     assert [(name, int(status)) for name, status in names] == [
         ("whole", 0),

@@ -15,9 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conftest import ANOMALIB
-
-COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+from conftest import ANOMALIB, COMMAND
 
 
 @pytest.fixture(scope="module")

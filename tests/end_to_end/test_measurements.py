@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("kolektor", "backbone")
 
 
 @pytest.fixture
-def measure(run_python: Callable, tmp_path: Path) -> Callable[..., tuple[str, dict]]:
+def measure(run_forked: Callable, tmp_path: Path) -> Callable[..., tuple[str, dict]]:
     """Function that runs a script with `--quick`; returns what it printed and the record that it wrote."""
 
     def run(script: str, *options: str) -> tuple[str, dict]:
         command = [ROOT / "benchmarks" / script, "--quick", "--threads=1", "--save=figures.json", *options]
-        printed = run_python(*command, cwd=tmp_path).stdout
+        printed = run_forked(*command, cwd=tmp_path).stdout
         record = json.loads((tmp_path / "figures.json").read_text())
         for name, columns in record["rows"].items():  # the documents can show each of them
             key = next(key for runs in columns for run in runs for key in run)

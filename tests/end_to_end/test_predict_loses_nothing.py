@@ -18,8 +18,10 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+from conftest import COMMAND
+
 SOME_UNREADABLE, INTERRUPTED = 3, 130
+Run = Callable[..., tuple[int, str, str]]
 
 
 def save_model(file: Path, outputs: dict[str, str], offset: float = 0.0) -> Path:
@@ -79,10 +81,21 @@ def start(*arguments: object, cwd: Path, **options: object) -> subprocess.Popen[
     )
 
 
-def run(*arguments: object, cwd: Path, **options: object) -> tuple[int, str, str]:
+def run_anew(*arguments: object, cwd: Path, **options: object) -> tuple[int, str, str]:
     process = start(*arguments, cwd=cwd, **options)
     printed, error = process.communicate(timeout=120)
     return process.returncode, printed, error
+
+
+@pytest.fixture
+def run(run_forked: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
+    """Function that runs the command and returns its exit status, what it printed and its messages."""
+
+    def run(*arguments: object, cwd: Path) -> tuple[int, str, str]:
+        result = run_forked("-c", COMMAND, "predict", *arguments, cwd=cwd, timeout=120, check=False)
+        return result.returncode, result.stdout, result.stderr
+
+    return run
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -97,7 +110,7 @@ def verdicts(file: Path) -> dict[str, str]:
 def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, model: Path, tmp_path: Path) -> None:
     spoil(images / "b.png")
     (images / "notes.txt").write_text("no image")
-    status, printed, error = run(images, "--model", model, cwd=tmp_path)
+    status, printed, error = run_anew(images, "--model", model, cwd=tmp_path)
     assert (status, error) == (SOME_UNREADABLE, "")
     assert verdicts(tmp_path / "predictions.csv") == {"a.png": "anomalous", "b.png": "unreadable", "c.png": "anomalous"}
     row = table(tmp_path / "predictions.csv")[1]
@@ -111,13 +124,13 @@ def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, mo
     assert lines[3] == f"2 of 2 images anomalous, 1 unreadable, {left_out}: predictions.csv"
 
 
-def test_the_place_and_the_score_are_the_image_s_own(images: Path, model: Path, tmp_path: Path) -> None:
+def test_the_place_and_the_score_are_the_image_s_own(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     assert run(images / "sub" / "c.png", "--model", model, cwd=tmp_path)[0] == 0
     (row,) = table(tmp_path / "predictions.csv")
     assert (float(row["score"]), row["x"], row["y"]) == (pytest.approx(0.8), "12", "7")
 
 
-def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: Path, tmp_path: Path) -> None:
+def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: Path, tmp_path: Path, run: Run) -> None:
     nan = save_model(tmp_path / "nan.onnx", NAMES, offset=float("nan"))
     status, _, error = run(images, "--model", nan, cwd=tmp_path)
     assert (status, error) == (SOME_UNREADABLE, "")
@@ -135,7 +148,7 @@ def many(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_keeps_what_was_scored_and_goes_on(
-    many: Path, model: Path, tmp_path: Path, ending: signal.Signals
+    many: Path, model: Path, tmp_path: Path, ending: signal.Signals, run: Run
 ) -> None:
     output = tmp_path / "predictions.csv"
     process = start(many, "--model", model, cwd=tmp_path)
@@ -164,13 +177,13 @@ def test_stopped_it_keeps_what_was_scored_and_goes_on(
     assert printed.splitlines()[-1].startswith(f"{expected.count('anomalous')} of 400 images anomalous")
 
 
-def test_a_full_disk_keeps_what_was_scored(many: Path, model: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_what_was_scored(many: Path, model: Path, tmp_path: Path, run: Run) -> None:
     limit = 2000
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    status, _, error = run(many, "--model", model, cwd=tmp_path, preexec_fn=limited)
+    status, _, error = run_anew(many, "--model", model, cwd=tmp_path, preexec_fn=limited)
     assert status == 2
     assert "predictions.csv' cannot be written to any more: File too large." in error
     assert error.count("\n") == 1
@@ -181,7 +194,9 @@ def test_a_full_disk_keeps_what_was_scored(many: Path, model: Path, tmp_path: Pa
     assert len(table(output)) == 400
 
 
-def test_given_again_only_what_is_new_or_has_changed_is_looked_at(images: Path, model: Path, tmp_path: Path) -> None:
+def test_given_again_only_what_is_new_or_has_changed_is_looked_at(
+    images: Path, model: Path, tmp_path: Path, run: Run
+) -> None:
     output = tmp_path / "predictions.csv"
     spoil(images / "a.png")
     assert run(images, "--model", model, cwd=tmp_path)[0] == SOME_UNREADABLE
@@ -209,7 +224,7 @@ def test_given_again_only_what_is_new_or_has_changed_is_looked_at(images: Path, 
     ],
 )
 def test_what_is_wrong_is_said_before_the_first_image(
-    images: Path, model: Path, tmp_path: Path, arguments: list[str], message: str
+    images: Path, model: Path, tmp_path: Path, arguments: list[str], message: str, run: Run
 ) -> None:
     """And before anything slow is imported."""
     (tmp_path / "absent").mkdir()
@@ -235,7 +250,7 @@ finally:
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_files_of_others_are_refused_in_one_line(images: Path, model: Path, tmp_path: Path) -> None:
+def test_files_of_others_are_refused_in_one_line(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     import torch
 
     foreign = save_model(tmp_path / "foreign.onnx", {"score": "logits", "map": "features"})
@@ -323,7 +338,7 @@ def test_a_folder_is_watched_until_it_is_stopped(
 
 
 def test_an_empty_folder_can_be_watched_but_no_folder_cannot(
-    images: Path, model: Path, tmp_path: Path, watching: Callable[..., subprocess.Popen[str]]
+    images: Path, model: Path, tmp_path: Path, watching: Callable[..., subprocess.Popen[str]], run: Run
 ) -> None:
     for path in [*images.glob("*.png"), images / "sub" / "c.png"]:
         path.unlink()

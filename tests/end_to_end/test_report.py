@@ -28,8 +28,8 @@ from anomalib_softpatch.report.decisions import apply
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.writer import write_report
+from conftest import COMMAND
 
-REPORT = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
 FILES = {"images.csv", "skipped.csv", "report.html", "thumbnails"}
 SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.05}
 
@@ -166,7 +166,7 @@ def reported(
     torch.manual_seed(0)
     save_for_hf(timm.create_model("resnet18", pretrained=False), folder / "weights")
     run_python(
-        "-c", REPORT, "report", folder / "images", "--backbone", f"local-dir:{folder / 'weights'}",
+        "-c", COMMAND, "report", folder / "images", "--backbone", f"local-dir:{folder / 'weights'}",
         "--layers=[layer2]", "--output", folder / "out", cwd=folder,
     )  # fmt: skip
     return folder / "images", folder / "out" / "report.html"

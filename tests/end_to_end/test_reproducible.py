@@ -8,15 +8,17 @@ from pathlib import Path
 
 import torch
 
+from conftest import ANOMALIB
 
-def test_training_twice_gives_equal_banks(mvtec_root: Path, tmp_path: Path, run_anomalib: Callable) -> None:
+
+def test_training_twice_gives_equal_banks(mvtec_root: Path, tmp_path: Path, run_python: Callable) -> None:
     """Bit by bit, in two processes, with an untrained backbone and shuffled images."""
     states = []
     for name in ("first", "second"):
-        run_anomalib(
-            *("train", "--model=SoftPatch", "--data=MVTecAD", f"--data.root={mvtec_root}", "--data.category=bottle"),
-            *("--model.backbone=resnet18", "--model.layers=[layer2]", "--model.pre_trained=false"),
-            *("--model.noise_report=false", "--data.num_workers=0", f"--default_root_dir={tmp_path / name}"),
+        run_python(
+            *("-c", ANOMALIB, "train", "--model=SoftPatch", "--model.backbone=resnet18", "--model.layers=[layer2]"),
+            *("--model.pre_trained=false", "--model.noise_report=false", "--data=MVTecAD", f"--data.root={mvtec_root}"),
+            *("--data.category=bottle", "--data.num_workers=0", f"--default_root_dir={tmp_path / name}"),
             cwd=tmp_path,
         )
         (checkpoint,) = (tmp_path / name).rglob("*.ckpt")

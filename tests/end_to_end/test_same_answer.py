@@ -129,12 +129,22 @@ def test_command_with_the_checkpoint(trained, root, tmp_path):
     check_command(said, root / "bottle" / "test", tmp_path / "predictions.csv", ckpt_path=checkpoint, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def onnx_file(trained):
+    *_, checkpoint, folder = trained
+    return Path(engine(folder, {}).export(load_model(checkpoint), ExportType.ONNX, export_root=folder))
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_command_with_exported_files(kind, trained, root, tmp_path, capsys):
-    """Files that were exported from a loaded checkpoint."""
+def test_command_with_exported_files(kind, trained, onnx_file, root, tmp_path, capsys, monkeypatch):
+    """Files that were exported from a loaded checkpoint, both from the same graph; see `test_export.py`."""
     said, _, checkpoint, _ = trained
     images = root / "bottle" / "test"
-    file = Path(engine(tmp_path, {}).export(load_model(checkpoint), ExportType(kind), export_root=tmp_path))
+    file = onnx_file
+    if kind == "openvino":
+        model = load_model(checkpoint)
+        monkeypatch.setattr(model, "to_onnx", lambda *_args, **_kwargs: onnx_file)
+        file = Path(engine(tmp_path, {}).export(model, ExportType.OPENVINO, export_root=tmp_path))
     capsys.readouterr()  # PyTorch's own words about the export
     verify(file, images)
     lines = capsys.readouterr().out.splitlines()

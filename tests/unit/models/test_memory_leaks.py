@@ -18,7 +18,7 @@ from anomalib_softpatch.components.search import exact
 from anomalib_softpatch.models import SoftPatchModel
 
 BACKBONE = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
-FITS = 5
+FITS = 3
 
 
 def living_tensors() -> int:
@@ -32,8 +32,7 @@ def living_tensors() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("memory_budget", [None, 0])
-@pytest.mark.parametrize("thresholds", [(0.15,), (0.15, 0.5)])
+@pytest.mark.parametrize(("thresholds", "memory_budget"), [((0.15,), 0), ((0.15, 0.5), None)])
 def test_features_go_with_the_fit(memory_budget, thresholds, monkeypatch):
     """Of a model that is fitted again and again, no features and no earlier bank are left."""
     builder = DenoisingMemoryBank(("lof", "gaussian"), thresholds, coreset_sampling_ratio=0.2)

@@ -166,6 +166,7 @@ def test_another_fit_has_radii(old: tuple) -> None:
     assert (model.radii > 0).all()
 
 
+@pytest.mark.parametrize("old", ["with a further coordinate"], indirect=True)  # which is no radius, either
 def test_onnx(old: tuple, images: torch.Tensor, tmp_path: Path) -> None:
     model = load_model(old[0]).eval()
     file = new_engine(tmp_path).export(model, ExportType.ONNX, export_root=tmp_path)

@@ -324,7 +324,7 @@ def test_a_copied_defect_stays_where_it_was(folder: Path, small_backbone: str, t
 def test_copying_all_defects_does_not_change_what_is_found(kolektor: Path, backbone: str, tmp_path: Path) -> None:
     normal = sorted((kolektor / "kolektor" / "train" / "good").glob("*.png"))[:60]
     defects = sorted((kolektor / "kolektor" / "test" / "defect").glob("*.png"))[:12]
-    options = {"backbone": backbone, "layers": ["blocks.2", "blocks.4"]}
+    options = {"backbone": backbone, "layers": ["blocks.2", "blocks.4"], "feature_cache": tmp_path / "cache"}
 
     def auroc(paths: list[Path]) -> float:
         table = rank_images(paths, **options).table
