@@ -1,0 +1,182 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teaching from the command line: a fit, decisions, a taught checkpoint, its exported file, and decisions taken back."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+from anomalib_softpatch.models import load_model
+from conftest import COMMAND, save
+
+SIZE = 96
+
+
+def draw(seed, variant=False, spot=None):
+    """A striped part; the rare variant has other stripes, a defect is a spot."""
+    rng = np.random.default_rng(seed)
+    columns = np.arange(SIZE)
+    stripes = (columns // 8 % 2 * 80)[None] if not variant else (columns // 4 % 2 * 80)[:, None]
+    pixels = (100 + stripes + rng.normal(0, 6, (SIZE, SIZE))).clip(0, 255).astype(np.uint8)
+    pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if spot is not None:
+        x, y = spot
+        pixels[y : y + 14, x : x + 14] = (250, 20, 20)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teach")
+    for number in range(16):
+        save(draw(number), folder / "train" / f"good{number:02}.png")
+    save(draw(50, variant=True), folder / "train" / "variant.png")
+    save(draw(60, spot=(40, 30)), folder / "train" / "spot.png")
+    for number in range(6):
+        save(draw(100 + number), folder / "new" / f"good{number}.png")
+        save(draw(120 + number, variant=True), folder / "new" / f"variant{number}.png")
+        save(draw(140 + number, spot=(20 + 6 * number, 50)), folder / "new" / f"spot{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder, run_forked):
+    def run(*arguments):
+        return run_forked("-c", COMMAND, *arguments, cwd=folder).stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder, run):
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("resnet18", pretrained=False), folder / "weights")
+    backbone = ("--backbone", f"local-dir:{folder / 'weights'}", "--layers", "[layer1, layer2]")
+    run("clean-train", "train", "--output", "run", "--export", "none", "--image_size", SIZE, *backbone)
+    return folder / "run" / "model.ckpt"
+
+
+def decide(folder, name, decisions):
+    path = folder / name
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "verdict", "region"], *decisions])
+    return path
+
+
+@pytest.fixture(scope="module")
+def taught(folder, checkpoint, run):
+    before = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    decisions = decide(
+        folder, "decisions.csv", [["train/variant.png", "normal", ""], ["train/spot.png", "defect", "40 30 14 14"],
+                                  ["new/variant0.png", "false_alarm", ""], ["new/variant1.png", "false_alarm", ""]],
+    )  # fmt: skip
+    said = run("teach", checkpoint, "--decisions", decisions, "--output", "taught.ckpt", "--export", "onnx")
+    assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() == before
+    return said, folder / "taught.ckpt", folder / "taught_onnx" / "model.onnx"
+
+
+def verdicts(run, folder, *model):
+    run("predict", folder / "new", *model, "--output", f"{Path(model[1]).parent.name}{Path(model[1]).stem}.csv")
+    table = pd.read_csv(folder / f"{Path(model[1]).parent.name}{Path(model[1]).stem}.csv")
+    return table.set_index(table["path"].map(lambda path: Path(path).stem))
+
+
+def test_the_variant_is_normal_and_defects_are_found(folder, checkpoint, taught, run):
+    before, after = (verdicts(run, folder, "--ckpt_path", path) for path in (checkpoint, taught[1]))
+    variants = before.index.str.startswith("variant")
+    spots = before.index.str.startswith("spot")
+    assert (before["verdict"][variants] == "anomalous").all()
+    assert (after["verdict"][variants] == "normal").all()
+    assert (after["verdict"][spots] == "anomalous").all()
+    good = after.index.str.startswith("good")
+    assert (after["verdict"][good] == "anomalous").sum() <= (before["verdict"][good] == "anomalous").sum()
+
+
+def test_what_changed_is_said(taught):
+    said, checkpoint, _ = taught
+    assert "defect " in said
+    assert "-> " in said
+    assert "Taught 1 defect, 3 normal." in said
+    assert f"The taught model: {checkpoint.name}" in said
+
+
+def test_the_exported_file_says_the_same(folder, taught, run):
+    _, checkpoint, exported = taught
+    ours, theirs = (verdicts(run, folder, *model) for model in (("--ckpt_path", checkpoint), ("--model", exported)))
+    np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-4)
+    assert (ours["verdict"] == theirs["verdict"]).all()
+
+
+def test_decisions_taken_back_leave_no_trace(folder, checkpoint, taught, run):
+    back = decide(
+        folder, "back.csv",
+        [[path, "", ""] for path in ("train/variant.png", "train/spot.png", "new/variant0.png", "new/variant1.png")],
+    )  # fmt: skip
+    run("teach", taught[1], "--decisions", back, "--output", "back.ckpt")
+    first, second = (load_model(path).state_dict() for path in (checkpoint, folder / "back.ckpt"))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[name]) or bool(value.isnan().all()), name
+    assert (
+        verdicts(run, folder, "--ckpt_path", checkpoint)["score"]
+        == verdicts(run, folder, "--ckpt_path", folder / "back.ckpt")["score"]
+    ).all()
+
+
+def test_one_after_the_other_is_all_at_once(folder, checkpoint, taught, run):
+    """In another order, over two more checkpoints."""
+    first = decide(
+        folder, "first.csv", [["new/variant1.png", "normal", ""], ["train/spot.png", "defect", "40 30 14 14"]]
+    )
+    second = decide(folder, "second.csv", [["new/variant0.png", "normal", ""], ["train/variant.png", "normal", ""]])
+    run("teach", checkpoint, "--decisions", first, "--output", "one.ckpt")
+    run("teach", folder / "one.ckpt", "--decisions", second, "--output", "two.ckpt")
+    once, steps = (load_model(path) for path in (taught[1], folder / "two.ckpt"))
+    for name in ("memory_bank", "radii", "defects", "defect_scales", "defect_threshold"):
+        assert torch.equal(getattr(once.model, name), getattr(steps.model, name)), name
+    assert torch.equal(once.post_processor.image_threshold, steps.post_processor.image_threshold)
+
+
+def test_ignored_parts_say_nothing(folder, checkpoint, run):
+    """In score and map, of checkpoint and exported file."""
+    mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
+    mask[40:80] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    said = run("teach", checkpoint, "--ignore", "mask.png", "--output", "ignoring.ckpt", "--export", "openvino")
+    assert "Taught nothing about images." in said
+    ours = verdicts(run, folder, "--ckpt_path", folder / "ignoring.ckpt")
+    assert (ours["verdict"][ours.index.str.startswith("spot")] == "normal").all()
+    theirs = verdicts(run, folder, "--model", folder / "ignoring_openvino" / "model.xml")
+    np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Nothing to teach"),
+        (["--decisions", "absent.csv"], "absent.csv"),
+        (["--decisions", "unknown.csv"], "cannot be found"),
+        (["--decisions", "outside.csv"], "reaches outside of its image of 96 x 96 pixels"),
+        (["--decisions", "again.csv", "--output", "taught.ckpt"], "is there already"),
+        (["--forget", "forget.txt"], "cannot be found and is not known to the model"),
+    ],
+)
+def test_bad_input(arguments, message, folder, checkpoint, taught, run_forked):
+    decide(folder, "unknown.csv", [["nowhere.png", "defect", ""]])
+    decide(folder, "outside.csv", [["new/spot0.png", "defect", "90 90 20 20"]])
+    decide(folder, "again.csv", [["new/spot0.png", "defect", ""]])
+    (folder / "forget.txt").write_text("nowhere.png\n")
+    result = run_forked("-c", COMMAND, "teach", checkpoint, *arguments, cwd=folder, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
