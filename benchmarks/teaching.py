@@ -1,0 +1,189 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""What teaching is worth, with the truth as the person: SoftPatchPlus is fitted, then told what some images show.
+
+For each set, 120 images are trained on. The rows:
+
+- ``mirrored variant``, ``reddish variant``: three of the training images are mirrored, or have 0.3 times as much red.
+  They are said to be normal. Given are the false alarms on test images that are changed alike.
+- ``12 defects``: twelve defective test images were among the training images, and leave the test set. They are set
+  aside, or said to be defects, without and with the region that their masks show.
+- ``6 missed defects``: six test images that were called normal are said to be defects, likewise.
+- ``6 false alarms``: six good test images that were called anomalous are said to be normal, fewer where there are fewer.
+
+A cell has false alarms on good test images, defects found among the others (the taught images do not count), and how
+many are called anomalous of the images like the taught ones: the variant's, or the taught images themselves.
+
+Example::
+
+    python benchmarks/teaching.py --sets kolektor mtile visa_macaroni1 --save docs/results/teaching.json
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anomalib_softpatch import SoftPatch
+from anomalib_softpatch.components.search import NearestNeighborSearch
+from anomalib_softpatch.components.teaching import DEFECT, NO_GROUP, NORMAL, SET_ASIDE, Lesson, make_lesson
+from anomalib_softpatch.images.finding import find_images
+from anomalib_softpatch.images.reading import read_image
+from anomalib_softpatch.models import SoftPatchModel
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+from anomalib_softpatch.models.teaching import teach_model
+from anomalib_softpatch.report.geometry import true_patches, visible_region
+from common import accuracy_parser, describe_machine, print_table, save_results
+from robustness import SETTINGS, fit
+
+TRAIN, GOOD, DEFECTS = 120, 60, 60
+NOISE, TAUGHT, VARIANTS = 12, 6, 3
+RED = (0.3, 1.0, 1.0)
+KEYS = ("false alarms", "found", "taught")
+
+
+class Person:
+    """A set with its truth, a model, and what the model is told.
+
+    Args:
+        folder: Set in the layout of MVTec AD.
+        options: Of the command line.
+        model: Extracts the features.
+        seed: Chooses the images.
+    """
+
+    def __init__(self, folder: Path, options: Namespace, model: SoftPatchModel, seed: int) -> None:
+        self.model, self.options, self.seed, self.folder = model, options, seed, folder
+        self.size = (options.image_size, options.image_size)
+        self.transform = SoftPatch.configure_pre_processor(self.size).transform
+        rng = np.random.default_rng(seed)
+        test = [Path(path) for path in find_images(folder / "test")[0]]
+        paths = {
+            "train": [Path(path) for path in find_images(folder / "train")[0]],
+            "good": [path for path in test if path.parent.name == "good"],
+            "defects": [path for path in test if path.parent.name != "good"],
+        }
+        most = {"train": TRAIN, "good": GOOD, "defects": DEFECTS}
+        self.paths = {
+            name: [each[place] for place in rng.permutation(len(each))[: most[name]]] for name, each in paths.items()
+        }
+        self.features = {name: self.extract(each) for name, each in self.paths.items()}
+
+    def extract(self, paths: list[Path], mirrored: bool = False, colors: tuple[float, ...] = (1, 1, 1)) -> torch.Tensor:
+        """Return the features of images, as they are or changed."""
+        features = []
+        for path in paths:
+            image = torch.from_numpy(read_image(path)[0])[None] * torch.tensor(colors).view(1, 3, 1, 1)
+            image = image.flip(3) if mirrored else image
+            features.append(self.model.extract(self.transform(image.float())))
+        return torch.cat(features)
+
+    def fit(self, train: torch.Tensor) -> None:
+        """Fit the default settings and set a threshold without labels."""
+        fit(self.model, train, SETTINGS["default"], self.options.coreset, self.seed)
+        processor = LabelFreePostProcessor()
+        processor.decide_without_labels(self.model.out_of_bag)
+        # What teaching asks of a Lightning module
+        self.module = Namespace(model=self.model, post_processor=processor, input_size=None)
+
+    def lesson(self, verdict: str, name: str, features: torch.Tensor, image: int | None = None,
+               region: torch.Tensor | None = None) -> Lesson:  # fmt: skip
+        """Return what is said about an image, which has a number if it was in training."""
+        record = self.model.record
+        assert record is not None
+        group = NO_GROUP if image is None else int(record.group_of_image[image])
+        return make_lesson(record, NearestNeighborSearch(record.bank), verdict, name, name, features, group, region)
+
+    def region(self, number: int) -> torch.Tensor:
+        """Return the patches of a defect."""
+        path = self.paths["defects"][number]
+        (file,) = (self.folder / "ground_truth" / path.parent.name).glob(f"{path.stem}*")
+        mask = torch.from_numpy(np.asarray(Image.open(file).convert("L")) > 0)
+        seen = visible_region(self.transform, (mask.shape[1], mask.shape[0]))
+        return true_patches(mask.float(), seen, tuple(self.features["defects"].shape[1:3]))
+
+    def anomalous(self, features: torch.Tensor) -> torch.Tensor:
+        """Tell which images are called anomalous."""
+        scores = [self.model.score(image[None], self.size).pred_score for image in features]
+        return torch.cat(scores) > self.module.post_processor.image_threshold
+
+    def figures(self, good: torch.Tensor, defects: torch.Tensor, taught: torch.Tensor) -> dict[str, float]:
+        """Return the shares that are called anomalous, in %."""
+        return {
+            name: 100 * float(self.anomalous(each).float().mean()) if len(each) else float("nan")
+            for name, each in zip(KEYS, (good, defects, taught), strict=True)
+        }
+
+
+def measure(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Return the figures of each row, before and after."""
+    train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
+    rows = {}
+    for name, change in (("mirrored", {"mirrored": True}), ("reddish", {"colors": RED})):
+        rare = person.extract(person.paths["train"][:VARIANTS], **change)
+        like = person.extract(person.paths["good"], **change)
+        person.fit(torch.cat((rare, train[VARIANTS:])))
+        before = person.figures(good, defects, like)
+        teach_model(person.module, [person.lesson(NORMAL, str(i), rare[i], i) for i in range(VARIANTS)])
+        rows[f"{name} variant, {VARIANTS} images normal"] = before, person.figures(good, defects, like)
+
+    person.fit(torch.cat((train, defects[:NOISE])))
+    noise, others = defects[:NOISE], defects[NOISE:]
+    before = person.figures(good, others, noise)
+    for text, verdict, shown in (
+        ("set aside", SET_ASIDE, False), ("defects", DEFECT, False), ("defects, shown", DEFECT, True),
+    ):  # fmt: skip
+        lessons = [
+            person.lesson(verdict, f"{i:03}", noise[i], len(train) + i, person.region(i) if shown else None)
+            for i in range(NOISE)
+        ]
+        teach_model(person.module, lessons)
+        rows[f"{NOISE} defects in training: {text}"] = before, person.figures(good, others, noise)
+
+    teach_model(person.module, [])
+    found, alarms = person.anomalous(others), person.anomalous(good)
+    missed = (~found).nonzero().squeeze(1).tolist()[:TAUGHT]
+    rest = [i for i in range(len(others)) if i not in missed]
+    before = person.figures(good, others[rest], others[missed])
+    for text, shown in (("defects", False), ("defects, shown", True)):
+        lessons = [
+            person.lesson(DEFECT, f"{i:03}", others[i], region=person.region(NOISE + i) if shown else None)
+            for i in missed
+        ]
+        teach_model(person.module, lessons)
+        rows[f"{TAUGHT} missed defects: {text}"] = before, person.figures(good, others[rest], others[missed])
+    called = alarms.nonzero().squeeze(1).tolist()[:TAUGHT]
+    rest = [i for i in range(len(good)) if i not in called]
+    teach_model(person.module, [])
+    before = person.figures(good[rest], others, good[called])
+    teach_model(person.module, [person.lesson(NORMAL, f"{i:03}", good[i]) for i in called])
+    rows[f"{TAUGHT} false alarms: normal"] = before, person.figures(good[rest], others, good[called])
+    return rows
+
+
+def main() -> None:
+    """Measure all sets, print the table."""
+    parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(describe_machine(), flush=True)
+    headings = [f"{' / '.join(KEYS)} [%]", "before", "after"]
+    title = "What a model does before and after it was taught"
+    rows: dict[str, list[list[dict[str, float]]]] = {}
+    model = SoftPatchModel(options.layers, options.backbone).eval()
+    for name in options.sets:
+        for seed in options.seeds:
+            for text, pair in measure(Person(Path(options.root, name), options, model, seed)).items():
+                cells = rows.setdefault(f"{name}: {text}", [[], []])
+                for cell, figures in zip(cells, pair, strict=True):
+                    cell.append(figures | {"seed": seed})
+                print(f"# {name}, seed {seed}: {text}: {pair}", flush=True)
+            save_results(options.save, title, headings, rows, KEYS)
+    print_table(headings, rows, KEYS)
+
+
+if __name__ == "__main__":
+    main()
