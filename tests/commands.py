@@ -15,11 +15,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import CodeType, ModuleType
 from typing import NoReturn
 
@@ -43,7 +43,7 @@ class Forker:
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
-        self._folder = TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory()
         self._count = 0
 
     def run(
@@ -158,6 +158,7 @@ def _become(request: dict) -> CodeType:
     os.close(nothing)
     os.environ.clear()
     os.environ.update(request["env"])
+    tempfile.tempdir = None  # that of TMPDIR, which has been asked for before
     os.chdir(request["cwd"])
     main = sys.modules["__main__"] = ModuleType("__main__")
     given, *arguments = request["arguments"]
