@@ -31,7 +31,7 @@ from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.writer import write_report
 
 REPORT = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
-FILES = {"images.csv", "skipped.csv", "report.html", "thumbnails"}
+FILES = {"images.csv", "skipped.csv", "summary.json", "report.html", "thumbnails"}
 SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.05}
 
 
