@@ -3,6 +3,8 @@
 
 """What decisions of people about scored images allow to promise: a limit of a rate that holds with 95 % confidence.
 
+No torch is imported: machines that run exported files may not have the time for it.
+
 Of ``n`` good images, ``k`` are called anomalous. The share of all good images that is called anomalous is then at most
 the upper limit of Clopper and Pearson (The Use of Confidence or Fiducial Limits, Biometrika 1934). Whatever the true
 share is, at most 5 % of such promises are broken.
