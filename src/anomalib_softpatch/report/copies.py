@@ -85,8 +85,8 @@ def find_copies(
         other_features: Likewise.
 
     Returns:
-        For each image of the other set that is a copy: its index, that of the first image of the first set that it is
-        a copy of, and whether they are equal.
+        For each image of the other set that is a copy: its index, that of the image of the first set that it is a
+        copy of (the first of equal ones, the nearest of near ones), and whether they are equal.
     """
     first: dict[str, int] = {}  # image of both sets by its content
     for index, content in enumerate([*hashes, *other_hashes]):
@@ -94,10 +94,12 @@ def find_copies(
     chosen = torch.tensor(list(first.values()), device=features.device)
     own = chosen < len(hashes)
     different = torch.cat([features[chosen[own]], other_features[chosen[~own] - len(hashes)]])
-    twins: dict[int, int] = {}
-    for one, other in near_pairs(different).tolist():  # those of the first set come first
-        if one < own.sum() <= other:
-            twins[other] = min(one, twins.get(other, one))
+    pairs = near_pairs(different).to(features.device)  # those of the first set come first
+    pairs = pairs[(pairs[:, 0] < own.sum()) & (pairs[:, 1] >= own.sum())]
+    twins: dict[int, tuple[float, int]] = {}  # distance to, and number of, the nearest
+    for one, other in pairs.tolist():
+        distance = float((different[one] - different[other]).square().mean())
+        twins[other] = min((distance, one), twins.get(other, (distance, one)))
     numbers = {content: number for number, content in enumerate(first)}
     contents = list(first.values())
     copies = []
@@ -105,5 +107,5 @@ def find_copies(
         if first[content] < len(hashes):
             copies.append((index, first[content], True))
         elif numbers[content] in twins:
-            copies.append((index, contents[twins[numbers[content]]], False))
+            copies.append((index, contents[twins[numbers[content]][1]], False))
     return copies

@@ -19,6 +19,7 @@ def test_exact_and_near_copies_are_told_from_new_images() -> None:
     other[3] = own[7] + 0.1 * features(1, seed=3)[0]  # near
     other[4] = own[8]  # equal
     own[9] = own[8]  # a copy within the set: the first one is named
+    own[6] = own[7] + 0.5 * features(1, seed=5)[0]  # less near
     other[5] = other[3]  # equal to another one of the other set
     other[6] = other[7] + 0.1 * features(1, seed=4)[0]  # copies among the others are none of the set
     hashes = [f"own {index}" for index in range(40)]

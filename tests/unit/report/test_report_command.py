@@ -249,14 +249,15 @@ def test_files_of_others_are_not_overwritten(
 def test_copies_in_another_folder_are_told(
     folder: Path, small_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exact ones in any format, and a near one that has been lit otherwise: in page, summary and terminal."""
+    """Exact ones in any format, and a near one with other noise: in page, summary and terminal."""
     other = tmp_path / "other"
     other.mkdir()
     rng = np.random.default_rng(1)
     for number in range(10):
         Image.fromarray(rng.integers(120, 136, (48, 64, 3), dtype=np.uint8)).save(other / f"new{number}.png")
     Image.open(folder / "a" / "1.png").save(other / "same.bmp")
-    Image.open(folder / "b" / "2.jpg").point(lambda value: value + 1).save(other / "near & far.png")
+    near = np.asarray(Image.open(folder / "a" / "2.png")) + rng.integers(0, 2, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(near).save(other / "near & far.png")
     (other / "broken.png").touch()
     (other / "notes.txt").touch()
     report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64, against=other)
@@ -268,12 +269,12 @@ def test_copies_in_another_folder_are_told(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["images"], summary["skipped"], summary["duplicate_groups"]) == (12, 0, 0)
     assert summary["other_folder"]["copies"] == [
-        {"path": str(other / "near & far.png"), "copy_of": str(folder / "b" / "2.jpg"), "exact": False},
+        {"path": str(other / "near & far.png"), "copy_of": str(folder / "a" / "2.png"), "exact": False},
         {"path": str(other / "same.bmp"), "copy_of": str(folder / "a" / "1.png"), "exact": True},
     ]
     page = html.unescape((tmp_path / "out" / "report.html").read_text())
     assert line in page
-    assert f"<td>{other / 'near & far.png'}</td><td>near copy of {folder / 'b' / '2.jpg'}</td>" in page
+    assert f"<td>{other / 'near & far.png'}</td><td>near copy of {folder / 'a' / '2.png'}</td>" in page
     assert "broken.png" not in (tmp_path / "out" / "skipped.csv").read_text()
 
     (other / "same.bmp").unlink()
