@@ -142,8 +142,8 @@ def test_decisions_about_the_images_make_a_promise(images: Path, model: Path, tm
     # 1 of 2 good images and 1 of 1 defects: 1 - 0.05^2 / 4 = 1 - (1 - p)^2 for the share p, and 0.05
     assert printed[0][:3] == [
         "2 of 4 images anomalous: predictions.csv",
-        "Good images: 1 of 2 decided are called anomalous. At most 97.5 % of all are, 95 % sure; 5 % takes 91 more, "
-        "all called normal.",
+        "Good images: 1 of 2 decided are called anomalous. At most 97.5 % of all are, 95 % sure; 5 % takes 91 more "
+        "good images, none called anomalous.",
         "Defects: 1 of 1 decided are found. At least 5.0 % of all are, 95 % sure.",
     ]
 

@@ -10,12 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomalib_softpatch.cleaning.inventory import inventory
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, read_decisions
+from anomalib_softpatch.images.finding import list_files
 from anomalib_softpatch.images.hashing import hash_files
 from anomalib_softpatch.images.paths import from_text
 from anomalib_softpatch.text import counted
 
 SUMMARY = "summary.json"  # what clean-train leaves beside a model
+ASSUMPTION = (
+    "This is so if the images were drawn at random (or, for good ones, are the most suspicious), none was trained on, "
+    "taught or used for the threshold, and their number was settled before."
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Decided:
     Attributes:
         images: Images that are good or have a defect, each content once.
         untouched: Images that nobody has decided about.
-        trained: Number of decided images that do not count: they lie in the folder that the model was trained on.
+        trained: Number of decided images that do not count: they, or copies of them, lie in the folder that the model
+            was trained on.
     """
 
     images: Sequence[DecidedImage]
@@ -68,23 +75,23 @@ def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
         if decision.verdict != UNDECIDED:
             verdict_and_whole = (decision.verdict, decision.region is None)
             decisions.setdefault(os.path.realpath(decision.path), []).append(verdict_and_whole)
-    trained_folder = _trained_folder(model)
+    training = _training_contents(model)
     found: dict[str, DecidedImage] = {}
     untouched, known, trained = [], 0, 0
     for path in images:
-        real = os.path.realpath(path)
-        said = decisions.get(real, [])
+        said = decisions.get(os.path.realpath(path), [])
         known += bool(said)
         if not said:
             untouched.append(path)
         verdict = next((verdict for verdict, _ in said if verdict in {NORMAL, DEFECT}), None)
         if verdict is None or not Path(path).is_file():
             continue
-        if trained_folder is not None and Path(real).is_relative_to(trained_folder):
+        content = hash_files(Path(path))
+        if content in training:
             trained += 1
             continue
         image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in said))
-        first = found.setdefault(hash_files(Path(path)), image)
+        first = found.setdefault(content, image)
         if first.defect != image.defect:
             msg = (
                 f"decisions={str(file)!r} calls one of {first.path!r} and {path!r} normal and the other a defect, but "
@@ -127,18 +134,21 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
     others = [judged[path][1] for path in decided.untouched if path in judged]
     lines = []
     if decided.trained:
-        left_out = counted(decided.trained, "decided image")
-        lines.append(f"{left_out} not counted: the model was trained on the folder that has them. Use new images.")
+        left_out = f"{counted(decided.trained, 'decided image')} not counted"
+        lines.append(f"{left_out}: the folder that the model was trained on has them, or copies. Use new ones.")
     text = f"Good images: {sum(good)} of {len(good)} decided are called anomalous. "
     if not good:
         text += "Decide about some, drawn at random, to know how many of all are."
     elif score_lower(scores, others):
         text += "Of all it cannot be said: the decided images score lower than the others. Draw them at random."
+    elif all(good):
+        text += "Decide about images called normal, too, to know how many of all are."
     else:
-        count, number = sum(good), len(good)
-        more = more_images(count, number, asked)
-        text += f"At most {_percent_up(at_most(count, number))} % of all are, 95 % sure"
-        text += f"; {100 * asked:g} % takes {more} more, all called normal." if more else f" ({100 * asked:g} % asked)."
+        counts, share = (sum(good), len(good)), f"{100 * asked:g} %"
+        more = more_images(*counts, asked)
+        needed = f"; {share} takes {counted(more, 'more good image')}, none called anomalous."
+        text += f"At most {_percent_up(at_most(*counts))} % of all are, 95 % sure"
+        text += needed if more else f" ({share} asked)."
     lines.append(text)
     text = f"Defects: {sum(defects)} of {len(defects)} decided are found. "
     if not defects:
@@ -148,12 +158,6 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
     else:
         text += f"At least {_percent_down(at_least(sum(defects), len(defects)))} % of all are, 95 % sure."
     return [*lines, text, *([ASSUMPTION] if good or defects else [])]
-
-
-ASSUMPTION = (
-    "This is so if the images were drawn at random (or, for good ones, are the most suspicious), none was trained on, "
-    "taught or used for the threshold, and their number was settled before."
-)
 
 
 def _percent_up(share: float) -> str:
@@ -166,11 +170,19 @@ def _percent_down(share: float) -> str:
     return f"{math.floor(round(1000 * share, 6)) / 10:.1f}"
 
 
-def _trained_folder(model: Path) -> Path | None:
-    """Return the folder that clean-train has trained a model on, by what it left beside the model."""
+def _training_contents(model: Path) -> set[str]:
+    """Return hashes of the images in the folder that clean-train has trained a model on.
+
+    Args:
+        model: Checkpoint or exported model, beside which clean-train has left a summary that names the folder.
+
+    Returns:
+        The hashes; none if there is no such summary, or no such folder any more.
+    """
     try:
         summary = json.loads((model.parent / SUMMARY).read_text(encoding="utf-8"))
         files = {from_text(text).name for text in (summary["checkpoint"], *summary["exported"])}
-        return Path(os.path.realpath(from_text(summary["folder"]))) if model.name in files else None
+        folder = from_text(summary["folder"]) if model.name in files else None
     except (OSError, ValueError, KeyError, TypeError):  # no such file, or another program's
-        return None
+        return set()
+    return set() if folder is None else set(inventory(folder, list_files(folder).images).values()) - {""}

@@ -49,11 +49,15 @@ def test_images_of_the_training_folder_do_not_count(images: list[str], tmp_path:
     output.mkdir()
     summary = {"folder": str(tmp_path / "images"), "checkpoint": str(output / "model.ckpt"), "exported": []}
     (output / "summary.json").write_text(json.dumps(summary))
-    file = decide(tmp_path, (images[0], NORMAL), (images[1], DEFECT))
+    copy, new = tmp_path / "copy.png", tmp_path / "new.png"
+    copy.write_bytes(Path(images[5]).read_bytes())
+    new.write_bytes(b"new")
+    images = [*images, str(copy), str(new)]
+    file = decide(tmp_path, (images[0], NORMAL), (images[1], DEFECT), (images[-2], NORMAL), (images[-1], NORMAL))
     decided = read_decided(file, images, output / "model.ckpt")
-    assert (decided.images, decided.trained) == ([], 2)
-    lines = about(decided, {}, 0.05)
-    assert lines[0].startswith("2 decided images not counted: the model was trained on the folder that has them.")
+    assert (decided.images, decided.trained) == ([DecidedImage(str(new), defect=False, whole=True)], 3)
+    assert about(decided, {}, 0.05)[0].startswith("3 decided images not counted: the folder that the model was trained")
+    file = decide(tmp_path, (images[0], NORMAL), (images[1], DEFECT))
     assert len(read_decided(file, images, output / "other.ckpt").images) == 2
     (output / "summary.json").write_text("[]")
     assert len(read_decided(file, images, output / "model.ckpt").images) == 2
@@ -82,7 +86,7 @@ def test_lines(images: list[str], tmp_path: Path) -> None:
     assert good.startswith(
         f"Good images: 10 of 50 decided are called anomalous. At most {most + 0.05:.1f} % of all are"
     )
-    assert good.endswith("95 % sure; 5 % takes 286 more, all called normal.")
+    assert good.endswith("95 % sure; 5 % takes 286 more good images, none called anomalous.")
     assert binomtest(10, 336, alternative="less").proportion_ci(0.95, "exact").high <= 0.05
     assert binomtest(10, 335, alternative="less").proportion_ci(0.95, "exact").high > 0.05
     least = 100 * binomtest(2, 10, alternative="greater").proportion_ci(0.95, "exact").low
@@ -115,4 +119,7 @@ def test_a_normal_region_makes_no_good_image_of_one_that_is_not_called_anomalous
     rows = [(images[0], NORMAL, box), (images[1], NORMAL, box), (images[2], NORMAL)]
     decided = read_decided(decide(tmp_path, *rows), images[:3], tmp_path / "model.onnx")
     verdicts = {images[0]: ("anomalous", 0.9), images[1]: ("normal", 0.1), images[2]: ("unreadable", float("nan"))}
-    assert about(decided, verdicts, 0.05)[0].startswith("Good images: 1 of 1 decided are called anomalous.")
+    assert about(decided, verdicts, 0.05)[0] == (
+        "Good images: 1 of 1 decided are called anomalous. Decide about images called normal, too, to know how many of "
+        "all are."
+    )
