@@ -139,6 +139,28 @@ def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: P
     ] * 3
 
 
+def test_decisions_about_the_images_make_a_promise(images: Path, model: Path, tmp_path: Path) -> None:
+    """Whether they were scored by this run or by an earlier one; the file tells images by relative paths, too."""
+    save(images / "sub" / "d.png", 30)
+    (tmp_path / "decisions.csv").write_text(
+        f"path,verdict,region\n{images / 'a.png'},defect,12 7 1 1\nimages/b.png,normal,\n"
+        "images/sub/c.png,false_alarm,\n"
+    )
+    printed = []
+    for _ in range(2):
+        status, text, error = run(images, "--model", model, "--decisions", "decisions.csv", cwd=tmp_path)
+        assert (status, error) == (0, "")
+        printed.append(text.splitlines()[-4:])
+    assert printed[0] == printed[1]
+    # 1 of 2 good images and 1 of 1 defects: 1 - 0.05^2 / 4 = 1 - (1 - p)^2 for the share p, and 0.05
+    assert printed[0][:3] == [
+        "2 of 4 images anomalous: predictions.csv",
+        "Good images: 1 of 2 decided are called anomalous. At most 97.5 % of all are, 95 % sure; 5 % takes 91 more "
+        "good images, none called anomalous.",
+        "Defects: 1 of 1 decided are found. At least 5.0 % of all are, 95 % sure.",
+    ]
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     for number in range(400):
@@ -221,6 +243,10 @@ def test_given_again_only_what_is_new_or_has_changed_is_looked_at(
         (["--output", "/dev/full"], "is not a file"),
         (["--output", "other.csv"], "holds verdicts of another model"),
         (["--heartbeat", "0"], "heartbeat=0.0 must be a number of seconds above 0"),
+        (["--decisions", "mine.csv"], "is not a table with the columns path, verdict, region"),
+        (["--decisions", "elsewhere.csv"], "decides about 1 image, none of which is among the 3 of this run"),
+        (["--decisions", "elsewhere.csv", "--watch"], "Leave out watch"),
+        (["--false_alarms", "0"], "false_alarms=0.0 must be a share above 0"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_first_image(
@@ -230,6 +256,7 @@ def test_what_is_wrong_is_said_before_the_first_image(
     (tmp_path / "absent").mkdir()
     (tmp_path / "absent" / "no folder.txt").touch()
     (tmp_path / "mine.csv").write_text("part,price\n1,2\n")
+    (tmp_path / "elsewhere.csv").write_text("path,verdict,region\n/a.png,normal,\n")
     other = save_model(tmp_path / "other.onnx", NAMES, offset=0.1)
     assert run(images, "--model", other, "--output", "other.csv", cwd=tmp_path)[0] == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

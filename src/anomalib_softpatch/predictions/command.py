@@ -20,7 +20,9 @@ from typing import Any
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
+from anomalib_softpatch.options import check_share
 from anomalib_softpatch.predictions.arrivals import Arrivals
+from anomalib_softpatch.predictions.decided import about, read_decided
 from anomalib_softpatch.predictions.log import PredictionLog
 from anomalib_softpatch.predictions.predictor import Predictor, load_checkpoint, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
@@ -48,6 +50,8 @@ def predict(
     device: str = "auto",
     watch: bool = False,
     heartbeat: float = 60,
+    decisions: Path | None = None,
+    false_alarms: float = 0.05,
 ) -> None:
     """Say of each image whether it is anomalous, how much, and where most.
 
@@ -68,6 +72,11 @@ def predict(
         watch: Score images as they arrive in the folder, each once it has not changed for a second, until the command
             is stopped with Ctrl-C or a signal to terminate.
         heartbeat: With watch, seconds between two lines that say what has been done.
+        decisions: File of decisions about images of the folder (decisions.csv). With it, the command says in the end
+            how many of all good images are called anomalous at most, and how many of all defects are found at least.
+            Images that the model was trained on do not count.
+        false_alarms: With decisions, share of good images that may be called anomalous. If fewer cannot be promised,
+            the command says how many more good images that takes.
     """
     if (ckpt_path is None) == (model is None):
         msg = "Give either ckpt_path (a checkpoint) or model (an exported .onnx or .xml file)."
@@ -83,7 +92,13 @@ def predict(
     if not heartbeat > 0:
         msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
         raise ValueError(msg)
+    check_share("false_alarms", false_alarms, zero=False)
+    if watch and decisions is not None:
+        msg = "decisions are about a folder that is scored once. Leave out watch."
+        raise ValueError(msg)
     paths, skipped = ([], []) if watch else ([images], []) if images.is_file() else find_images(images)
+    texts = [str(path) for path in paths]
+    decided = None if decisions is None else read_decided(decisions, texts, file)
     name = fingerprint(file)
     with PredictionLog(output, name) as log, _terminated_as_interrupted():
         run = Run(log, file, name, device, exported=ckpt_path is None)
@@ -91,13 +106,17 @@ def predict(
             if watch:
                 run.watch(images, heartbeat)
             else:
-                run.score([*(str(path) for path in paths), *(folder for folder, _ in skipped if Path(folder).is_dir())])
+                run.score([*texts, *(folder for folder, _ in skipped if Path(folder).is_dir())])
         except KeyboardInterrupt:
             if not watch:  # a folder that is watched is so until somebody stops it
                 sys.stderr.write(f"\nStopped. The same command goes on from here; {output} has what was scored.\n")
                 raise SystemExit(INTERRUPTED) from None
+        said = log.verdicts({to_text(path) for path in texts}) if decided is not None else {}
     others = [Path(path) for path, _ in skipped if not Path(path).is_dir()]
     sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
+    if decided is not None:
+        promised = about(decided, {path: said[to_text(path)] for path in texts}, false_alarms)
+        sys.stdout.write("".join(f"{line}\n" for line in promised))
     if run.verdicts[UNREADABLE]:
         raise SystemExit(SOME_UNREADABLE)
 

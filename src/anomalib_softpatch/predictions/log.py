@@ -96,11 +96,25 @@ class PredictionLog:
         Returns:
             For each of them that has a row, verdict and time of the file's last change, both of its last row.
         """
+        return {path: (row["verdict"], row["modified"]) for path, row in self._last_rows(paths).items()}
+
+    def verdicts(self, paths: Collection[str]) -> dict[str, tuple[str, float]]:
+        """Look up what this and earlier runs have said.
+
+        Args:
+            paths: Images, as the column ``path`` has them.
+
+        Returns:
+            For each of them that has a row, verdict and score of its last row; not a number where there is no score.
+        """
+        rows = self._last_rows(paths)
+        return {path: (row["verdict"], float(row["score"] or "nan")) for path, row in rows.items()}
+
+    def _last_rows(self, paths: Collection[str]) -> dict[str, dict[str, str]]:
         if os.fstat(self._file).st_size == 0:
             return {}
         with self.path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            return {row["path"]: (row["verdict"], row["modified"]) for row in rows if row["path"] in paths}
+            return {row["path"]: row for row in csv.DictReader(file) if row["path"] in paths}
 
     def append(self, prediction: Prediction) -> None:
         """Write a row.

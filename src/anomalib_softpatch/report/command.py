@@ -17,7 +17,7 @@ from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.options import check_share
-from anomalib_softpatch.report.decisions import Transfer, copy, refuse_inside
+from anomalib_softpatch.report.decisions import Transfer, copy, is_inside, refuse_inside
 from anomalib_softpatch.text import counted
 
 ExportName = Literal["fiftyone", "label_studio", "coco"]
@@ -40,6 +40,7 @@ def report(
     suspicious: float = 0.1,
     write_list: Path | None = None,
     copy_rest: Path | None = None,
+    against: Path | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
     device: str = "auto",
@@ -54,7 +55,8 @@ def report(
 
     Args:
         folder: Folder of images of one kind of thing, most of them normal.
-        output: Folder to write the report to: report.html, images.csv, skipped.csv and thumbnails.
+        output: Folder to write the report to: report.html, images.csv, skipped.csv, summary.json and
+            thumbnails.
         backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
             its weights cannot be had those of an installed pip package, see weights.
         layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
@@ -77,6 +79,8 @@ def report(
         write_list: File to write the paths of the suspicious images to, one in a line, the most suspicious first. A
             name with a line break is written as a file: URI.
         copy_rest: New folder to copy all other images to, in the same subfolders. Nothing is moved or deleted.
+        against: Another folder, such as one of test images, to look for copies of the images of this one, exact and
+            near ones. A test with such images says more good of a model than is true.
         batch_size: Number of images to send through the backbone at a time.
         num_workers: Processes that read images, 0 for none beside the command's own.
         device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
@@ -87,6 +91,7 @@ def report(
     """
     exports = [export] if isinstance(export, str) else list(dict.fromkeys(export))
     _, skipped = find_images(folder)
+    _check_against(against, folder)
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
     check_share("suspicious", suspicious)
@@ -122,11 +127,14 @@ def report(
         num_workers=num_workers,
         device=device,
         feature_cache=feature_cache,
+        against=against,
         progress=True,
     )
     page = write_report(findings, output)
     for file in write_exports(findings, exports, output):
         sys.stdout.write(f"Exported: {file}\n")
+    if findings.other_folder is not None:
+        sys.stdout.write(f"{findings.other_folder.line}\n")
     ranked = [Path(findings.paths[index]) for index in findings.order]
     count = round(suspicious * len(ranked))
     if write_list is not None:
@@ -144,6 +152,16 @@ def _check_copy_rest(copy_rest: Path | None) -> None:
     """Refuse a folder that holds something."""
     if copy_rest is not None and copy_rest.exists() and (not copy_rest.is_dir() or any(copy_rest.iterdir())):
         msg = f"copy_rest={str(copy_rest)!r} exists and is not empty. Give a new folder."
+        raise ValueError(msg)
+
+
+def _check_against(against: Path | None, folder: Path) -> None:
+    """Refuse a folder that shares images with the one of the report."""
+    if against is None:
+        return
+    find_images(against)
+    if is_inside(against, folder) or is_inside(folder, against):
+        msg = f"against={str(against)!r} and folder={str(folder)!r} lie one in the other. Give two separate folders."
         raise ValueError(msg)
 
 

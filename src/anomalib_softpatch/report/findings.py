@@ -13,6 +13,7 @@ import torch
 
 from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.images.reading import EIGHT_BITS
+from anomalib_softpatch.report.copies import OtherFolder
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity, removed_shares
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
@@ -41,6 +42,7 @@ class Findings:
         self_check: Lines of the self-check of the fit that the findings are of.
         remarks: Images that were read with a loss, and how.
         skipped: Files that were not looked at, and why.
+        other_folder: Which images of another folder are copies of these; ``None`` if there was none to look at.
         largest_value: Value that was read as white in images of more than 8 bits per value.
     """
 
@@ -57,6 +59,7 @@ class Findings:
     self_check: list[str] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    other_folder: OtherFolder | None = None
     largest_value: int = EIGHT_BITS
 
     @cached_property

@@ -63,6 +63,8 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         row["thumbnail"] = thumbnails.get(index)
         row["findings"] = findings.oddities[index] if findings.oddities else []
     level = findings.noise_level
+    other = findings.other_folder
+    copies = [] if other is None else [(copy.path, copy.reason) for copy in other.copies]
     text = environment.get_template("report.html.jinja").render(
         findings=findings,
         rows=rows,
@@ -83,7 +85,9 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         curve=_curve(findings),
         groups=max((row["duplicate_group"] or 0 for row in rows), default=0),
         finding_counts=Counter(name for names in findings.oddities or [] for name in names),
+        other=other,
         file_lists=[
+            ("Copies in the other folder", copies[:MOST_FILES_LISTED], len(copies)),
             ("Files not looked at", findings.skipped[:MOST_FILES_LISTED], len(findings.skipped)),
             ("Images read with a loss", findings.remarks[:MOST_FILES_LISTED], len(findings.remarks)),
         ],

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
 from anomalib_softpatch.components.constraints import MIN_IMAGES, check
+from anomalib_softpatch.components.duplicates import FEWEST_IMAGES as FEWEST_COMPARED
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.components.support_radii import support_of
@@ -28,6 +29,7 @@ from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, find_largest_value, read_image
 from anomalib_softpatch.options import check_share, check_whole_number
+from anomalib_softpatch.report.copies import Copy, OtherFolder, find_copies
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import visible_region
 from anomalib_softpatch.report.oddities import ImageStatistics, find_oddities, image_statistics
@@ -55,6 +57,7 @@ def rank_images(
     num_workers: int = 0,
     device: str = "auto",
     feature_cache: str | Path | None = None,
+    against: str | Path | None = None,
     progress: bool = False,
 ) -> Findings:
     """Compare images with each other, and find those that do not look like the rest.
@@ -85,6 +88,7 @@ def rank_images(
         device: Device for the computation, for example ``cpu`` or ``cuda``; ``auto`` for a GPU if there is one.
         feature_cache: Folder in which the backbone's features are kept, so that they need not be computed again, see
             :class:`~anomalib_softpatch.components.FeatureCache`. Default: none are kept.
+        against: Another folder, such as one of test images, in which copies of the images are looked for.
         progress: Show progress on standard error.
 
     Returns:
@@ -106,6 +110,7 @@ def rank_images(
     else:
         paths, skipped = [Path(path) for path in images], []
         source = "images"
+    other_paths, other_skipped = ([], []) if against is None else find_images(Path(against))
     given_size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
     torch_device = _check_options(backbone, layers, discriminators, threshold, min_images, lof_k, neighborhood,
                                   batch_size, num_workers, device)  # fmt: skip
@@ -126,10 +131,14 @@ def rank_images(
     depth = f"{largest_value.bit_length()} bits per value, in which white is {largest_value}"
     if largest_value > EIGHT_BITS:
         console.print(f"{counted(deep, 'image')} read as of {depth}.", highlight=False, markup=False)
-    dataset = FileDataset(paths, transform, largest_value)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
     extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
-    read, features, unreadable = _read(loader, len(paths), extract, tiler, torch_device, console)
+
+    def read_all(files: list[Path]) -> tuple[list[ReadImage], list[torch.Tensor], list[tuple[str, str]]]:
+        dataset = FileDataset(files, transform, largest_value)
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+        return _read(loader, len(files), extract, tiler, torch_device, console)
+
+    read, features, unreadable = read_all(paths)
     skipped += unreadable
     skipped.sort()
     different = len({item.content for item in read})
@@ -140,10 +149,12 @@ def rank_images(
             f"{FEWEST_IMAGES} are compared.{reasons}"
         )
         raise ValueError(msg)
+    other = None if against is None else read_all(other_paths)
     with console.status(f"Comparing {len(read)} images") if progress else nullcontext(), torch.inference_mode():
         compared = torch.cat(features)
         features.clear()
         groups = duplicate_groups([item.content for item in read], compared)
+        other_folder = other and _look_for_copies(str(against), *other, len(other_skipped), read, compared)
         compared = compared[representatives(groups).to(torch_device)]
         knn_k = max(support_of(min_images, len(compared)), default=1)
         scored = score_patches(compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood)
@@ -170,7 +181,40 @@ def rank_images(
         notes=notes,
         remarks=[(str(item.path), item.remark) for item in read if item.remark],
         skipped=skipped,
+        other_folder=other_folder,
         largest_value=largest_value,
+    )
+
+
+def _look_for_copies(
+    folder: str,
+    other_read: list["ReadImage"],
+    other_features: list[torch.Tensor],
+    other_unreadable: list[tuple[str, str]],
+    other_files: int,
+    read: list["ReadImage"],
+    features: torch.Tensor,
+) -> OtherFolder:
+    """Say which images of another folder are copies.
+
+    Args:
+        folder: The other folder.
+        other_read: Its images.
+        other_features: Their features, batch by batch, which are cleared.
+        other_unreadable: Its images that cannot be read.
+        other_files: Number of its files that are no images.
+        read: The images of the set.
+        features: Their features.
+    """
+    contents, other_contents = ([item.content for item in items] for items in (read, other_read))
+    found = find_copies(contents, features, other_contents, torch.cat(other_features)) if other_read else []
+    other_features.clear()
+    return OtherFolder(
+        folder=folder,
+        images=len(other_read),
+        skipped=other_files + len(other_unreadable),
+        near=len({*contents, *other_contents}) >= FEWEST_COMPARED,
+        copies=[Copy(str(other_read[one].path), str(read[own].path), exact) for one, own, exact in found],
     )
 
 

@@ -3,6 +3,7 @@
 
 """Writing a noise report."""
 
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.images.paths import in_spreadsheet
 from anomalib_softpatch.report.drawing import image_pair
@@ -22,12 +24,14 @@ logger = logging.getLogger(__name__)
 PAGE = "report.html"
 IMAGES = "images.csv"
 SKIPPED = "skipped.csv"
+SUMMARY = "summary.json"
 THUMBNAILS = "thumbnails"
 JPEG_QUALITY = 82
+WRITTEN_BY = "anomalib-softpatch, a noise report"
 
 
 def write_report(findings: Findings, folder: str | Path) -> Path:
-    """Write ``report.html``, ``images.csv``, ``skipped.csv`` and ``thumbnails/``.
+    """Write ``report.html``, ``images.csv``, ``skipped.csv``, ``summary.json`` and ``thumbnails/``.
 
     All are made in a temporary folder first. A report that is there already is replaced, file by file, when all are
     ready, so that an error leaves it as it was; other files in the folder stay. ``report.html`` goes first and comes
@@ -82,7 +86,7 @@ def check_output(folder: str | Path) -> None:
         OSError: If nothing can be written there.
     """
     folder = Path(folder)
-    foreign = [name for name in (PAGE, IMAGES, SKIPPED, THUMBNAILS) if not _is_replaceable(folder / name)]
+    foreign = [name for name in (PAGE, IMAGES, SKIPPED, SUMMARY, THUMBNAILS) if not _is_replaceable(folder / name)]
     if foreign:
         msg = f"{str(folder / foreign[0])!r} is there and is not a noise report's. Give another folder for the report."
         raise ValueError(msg)
@@ -95,7 +99,12 @@ def _is_replaceable(path: Path) -> bool:
         return True
     if path.name == THUMBNAILS:
         return path.is_dir() and all(re.fullmatch(r"\d+\.jpg", file.name) for file in path.iterdir())
-    beginnings = {PAGE: b"<!doctype html>", IMAGES: b"rank,path,image_score,", SKIPPED: b"path,reason"}
+    beginnings = {
+        PAGE: b"<!doctype html>",
+        IMAGES: b"rank,path,image_score,",
+        SKIPPED: b"path,reason",
+        SUMMARY: f'{{\n  "written_by": "{WRITTEN_BY}"'.encode(),
+    }
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -110,6 +119,15 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
     table.to_csv(folder / IMAGES, **csv)
     skipped = [(in_spreadsheet(path), reason) for path, reason in findings.skipped]
     pd.DataFrame(skipped, columns=["path", "reason"]).to_csv(folder / SKIPPED, **csv)
+    summary = {
+        "written_by": WRITTEN_BY,
+        "version": __version__,
+        "images": len(findings.paths),
+        "skipped": len(findings.skipped),
+        "duplicate_groups": len({number for number in findings.duplicate_groups if number is not None}),
+        "other_folder": None if findings.other_folder is None else findings.other_folder.record,
+    }
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
     (folder / THUMBNAILS).mkdir()
     thumbnails = {}
     for rank, index in enumerate(findings.order, start=1):

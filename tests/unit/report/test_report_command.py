@@ -3,6 +3,8 @@
 
 """The command `anomalib-softpatch report` on folders as they are found in practice."""
 
+import html
+import json
 import os
 import re
 import sys
@@ -231,7 +233,7 @@ def test_bad_options_are_refused_before_an_image_is_read(
             report(folder, output, small_backbone, LAYERS)
 
 
-@pytest.mark.parametrize("name", ["report.html", "images.csv", "skipped.csv", "thumbnails"])
+@pytest.mark.parametrize("name", ["report.html", "images.csv", "skipped.csv", "summary.json", "thumbnails"])
 def test_files_of_others_are_not_overwritten(
     folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -242,6 +244,50 @@ def test_files_of_others_are_not_overwritten(
     with pytest.raises(ValueError, match=f"{name}' is there and is not a noise report's"):
         report(folder, tmp_path / "out", small_backbone, LAYERS)
     assert contents(tmp_path / "out") == before
+
+
+def test_copies_in_another_folder_are_told(
+    folder: Path, small_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exact ones in any format, and a near one with other noise: in page, summary and terminal."""
+    other = tmp_path / "other"
+    other.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(10):
+        Image.fromarray(rng.integers(120, 136, (48, 64, 3), dtype=np.uint8)).save(other / f"new{number}.png")
+    Image.open(folder / "a" / "1.png").save(other / "same.bmp")
+    near = np.asarray(Image.open(folder / "a" / "2.png")) + rng.integers(0, 2, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(near).save(other / "near & far.png")
+    (other / "broken.png").touch()
+    (other / "notes.txt").touch()
+    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64, against=other)
+    line = (
+        f"2 of 12 images in {other} (2 files not looked at) are copies of images in this set (1 exact, 1 near). Take "
+        "them out of one of the two, or a test promises too much."
+    )
+    assert line in capsys.readouterr().out.splitlines()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["images"], summary["skipped"], summary["duplicate_groups"]) == (12, 0, 0)
+    assert summary["other_folder"]["copies"] == [
+        {"path": str(other / "near & far.png"), "copy_of": str(folder / "a" / "2.png"), "exact": False},
+        {"path": str(other / "same.bmp"), "copy_of": str(folder / "a" / "1.png"), "exact": True},
+    ]
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert line in page
+    assert f"<td>{other / 'near & far.png'}</td><td>near copy of {folder / 'a' / '2.png'}</td>" in page
+    assert "broken.png" not in (tmp_path / "out" / "skipped.csv").read_text()
+
+    (other / "same.bmp").unlink()
+    (other / "near & far.png").unlink()
+    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64, against=other)
+    assert f"None of 10 images in {other} (2 files not looked at) is a copy" in capsys.readouterr().out
+    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["other_folder"] is None
+    for wrong in (folder, folder / "a", tmp_path):
+        with pytest.raises(ValueError, match="lie one in the other"):
+            report(folder, tmp_path / "out", small_backbone, LAYERS, against=wrong)
+    with pytest.raises(ValueError, match="is not a folder"):
+        report(folder, tmp_path / "out", small_backbone, LAYERS, against=tmp_path / "gone")
 
 
 def test_own_report_is_replaced(folder: Path, small_backbone: str, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from anomalib_softpatch.report.quality import detection_quality, images_to_inspe
 from anomalib_softpatch.report.writer import write_report
 
 BAD = 3
-FILES = {"images.csv", "skipped.csv", "report.html", "thumbnails"}
+FILES = {"images.csv", "skipped.csv", "summary.json", "report.html", "thumbnails"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

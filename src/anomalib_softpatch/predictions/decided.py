@@ -1,0 +1,188 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What decisions about images of a run say of the model: its false alarms, and the defects that it finds."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomalib_softpatch.cleaning.inventory import inventory
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, read_decisions
+from anomalib_softpatch.images.finding import list_files
+from anomalib_softpatch.images.hashing import hash_files
+from anomalib_softpatch.images.paths import from_text
+from anomalib_softpatch.text import counted
+
+SUMMARY = "summary.json"  # what clean-train leaves beside a model
+ASSUMPTION = (
+    "This is so if the images were drawn at random (or, for good ones, are the most suspicious), none was trained on, "
+    "taught or used for the threshold, and their number was settled before."
+)
+
+
+@dataclass(frozen=True)
+class DecidedImage:
+    """What a person has said of an image of a run.
+
+    Attributes:
+        path: The image, as the run names it.
+        defect: Whether it shows a defect.
+        whole: Whether the verdict is about the whole image. That a region is normal says little of the rest.
+    """
+
+    path: str
+    defect: bool
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Decisions about the images of a run.
+
+    Attributes:
+        images: Images that are good or have a defect, each content once.
+        untouched: Images that nobody has decided about.
+        trained: Number of decided images that do not count: they, or copies of them, lie in the folder that the model
+            was trained on.
+    """
+
+    images: Sequence[DecidedImage]
+    untouched: Sequence[str]
+    trained: int
+
+
+def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
+    """Read decisions about the images of a run, before these are scored.
+
+    Args:
+        file: File of decisions.
+        images: Images of the run.
+        model: Checkpoint or exported model.
+
+    Returns:
+        What was decided.
+
+    Raises:
+        ValueError: If it is not such a file, if it is about none of the images, or if two files of the same content
+            have different verdicts.
+    """
+    decisions: dict[str, list[tuple[str, bool]]] = {}
+    for decision in read_decisions(file):
+        if decision.verdict != UNDECIDED:
+            verdict_and_whole = (decision.verdict, decision.region is None)
+            decisions.setdefault(os.path.realpath(decision.path), []).append(verdict_and_whole)
+    training = _training_contents(model)
+    found: dict[str, DecidedImage] = {}
+    untouched, known, trained = [], 0, 0
+    for path in images:
+        said = decisions.get(os.path.realpath(path), [])
+        known += bool(said)
+        if not said:
+            untouched.append(path)
+        verdict = next((verdict for verdict, _ in said if verdict in {NORMAL, DEFECT}), None)
+        if verdict is None or not Path(path).is_file():
+            continue
+        content = hash_files(Path(path))
+        if content in training:
+            trained += 1
+            continue
+        image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in said))
+        first = found.setdefault(content, image)
+        if first.defect != image.defect:
+            msg = (
+                f"decisions={str(file)!r} calls one of {first.path!r} and {path!r} normal and the other a defect, but "
+                "they are copies. Correct one of them."
+            )
+            raise ValueError(msg)
+    if not known:
+        msg = (
+            f"decisions={str(file)!r} decides about {counted(len(decisions), 'image')}, none of which is among the "
+            f"{len(images)} of this run."
+        )
+        raise ValueError(msg)
+    return Decided(list(found.values()), untouched, trained)
+
+
+def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: float) -> list[str]:
+    """Say what decisions allow to promise, see :mod:`~anomalib_softpatch.predictions.promise` for when it holds.
+
+    Args:
+        decided: What was decided.
+        verdicts: Verdict and score of each image of the run by its path.
+        asked: Share of good images that may be called anomalous, above 0 and below 1.
+
+    Returns:
+        Lines for the terminal.
+    """
+    from anomalib_softpatch.predictions.promise import (  # noqa: PLC0415  # imports scipy, which takes seconds
+        at_least,
+        at_most,
+        more_images,
+        score_lower,
+    )
+
+    judged = {path: said for path, said in verdicts.items() if said[0] in {"anomalous", "normal"}}
+    images = [each for each in decided.images if each.path in judged]
+    called = {each: judged[each.path][0] == "anomalous" for each in images}
+    good = [called[each] for each in images if not each.defect and (each.whole or called[each])]
+    defects = [called[each] for each in images if each.defect]
+    scores = [judged[each.path][1] for each in images]
+    others = [judged[path][1] for path in decided.untouched if path in judged]
+    lines = []
+    if decided.trained:
+        left_out = f"{counted(decided.trained, 'decided image')} not counted"
+        lines.append(f"{left_out}: the folder that the model was trained on has them, or copies. Use new ones.")
+    text = f"Good images: {sum(good)} of {len(good)} decided are called anomalous. "
+    if not good:
+        text += "Decide about some, drawn at random, to know how many of all are."
+    elif score_lower(scores, others):
+        text += "Of all it cannot be said: the decided images score lower than the others. Draw them at random."
+    elif all(good):
+        text += "Decide about images called normal, too, to know how many of all are."
+    else:
+        counts, share = (sum(good), len(good)), f"{100 * asked:g} %"
+        more = more_images(*counts, asked)
+        needed = f"; {share} takes {counted(more, 'more good image')}, none called anomalous."
+        text += f"At most {_percent_up(at_most(*counts))} % of all are, 95 % sure"
+        text += needed if more else f" ({share} asked)."
+    lines.append(text)
+    text = f"Defects: {sum(defects)} of {len(defects)} decided are found. "
+    if not defects:
+        text += "Decide about some, drawn at random, to know how many of all are."
+    elif score_lower(others, scores):
+        text += "Of all it cannot be said: the decided images score higher than the others. Draw them at random."
+    else:
+        text += f"At least {_percent_down(at_least(sum(defects), len(defects)))} % of all are, 95 % sure."
+    return [*lines, text, *([ASSUMPTION] if good or defects else [])]
+
+
+def _percent_up(share: float) -> str:
+    """Return a share in percent, not below it."""
+    return f"{math.ceil(round(1000 * share, 6)) / 10:.1f}"
+
+
+def _percent_down(share: float) -> str:
+    """Return a share in percent, not above it."""
+    return f"{math.floor(round(1000 * share, 6)) / 10:.1f}"
+
+
+def _training_contents(model: Path) -> set[str]:
+    """Return hashes of the images in the folder that clean-train has trained a model on.
+
+    Args:
+        model: Checkpoint or exported model, beside which clean-train has left a summary that names the folder.
+
+    Returns:
+        The hashes; none if there is no such summary, or no such folder any more.
+    """
+    try:
+        summary = json.loads((model.parent / SUMMARY).read_text(encoding="utf-8"))
+        files = {from_text(text).name for text in (summary["checkpoint"], *summary["exported"])}
+        folder = from_text(summary["folder"]) if model.name in files else None
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or another program's
+        return set()
+    return set() if folder is None else set(inventory(folder, list_files(folder).images).values()) - {""}
