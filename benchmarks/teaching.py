@@ -10,7 +10,7 @@ For each set, 120 images are trained on. The rows:
 - ``12 defects``: twelve defective test images were among the training images, and leave the test set. They are set
   aside, or said to be defects, without and with the region that their masks show.
 - ``6 missed defects``: six test images that were called normal are said to be defects, likewise.
-- ``6 false alarms``: six good test images that were called anomalous are said to be normal, fewer where there are fewer.
+- ``6 false alarms``: six good test images (fewer where there are fewer) that were called anomalous are normal.
 
 A cell has false alarms on good test images, defects found among the others (the taught images do not count), and how
 many are called anomalous of the images like the taught ones: the variant's, or the taught images themselves.

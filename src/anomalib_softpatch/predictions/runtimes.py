@@ -4,7 +4,6 @@
 """Exported files in the runtimes of this machine."""
 
 import os
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -101,7 +100,7 @@ def load_runtime(file: Path, exact: bool = True) -> Runtime:
 
 def _load_onnx(file: Path) -> tuple[Runtime, list[str]]:
     """Load an ONNX file; return the names of its outputs, too."""
-    # Its telemetry would send, from a factory's machine, what is run there, and is known to crash (issue 32173 of its own)
+    # Its telemetry sends what is run on a machine to others, and is known to crash (microsoft/onnxruntime, issue 32173)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # noqa: PLC0415  # optional
 
