@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teaching from the command line: a fit, decisions, a taught checkpoint, its exported file, and nothing taught again."""
+"""Teaching from the command line: a fit, decisions, a taught checkpoint, its exported file, and all taken back."""
 
 import csv
 import hashlib
