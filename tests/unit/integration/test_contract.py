@@ -407,6 +407,11 @@ LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 PUBLIC = {"_asdict", "_fields", "_is_protocol", "_replace"}  # of named tuples and of protocols
 
 
+def test_documents_say_what_would_make_each_part_unnecessary() -> None:
+    text = (ROOT / "docs" / "upstream.md").read_text()
+    assert [str(part) for part in PARTS if not re.search(rf"`[^`]*\b{part.searched}\b", text)] == []
+
+
 @pytest.mark.parametrize("part", PARTS, ids=str)
 def test_part_is_as_it_was(part: Part) -> None:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("anomalib", "lightning", "timm", "torch"))
