@@ -80,7 +80,8 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     if model.untaught_thresholds is None:
         model.untaught_thresholds = (before[2], float(processor.pixel_threshold))
     taught = teach(record, lessons, ignored)
-    model.replace_banks(taught.bank)
+    is_taught = bool(lessons) or ignored is not None
+    model.replace_banks(taught.bank if is_taught else record.bank)
     model.ignored = torch.empty(0, dtype=torch.bool) if ignored is None else ignored
     model.lessons = sorted(lessons, key=lambda lesson: lesson.name)
 
@@ -90,12 +91,14 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()])
     new = [each.map for each in lessons if each.verdict == NORMAL and each.group == NO_GROUP]
     maps = join([record.maps.select(stays), *new])
-    if from_training_images and (lessons or ignored is not None):
+    if from_training_images and is_taught:
         scores = _scored_as_new(module, maps, taught, ignored)
         image_threshold = processor.cut(scores.image_scores)
         if not math.isnan(pixel_threshold):
             pixel_threshold = processor.cut(scores.map_peaks)
     processor.set_thresholds(image_threshold, pixel_threshold)
+    if not is_taught:
+        model.untaught_thresholds = None
     model.defect_bank = _defect_bank(module, maps, taught, ignored, image_threshold)
     new_verdicts = _anomalous(module, record.maps, taught, ignored, image_threshold)
     return Change(

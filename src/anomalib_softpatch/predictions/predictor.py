@@ -15,6 +15,8 @@ from anomalib_softpatch.predictions.runtimes import load_runtime
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
 
+    from anomalib_softpatch.models import SoftPatchModel
+
 NORMALIZED_THRESHOLD = 0.5  # of exported files, whose post-processor is inside
 
 
@@ -84,6 +86,7 @@ def load_checkpoint(path: Path, device: str) -> Predictor:
         )
         raise ValueError(msg)
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    cast("SoftPatchModel", model.model).record = None  # what teaching needs takes as much memory as the memory bank
 
     def run(image: np.ndarray) -> tuple[float, bool | None, np.ndarray]:
         with torch.inference_mode():

@@ -12,6 +12,7 @@ See Also:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -199,6 +200,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             state_dict.setdefault(f"{prefix}radii", torch.zeros_like(weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._radii_count = bool(self.radii.any())
+        if (
+            self.record is not None and self.untaught_thresholds is None
+        ):  # one bank in memory
+            self.record = replace(self.record, bank=self._bank)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave indexes, and what the last fit found about the training images, out of copies and exported files."""
