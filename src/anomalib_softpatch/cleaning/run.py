@@ -15,12 +15,12 @@ from typing import Any
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.backbones import LOCAL_DIR
 from anomalib_softpatch.cleaning import stages
-from anomalib_softpatch.cleaning.inventory import inventory, linked_names
 from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
 from anomalib_softpatch.cleaning.stages import CHECKPOINT, REPORT, Options
 from anomalib_softpatch.cleaning.state import State, key_of
 from anomalib_softpatch.components.self_check import LOOK, REFUSE, TRUST, FitFacts, SelfCheck, self_check
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.inventory import inventory, linked_names
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.report.decisions import MOVED, Transfer, move

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_softpatch.cleaning.inventory import exact_copies
 from anomalib_softpatch.files import atomic_output, write_table
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, Decision
+from anomalib_softpatch.images.inventory import exact_copies
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.text import shown
 
@@ -43,7 +43,7 @@ def choose(
     """Choose the images to set aside.
 
     What a person has decided comes first. Of files that are equal byte for byte, one stays: one that a person has
-    called normal if there is such a one, else the first by name.
+    called normal if there is such a one, else the first by name. All copies of a defect are defects.
 
     Args:
         files: Hash of every image file by its name.
@@ -56,13 +56,26 @@ def choose(
 
     Returns:
         Reason for each image that is set aside, by name, sorted by name.
+
+    Raises:
+        ValueError: If one of two copies is called normal and the other a defect.
     """
+    links = links or {}
     reasons = {name: reason for name, reason in unreadable.items() if name in files}
-    reasons |= {name: f"link to {shown(image)}" for name, image in (links or {}).items()}
+    reasons |= {name: f"link to {shown(image)}" for name, image in links.items()}
     decided = {name: verdict for name, verdict in decisions.items() if name in files and name not in reasons}
+    decided |= {image: DEFECT for name, image in links.items() if decisions.get(name) == DEFECT}
     reasons |= {name: DECIDED[verdict] for name, verdict in decided.items() if verdict in DECIDED}
     kept = {name for name, verdict in decided.items() if verdict == NORMAL}
     for names in exact_copies(files):
+        defect = next((name for name in names if decided.get(name) == DEFECT), None)
+        if defect is not None:
+            normal = next((name for name in names if name in kept), None)
+            if normal is not None:
+                msg = f"{normal!r} is called normal and {defect!r} a defect, but they are copies. Correct one of them."
+                raise ValueError(msg)
+            reason = f"{DECIDED[DEFECT]}: exact copy of {shown(defect)}"
+            reasons |= {name: reason for name in names if name not in reasons}
         left = [name for name in names if name not in reasons]
         first = next((name for name in left if name in kept), left[0] if left else "")
         reasons |= {name: f"exact copy of {shown(first)}" for name in left if name != first and name not in kept}

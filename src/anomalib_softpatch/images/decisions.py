@@ -9,7 +9,7 @@ A file of decisions is a CSV table with the columns ``path``, ``verdict`` and ``
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,8 @@ def read_decisions(file: Path) -> list[Decision]:
         file: The file.
 
     Returns:
-        The decisions in the order of the file, equal ones once. Of an image that is decided, no row is undecided.
+        The decisions in the order of the file, equal ones once. Of an image that is decided, no row is undecided. An
+        undecided link to a defect is a defect, and so is what a link leads to that is called a defect.
 
     Raises:
         ValueError: If it is not such a file, if it has no rows, if a verdict or a region cannot be read, if a mask is
@@ -112,8 +113,13 @@ def read_decisions(file: Path) -> list[Decision]:
             raise ValueError(msg) from error
         decisions.setdefault(decision, number)
     _refuse_contradictions(decisions, file)
-    decided = {decision.path for decision in decisions if decision.verdict != UNDECIDED}
-    return [decision for decision in decisions if decision.verdict != UNDECIDED or decision.path not in decided]
+    decided = {each.path for each in decisions if each.verdict != UNDECIDED}
+    defects = {os.path.realpath(each.path) for each in decisions if each.verdict == DEFECT}
+    return [
+        replace(each, verdict=DEFECT) if each.verdict == UNDECIDED and os.path.realpath(each.path) in defects else each
+        for each in decisions
+        if each.verdict != UNDECIDED or each.path not in decided
+    ]
 
 
 def write_decisions(decisions: Iterable[Decision], file: Path) -> None:

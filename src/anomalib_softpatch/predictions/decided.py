@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_softpatch.cleaning.inventory import inventory
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, read_decisions
 from anomalib_softpatch.images.finding import list_files
 from anomalib_softpatch.images.hashing import hash_files
+from anomalib_softpatch.images.inventory import inventory
 from anomalib_softpatch.images.paths import from_text
 from anomalib_softpatch.text import counted
 

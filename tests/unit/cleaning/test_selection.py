@@ -4,12 +4,10 @@
 """What is set aside before training, by name, reason and in whose favour."""
 
 import csv
-import hashlib
 from pathlib import Path
 
 import pytest
 
-from anomalib_softpatch.cleaning.inventory import exact_copies, inventory
 from anomalib_softpatch.cleaning.selection import Row, choose, names_of, write_set_aside
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, Box, Decision
 from anomalib_softpatch.images.paths import from_text, to_text
@@ -57,6 +55,20 @@ def test_decisions_come_first() -> None:
     }
 
 
+def test_copies_of_a_defect_are_defects() -> None:
+    reason = "decided by a person to be a defect"
+    copies = {"b copy.png": f"{reason}: exact copy of b.png", "b other.png": f"{reason}: exact copy of b.png"}
+    assert chosen({"b.png": DEFECT}) == ALWAYS | copies | {"b.png": reason}
+    assert chosen({"b.png": DEFECT, "b copy.png": SET_ASIDE})["b other.png"] == copies["b other.png"]
+    with pytest.raises(ValueError, match=r"'b copy.png' is called normal and 'b.png' a defect, but they are copies"):
+        chosen({"b.png": DEFECT, "b copy.png": NORMAL})
+    through_link = choose(
+        FILES | {"link.png": "1"}, RANKED, UNREADABLE, {"link.png": DEFECT}, links={"link.png": "a.png"}
+    )
+    assert through_link["a.png"] == reason
+    assert through_link["link.png"] == "link to a.png"
+
+
 @pytest.mark.parametrize(("share", "names"), [(0.0, set()), (0.2, {"c.png"}), (0.59, {"c.png", "b copy.png"})])
 def test_share_of_the_most_suspicious(share: float, names: set[str]) -> None:
     """Images that are set aside anyhow count, so that a share is one of what the report shows."""
@@ -85,20 +97,3 @@ def test_list_holds_any_name(tmp_path: Path) -> None:
     assert [from_text(row["path"]) for row in rows] == paths
     assert all(row["path"].isprintable() and not row["path"].startswith("=") for row in rows)
     assert [row["moved_to"] for row in rows] == ["", to_text(paths[0]), "", ""]
-
-
-def test_inventory_is_of_content(tmp_path: Path) -> None:
-    contents = {"b/x.png": b"1", "a.png": b"1", "b/empty.png": b"", "c.png": b"2" * 3_000_000}
-    for name, content in contents.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
-    paths = list(tmp_path.rglob("*.png"))
-    found = inventory(tmp_path, paths)
-    assert list(found) == ["a.png", "b/empty.png", "b/x.png", "c.png", "link.png"]
-    assert {name: value for name, value in found.items() if name in contents} == {
-        name: hashlib.sha256(content).hexdigest() for name, content in contents.items()
-    }
-    assert found["link.png"] == ""
-    assert exact_copies(found) == [["a.png", "b/x.png"]]
-    assert exact_copies({"a": "", "b": ""}) == []  # of files that nobody could read nothing is known

@@ -106,6 +106,9 @@ def test_one_image_by_two_paths(tmp_path: Path) -> None:
             read_decisions(written(tmp_path, "a.png,normal,", f"{other},defect,"))
     with pytest.raises(ValueError, match="is normal here and set_aside in row 2"):
         read_decisions(written(tmp_path, "a.png,set_aside,", "link.png,normal,"))
+    for rows in (("a.png,defect,", "link.png,,"), ("a.png,,", "link.png,defect,")):
+        read = read_decisions(written(tmp_path, *rows))
+        assert read == [Decision(tmp_path / "a.png", DEFECT), Decision(tmp_path / "link.png", DEFECT)]
     # The page shows link and image, and to set the link aside leaves the image
     assert len(read_decisions(written(tmp_path, "a.png,normal,", "link.png,set_aside,"))) == 2
 
