@@ -117,11 +117,7 @@ def test_the_exported_file_says_the_same(folder, taught, run):
 
 
 def test_decisions_taken_back_leave_no_trace(folder, checkpoint, taught, run):
-    back = decide(
-        folder, "back.csv",
-        [[path, "", ""] for path in ("train/variant.png", "train/spot.png", "new/variant0.png", "new/variant1.png")],
-    )  # fmt: skip
-    run("teach", taught[1], "--decisions", back, "--output", "back.ckpt")
+    run("teach", taught[1], "--replace", "--output", "back.ckpt")
     first, second = (load_model(path).state_dict() for path in (checkpoint, folder / "back.ckpt"))
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -147,6 +143,32 @@ def test_one_after_the_other_is_all_at_once(folder, checkpoint, taught, run):
     assert torch.equal(once.post_processor.image_threshold, steps.post_processor.image_threshold)
 
 
+def test_folders_and_undecided_rows_replace_nothing(folder, taught, run):
+    """Nor do images of training come twice."""
+    rows = decide(folder, "undecided.csv", [["train/variant.png", "", ""], ["gone.png", "", ""]])
+    options = ("--decisions", rows, "--add_unlabeled", "train", "--add", "new_good", "--output", "added.ckpt")
+    for number in range(3):
+        save(draw(200 + number), folder / "new_good" / f"{number}.png")
+    save(draw(120, variant=True), folder / "new_good" / "variant.png")  # which was decided under another name
+    said = run("teach", taught[1], *options)
+    assert "Taught 3 add." in said
+    lessons = {Path(each.path).name: each.verdict for each in load_model(folder / "added.ckpt").model.lessons}
+    assert lessons == {
+        "variant.png": "normal", "spot.png": "defect", "variant0.png": "normal", "variant1.png": "normal",
+        "0.png": "normal", "1.png": "normal", "2.png": "normal",
+    }  # fmt: skip
+
+
+def test_good_images_stay_normal_when_as_many_are_added(folder, checkpoint, run):
+    for number in range(18):
+        save(draw(300 + number), folder / "many" / f"{number:02}.png")
+    run("teach", checkpoint, "--add", "many", "--output", "many.ckpt")
+    before, after = (verdicts(run, folder, "--ckpt_path", path) for path in (checkpoint, folder / "many.ckpt"))
+    good = before.index.str.startswith("good")
+    assert (after["verdict"][good] == "anomalous").sum() <= (before["verdict"][good] == "anomalous").sum() + 1
+    assert (after["verdict"][after.index.str.startswith("spot")] == "anomalous").all()
+
+
 def test_ignored_parts_say_nothing(folder, checkpoint, run):
     """In score and map, of checkpoint and exported file."""
     mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
@@ -158,6 +180,13 @@ def test_ignored_parts_say_nothing(folder, checkpoint, run):
     assert (ours["verdict"][ours.index.str.startswith("spot")] == "normal").all()
     theirs = verdicts(run, folder, "--model", folder / "ignoring_openvino" / "model.xml")
     np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-3)
+    with torch.no_grad():
+        anomaly_map = load_model(folder / "ignoring.ckpt").eval()(torch.rand(1, 3, SIZE, SIZE)).anomaly_map
+    assert (anomaly_map[..., 40:80, :] == 0).all()
+    Image.fromarray(0 * mask).save(folder / "black.png")
+    run("teach", folder / "ignoring.ckpt", "--ignore", "black.png", "--output", "seeing.ckpt")
+    again = verdicts(run, folder, "--ckpt_path", folder / "seeing.ckpt")
+    assert (again["score"] == verdicts(run, folder, "--ckpt_path", checkpoint)["score"]).all()
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,8 @@ from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSear
 from anomalib_softpatch.components.search.bank import contains
 from anomalib_softpatch.components.support_radii import Support
 from anomalib_softpatch.components.tracing import without_autocast
+from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, SET_ASIDE
 
-# Verdicts: the words of a file of decisions, and one for new images of which nobody has said anything
-NORMAL, DEFECT, SET_ASIDE, ADDED = "normal", "defect", "set_aside", "added"
 # Patches of an image that are kept with their features: those whose scores what is taught can lower or raise most
 KEPT_PATCHES = 32
 # Patches of an image that stays normal score no more than this share of what the highest patch of a typical image does.
@@ -107,6 +106,15 @@ class FitRecord:
         return int(self.group_of_image[self.names.index(name)]) if name in self.names else NO_GROUP
 
     @property
+    def weight_of_new_rows(self) -> float:
+        """The typical weight: of patches that a person has looked at, noise scores say nothing."""
+        return float(self.bank.weights.median())
+
+    def to(self, device: torch.device) -> "FitRecord":
+        """Return the record with all tensors on a device."""
+        return from_plain(_moved(to_plain(self, []), device))[0]
+
+    @property
     def typical(self) -> float:
         """Largest patch score of the typical (median) training image as if it had not been in training."""
         peaks = self.maps.peaks
@@ -123,8 +131,9 @@ class Lesson:
         path: Where its file was.
         group: Its group of copies among the training images, -1 if it was not one.
         rows: Features of patches, of the memory bank or of the bank of defects, shape ``(r, channels)``.
+        places: Positions of these patches in the grid, shape ``(r,)``.
         map: Its patch scores, of one image.
-        shown: Whether a person has shown a region.
+        region: Patches that the verdict is about, boolean of shape ``(height, width)``; ``None`` for all.
     """
 
     name: str
@@ -132,8 +141,9 @@ class Lesson:
     path: str
     group: int
     rows: torch.Tensor
+    places: torch.Tensor
     map: PatchScoreMaps
-    shown: bool = False
+    region: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +232,7 @@ def make_lesson(
     features: torch.Tensor,
     group: int = NO_GROUP,
     region: torch.Tensor | None = None,
+    most: int | None = None,
 ) -> Lesson:
     """Make a lesson of what is said about an image.
 
@@ -234,6 +245,7 @@ def make_lesson(
         features: Features of its patches, shape ``(height, width, channels)``.
         group: Its group of copies among the training images, -1 if it was not one.
         region: Patches that the verdict is about, boolean of shape ``(height, width)``. Default: all.
+        most: Largest number of rows that the image may bring. Default: no limit.
 
     Returns:
         The lesson.
@@ -254,19 +266,27 @@ def make_lesson(
         above = [] if region is None else (scores > record.typical).nonzero().squeeze(1).tolist()
         chosen = above or [int(scores.argmax())]
     elif verdict in {NORMAL, ADDED}:
-        own = record.bank.features[record.groups == group] if group != NO_GROUP else queries[:0]
-        if verdict == NORMAL and len(own):
-            scores = torch.minimum(scores, torch.cdist(queries, own).amin(dim=1))
-        chosen = _farthest(queries, scores.masked_fill(~inside, 0), NORMAL_SHARE * record.typical)
-    return Lesson(name, verdict, path, group, queries[chosen], scored, region is not None)
+        weight = record.weight_of_new_rows
+        is_own = record.groups == group
+        if region is not None:
+            is_own &= inside[record.places]
+        if verdict == NORMAL and group != NO_GROUP and bool(is_own.any()):
+            weights = record.bank.weights[is_own].clamp(max=weight)
+            own = torch.cdist(queries, record.bank.features[is_own]) * weights
+            scores = torch.minimum(scores, own.amin(dim=1))
+        limit = NORMAL_SHARE * record.typical
+        chosen = _farthest(queries, scores.masked_fill(~inside, 0), limit, weight, most or len(queries))
+    places = torch.tensor(chosen, dtype=torch.long)
+    region = None if region is None else region.cpu()
+    return Lesson(name, verdict, path, group, queries[chosen], places, scored, region)
 
 
-def _farthest(queries: torch.Tensor, scores: torch.Tensor, limit: float) -> list[int]:
+def _farthest(queries: torch.Tensor, scores: torch.Tensor, limit: float, weight: float, most: int) -> list[int]:
     """Choose the farthest patch again and again, until none is farther than a limit from the bank and those chosen."""
     chosen: list[int] = []
-    while float(scores.max()) > limit and len(chosen) < len(queries):
+    while float(scores.max()) > limit and len(chosen) < most:
         chosen.append(int(scores.argmax()))
-        distances = torch.linalg.vector_norm(queries - queries[chosen[-1]], dim=1)
+        distances = weight * torch.linalg.vector_norm(queries - queries[chosen[-1]], dim=1)
         scores = torch.minimum(scores, distances)
         scores[chosen[-1]] = 0
     return chosen
@@ -289,14 +309,20 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     """
     lessons = sorted(lessons, key=lambda lesson: lesson.name)
     bank, device = record.bank, record.bank.features.device
-    gone = _groups_of(lessons, {DEFECT, SET_ASIDE}, device)
-    normal = _groups_of(lessons, {NORMAL}, device)
+    gone = torch.tensor(sorted(gone_groups(lessons)), dtype=torch.long, device=device)
     of_defects = [each for each in lessons if each.verdict == DEFECT]
-    defects = torch.cat([bank.features[:0], *(each.rows for each in of_defects)])
-    least_scales = [torch.full((len(each.rows),), 1.0 if each.shown else SCALE_OF_GUESSES) for each in of_defects]
+    defects = torch.cat([bank.features[:0], *(_counted(each, each.rows, ignored) for each in of_defects)])
+    least_scales = [
+        torch.full((len(_counted(each, each.rows, ignored)),), SCALE_OF_GUESSES if each.region is None else 1.0)
+        for each in of_defects
+    ]
 
     stays = ~torch.isin(record.groups, gone)
-    is_normal = torch.isin(record.groups, normal)
+    is_normal = torch.zeros_like(stays)
+    for each in lessons:
+        if each.verdict == NORMAL and each.group != NO_GROUP:
+            rows = record.groups == each.group
+            is_normal |= rows if each.region is None else rows & each.region.to(device).flatten()[record.places]
     if ignored is not None:
         stays &= ~ignored.flatten().to(device)[record.places]
     radii = torch.zeros_like(bank.weights) if bank.radii is None else bank.radii
@@ -308,8 +334,9 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
             to_defect = nearest_neighbors(bank.features, defects)[0].squeeze(1)
             stays &= ~(to_defect < nearest_image) | is_normal
     radii = radii.masked_fill(is_normal, 0)
+    weights = torch.where(is_normal, bank.weights.clamp(max=record.weight_of_new_rows), bank.weights)
 
-    rows, row_radii, row_groups = _new_rows(record, lessons, stays)
+    rows, row_radii, row_groups = _new_rows(record, lessons, stays, ignored)
     parts = []
     if any(not bool(stays[start:stop].any()) for start, stop in bank.bank_ranges) and not len(rows):
         msg = "Nothing is left of the memory bank: too many of its images are set aside. Train with the others."
@@ -325,42 +352,54 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     after[:place] = False
     for values, new in (
         (bank.features, rows),
-        (bank.weights, bank.weights.median().expand(len(rows)) if len(bank.weights) else bank.weights),
+        (weights, torch.full((len(rows),), record.weight_of_new_rows)),
         (radii, row_radii),
         (record.groups, row_groups),
     ):
         parts.append(torch.cat((values[before], new.to(values), values[after])))
-    features, weights, all_radii, groups = parts
-    taught = MemoryBank(features, weights, all_radii, tuple(ranges))
+    features, all_weights, all_radii, groups = parts
+    taught = MemoryBank(features, all_weights, all_radii, tuple(ranges))
     return Taught(taught, groups, defects, torch.cat([torch.empty(0), *least_scales]).to(device))
 
 
-def _groups_of(lessons: Sequence[Lesson], verdicts: set[str], device: torch.device) -> torch.Tensor:
-    groups = [each.group for each in lessons if each.verdict in verdicts and each.group != NO_GROUP]
-    return torch.tensor(sorted(groups), dtype=torch.long, device=device)
+def gone_groups(lessons: Sequence[Lesson]) -> set[int]:
+    """Return the groups of the training images that leave the memory bank."""
+    return {each.group for each in lessons if each.verdict in {DEFECT, SET_ASIDE}} - {NO_GROUP}
+
+
+def groups_of_lessons(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, int]:
+    """Return the group of each image by its name: that of a training image, or a number of its own."""
+    new = sorted(each.name for each in lessons if each.group == NO_GROUP)
+    first = int(record.group_of_image.max()) + 1
+    numbers = {name: first + number for number, name in enumerate(new)}
+    return numbers | {each.name: each.group for each in lessons if each.group != NO_GROUP}
+
+
+def _counted(lesson: Lesson, rows: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
+    """Return the rows of a lesson that do not lie where nothing is said."""
+    return rows if ignored is None else rows[~ignored.cpu().flatten()[lesson.places].to(rows.device)]
 
 
 def _new_rows(
-    record: FitRecord, lessons: Sequence[Lesson], stays: torch.Tensor
+    record: FitRecord, lessons: Sequence[Lesson], stays: torch.Tensor, ignored: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the rows that lessons add, their support radii, and the groups of their images."""
-    new = [each for each in lessons if each.verdict in {NORMAL, ADDED} and len(each.rows)]
-    device, first_group = record.bank.features.device, int(record.group_of_image.max()) + 1
-    groups = [
-        torch.full((len(each.rows),), each.group if each.group != NO_GROUP else first_group + number)
-        for number, each in enumerate(new)
-    ]
-    rows = torch.cat([record.bank.features[:0], *(each.rows for each in new)])
-    row_groups = torch.cat([torch.empty(0, dtype=torch.long), *groups]).to(device)
-    radii = torch.zeros(len(rows), device=device)
-    unsure = torch.cat(
-        [torch.empty(0, dtype=torch.bool), *(torch.full((len(each.rows),), each.verdict == ADDED) for each in new)]
-    ).to(device)
-    if unsure.any() and record.support is not None:
-        others = torch.cat((record.bank.features[stays], rows))
+    device, numbers = record.bank.features.device, groups_of_lessons(record, lessons)
+    rows, groups, unsure = [record.bank.features[:0]], [record.groups[:0]], [stays[:0]]
+    for each in lessons:
+        if each.verdict in {NORMAL, ADDED}:
+            rows.append(_counted(each, each.rows, ignored).to(device))
+            groups.append(torch.full((len(rows[-1]),), numbers[each.name], device=device))
+            unsure.append(torch.full((len(rows[-1]),), each.verdict == ADDED, device=device))
+    new, row_groups, are_unsure = torch.cat(rows), torch.cat(groups), torch.cat(unsure)
+    radii = torch.zeros(len(new), device=device)
+    if are_unsure.any() and record.support is not None:
+        others = torch.cat((record.bank.features[stays], new))
         other_groups = torch.cat((record.groups[stays], row_groups))
-        radii[unsure] = _radii_by_rows(rows[unsure], row_groups[unsure], others, other_groups, record.factors)
-    return rows, radii, row_groups
+        radii[are_unsure] = _radii_by_rows(
+            new[are_unsure], row_groups[are_unsure], others, other_groups, record.factors
+        )
+    return new, radii, row_groups
 
 
 def _radii_by_rows(
@@ -497,6 +536,14 @@ def to_plain(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, Any]:
         "names": list(record.names),
         "lessons": [vars(lesson) | {"map": vars(lesson.map)} for lesson in lessons],
     }  # fmt: skip
+
+
+def _moved(data: Any, device: torch.device) -> Any:
+    if isinstance(data, torch.Tensor):
+        return data.to(device)
+    if isinstance(data, dict):
+        return {name: _moved(value, device) for name, value in data.items()}
+    return data
 
 
 def from_plain(data: Mapping[str, Any]) -> tuple[FitRecord, list[Lesson]]:

@@ -22,6 +22,7 @@ COLUMNS = ["path", "verdict", "region"]
 # Without a region, and as the report's page of version 0.2 saved them
 OTHER_COLUMNS = [["path", "verdict"], ["path", "decision"]]
 NORMAL, DEFECT, SET_ASIDE, UNDECIDED = "normal", "defect", "set_aside", ""
+ADDED = "added"  # of images that nobody has said anything about and a model learns from; in no file
 OTHER_WORDS = {"keep": NORMAL, "false_alarm": NORMAL, "missed_defect": DEFECT}
 SIXTEEN_BITS = 65535  # the deepest masks have no larger value
 NUMBERS = re.compile(r"[-+.\d\s]+")

@@ -41,6 +41,7 @@ def compress(
     datamodule: AnomalibDataModule | None = None,
     metric: Metric | None = None,
     max_drop: float = 0.01,
+    defects: torch.Tensor | None = None,
 ) -> openvino.Model:
     """Compress the backbone of a model to eight bits.
 
@@ -52,6 +53,7 @@ def compress(
         datamodule: For the last two: its validation images calibrate, and its test images give the metric.
         metric: The higher, the better. Default: the F1 score of images; their AUROC where the model has no threshold.
         max_drop: Largest drop of the metric, in [0, 1].
+        defects: Its patches of defects, if it was taught any.
 
     Returns:
         The compressed model.
@@ -66,7 +68,9 @@ def compress(
         msg = "Compression needs NNCF: pip install 'anomalib-softpatch[openvino]'."
         raise ImportError(msg) from error
 
-    scope = nncf.IgnoredScope(names=[*resize_operations(model), *search_operations(model, memory_bank)], validate=False)
+    scope = nncf.IgnoredScope(
+        names=[*resize_operations(model), *search_operations(model, memory_bank, defects)], validate=False
+    )
     if compression_type == CompressionType.INT8:
         return nncf.compress_weights(model, ignored_scope=scope)
     if compression_type not in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}:
@@ -147,12 +151,15 @@ def resize_operations(model: openvino.Model) -> list[str]:
     return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() in found]
 
 
-def search_operations(model: openvino.Model, memory_bank: torch.Tensor) -> list[str]:
+def search_operations(
+    model: openvino.Model, memory_bank: torch.Tensor, defects: torch.Tensor | None = None
+) -> list[str]:
     """Return the names of the operations on the memory bank, on what comes of them, and on the queries.
 
     Args:
         model: Exported model.
         memory_bank: Its memory bank, shape ``(m, channels)``.
+        defects: Its patches of defects, likewise.
 
     Returns:
         Names, in an order of execution.
@@ -161,7 +168,7 @@ def search_operations(model: openvino.Model, memory_bank: torch.Tensor) -> list[
         ValueError: If the model does not search in this memory bank.
     """
     bank = memory_bank.detach().cpu()
-    rows = bank.numpy()
+    rows = bank.numpy() if defects is None or not len(defects) else torch.cat((bank, defects.to(bank))).numpy()
     center = sample_rows(bank).mean(dim=0).numpy()  # what a pruned search subtracts from the queries first
     found: set[str] = set()
     before = -1

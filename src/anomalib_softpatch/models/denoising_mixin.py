@@ -280,7 +280,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         fit_on_first_rank(self.model, lambda: self.model.fit(self.input_size))
         record = self.model.record
         if record is not None:
-            self.model.record = replace(record, names=self._names_of(record.keys))
+            # On the CPU, where it takes no memory from the next fit
+            self.model.record = replace(record.to(torch.device("cpu")), names=self._names_of(record.keys))
         self._files = {}
 
     def _names_of(self, keys: Sequence[str]) -> tuple[str, ...]:
@@ -397,5 +398,5 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         from anomalib_softpatch.integration.compression import compress  # noqa: PLC0415  # optional, so imported late
 
         del task  # the datamodule's
-        rows = torch.cat((self.model.memory_bank, self.model.defects.to(self.model.memory_bank)))
-        return compress(model, rows, compression_type, datamodule, metric, max_drop)
+        bank, defects = self.model.memory_bank, self.model.defects
+        return compress(model, bank, compression_type, datamodule, metric, max_drop, defects)

@@ -196,18 +196,20 @@ class LabelFreePostProcessor(PostProcessor):
         self._image_threshold.fill_(image)
         self._pixel_threshold.fill_(pixel)
 
-    def cut(self, scores: torch.Tensor) -> float:
+    def cut(self, scores: torch.Tensor, known_defects: int = 0) -> float:
         """Return the threshold for out-of-bag scores of images, not a number if there are none.
 
         Args:
             scores: Scores of images, shape ``(n,)``.
+            known_defects: Number of further images that are known to be defects, so that fewer are to be expected.
         """
         if self.expected_defects is None:
             return false_alarm_threshold(scores, self.false_alarms)
         finite = scores[scores.isfinite()].sort().values
         if not len(finite):
             return float("nan")
-        last = int((1 - self.expected_defects) * (len(finite) - 1))  # the highest score that is normal
+        expected = self.expected_defects * (len(finite) + known_defects) - known_defects
+        last = int((1 - max(0.0, expected) / len(finite)) * (len(finite) - 1))  # the highest score that is normal
         return float(finite[last : last + 2].mean())
 
     @staticmethod

@@ -5,17 +5,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.teaching import (
-    DEFECT,
     NO_GROUP,
-    NORMAL,
-    SET_ASIDE,
     SHARE_FOR_DEFECTS,
     DefectBank,
     FitRecord,
@@ -23,10 +20,13 @@ from anomalib_softpatch.components.teaching import (
     PatchScoreMaps,
     Taught,
     calibrate_defects,
+    gone_groups,
+    groups_of_lessons,
     join,
     score_again,
     teach,
 )
+from anomalib_softpatch.images.decisions import NORMAL
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 
 if TYPE_CHECKING:
@@ -71,34 +71,45 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
         ValueError: If the model has no record or no threshold, or nothing is left of its memory bank.
     """
     model, processor = module.model, module.post_processor
-    record = record_of(module)
+    device = model.memory_bank.device
+    record = record_of(module).to(device)
+    ignored = None if ignored is None else ignored.to(device)
     assert isinstance(processor, LabelFreePostProcessor)
     fitted = _scored_as_new(module, record.maps, teach(record, []), None)
     before = (len(model.memory_bank), len(model.defects), float(processor.image_threshold))
     old = teach(record, model.lessons, model.ignored_patches)
     old_verdicts = _anomalous(module, record.maps, old, model.ignored_patches, before[2])
-    if model.untaught_thresholds is None:
+    if model.untaught_thresholds is None or not math.isclose(model.taught_threshold or 0, before[2], rel_tol=1e-6):
+        # Of the fit, or of a validation with labels since the model was taught
         model.untaught_thresholds = (before[2], float(processor.pixel_threshold))
     taught = teach(record, lessons, ignored)
     is_taught = bool(lessons) or ignored is not None
     model.replace_banks(taught.bank if is_taught else record.bank)
-    model.ignored = torch.empty(0, dtype=torch.bool) if ignored is None else ignored
+    model.ignored = torch.empty(0, dtype=torch.bool, device=device) if ignored is None else ignored
+    model.record = record
     model.lessons = sorted(lessons, key=lambda lesson: lesson.name)
 
     image_threshold, pixel_threshold = model.untaught_thresholds
-    from_training_images = math.isclose(processor.cut(fitted.image_scores), image_threshold, rel_tol=1e-4)
-    gone = {each.group for each in lessons if each.verdict in {DEFECT, SET_ASIDE}}
-    stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()])
-    new = [each.map for each in lessons if each.verdict == NORMAL and each.group == NO_GROUP]
+    from_training_images = math.isclose(processor.cut(fitted.image_scores), image_threshold, rel_tol=1e-3)
+    gone, numbers = gone_groups(lessons), groups_of_lessons(record, lessons)
+    stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()], device=device)
+    # As new ones, without the rows that they have brought
+    new = [
+        replace(each.map, groups=torch.tensor([numbers[each.name]], device=device))
+        for each in lessons
+        if each.verdict == NORMAL and each.group == NO_GROUP
+    ]
     maps = join([record.maps.select(stays), *new])
+    known_defects = sum(group in gone for group in record.maps.groups.tolist())
     if from_training_images and is_taught:
         scores = _scored_as_new(module, maps, taught, ignored)
-        image_threshold = processor.cut(scores.image_scores)
+        image_threshold = processor.cut(scores.image_scores, known_defects)
         if not math.isnan(pixel_threshold):
-            pixel_threshold = processor.cut(scores.map_peaks)
+            pixel_threshold = processor.cut(scores.map_peaks, known_defects)
     processor.set_thresholds(image_threshold, pixel_threshold)
+    model.taught_threshold = image_threshold
     if not is_taught:
-        model.untaught_thresholds = None
+        model.untaught_thresholds, model.taught_threshold = None, None
     model.defect_bank = _defect_bank(module, maps, taught, ignored, image_threshold)
     new_verdicts = _anomalous(module, record.maps, taught, ignored, image_threshold)
     return Change(
@@ -128,6 +139,9 @@ def record_of(module: "DenoisingMixin") -> FitRecord:
     if not isinstance(processor, LabelFreePostProcessor) or bool(processor.image_threshold.isnan()):
         msg = "The model has no threshold of its own, which teaching needs: train it with the default post-processor."
         raise ValueError(msg)
+    if module.model.num_neighbors > 1:
+        msg = "A model with num_neighbors > 1 cannot be taught: train it with num_neighbors=1."
+        raise ValueError(msg)
     return record
 
 
@@ -153,7 +167,8 @@ def _defect_bank(
         scores = _again(maps, taught, ignored)[:, -1].flatten(1).gather(1, maps.places)
         share = SHARE_FOR_DEFECTS * processor.false_alarms
         scales = calibrate_defects(taught, maps, scores, share)
-    return DefectBank(taught.defects, scales, torch.tensor(threshold, dtype=torch.float32))
+    live = torch.tensor(threshold, dtype=torch.float32, device=taught.defects.device)
+    return DefectBank(taught.defects, scales, live)
 
 
 def _again(maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None) -> torch.Tensor:

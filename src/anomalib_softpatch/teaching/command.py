@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from anomalib_softpatch.images.decisions import DEFECT, NORMAL, Decision, read_decisions
+from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, UNDECIDED, Decision, read_decisions
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.paths import from_text, real_folder
 from anomalib_softpatch.text import counted, shown
 
-# Beside the verdicts of people
-ADDED, FORGET = "added", "forget"
+# Beside the verdicts of decisions: what is said of all images of a folder, or of a list
+ADD, FORGET = "add", "forget"
 MOST_SHOWN = 20
 
 
@@ -27,16 +27,17 @@ def teach(
     add_unlabeled: Path | None = None,
     forget: Path | None = None,
     ignore: Path | None = None,
+    replace: bool = False,
     output: Path | None = None,
     export: Literal["onnx", "openvino", "torch"] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> None:
     """Tell a trained model what people say about images; in seconds, without another fit.
 
     The checkpoint stays as it is; what was taught goes into a new one. normal: what the image shows is normal, whatever
     other images show. defect: the image leaves the memory bank, and what looks like its defect is anomalous. set_aside:
-    the image leaves the memory bank. An empty verdict takes back what was said. The order does not matter: the same
-    decisions give the same model.
+    the image leaves the memory bank. An empty verdict says nothing. The order does not matter: the same decisions give
+    the same model.
 
     Args:
         model: Checkpoint of SoftPatch or SoftPatchPlus (model.ckpt).
@@ -44,18 +45,21 @@ def teach(
             verdict and region.
         add: Folder of new images that are normal.
         add_unlabeled: Folder of new images that nobody has looked at. They count as far as others show the like.
-        forget: Text file with a path in each line: these images leave the model, with all that they brought.
-        ignore: Image of the size of the images, in which nothing is ever said about pixels that are not black.
+        forget: Text file with a path in each line, relative ones count from its folder: these images leave the model,
+            with all that they brought.
+        ignore: Image of the size of the images: nothing is said about pixels that are not black in it. A black image
+            takes back an earlier one.
+        replace: Take back everything that was said before; decisions and folders that are given replace it.
         output: New checkpoint. Default: model_taught.ckpt beside the old one, or the next free number.
         export: Also export the new model to onnx, openvino or torch, into a folder beside the new checkpoint.
-        device: Device for the backbone, for example cpu or cuda.
+        device: Device for the backbone, for example cpu or cuda; auto for a GPU if there is one.
     """
     if not model.is_file():
         msg = f"{model} is not a file."
         raise FileNotFoundError(msg)
     said = _said(decisions, add, add_unlabeled, forget)
-    if not said and ignore is None:
-        msg = "Nothing to teach: give --decisions, --add, --add_unlabeled, --forget or --ignore."
+    if not said and ignore is None and not replace:
+        msg = "Nothing to teach: give --decisions, --add, --add_unlabeled, --forget, --ignore or --replace."
         raise ValueError(msg)
     if ignore is not None and not ignore.is_file():
         msg = f"ignore={str(ignore)!r} is not a file."
@@ -64,17 +68,17 @@ def teach(
     if target.exists():
         msg = f"output={str(target)!r} is there already, and nothing is overwritten. Give another name."
         raise ValueError(msg)
-    absent = [each.path for each in said if not each.path.is_file() and each.verdict in {NORMAL, DEFECT, ADDED}]
+    absent = [each.path for each in said if not each.path.is_file() and each.verdict in {NORMAL, DEFECT, ADD, ADDED}]
     if absent:
         msg = f"{counted(len(absent), 'decided image')} cannot be found, {str(absent[0])!r} for one."
         raise FileNotFoundError(msg)
     from anomalib_softpatch.teaching.lessons import teach_checkpoint  # noqa: PLC0415  # imports torch
 
-    report = teach_checkpoint(model, said, ignore, target, device)
+    report = teach_checkpoint(model, said, target, ignore=ignore, replace=replace, device=device)
     for line in report.lines[:MOST_SHOWN]:
         sys.stdout.write(f"{line}\n")
     if len(report.lines) > MOST_SHOWN:
-        sys.stdout.write(f"... and {counted(len(report.lines) - MOST_SHOWN, 'image')} more\n")
+        sys.stdout.write(f"... and {counted(len(report.lines) - MOST_SHOWN, 'more image')}\n")
     sys.stdout.write(f"{report.summary}\nThe taught model: {shown(target)}\n")
     if export is not None:
         from anomalib_softpatch.cleaning.stages import export_checkpoint  # noqa: PLC0415  # likewise
@@ -88,10 +92,11 @@ def _said(decisions: Path | None, add: Path | None, add_unlabeled: Path | None, 
     said = [] if decisions is None else read_decisions(decisions)
     if forget is not None:
         lines = forget.read_text(encoding="utf-8-sig").splitlines()
-        said += [Decision(from_text(line.strip()), FORGET) for line in lines if line.strip()]
-    known = {real_folder(each.path) for each in said}
-    for folder, verdict in ((add, NORMAL), (add_unlabeled, ADDED)):
-        paths = [] if folder is None else find_images(folder)[0]
+        folder = forget.absolute().parent
+        said += [Decision(folder / from_text(line.strip()), FORGET) for line in lines if line.strip()]
+    known = {real_folder(each.path) for each in said if each.verdict != UNDECIDED}
+    for images, verdict in ((add, ADD), (add_unlabeled, ADDED)):
+        paths = [] if images is None else find_images(images)[0]
         new = [Path(path) for path in paths if real_folder(Path(path)) not in known]
         said += [Decision(path, verdict) for path in new]
         known |= {real_folder(path) for path in new}

@@ -3,6 +3,7 @@
 
 """From decisions about images to a checkpoint that knows them."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,24 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.search import NearestNeighborSearch
-from anomalib_softpatch.components.teaching import (
+from anomalib_softpatch.components.teaching import NO_GROUP, FitRecord, Lesson, make_lesson
+from anomalib_softpatch.images.decisions import (
     ADDED,
-    NO_GROUP,
+    DEFECT,
+    NORMAL,
     SET_ASIDE,
-    FitRecord,
-    Lesson,
-    make_lesson,
+    UNDECIDED,
+    Decision,
+    Region,
+    region_mask,
 )
-from anomalib_softpatch.images.decisions import UNDECIDED, Decision, Region, region_mask
 from anomalib_softpatch.images.hashing import hash_files
 from anomalib_softpatch.images.paths import real_folder, to_text
-from anomalib_softpatch.images.reading import image_size, read_image
+from anomalib_softpatch.images.reading import UnreadableImageError, image_size, read_image
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.teaching import Change, record_of, teach_model
 from anomalib_softpatch.report.geometry import true_patches, visible_region
+from anomalib_softpatch.report.ranking import check_device
+from anomalib_softpatch.teaching.command import ADD, FORGET
 from anomalib_softpatch.text import counted, shown
 
 if TYPE_CHECKING:
@@ -48,34 +54,44 @@ class Report:
 
 
 def teach_checkpoint(
-    checkpoint: Path, decisions: Sequence[Decision], ignore: Path | None, output: Path, device: str = "cpu"
+    checkpoint: Path,
+    decisions: Sequence[Decision],
+    output: Path,
+    *,
+    ignore: Path | None = None,
+    replace: bool = False,
+    device: str = "auto",
 ) -> Report:
     """Teach the model of a checkpoint, and write another checkpoint.
 
     Args:
         checkpoint: Checkpoint of SoftPatch or SoftPatchPlus; it stays as it is.
-        decisions: What is said about images.
-        ignore: Mask of what nothing is said about; ``None``: as before.
+        decisions: What is said about images, see :func:`~anomalib_softpatch.images.decisions.read_decisions`.
         output: Checkpoint to write.
-        device: Device for the backbone.
+        ignore: Mask of what nothing is said about; ``None``: as before.
+        replace: Take back everything that was said before.
+        device: Device for the backbone, ``auto`` for a GPU if there is one.
 
     Returns:
         What it did.
 
     Raises:
         ValueError: If the model cannot be taught, or an image or a region cannot be used.
+        FileNotFoundError: If a decided image cannot be found.
     """
     module = cast("DenoisingMixin", load_model(checkpoint).eval())
     record = record_of(module)
     images = _Images(module, record, device)
-    lessons = {lesson.name: lesson for lesson in module.model.lessons}
-    for name, about in images.by_name(decisions, lessons.values()).items():
-        lesson = images.lesson(name, about)
-        if lesson is None:
-            lessons.pop(name, None)
-        else:
+    lessons = {} if replace else {lesson.name: lesson for lesson in module.model.lessons}
+    for name, about in images.by_name(decisions, list(lessons.values())).items():
+        lesson = images.lesson(name, about, known=name in lessons)
+        if lesson is not None:
             lessons[name] = lesson
-    ignored = module.model.ignored_patches if ignore is None else images.ignored(ignore)
+        elif about[0].verdict == FORGET:
+            lessons.pop(name, None)
+    _refuse_copies(list(lessons.values()))
+    ignored = None if replace else module.model.ignored_patches
+    ignored = ignored if ignore is None else images.ignored(ignore)
     before = images.scores()
     change = teach_model(module, list(lessons.values()), ignored)
     after = images.scores()
@@ -84,7 +100,24 @@ def teach_checkpoint(
         f"{images.verdicts[name]:10}{_verdict(*before[name])} -> {_verdict(*after[name])}  {shown(images.paths[name])}"
         for name in before
     ]
+    if not all(record.names):
+        lines.append("Some training images had no files when the model was trained: decisions do not know them.")
     return Report(lines, _summary(images.verdicts.values(), change))
+
+
+def _refuse_copies(lessons: Sequence[Lesson]) -> None:
+    """Refuse different verdicts about training images that count as copies of one."""
+    first: dict[int, Lesson] = {}
+    for lesson in lessons:
+        if lesson.group == NO_GROUP or lesson.verdict not in {NORMAL, DEFECT}:
+            continue
+        other = first.setdefault(lesson.group, lesson)
+        if other.verdict != lesson.verdict:
+            msg = (
+                f"{other.path!r} is {other.verdict} and {lesson.path!r} is {lesson.verdict}, but they count as copies "
+                "of one image. Leave one of them, or give the region of the defect and leave the other undecided."
+            )
+            raise ValueError(msg)
 
 
 class _Images:
@@ -102,20 +135,25 @@ class _Images:
         self.paths: dict[str, Path] = {}
         self._search = NearestNeighborSearch(record.bank)
         self._features: dict[str, torch.Tensor] = {}
-        self._device = torch.device(device)
+        self._device = check_device(device)
         self._transform = getattr(module.pre_processor, "transform", None)
+        # Rows that an image brings that nobody has looked at: as many as a training image has
+        self._most = math.ceil(len(record.bank.features) / len(record.group_of_image))
 
-    def by_name(self, decisions: Sequence[Decision], lessons: Iterable[Lesson]) -> dict[str, list[Decision]]:
+    def by_name(self, decisions: Sequence[Decision], lessons: Sequence[Lesson]) -> dict[str, list[Decision]]:
         """Gather what is said about each image, by what tells it from others.
 
         Files that are gone are known by their paths.
         """
         by_path = {str(real_folder(Path(lesson.path))): lesson.name for lesson in lessons}
-        by_path |= {str(real_folder(Path(key))): name for key, name in zip(self.record.keys, self.record.names)}  # noqa: B905
+        names = dict(zip(self.record.keys, self.record.names, strict=False))
+        by_path |= {str(real_folder(Path(key))): name for key, name in names.items()}
         gathered: dict[str, list[Decision]] = {}
         unknown = []
         for decision in decisions:
             path = decision.path
+            if decision.verdict == UNDECIDED:
+                continue
             name = hash_files(path) if path.is_file() else by_path.get(str(real_folder(path)), "")
             if not name:
                 unknown.append(path)
@@ -128,9 +166,9 @@ class _Images:
             )
             raise FileNotFoundError(msg)
         for about in gathered.values():
-            verdicts = {each.verdict for each in about} - {UNDECIDED}
-            if len(verdicts) > 1:
-                first, second, *_ = sorted(about, key=lambda each: each.verdict)
+            by_verdict = {each.verdict: each for each in about}
+            if len(by_verdict) > 1:
+                first, second, *_ = by_verdict.values()
                 msg = (
                     f"The same image is {first.verdict} as {str(first.path)!r} and {second.verdict} as "
                     f"{str(second.path)!r}. Leave one of them."
@@ -138,57 +176,62 @@ class _Images:
                 raise ValueError(msg)
         return gathered
 
-    def lesson(self, name: str, about: Sequence[Decision]) -> Lesson | None:
-        """Return the lesson of what is said about an image; ``None`` if nothing is said any more."""
-        verdict = max(each.verdict for each in about)  # the undecided one is empty
-        path, group = about[0].path, self.record.group_of(name)
-        if verdict == "forget":
-            verdict = UNDECIDED if group == NO_GROUP else SET_ASIDE
-        if verdict == ADDED and group != NO_GROUP:
-            verdict = UNDECIDED  # a training image has been added already
-        if path.is_file():
-            self._extract(name, path)
-        if verdict != UNDECIDED or name in self._features:
-            self.verdicts[name], self.paths[name] = verdict or "undecided", path
-        if verdict == UNDECIDED or (verdict == SET_ASIDE and group == NO_GROUP):
+    def lesson(self, name: str, about: Sequence[Decision], known: bool) -> Lesson | None:
+        """Return the lesson of what is said about an image; ``None`` if nothing new is said."""
+        verdict, path, group = about[0].verdict, about[0].path, self.record.group_of(name)
+        of_folder = verdict in {ADD, ADDED}
+        if of_folder and (known or group != NO_GROUP):  # somebody has said something about this one, or it is there
             return None
+        if verdict == FORGET:
+            verdict = SET_ASIDE
+        self.verdicts[name], self.paths[name] = verdict, path
         if verdict == SET_ASIDE:
+            if group == NO_GROUP:
+                return None
             maps = self.record.maps
-            return Lesson(
-                name, verdict, to_text(path), group, self.record.bank.features[:0], maps.select(maps.groups < NO_GROUP)
-            )
+            rows, nothing = self.record.bank.features[:0], maps.select(maps.groups < NO_GROUP)
+            return Lesson(name, verdict, to_text(path), group, rows, torch.empty(0, dtype=torch.long), nothing)
+        features = self._extract(path)
+        if not of_folder:  # of many images, features would take much memory
+            self._features[name] = features
         regions = [each.region for each in about if each.region is not None]
         return make_lesson(
             self.record,
             self._search,
-            verdict,
+            NORMAL if verdict == ADD else verdict,
             name,
             to_text(path),
-            self._features[name],
+            features,
             group,
-            region=self._patches(path, regions, self._features[name].shape[:2]) if len(regions) == len(about) else None,
+            region=self._patches(path, regions, features.shape[:2]) if len(regions) == len(about) else None,
+            most=self._most if of_folder else None,
         )
 
-    def ignored(self, mask: Path) -> torch.Tensor:
-        """Return the patches that a mask covers, boolean of the shape of the grid."""
-        _, height, width = self.record.maps.scores.shape[-3:]
-        size = image_size(mask)
-        covered = self._patches(mask, [mask], (height, width), size)
-        if bool(covered.all()):
+    def ignored(self, mask: Path) -> torch.Tensor | None:
+        """Return the patches that a mask touches, boolean of the shape of the grid; ``None`` for a black mask."""
+        pixels = torch.from_numpy(read_image(mask)[0] != 0).any(dim=0)
+        if not bool(pixels.any()):
+            return None
+        seen = visible_region(self._transform, (pixels.shape[1], pixels.shape[0]))
+        grid = self.record.maps.scores.shape[-2:]
+        touched = F.interpolate(seen.crop(pixels.float())[None, None], size=grid, mode="area")[0, 0] > 0
+        if bool(touched.all()):
             msg = f"ignore={str(mask)!r} covers the whole image: nothing would be left to look at."
             raise ValueError(msg)
-        return covered
+        return touched
 
-    def _patches(
-        self, path: Path, regions: Sequence[Region], grid: Sequence[int], size: tuple[int, int] | None = None
-    ) -> torch.Tensor:
-        size = size or image_size(path)
+    def _patches(self, path: Path, regions: Sequence[Region], grid: Sequence[int]) -> torch.Tensor:
+        size = image_size(path)
         masks = [torch.from_numpy(region_mask(region, size)) for region in regions]
         seen = visible_region(self._transform, size)
         return torch.stack([true_patches(mask, seen, (grid[0], grid[1])) for mask in masks]).any(dim=0)
 
-    def _extract(self, name: str, path: Path) -> None:
-        image = torch.from_numpy(read_image(path, self.module.largest_value)[0])[None]
+    def _extract(self, path: Path) -> torch.Tensor:
+        try:
+            image = torch.from_numpy(read_image(path, self.module.largest_value)[0])[None]
+        except UnreadableImageError as error:
+            msg = f"{str(path)!r} cannot be read: {error}. Leave it out."
+            raise ValueError(msg) from error
         image = image if self._transform is None else self._transform(image)
         model = self.module.model
         model.feature_extractor.to(self._device)
@@ -201,7 +244,7 @@ class _Images:
                 f"{grid[0]} x {grid[1]}: a model that takes images as they are can be taught images of one size only."
             )
             raise ValueError(msg)
-        self._features[name] = features
+        return features
 
     @torch.no_grad()
     def scores(self) -> dict[str, tuple[float, float]]:

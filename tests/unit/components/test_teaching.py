@@ -13,11 +13,7 @@ import torch
 from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, support_radii
 from anomalib_softpatch.components.search import NearestNeighborSearch
 from anomalib_softpatch.components.teaching import (
-    ADDED,
-    DEFECT,
     LARGEST_RAISE,
-    NORMAL,
-    SET_ASIDE,
     DefectBank,
     Taught,
     calibrate_defects,
@@ -28,6 +24,7 @@ from anomalib_softpatch.components.teaching import (
     teach,
     to_plain,
 )
+from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, SET_ASIDE
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 IMAGES, HEIGHT, WIDTH, CHANNELS = 24, 6, 5, 16
@@ -75,11 +72,11 @@ def record(model):
     return model.record
 
 
-def lesson(record, verdict, image=None, features=None, name=None, region=None):
+def lesson(record, verdict, image=None, features=None, name=None, region=None, most=None):
     features = make_features()[image] if features is None else features
     group = -1 if image is None else int(record.group_of_image[image])
     search = NearestNeighborSearch(record.bank)
-    return make_lesson(record, search, verdict, name or f"{verdict} {image}", "path", features, group, region)
+    return make_lesson(record, search, verdict, name or f"{verdict} {image}", "path", features, group, region, most)
 
 
 def brute_force(bank, queries, left_out=None):
@@ -233,6 +230,48 @@ def test_added_images_vouch_for_each_other(record):
     peaks = [brute_force(teach(record, lessons[:count]).bank, queries).max() for count in (0, 1, 3)]
     assert peaks[1] > 0.8 * peaks[0]
     assert peaks[2] < 0.6 * peaks[0]
+
+
+def test_new_images_bring_as_many_rows_as_is_said(record):
+    assert len(lesson(record, NORMAL, features=make_features(9)[VARIANT], name="new", most=3).rows) == 3
+
+
+def test_a_normal_region_says_nothing_of_the_rest(record):
+    """The defect of the same image stays what the other images make of it."""
+    region = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    region[5, 4] = True
+    whole, part = (teach(record, [lesson(record, NORMAL, DEFECTIVE, region=each)]) for each in (None, region))
+    if record.support is None:
+        assert torch.equal(part.bank.radii, torch.zeros(len(part.bank.radii)))
+        return
+    rows = (part.groups == int(record.group_of_image[DEFECTIVE])).nonzero().squeeze(1)
+    assert (whole.bank.radii[whole.groups == int(record.group_of_image[DEFECTIVE])] == 0).all()
+    assert (part.bank.radii[rows] > 0).any()
+    defect_patch = make_features()[DEFECTIVE, 2, 1][None]
+    assert brute_force(part.bank, defect_patch) == pytest.approx(brute_force(record.bank, defect_patch), rel=1e-5)
+
+
+def test_normal_counts_whatever_the_weights(record):
+    """Also where noise scores weigh the rows of the image heavily."""
+    weights = torch.where(record.groups == int(record.group_of_image[VARIANT]), 5.0, 1.0)
+    weighted = replace(record, bank=replace(record.bank, weights=weights))
+    taught = teach(weighted, [lesson(weighted, NORMAL, VARIANT)])
+    scores = score_patches_by_banks(taught.bank, make_features(9)[VARIANT].flatten(0, 1), None)[0]
+    assert (
+        scores.max() < 0.7 * score_patches_by_banks(weighted.bank, make_features(9)[VARIANT].flatten(0, 1), None).max()
+    )
+
+
+def test_lessons_say_nothing_at_ignored_positions(record):
+    ignored = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    ignored[2, 1:3] = True
+    new = lesson(record, NORMAL, features=make_features(9)[VARIANT], name="new")
+    defective = lesson(record, DEFECT, DEFECTIVE)
+    taught = teach(record, [new, defective], ignored)
+    assert not len(taught.defects)
+    assert not set(map(tuple, make_features(9)[VARIANT, 2, 1:3].tolist())) & set(
+        map(tuple, taught.bank.features.tolist())
+    )
 
 
 def test_ignored_positions_have_no_rows(record):

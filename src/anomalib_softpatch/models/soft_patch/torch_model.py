@@ -106,6 +106,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         record: What the fit left for teaching; ``None`` without a fit, and in models of before 0.3.
         lessons: What the model was taught.
         untaught_thresholds: Thresholds of image scores and maps before it was taught; ``None`` if it was not.
+        taught_threshold: Threshold of image scores that teaching has set; ``None`` if it was not taught.
         defects: Patches of defects that it was taught, shape ``(d, channels)``.
         defect_scales, defect_threshold: See :class:`DefectBank`.
         ignored: Patches that nothing is said about, boolean of shape ``(grid_height, grid_width)``, or empty for none.
@@ -161,6 +162,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.record: FitRecord | None = None
         self.lessons: list[Lesson] = []
         self.untaught_thresholds: tuple[float, float] | None = None
+        self.taught_threshold: float | None = None
         self.defects: torch.Tensor
         self.register_buffer("defects", torch.empty(0), persistent=False)  # part of the extra state
         self.defect_scales: torch.Tensor
@@ -177,6 +179,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         if self.record is not None:
             state["teaching"] = to_plain(self.record, self.lessons)
             state["untaught_thresholds"] = self.untaught_thresholds
+            state["taught_threshold"] = self.taught_threshold
         for name in TAUGHT:
             if self.defects.numel() or self.ignored.numel():
                 state[name] = getattr(self, name)
@@ -189,9 +192,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             self.tiler = make_tiler(state["tiles"])
         self.record, self.lessons = from_plain(state["teaching"]) if "teaching" in state else (None, [])
         self.untaught_thresholds = state.get("untaught_thresholds")
-        for name in TAUGHT:
-            if name in state:
-                setattr(self, name, state[name].to(self.memory_bank.device))
+        self.taught_threshold = state.get("taught_threshold")
+        for name in TAUGHT:  # nothing is left of what the model was taught before
+            value = state.get(name, getattr(self, name)[..., :0] if getattr(self, name).dim() else torch.tensor(0.0))
+            setattr(self, name, value.to(self.memory_bank.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load the buffers; checkpoints of before 0.3 have no radii."""
@@ -200,9 +204,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             state_dict.setdefault(f"{prefix}radii", torch.zeros_like(weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._radii_count = bool(self.radii.any())
-        if (
-            self.record is not None and self.untaught_thresholds is None
-        ):  # one bank in memory
+        if self.record is not None and self.untaught_thresholds is None:  # one bank in memory
             self.record = replace(self.record, bank=self._bank)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -259,7 +261,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If there is no memory bank to compare with.
         """
         image_scores, map_scores = self._score(features, left_out)
-        return InferenceBatch(pred_score=image_scores, anomaly_map=self._make_map(map_scores, size))
+        anomaly_map = self._make_map(map_scores, size)
+        if self.ignored.numel():  # smoothing has brought something there
+            seen = (~self.ignored).to(anomaly_map.dtype)[None, None]
+            anomaly_map = anomaly_map * F.interpolate(seen, size=size, mode="nearest")
+        return InferenceBatch(pred_score=image_scores, anomaly_map=anomaly_map)
 
     def _score(self, features: torch.Tensor, left_out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the scores of images, shape ``(batch,)``, and those of their patches that become maps.
@@ -362,7 +368,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.denoising = None
         self.out_of_bag = None
         self.fit_facts = None
-        self.record, self.lessons, self.untaught_thresholds = None, [], None
+        self.record, self.lessons, self.untaught_thresholds, self.taught_threshold = None, [], None, None
         self.defects, self.ignored = self.memory_bank[:0], torch.empty(0, dtype=torch.bool)
 
     def replace_banks(self, bank: MemoryBank) -> None:
