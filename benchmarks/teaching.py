@@ -29,7 +29,8 @@ from PIL import Image
 
 from anomalib_softpatch import SoftPatch
 from anomalib_softpatch.components.search import NearestNeighborSearch
-from anomalib_softpatch.components.teaching import DEFECT, NO_GROUP, NORMAL, SET_ASIDE, Lesson, make_lesson
+from anomalib_softpatch.components.teaching import NO_GROUP, Lesson, make_lesson
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.reading import read_image
 from anomalib_softpatch.models import SoftPatchModel

@@ -189,6 +189,29 @@ def test_ignored_parts_say_nothing(folder, checkpoint, run):
     assert (again["score"] == verdicts(run, folder, "--ckpt_path", checkpoint)["score"]).all()
 
 
+def test_images_of_training_and_teaching_make_no_promise(folder, checkpoint, taught, run):
+    """Told by the model itself, whatever it is called, also by an exported file."""
+    new = folder / "decided"
+    for name in ("good0", "variant0", "spot5"):
+        save(np.asarray(Image.open(folder / "new" / f"{name}.png")), new / f"{name}.png")
+    (new / "variant0.png").write_bytes((folder / "new" / "variant0.png").read_bytes())
+    (new / "trained.png").write_bytes((folder / "train" / "good03.png").read_bytes())
+    rows = [["good0.png", "normal"], ["variant0.png", "normal"], ["spot5.png", "defect"], ["trained.png", "normal"]]
+    decisions = decide(new, "decided.csv", [[*row, ""] for row in rows])
+    for model in (("--ckpt_path", taught[1]), ("--model", taught[2])):
+        said = run("predict", "decided", *model, "--decisions", decisions, "--output", f"{model[0]}.csv")
+        assert "2 decided images not counted" in said
+        assert "Good images: 0 of 1 decided are called anomalous" in said
+
+
+def test_a_folder_that_differs_as_a_whole_is_said(folder, checkpoint, run):
+    for number in range(12):
+        save(draw(400 + number) // 2, folder / "dark" / f"{number:02}.png")
+    said = run("predict", "dark", "--ckpt_path", checkpoint, "--output", "dark.csv")
+    assert "These images differ as a whole from the training images" in said
+    assert "differ as a whole" not in run("predict", "many", "--ckpt_path", checkpoint, "--output", "same.csv")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

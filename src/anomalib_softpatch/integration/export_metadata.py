@@ -10,13 +10,14 @@ converts one.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.golden import GoldenImage
+from anomalib_softpatch.predictions.training import TrainingFacts
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,11 +37,13 @@ class Metadata:
         transform: The transform of its pre-processor; ``None`` for one that shows the model the whole image.
         golden: Golden images.
         largest_value: Value that becomes 1 when an image of whole numbers of more than 8 bits is read.
+        training: What is known of the training images.
     """
 
     transform: "Transform | None" = None
     golden: Sequence[GoldenImage] = ()
     largest_value: int = EIGHT_BITS
+    training: TrainingFacts = field(default_factory=TrainingFacts)
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:
@@ -58,6 +61,7 @@ def write_metadata(path: Path, metadata: Metadata) -> None:
         "transform": transform_to_spec(metadata.transform),
         "golden": [asdict(image) for image in metadata.golden],
         "largest_value": metadata.largest_value,
+        "training": asdict(metadata.training),
     }
     model = onnx.load(path, load_external_data=False)
     entry = model.metadata_props.add()
@@ -82,12 +86,14 @@ def read_metadata(model: "onnxruntime.InferenceSession | openvino.Model") -> Met
     content = json.loads(text)
     golden = [GoldenImage(**image) for image in content["golden"]]
     largest_value = content.get("largest_value", EIGHT_BITS)
+    said = content.get("training", {})
+    training = TrainingFacts(tuple(said.get("names", ())), tuple(said["scores"]) if said.get("scores") else None)
     specification = content["transform"]
     if _names(specification) <= WHOLE_IMAGE:
-        return Metadata(None, golden, largest_value)
+        return Metadata(None, golden, largest_value, training)
     from anomalib.pre_processing.utils.spec import spec_to_transform  # noqa: PLC0415  # imports torch
 
-    return Metadata(spec_to_transform(specification), golden, largest_value)
+    return Metadata(spec_to_transform(specification), golden, largest_value, training)
 
 
 def _names(specification: Any) -> set[str]:

@@ -43,6 +43,7 @@ from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_r
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+from anomalib_softpatch.models.teaching import training_facts
 from anomalib_softpatch.models.visualizer import VerdictVisualizer
 from anomalib_softpatch.predictions.callback import PredictionTable
 from anomalib_softpatch.predictions.verification import check_file
@@ -362,7 +363,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             path = super().to_onnx(*args, **kwargs)
         input_size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # third of Anomalib's
         golden = golden_images(self.eval(), self.device, input_size)
-        write_metadata(path, Metadata(getattr(self.pre_processor, "transform", None), golden, self.largest_value))
+        transform = getattr(self.pre_processor, "transform", None)
+        write_metadata(path, Metadata(transform, golden, self.largest_value, training_facts(self)))
         if self._checks_exports:
             check_file(path)
         return path

@@ -28,6 +28,7 @@ from anomalib_softpatch.components.teaching import (
 )
 from anomalib_softpatch.images.decisions import NORMAL
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+from anomalib_softpatch.predictions.training import TrainingFacts
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -119,6 +120,33 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
         flipped=int((old_verdicts != new_verdicts).sum()),
         scored=len(new_verdicts),
     )
+
+
+@torch.no_grad()
+def training_facts(module: "DenoisingMixin") -> TrainingFacts:
+    """Return what a model knows of the images that it was trained on and taught.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Nothing but empty facts for a model without a record of its fit.
+    """
+    model, processor = module.model, module.post_processor
+    if model.record is None:
+        return TrainingFacts()
+    names = (*model.record.names, *(lesson.name for lesson in model.lessons))
+    quantiles = None
+    if isinstance(processor, LabelFreePostProcessor) and not bool(processor.image_threshold.isnan()):
+        record = model.record.to(model.memory_bank.device)
+        ignored = model.ignored_patches
+        scores = _scored_as_new(module, record.maps, teach(record, model.lessons, ignored), ignored).image_scores
+        scores = scores[scores.isfinite()]
+        if len(scores):
+            normalized = scores / (scores + processor.image_threshold.to(scores))
+            low, middle, high = (float(normalized.double().quantile(share)) for share in (0.05, 0.5, 0.95))
+            quantiles = low, middle, high
+    return TrainingFacts(tuple(sorted({name for name in names if name})), quantiles)
 
 
 def record_of(module: "DenoisingMixin") -> FitRecord:

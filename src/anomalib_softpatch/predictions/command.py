@@ -35,6 +35,7 @@ from anomalib_softpatch.predictions.table import (
     time_of_change,
     verdict,
 )
+from anomalib_softpatch.predictions.training import TrainingFacts
 from anomalib_softpatch.text import counted, shown
 
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
@@ -111,12 +112,14 @@ def predict(
             if not watch:  # a folder that is watched is so until somebody stops it
                 sys.stderr.write(f"\nStopped. The same command goes on from here; {output} has what was scored.\n")
                 raise SystemExit(INTERRUPTED) from None
-        said = log.verdicts({to_text(path) for path in texts}) if decided is not None else {}
+        said = log.verdicts({to_text(path) for path in texts})
     others = [Path(path) for path, _ in skipped if not Path(path).is_dir()]
     sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
+    lines = [run.training.remark([score for word, score in said.values() if word != UNREADABLE])] if said else []
     if decided is not None:
-        promised = about(decided, {path: said[to_text(path)] for path in texts}, false_alarms)
-        sys.stdout.write("".join(f"{line}\n" for line in promised))
+        decided = decided.without(run.training.names)
+        lines += about(decided, {path: said[to_text(path)] for path in texts}, false_alarms)
+    sys.stdout.write("".join(f"{line}\n" for line in lines if line))
     if run.verdicts[UNREADABLE]:
         raise SystemExit(SOME_UNREADABLE)
 
@@ -140,6 +143,11 @@ class Run:
         self._device = device
         self._exported = exported
         self._model: Predictor | None = None
+
+    @property
+    def training(self) -> TrainingFacts:
+        """What the model knows of its training images; nothing where it cannot be loaded."""
+        return self._load().training
 
     def score(self, paths: Sequence[str]) -> None:
         """Score images; those that have a row already are counted only.

@@ -6,8 +6,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, read_decisions
@@ -32,11 +32,13 @@ class DecidedImage:
         path: The image, as the run names it.
         defect: Whether it shows a defect.
         whole: Whether the verdict is about the whole image. That a region is normal says little of the rest.
+        content: Hash of its file.
     """
 
     path: str
     defect: bool
     whole: bool
+    content: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,23 @@ class Decided:
     Attributes:
         images: Images that are good or have a defect, each content once.
         untouched: Images that nobody has decided about.
-        trained: Number of decided images that do not count: they, or copies of them, lie in the folder that the model
-            was trained on.
+        trained: Number of decided images that do not count: the model was trained on them or copies of them, or taught
+            them.
     """
 
     images: Sequence[DecidedImage]
     untouched: Sequence[str]
     trained: int
+
+    def without(self, names: Collection[str]) -> "Decided":
+        """Return what is left when images that a model was trained on or taught do not count.
+
+        Args:
+            names: Hashes of their files.
+        """
+        known = set(names)
+        left = [each for each in self.images if each.content not in known]
+        return replace(self, images=left, trained=self.trained + len(self.images) - len(left))
 
 
 def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
@@ -90,7 +102,7 @@ def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
         if content in training:
             trained += 1
             continue
-        image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in said))
+        image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in said), content)
         first = found.setdefault(content, image)
         if first.defect != image.defect:
             msg = (
@@ -135,7 +147,7 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
     lines = []
     if decided.trained:
         left_out = f"{counted(decided.trained, 'decided image')} not counted"
-        lines.append(f"{left_out}: the folder that the model was trained on has them, or copies. Use new ones.")
+        lines.append(f"{left_out}: the model was trained on them, or on copies, or was taught them. Use new ones.")
     text = f"Good images: {sum(good)} of {len(good)} decided are called anomalous. "
     if not good:
         text += "Decide about some, drawn at random, to know how many of all are."

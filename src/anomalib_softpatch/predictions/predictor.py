@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from anomalib_softpatch.predictions.runtimes import load_runtime
+from anomalib_softpatch.predictions.training import TrainingFacts
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
 
     from anomalib_softpatch.models import SoftPatchModel
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 NORMALIZED_THRESHOLD = 0.5  # of exported files, whose post-processor is inside
 
@@ -31,12 +33,14 @@ class Predictor:
         transform: The pre-processor's transform; ``None`` for one that shows the model the whole image.
         largest_value: By which it was trained to read images, see
             :func:`~anomalib_softpatch.images.reading.read_image`.
+        training: What is known of its training images.
     """
 
     run: Callable[[np.ndarray], tuple[float, bool | None, np.ndarray]]
     threshold: float
     transform: "Transform | None"
     largest_value: int
+    training: TrainingFacts
 
 
 def load_exported(path: Path) -> Predictor:
@@ -57,7 +61,8 @@ def load_exported(path: Path) -> Predictor:
         prediction = runtime.predict(image)
         return prediction.score, prediction.label, prediction.anomaly_map
 
-    return Predictor(run, NORMALIZED_THRESHOLD, runtime.metadata.transform, runtime.metadata.largest_value)
+    metadata = runtime.metadata
+    return Predictor(run, NORMALIZED_THRESHOLD, metadata.transform, metadata.largest_value, metadata.training)
 
 
 def load_checkpoint(path: Path, device: str) -> Predictor:
@@ -77,6 +82,7 @@ def load_checkpoint(path: Path, device: str) -> Predictor:
 
     from anomalib_softpatch.models import load_model  # noqa: PLC0415  # likewise
     from anomalib_softpatch.models.checkpoint import read_options  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.models.teaching import training_facts  # noqa: PLC0415  # likewise
     from anomalib_softpatch.predictions.threshold import normalized_threshold  # noqa: PLC0415  # likewise
 
     if read_options(path)[0] is None:
@@ -86,6 +92,7 @@ def load_checkpoint(path: Path, device: str) -> Predictor:
         )
         raise ValueError(msg)
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    training = training_facts(cast("DenoisingMixin", model))
     cast("SoftPatchModel", model.model).record = None  # what teaching needs takes as much memory as the memory bank
 
     def run(image: np.ndarray) -> tuple[float, bool | None, np.ndarray]:
@@ -95,4 +102,4 @@ def load_checkpoint(path: Path, device: str) -> Predictor:
 
     transform = getattr(model.pre_processor, "transform", None)
     largest_value = cast("int", model.largest_value)
-    return Predictor(run, normalized_threshold(model.post_processor), transform, largest_value)
+    return Predictor(run, normalized_threshold(model.post_processor), transform, largest_value, training)

@@ -1,0 +1,31 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What is known of the training images: whether a folder differs as a whole."""
+
+import numpy as np
+import pytest
+
+from anomalib_softpatch.predictions.training import FEWEST, TrainingFacts
+
+FACTS = TrainingFacts(scores=(0.3, 0.4, 0.5))
+
+
+def test_a_folder_like_the_training_images_says_nothing():
+    assert FACTS.remark(list(np.random.default_rng(0).normal(0.42, 0.05, 50))) == ""
+
+
+@pytest.mark.parametrize("typical", [0.2, 0.6])
+def test_a_folder_that_differs_is_said_with_figures(typical):
+    said = FACTS.remark([typical] * FEWEST + [0.4])
+    assert f"median score is {typical:.3f}" in said
+    assert "new 0.400 (5 to 95 %: 0.300 to 0.500)" in said
+
+
+def test_a_quarter_of_defects_is_no_drift():
+    assert FACTS.remark([0.4] * 30 + [0.9] * 10) == ""
+
+
+def test_nothing_is_said_of_few_images_or_by_old_models():
+    assert FACTS.remark([0.9] * (FEWEST - 1)) == ""
+    assert TrainingFacts().remark([0.9] * 50) == ""
