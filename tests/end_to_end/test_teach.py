@@ -199,7 +199,7 @@ def test_images_of_training_and_teaching_make_no_promise(folder, checkpoint, tau
     rows = [["good0.png", "normal"], ["variant0.png", "normal"], ["spot5.png", "defect"], ["trained.png", "normal"]]
     decisions = decide(new, "decided.csv", [[*row, ""] for row in rows])
     for model in (("--ckpt_path", taught[1]), ("--model", taught[2])):
-        said = run("predict", "decided", *model, "--decisions", decisions, "--output", f"{model[0]}.csv")
+        said = run("predict", "decided", *model, "--decisions", decisions, "--output", f"decided{model[0]}.csv")
         assert "2 decided images not counted" in said
         assert "Good images: 0 of 1 decided are called anomalous" in said
 

@@ -56,7 +56,7 @@ def test_images_of_the_training_folder_do_not_count(images: list[str], tmp_path:
     file = decide(tmp_path, (images[0], NORMAL), (images[1], DEFECT), (images[-2], NORMAL), (images[-1], NORMAL))
     decided = read_decided(file, images, output / "model.ckpt")
     assert (decided.images, decided.trained) == ([DecidedImage(str(new), defect=False, whole=True)], 3)
-    assert about(decided, {}, 0.05)[0].startswith("3 decided images not counted: the folder that the model was trained")
+    assert about(decided, {}, 0.05)[0].startswith("3 decided images not counted: the model was trained")
     file = decide(tmp_path, (images[0], NORMAL), (images[1], DEFECT))
     assert len(read_decided(file, images, output / "other.ckpt").images) == 2
     (output / "summary.json").write_text("[]")
