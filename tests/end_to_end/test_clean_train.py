@@ -27,6 +27,7 @@ from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, Box, Decision, write_decisions
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.models import load_model
 from conftest import COMMAND
@@ -248,11 +249,8 @@ def test_given_again_it_computes_what_depends_on_the_options(
         assert contents(output) == everything
 
     decisions = tmp_path / "decisions.csv"
-    decided = {"b/other defect.png": "set_aside", "b/defect\n.png": "keep", "a/0.png": ""}
-    with decisions.open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["path", "decision"], *([to_text(folder / name), decision] for name, decision in decided.items())]
-        )
+    decided = [("b/other defect.png", DEFECT, Box(1, 2, 3, 4)), ("b/defect\n.png", NORMAL), ("a/0.png", UNDECIDED)]
+    write_decisions([Decision(folder / name, *rest) for name, *rest in decided], decisions)
     before = contents(folder)
     aside = tmp_path / "aside"
     command += ("--decisions", decisions, "--move_to", aside, "--set_aside", 0.1)
@@ -320,6 +318,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     (tmp_path / "other.csv").write_text("path,decision\n/elsewhere/a.png,keep\n")
+    (tmp_path / "contradiction.csv").write_text("path,verdict,region\n/a.png,normal,\n/a.png,defect,\n")
     cases = {
         "is not a folder": [tmp_path / "nowhere"],
         "has no images": [tmp_path / "empty"],
@@ -333,6 +332,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
         "layers must name": [folder, "--layers", "[]"],
         "none of which lies in folder=": [folder, "--decisions", tmp_path / "other.csv"],
         "is not a table": [folder, "--decisions", folder / "notes.txt"],
+        "row 3: '/a.png' is defect here and normal in row 2": [folder, "--decisions", tmp_path / "contradiction.csv"],
         "cannot be written to": [folder, "--output", tmp_path / "other.csv" / "out"],
     }
     arguments = json.dumps([list(map(str, case)) for case in cases.values()])

@@ -22,6 +22,7 @@ from PIL import Image
 
 import anomalib_softpatch.report.fit_report as fit_report_module
 from anomalib_softpatch.data import NoisyDataModule
+from anomalib_softpatch.images.decisions import read_decisions
 from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.report.command import report
 from anomalib_softpatch.report.decisions import apply
@@ -184,7 +185,8 @@ def drive(page: Path, script: str, run_browser: Callable[..., str], **kwargs: in
         + "const click = (selector) => document.querySelector(selector).click();"
         + "const name = (one) => one.dataset.name;"
         + "const aside = () => [...document.querySelectorAll('figure.set_aside')].map(name);"
-        + "const kept = () => [...document.querySelectorAll('figure.keep')].map(name);"
+        + "const normal = () => [...document.querySelectorAll('figure.normal')].map(name);"
+        + "const defects = () => [...document.querySelectorAll('figure.defect')].map(name);"
         + "const visible = () => [...document.querySelectorAll('figure')].filter((one) => one.offsetParent).map(name);"
         + script
         + "}</script>",
@@ -203,12 +205,15 @@ def test_keys_and_buttons_decide_and_undo(reported: tuple[Path, Path], run_brows
         reported[1],
         """
         const states = [];
-        press("ArrowRight"); press("d"); states.push([aside(), kept()]);
+        press("ArrowRight"); press("d"); states.push([aside(), normal()]);
         states.push([...document.querySelectorAll("figure.current")].map((one) => one.dataset.rank));
-        press("ArrowRight"); press("k"); states.push([aside(), kept()]);
-        click("#image-2 button.set_aside"); click("#image-1 button.keep"); states.push([aside(), kept().length]);
-        press("u"); press("u"); states.push([aside(), kept()]);
-        click("#undo"); press("u"); states.push([aside(), kept(), document.getElementById("undo").disabled]);
+        press("ArrowRight"); press("k"); states.push([aside(), normal()]);
+        click("#image-2 button[value=set_aside]"); click("#image-1 button[value=normal]");
+        states.push([aside(), normal().length]);
+        click("#image-2 button[value=defect]"); states.push([aside(), defects()]);
+        states.push(document.getElementById("counts").textContent);
+        press("u"); press("u"); press("u"); states.push([aside(), normal()]);
+        click("#undo"); press("u"); states.push([aside(), normal(), document.getElementById("undo").disabled]);
         result(states);
         """,
         run_browser,
@@ -221,6 +226,8 @@ def test_keys_and_buttons_decide_and_undo(reported: tuple[Path, Path], run_brows
             ["2"],  # a decision goes on to the next image
             [TWINS[:1], [third]],
             [TWINS[1:], 2],
+            [[], TWINS[1:]],
+            "0 set aside, 1 defect, 2 normal, 28 undecided",
             [TWINS[:1], [third]],
             [[], [], True],
         ]
@@ -230,7 +237,7 @@ def test_keys_and_buttons_decide_and_undo(reported: tuple[Path, Path], run_brows
 def test_slider_marks_by_score_and_filters_show_what_they_say(
     reported: tuple[Path, Path], run_browser: Callable[..., str]
 ) -> None:
-    marked, undone, group, decided, named, ordered = drive(
+    marked, undone, others, group, decided, named, ordered = drive(
         reported[1],
         """
         const slider = document.getElementById("slider");
@@ -245,6 +252,9 @@ def test_slider_marks_by_score_and_filters_show_what_they_say(
         const marked = [aside(), text, document.querySelectorAll("figure.above").length];
         press("u");
         const undone = aside();
+        click("#image-1 button[value=defect]"); click("#mark");
+        const others = [aside(), defects()];
+        press("u"); press("u");
         choose("group", "any");
         const group = visible();
         choose("group", ""); press("d"); choose("decision", "set_aside");
@@ -252,7 +262,7 @@ def test_slider_marks_by_score_and_filters_show_what_they_say(
         choose("decision", ""); choose("search", "02", "input");
         const named = visible();
         choose("search", "", "input"); choose("order", "name");
-        result([marked, undone, group, decided, named, visible()]);
+        result([marked, undone, others, group, decided, named, visible()]);
         """,
         run_browser,
     )
@@ -260,6 +270,7 @@ def test_slider_marks_by_score_and_filters_show_what_they_say(
     assert marked[1].startswith("Set aside the 2 images with a score of")
     assert marked[2] == 2
     assert undone == []
+    assert others == [TWINS[1:], TWINS[:1]]  # what is decided already stays as it is
     assert group == TWINS
     assert decided == TWINS[:1]
     assert sorted(named) == ["002.png", *(f"02{digit}.png" for digit in range(10))]
@@ -272,13 +283,16 @@ def test_decisions_of_the_page_are_applied(
     saved = drive(
         reported[1],
         """
-        press("ArrowRight"); press("d"); press("d"); press("k");
+        press("ArrowRight"); press("d"); press("x"); press("k");
         URL.createObjectURL = (blob) => { blob.text().then(result); return "#"; };
         click("#download");
         """,
         run_browser,
     )
     (tmp_path / "decisions.csv").write_text(saved, encoding="utf-8")
+    decisions = read_decisions(tmp_path / "decisions.csv")
+    assert [each.verdict for each in decisions] == ["set_aside", "defect", "normal", *28 * [""]]
+    assert {each.path for each in decisions} == set(reported[0].iterdir())
     apply(tmp_path / "decisions.csv", copy_rest=tmp_path / "rest", dry_run=False)
     images = {path.name for path in reported[0].iterdir()}
     assert {path.name for path in (tmp_path / "rest").iterdir()} == images - set(TWINS)

@@ -14,7 +14,8 @@ from anomalib_softpatch.images.paths import from_text, to_text
 from anomalib_softpatch.report import decisions as decisions_module
 from anomalib_softpatch.report.decisions import apply, undo
 
-SET_ASIDE = {"a/1.png", "b/line\nbreak.png", 'b/comma, quote".png'}
+DEFECT = "b/line\nbreak.png"
+SET_ASIDE = {"a/1.png", DEFECT, 'b/comma, quote".png'}
 KEPT = {"a/0.png", "b/2.png", "-rf.png"}
 
 
@@ -32,10 +33,10 @@ def decisions(images: Path, tmp_path: Path) -> Path:
     file = tmp_path / "decisions.csv"
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["path", "decision"])
+        writer.writerow(["path", "verdict", "region"])
         for name in sorted(SET_ASIDE | KEPT):
-            decision = "set_aside" if name in SET_ASIDE else ("keep" if name == "a/0.png" else "")
-            writer.writerow([to_text(images / name), decision])
+            verdict = {DEFECT: "defect", "a/0.png": "normal"}.get(name, "set_aside" if name in SET_ASIDE else "")
+            writer.writerow([to_text(images / name), verdict, ""])
     return file
 
 
@@ -51,7 +52,7 @@ def test_nothing_is_done_in_a_dry_run(
     assert files(images).keys() == SET_ASIDE | KEPT
     assert not (tmp_path / "target").exists()
     printed = capsys.readouterr().out
-    assert "6 images: 3 set aside, 1 kept, 2 undecided." in printed
+    assert "6 images: 2 set aside, 1 defect, 1 normal, 2 undecided." in printed
     assert "3 images are" in printed
     assert "Nothing has been changed." in printed
     assert str(tmp_path / "target" / "a") in printed
@@ -86,7 +87,7 @@ def test_no_link_is_left_that_leads_nowhere(images: Path, decisions: Path, tmp_p
     with decisions.open("a", newline="") as stream:
         for name in links:
             path = next(images.rglob(name))
-            csv.writer(stream).writerow([to_text(path), "set_aside" if name == "alone.png" else ""])
+            csv.writer(stream).writerow([to_text(path), "set_aside" if name == "alone.png" else "", ""])
     before = files(images)
     apply(decisions, move_to=tmp_path / "target", dry_run=False)
     moved = {name: text for name, text in files(tmp_path / "target").items() if name != "moved.csv"}
@@ -147,12 +148,8 @@ def stop_after(count: int, function: object) -> object:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not a table with the columns path, decision"),
-        ("name,decision\na.png,keep\n", "is not a table"),
-        ("path,decision\na.png\n", "is not a table"),
-        ("path,decision\n/a.png,throw away\n", "row 2: the decision 'throw away' must be keep, set_aside, or empty"),
-        ("path,decision\n", "has no images"),
-        ("path,decision\n\xff", "is not a table"),
+        ("name,decision\na.png,keep\n", "is not a table with the columns path, verdict, region"),
+        ("path,decision\n/a.png,throw away\n", "row 2: the verdict 'throw away' must be normal, defect, set_aside, or"),
     ],
 )
 def test_files_that_are_no_decisions(

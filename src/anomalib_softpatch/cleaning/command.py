@@ -17,9 +17,10 @@ from anomalib_softpatch.cleaning.selection import names_of
 from anomalib_softpatch.cleaning.state import State
 from anomalib_softpatch.files import check_writable
 from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
+from anomalib_softpatch.images.decisions import read_decisions
 from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.options import check_share, check_whole_number
-from anomalib_softpatch.report.decisions import read_decisions, refuse_inside
+from anomalib_softpatch.report.decisions import refuse_inside
 
 FEATURES = "features"
 FALLBACK = "fallback"  # weights that were taken because those of the default backbone could not be had
@@ -78,8 +79,8 @@ def clean_train(
             position), or of the whole image. Default: those of the report and of the model.
         false_alarms: Share of good images that may be called anomalous, which decides the threshold.
         export: Export the model, too: onnx, openvino or torch.
-        decisions: The file decisions.csv that the page of the report saved: what it sets aside is not trained on, and
-            what it keeps is.
+        decisions: The file decisions.csv that the page of the report saved: what it sets aside or calls a defect is not
+            trained on, and what it calls normal is.
         set_aside: Share of the images, the most suspicious ones by the report, to set aside in addition.
         move_to: Folder to move to what was set aside, in the same subfolders; anomalib-softpatch undo brings it back.
         feature_cache: Folder for the backbone's features, which may become large, and can be deleted in the end.

@@ -93,7 +93,7 @@ class Run:
         """Choose what is set aside, and write the list.
 
         Args:
-            decisions: What a person has decided, by name.
+            decisions: Verdicts of a person, by name.
             share: Share of the most suspicious images.
 
         Raises:

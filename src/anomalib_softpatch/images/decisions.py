@@ -84,8 +84,8 @@ def read_decisions(file: Path) -> list[Decision]:
     It is a CSV table with the columns ``path``, ``verdict`` and ``region``; the last one may be left out. Relative
     paths count from the folder of the file. A verdict is ``normal``, ``defect``, ``set_aside`` or empty; ``keep`` and
     ``false_alarm`` are read as ``normal``, and ``missed_defect`` as ``defect``. A region is empty, a box of four whole
-    numbers ``x y width height``, or the path of a mask. Tables with the columns ``path`` and ``decision``, which version
-    0.2 saved, are read, too.
+    numbers ``x y width height``, or the path of a mask. Tables with the columns ``path`` and ``decision``, which
+    version 0.2 saved, are read, too.
 
     Args:
         file: The file.

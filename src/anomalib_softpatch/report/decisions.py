@@ -1,21 +1,24 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decisions about the images of a folder, as the report's page saves them: to look at, to apply and to undo."""
+"""Moving and copying images as people have decided, and undoing it."""
 
 import csv
 import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomalib_softpatch.files import read_table
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, UNDECIDED, read_decisions
 from anomalib_softpatch.images.paths import from_text, real_folder, to_text
+from anomalib_softpatch.text import counted
 
-COLUMNS = ["path", "decision"]
-KEEP, SET_ASIDE, UNDECIDED = "keep", "set_aside", ""
+LEFT_OUT = (SET_ASIDE, DEFECT)  # verdicts about images that are not trained on
 MOVED = "moved.csv"  # in the folder that images were moved to
 MOVED_COLUMNS = ["path", "moved_to"]
 MOST_SHOWN = 10
@@ -32,30 +35,6 @@ class Transfer:
 
     source: Path
     target: Path
-
-
-def read_decisions(file: Path) -> dict[Path, str]:
-    """Read what the page of a report saved.
-
-    Args:
-        file: CSV file with the columns ``path`` and ``decision``: ``keep``, ``set_aside``, or empty.
-
-    Returns:
-        Decision about each image.
-
-    Raises:
-        ValueError: If it is not such a file.
-    """
-    decisions: dict[Path, str] = {}
-    for number, (path, decision) in enumerate(_read_table(file, COLUMNS), start=2):
-        if decision not in {KEEP, SET_ASIDE, UNDECIDED}:
-            msg = f"{str(file)!r}, row {number}: the decision {decision!r} must be {KEEP}, {SET_ASIDE}, or empty."
-            raise ValueError(msg)
-        decisions[from_text(path)] = decision
-    if not decisions:
-        msg = f"{str(file)!r} has no images in it."
-        raise ValueError(msg)
-    return decisions
 
 
 def plan(images: Sequence[Path], everything: Sequence[Path], target: Path) -> list[Transfer]:
@@ -155,9 +134,8 @@ def read_moves(record: Path) -> list[Transfer]:
         ValueError: If it is not such a file, or a file is in the way.
     """
     # An image may be listed more than once: moved, brought back, and moved again.
-    rows = dict.fromkeys(
-        (from_text(source), from_text(target)) for source, target in _read_table(record, MOVED_COLUMNS)
-    )
+    _, table = read_table(record, MOVED_COLUMNS)
+    rows = dict.fromkeys((from_text(source), from_text(target)) for _, (source, target) in table)
     transfers = [Transfer(target, source) for source, target in rows if os.path.lexists(target)]
     _refuse_existing(transfers)
     return transfers
@@ -170,20 +148,21 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
 
     Args:
         decisions: The file decisions.csv that the page of a report saved.
-        copy_rest: Copy all images that were not set aside to this folder, in the same subfolders.
-        move_to: Move the images that were set aside to this folder, in the same subfolders, and list them in moved.csv
-            there, from which anomalib-softpatch undo brings them back.
+        copy_rest: Copy all images but those set aside and the defects to this folder, in the same subfolders.
+        move_to: Move the images that were set aside, and the defects, to this folder, in the same subfolders, and list
+            them in moved.csv there, from which anomalib-softpatch undo brings them back.
         dry_run: Only say what would be done.
     """
     if (copy_rest is None) == (move_to is None):
-        msg = "Give one of --copy_rest and --move_to: a folder for the images to keep, or for those set aside."
+        msg = "Give one of --copy_rest and --move_to: a folder for the images to train on, or for the others."
         raise ValueError(msg)
-    table = read_decisions(decisions)
-    counts = {decision: list(table.values()).count(decision) for decision in (SET_ASIDE, KEEP, UNDECIDED)}
+    table = {decision.path: decision.verdict for decision in read_decisions(decisions)}
+    counts = Counter(table.values())
     sys.stdout.write(
-        f"{len(table)} images: {counts[SET_ASIDE]} set aside, {counts[KEEP]} kept, {counts[UNDECIDED]} undecided.\n"
+        f"{counted(len(table), 'image')}: {counts[SET_ASIDE]} set aside, {counted(counts[DEFECT], 'defect')}, "
+        f"{counts[NORMAL]} normal, {counts[UNDECIDED]} undecided.\n"
     )
-    chosen = [path for path, decision in table.items() if (decision == SET_ASIDE) == (copy_rest is None)]
+    chosen = [path for path, verdict in table.items() if (verdict in LEFT_OUT) == (copy_rest is None)]
     if copy_rest is None:  # no link is left that leads nowhere
         chosen += [path for path in links_to(chosen, table) if path not in chosen]
     target = move_to if copy_rest is None else copy_rest
@@ -272,16 +251,3 @@ def _refuse_existing(transfers: Sequence[Transfer]) -> None:
             "Give another folder."
         )
         raise ValueError(msg)
-
-
-def _read_table(file: Path, columns: list[str]) -> list[list[str]]:
-    """Read the rows of a CSV file with these columns."""
-    msg = f"{str(file)!r} is not a table with the columns {', '.join(columns)}."
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(msg) from error
-    if not rows or rows[0] != columns or any(len(row) != len(columns) for row in rows):
-        raise ValueError(msg)
-    return rows[1:]

@@ -11,6 +11,7 @@ import pytest
 
 from anomalib_softpatch.cleaning.inventory import exact_copies, inventory
 from anomalib_softpatch.cleaning.selection import Row, choose, names_of, write_set_aside
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, Box, Decision
 from anomalib_softpatch.images.paths import from_text, to_text
 
 FILES = {
@@ -37,19 +38,22 @@ def test_unreadable_files_and_extra_copies() -> None:
 
 def test_the_copy_to_keep_stays() -> None:
     expected = {"b copy.png": "exact copy of b.png", "b other.png": "exact copy of b.png"}
-    assert chosen({"b.png": "keep"}) == ALWAYS | expected
+    assert chosen({"b.png": NORMAL}) == ALWAYS | expected
 
 
 def test_of_copies_set_aside_by_a_person_the_next_one_stays() -> None:
     expected = {"b copy.png": "decided by a person", "b.png": "exact copy of b other.png"}
-    assert chosen({"b copy.png": "set_aside"}) == ALWAYS | expected
-    assert chosen(dict.fromkeys(["b.png", "b copy.png", "b other.png"], "set_aside")).keys() >= {"b.png", "b other.png"}
+    assert chosen({"b copy.png": SET_ASIDE}) == ALWAYS | expected
+    assert chosen(dict.fromkeys(["b.png", "b copy.png", "b other.png"], SET_ASIDE)).keys() >= {"b.png", "b other.png"}
 
 
 def test_decisions_come_first() -> None:
-    copies = dict.fromkeys(["b.png", "b copy.png", "b other.png"], "keep")
-    assert chosen({**copies, "c.png": "keep", "a.png": "set_aside"}, share=0.6) == ALWAYS | {
+    copies = dict.fromkeys(["b.png", "b copy.png", "b other.png"], NORMAL)
+    assert chosen({**copies, "c.png": NORMAL, "a.png": SET_ASIDE}, share=0.6) == ALWAYS | {
         "a.png": "decided by a person"
+    }
+    assert chosen({**copies, "c.png": NORMAL, "a.png": DEFECT}, share=0.6) == ALWAYS | {
+        "a.png": "decided by a person to be a defect"
     }
 
 
@@ -62,12 +66,14 @@ def test_share_of_the_most_suspicious(share: float, names: set[str]) -> None:
 
 
 def test_decisions_about_files_that_cannot_be_read_or_have_gone() -> None:
-    assert chosen({"broken.png": "keep", "gone.png": "set_aside"}) == chosen()
+    assert chosen({"broken.png": NORMAL, "gone.png": SET_ASIDE}) == chosen()
 
 
 def test_decisions_are_looked_up_in_the_folder() -> None:
-    decisions = {Path("/set/sub/a.png"): "keep", Path("/other/a.png"): "set_aside", Path("/settee/b.png"): "keep"}
-    assert names_of(decisions, Path("/set")) == ({"sub/a.png": "keep"}, 2)
+    verdicts = {"/set/sub/a.png": DEFECT, "/other/a.png": SET_ASIDE, "/settee/b.png": NORMAL}
+    decisions = [Decision(Path(path), verdict) for path, verdict in verdicts.items()]
+    decisions += [Decision(Path("/set/sub/a.png"), DEFECT, Box(*place)) for place in ((0, 0, 1, 1), (5, 5, 1, 1))]
+    assert names_of(decisions, Path("/set")) == ({"sub/a.png": DEFECT}, 2)
 
 
 def test_list_holds_any_name(tmp_path: Path) -> None:

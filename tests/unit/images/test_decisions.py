@@ -162,14 +162,8 @@ def test_the_later_decision_counts(tmp_path: Path) -> None:
 
 
 def test_pixels_of_a_region(tmp_path: Path) -> None:
-    assert np.argwhere(region_mask(Box(2, 1, 3, 2), (6, 4))).tolist() == [
-        [1, 2],
-        [1, 3],
-        [1, 4],
-        [2, 2],
-        [2, 3],
-        [2, 4],
-    ]
+    places = np.argwhere(region_mask(Box(2, 1, 3, 2), (6, 4))).tolist()
+    assert places == [[1, 2], [1, 3], [1, 4], [2, 2], [2, 3], [2, 4]]
     expected = np.random.default_rng(0).random((20, 30)) < 0.3
     for name, values in {
         "eight.png": expected.astype(np.uint8),

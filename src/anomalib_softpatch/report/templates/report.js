@@ -6,7 +6,8 @@
   const find = (id) => document.getElementById(id);
   // The slider rounds what it is set to.
   const reaches = (figure, limit) => Number(figure.dataset.score) >= limit - 1e-6;
-  const decisions = new Map(); // figure -> "keep" or "set_aside"
+  const verdicts = ["normal", "defect", "set_aside"]; // classes of figures and values of buttons, too
+  const decisions = new Map(); // figure -> one of these
   const history = []; // of lists of [figure, what it was before]
   let shown = figures;
   let current = null;
@@ -25,10 +26,9 @@
 
   function paint(figure) {
     const decision = decisions.get(figure);
-    figure.classList.toggle("keep", decision === "keep");
-    figure.classList.toggle("set_aside", decision === "set_aside");
-    for (const button of figure.querySelectorAll("button.keep, button.set_aside")) {
-      button.setAttribute("aria-pressed", String(button.classList.contains(decision)));
+    for (const verdict of verdicts) figure.classList.toggle(verdict, decision === verdict);
+    for (const button of figure.querySelectorAll("button.verdict")) {
+      button.setAttribute("aria-pressed", String(button.value === decision));
     }
     if (find("viewer").open && figure === current) showInViewer();
   }
@@ -40,10 +40,11 @@
   }
 
   function count() {
-    let keep = 0;
-    let aside = 0;
-    for (const decision of decisions.values()) decision === "keep" ? keep++ : aside++;
-    find("counts").textContent = `${aside} set aside, ${keep} kept, ${figures.length - keep - aside} undecided`;
+    const numbers = { normal: 0, defect: 0, set_aside: 0 };
+    for (const decision of decisions.values()) numbers[decision]++;
+    const defects = numbers.defect === 1 ? "1 defect" : `${numbers.defect} defects`;
+    const undecided = figures.length - decisions.size;
+    find("counts").textContent = `${numbers.set_aside} set aside, ${defects}, ${numbers.normal} normal, ${undecided} undecided`;
     find("undo").disabled = !history.length;
   }
 
@@ -149,7 +150,7 @@
       filter();
     } else if (button) {
       choose(figure);
-      decide([figure], button.className);
+      decide([figure], button.value);
     } else if (event.target.closest("a.larger") && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
       view(figure);
@@ -160,17 +161,17 @@
 
   find("viewer").addEventListener("click", (event) => {
     if (event.target === event.currentTarget || event.target.closest(".close")) find("viewer").close();
-    const button = event.target.closest("button.keep, button.set_aside");
-    if (button) decideAndGoOn(button.classList[0]);
+    const button = event.target.closest("button.verdict");
+    if (button) decideAndGoOn(button.value);
   });
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+    const keys = { k: "normal", x: "defect", d: "set_aside" };
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
     if (event.key in steps) move(steps[event.key]);
     else if (event.key === "u") undo();
-    else if (event.key === "k" && current) decideAndGoOn("keep");
-    else if (event.key === "d" && current) decideAndGoOn("set_aside");
+    else if (event.key in keys && current) decideAndGoOn(keys[event.key]);
     else if (event.key === "Enter" && current && !event.target.closest("a, button")) view(current);
     else return;
     event.preventDefault();
@@ -196,15 +197,15 @@
   slider.addEventListener("input", mark);
   find("mark").addEventListener("click", () => {
     const limit = Number(slider.value);
-    decide(figures.filter((figure) => reaches(figure, limit) && decisions.get(figure) !== "keep"), "set_aside");
+    decide(figures.filter((figure) => reaches(figure, limit) && !decisions.has(figure)), "set_aside");
   });
 
   // The decision as a file
 
   const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   function csv() {
-    const lines = figures.map((figure) => `${cell(figure.dataset.location)},${decisions.get(figure) ?? ""}`);
-    return ["path,decision", ...lines, ""].join("\n");
+    const lines = figures.map((figure) => `${cell(figure.dataset.location)},${decisions.get(figure) ?? ""},`);
+    return ["path,verdict,region", ...lines, ""].join("\n");
   }
   find("download").addEventListener("click", () => {
     const anchor = document.createElement("a");
@@ -224,7 +225,7 @@
   find("search").addEventListener("input", filter);
   try {
     for (const [id, decision] of JSON.parse(localStorage.getItem(key)) ?? []) {
-      if (find(id)) put(find(id), decision);
+      if (find(id) && verdicts.includes(decision)) put(find(id), decision);
     }
   } catch { /* nothing that can be read */ }
   mark();
