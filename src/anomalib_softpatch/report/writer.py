@@ -13,6 +13,8 @@ import pandas as pd
 
 from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.images.paths import in_spreadsheet
+from anomalib_softpatch.pages.drawing import JPEG_QUALITY
+from anomalib_softpatch.pages.rendering import is_page
 from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.page import render, with_self_check
@@ -23,7 +25,6 @@ PAGE = "report.html"
 IMAGES = "images.csv"
 SKIPPED = "skipped.csv"
 THUMBNAILS = "thumbnails"
-JPEG_QUALITY = 82
 
 
 def write_report(findings: Findings, folder: str | Path) -> Path:
@@ -95,12 +96,12 @@ def _is_replaceable(path: Path) -> bool:
         return True
     if path.name == THUMBNAILS:
         return path.is_dir() and all(re.fullmatch(r"\d+\.jpg", file.name) for file in path.iterdir())
-    beginnings = {PAGE: b"<!doctype html>", IMAGES: b"rank,path,image_score,", SKIPPED: b"path,reason"}
+    beginnings = {IMAGES: b"rank,path,image_score,", SKIPPED: b"path,reason"}
     if not path.is_file():
         return False
     with path.open("rb") as file:
         beginning = file.read(1000)
-    return beginning.startswith(beginnings[path.name]) and (path.name != PAGE or b"<title>Noise report" in beginning)
+    return is_page(beginning, "Noise report") if path.name == PAGE else beginning.startswith(beginnings[path.name])
 
 
 def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
