@@ -109,7 +109,8 @@ class PredictionPage:
         """
         from anomalib_softpatch.pages.rendering import figure, render_page  # noqa: PLC0415  # not needed without a page
 
-        current, gone = [], []
+        current: list[Prediction] = []
+        gone: list[Prediction] = []
         for each in predictions:
             (current if each.modified == time_of_change(each.path) else gone).append(each)
         unreadable = [(each.path, each.reason) for each in current if each.verdict == UNREADABLE]
@@ -211,8 +212,8 @@ def near_copies(drawings: Sequence[Path]) -> list[int]:
     :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`.
 
     Args:
-        drawings: Drawing of each image, from :func:`~anomalib_softpatch.pages.drawing.draw_pair`. An image whose drawing
-            is not there is a group of its own.
+        drawings: Drawing of each image, from :func:`~anomalib_softpatch.pages.drawing.draw_pair`. An image without one
+            is a group of its own.
 
     Returns:
         Number of each image's group.

@@ -40,7 +40,7 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
     """
     rows = findings.table.astype(object).where(findings.table.notna(), None).to_dict("records")
     for index, row in zip(findings.order, rows, strict=True):
-        row |= figure(row["path"], findings.names[index], thumbnails.get(index), folder)
+        row.update(figure(row["path"], findings.names[index], thumbnails.get(index), folder))
         row["findings"] = findings.oddities[index] if findings.oddities else []
     level = findings.noise_level
     return render_page(
