@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 TITLE = "Predictions: "
 THUMBNAIL = r"[0-9a-f]{20}\.jpg"
 BORDERLINE_SHARE, MOST_BORDERLINE = 0.1, 20  # of the images, on either side of the threshold
+COLORED = 0.15  # from the threshold to the anomaly scores that have the last and the first color
 SIDE, CELL = 32, 4  # pixels of the small images by which near copies are told, and of one of their patches
 GONE = "is not there any more, or has changed since it was scored"
 WORDS = {
-    "anomalous": {"normal": "False alarm", "defect": "Confirm defect", "set_aside": "Set aside"},
-    "normal": {"normal": "Confirm normal", "defect": "Missed defect", "set_aside": "Set aside"},
+    "anomalous": {"normal": "False alarm", "defect": "Confirm", "set_aside": "Set aside"},
+    "normal": {"normal": "Confirm", "defect": "Missed defect", "set_aside": "Set aside"},
 }
 
 
@@ -75,6 +76,8 @@ class PredictionPage:
         heat = torch.from_numpy(np.asarray(anomaly_map, dtype=np.float32)).nan_to_num()
         if math.isnan(prediction.threshold):  # the map has no scale of its own
             heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
+        else:
+            heat = (heat - prediction.threshold) / (2 * COLORED) + 0.5
         assert prediction.x is not None
         assert prediction.y is not None
         try:
@@ -146,6 +149,7 @@ class PredictionPage:
             model=to_text(model),
             checkpoint="model.ckpt" if exported else shlex.quote(str(model.absolute())),
             exported=exported,
+            colored=COLORED,
             threshold=thresholds.pop() if thresholds else None,
             anomalous=sum(each.verdict == "anomalous" for each in scored),
             borderline=borderline,

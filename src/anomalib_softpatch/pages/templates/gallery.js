@@ -300,6 +300,7 @@
   viewer.addEventListener("pointerdown", (event) => {
     if (event.button || event.target !== canvas() || !inViews()) return;
     start = event;
+    find("region").blur(); // so that keys decide again
     event.preventDefault();
   });
   addEventListener("pointermove", (event) => {
@@ -326,7 +327,9 @@
     const isBox = /^\d+(\s+\d+){3}$/.test(text) && width && height && x + width <= fullWidth && y + height <= fullHeight;
     const message = `Give four whole numbers, x y width height, of a box inside of ${fullWidth} x ${fullHeight} pixels.`;
     event.target.setCustomValidity(isBox || !text ? "" : message);
-    if (event.target.reportValidity()) mark(current, text ? numbers : undefined);
+    if (!event.target.reportValidity()) return;
+    mark(current, text ? numbers : undefined);
+    event.target.blur(); // so that keys decide again
   });
 
   // Set aside by score, where there is a slider: it has the scale of the histogram above it
