@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_predict_loses_nothing import NAMES, save, save_model, table
 
-import anomalib_softpatch.components.duplicates as duplicates
+from anomalib_softpatch.components import duplicates
 from anomalib_softpatch.images.decisions import Box, Decision, read_decisions
 from anomalib_softpatch.predictions.command import predict
 from browser import drive, layout
 from conftest import COMMAND
-from test_predict_loses_nothing import NAMES, save, save_model, table
 
 # The brightest value of an image is its score, and 127.5 the threshold: see save_model
 VALUES = {"far.png": 250, "near, 1.png": 130, "under.png": 120, "dark.png": 20, "tiff.tif": 200}
@@ -159,7 +159,11 @@ def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> 
     (images / "gone.png").unlink()
     predict(images, model=model, output=tmp_path / "out.csv", page=True)
     text = (tmp_path / "out.html").read_text(encoding="utf-8")
-    assert [name for name in ("a.png", "b.png", "c.png") if f'data-name="{name}"' in text] == ["a.png", "b.png", "c.png"]
+    assert [name for name in ("a.png", "b.png", "c.png") if f'data-name="{name}"' in text] == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
     assert 'data-name="gone.png"' not in text
     assert text.count("is not there any more") == 1
     assert len(table(tmp_path / "out.csv")) == 4  # drawing adds no rows
