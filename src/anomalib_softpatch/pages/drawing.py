@@ -58,7 +58,7 @@ def draw_pair(
         outline = visualize_gt_mask(mask, mode="contour", color=(255, 255, 255))
         overlaid.paste(outline.convert("RGB"), corner, outline.getchannel("A"))
     if marked is not None:
-        _draw_ring(overlaid, (marked[0] + 0.5) * scale_x, (marked[1] + 0.5) * scale_y)
+        _draw_ring(overlaid, (marked[0] + 0.5) * scale_x - 0.5, (marked[1] + 0.5) * scale_y - 0.5)
     pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
     for number, half in enumerate((thumbnail, overlaid)):
         x = number * (tile + GAP) + (tile - half.width) // 2

@@ -25,8 +25,8 @@ def test_the_ring_is_around_its_place(size: tuple[int, int], tmp_path: Path) -> 
     rows, columns = np.nonzero((plain != marked).any(axis=2))
     scale = TILE / max(size)
     assert columns.min() >= TILE + GAP  # on the heat map only
-    x = TILE + GAP + (TILE - width * scale) / 2 + (place[0] + 0.5) * scale
-    y = (TILE - height * scale) / 2 + (place[1] + 0.5) * scale
+    x = TILE + GAP + (TILE - width * scale) / 2 + (place[0] + 0.5) * scale - 0.5
+    y = (TILE - height * scale) / 2 + (place[1] + 0.5) * scale - 0.5
     assert (columns.min() + columns.max()) / 2 == pytest.approx(x, abs=1)
     assert (rows.min() + rows.max()) / 2 == pytest.approx(y, abs=1)
     assert (plain[round(y), round(x)] == marked[round(y), round(x)]).all()  # what is in the ring is seen
