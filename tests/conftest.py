@@ -4,6 +4,7 @@
 """What the tests share: small data, the shared images and weights, and the `anomalib` command."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,5 +159,26 @@ def run_anomalib(
 
     def run(*arguments: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
         return (run_python if "python" in kwargs else run_forked)("-c", ANOMALIB, *arguments, cwd=cwd, **kwargs)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_browser(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Function that opens a file in a headless browser without a network and returns what it prints."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium in the PATH to open pages with")
+
+    def run(page: Path, *arguments: str, width: int = 1280, height: int = 2000) -> str:
+        options = (
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+            "--disable-component-update", "--no-first-run", "--hide-scrollbars",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={tmp_path_factory.mktemp('profile')}", f"--window-size={width},{height}",
+            "--virtual-time-budget=5000",
+        )  # fmt: skip
+        command = [browser, *options, *arguments, page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     return run

@@ -3,10 +3,7 @@
 
 """The noise report after a fit, and in a real browser."""
 
-import html
-import json
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -29,6 +26,7 @@ from anomalib_softpatch.report.decisions import apply
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.writer import write_report
+from browser import drive, layout
 from conftest import COMMAND
 
 FILES = {"images.csv", "skipped.csv", "summary.json", "report.html", "thumbnails"}
@@ -127,27 +125,6 @@ def test_no_report_where_nothing_is_scored(mvtec_root: Path, tmp_path: Path) -> 
     assert not folder_of(engine).exists()
 
 
-@pytest.fixture(scope="session")
-def run_browser(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Function that opens a file in a headless browser without a network and returns what it prints."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium in the PATH to open the report with")
-
-    def run(page: Path, *arguments: str, width: int = 1280, height: int = 2000) -> str:
-        options = (
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-            "--disable-component-update", "--no-first-run", "--hide-scrollbars",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            f"--user-data-dir={tmp_path_factory.mktemp('profile')}", f"--window-size={width},{height}",
-            "--virtual-time-budget=5000",
-        )  # fmt: skip
-        command = [browser, *options, *arguments, page.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def reported(
     tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., subprocess.CompletedProcess[str]]
@@ -171,30 +148,6 @@ def reported(
         "--layers=[layer2]", "--output", folder / "out", cwd=folder,
     )  # fmt: skip
     return folder / "images", folder / "out" / "report.html"
-
-
-def drive(page: Path, script: str, run_browser: Callable[..., str], **kwargs: int) -> object:
-    """Run a script in a copy of a page, and return what it gives to `result`."""
-    copy = page.with_name("driven.html")
-    copy.write_text(
-        page.read_text(encoding="utf-8")
-        + "<pre id='result'></pre><script>{const result = (value) => {"
-        + "document.getElementById('result').textContent = JSON.stringify(value)};"
-        + "const press = (key) => (document.activeElement ?? document.body).dispatchEvent("
-        + "new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));"
-        + "const click = (selector) => document.querySelector(selector).click();"
-        + "const name = (one) => one.dataset.name;"
-        + "const aside = () => [...document.querySelectorAll('figure.set_aside')].map(name);"
-        + "const normal = () => [...document.querySelectorAll('figure.normal')].map(name);"
-        + "const defects = () => [...document.querySelectorAll('figure.defect')].map(name);"
-        + "const visible = () => [...document.querySelectorAll('figure')].filter((one) => one.offsetParent).map(name);"
-        + script
-        + "}</script>",
-        encoding="utf-8",
-    )
-    document = run_browser(copy, "--dump-dom", **kwargs)
-    copy.unlink()
-    return json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', document, flags=re.DOTALL).group(1)))
 
 
 TWINS = ["017.png", 'copy, "17" #1.png']
@@ -324,22 +277,7 @@ def test_image_is_shown_larger_from_its_own_file(reported: tuple[Path, Path], ru
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_page_fits_its_window(reported: tuple[Path, Path], run_browser: Callable[..., str], width: int) -> None:
-    """In a frame, since a headless window is 500 pixels wide at least."""
-    text = json.dumps(reported[1].read_text(encoding="utf-8")).replace("</", "<\\/")
-    script = f"""
-        document.body.replaceChildren(document.getElementById("result"));
-        const frame = document.createElement("iframe");
-        frame.style = "width: {width}px; height: 900px; border: 0; position: absolute; left: 0";
-        frame.srcdoc = {text};
-        frame.onload = () => {{
-          const page = frame.contentDocument.documentElement;
-          const figures = [...page.querySelectorAll("figure")].filter((one) => one.offsetParent);
-          const right = Math.max(...figures.map((one) => one.getBoundingClientRect().right));
-          result([page.clientWidth, page.scrollWidth, figures.length, right <= page.clientWidth]);
-        }};
-        document.body.append(frame);
-    """
-    assert drive(reported[1], script, run_browser) == [width, width, 31, True]
+    assert layout(reported[1], width, run_browser) == [width, width, 31, True]
 
 
 def test_without_scripts_the_page_shows_the_images(

@@ -22,8 +22,9 @@ from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.options import check_share
 from anomalib_softpatch.predictions.arrivals import Arrivals
-from anomalib_softpatch.predictions.decided import about, read_decided
+from anomalib_softpatch.predictions.decided import Decided, about, read_decided
 from anomalib_softpatch.predictions.log import PredictionLog
+from anomalib_softpatch.predictions.page import PredictionPage
 from anomalib_softpatch.predictions.predictor import Predictor, load_checkpoint, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
 from anomalib_softpatch.predictions.table import (
@@ -31,6 +32,7 @@ from anomalib_softpatch.predictions.table import (
     Prediction,
     fingerprint,
     peak,
+    read_predictions,
     summary,
     time_of_change,
     verdict,
@@ -50,6 +52,7 @@ def predict(
     output: Path = Path("predictions.csv"),
     device: str = "auto",
     watch: bool = False,
+    page: bool = False,
     heartbeat: float = 60,
     decisions: Path | None = None,
     false_alarms: float = 0.05,
@@ -72,6 +75,8 @@ def predict(
         device: Device for a checkpoint, for example cpu or cuda; auto for a GPU if there is one.
         watch: Score images as they arrive in the folder, each once it has not changed for a second, until the command
             is stopped with Ctrl-C or a signal to terminate.
+        page: Also write a page with the name of the output (predictions.html): all images of the table with their heat
+            maps, to decide which verdicts are wrong. anomalib-softpatch teach takes these decisions.
         heartbeat: With watch, seconds between two lines that say what has been done.
         decisions: File of decisions about images of the folder (decisions.csv). With it, the command says in the end
             how many of all good images are called anomalous at most, and how many of all defects are found at least.
@@ -89,6 +94,9 @@ def predict(
     if model is not None:
         check_exported(model)
     if watch:
+        if page:
+            msg = "There is no page of a folder that is watched. Leave out page, or watch."
+            raise ValueError(msg)
         check_folder(images)
     if not heartbeat > 0:
         msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
@@ -101,8 +109,9 @@ def predict(
     texts = [str(path) for path in paths]
     decided = None if decisions is None else read_decided(decisions, texts, file)
     name = fingerprint(file)
+    drawn = PredictionPage(output) if page else None
     with PredictionLog(output, name) as log, _terminated_as_interrupted():
-        run = Run(log, file, name, device, exported=ckpt_path is None)
+        run = Run(log, file, name, device, exported=ckpt_path is None, page=drawn)
         try:
             if watch:
                 run.watch(images, heartbeat)
@@ -115,13 +124,20 @@ def predict(
         said = log.verdicts({to_text(path) for path in texts})
     others = [Path(path) for path, _ in skipped if not Path(path).is_dir()]
     sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
-    lines = [run.training.remark([score for word, score in said.values() if word != UNREADABLE])] if said else []
-    if decided is not None:
-        decided = decided.without(run.training.names)
-        lines += about(decided, {path: said[to_text(path)] for path in texts}, false_alarms)
-    sys.stdout.write("".join(f"{line}\n" for line in lines if line))
+    if said:
+        by_path = {path: said[to_text(path)] for path in texts}
+        sys.stdout.write("".join(f"{line}\n" for line in _remarks(run.training, by_path, decided, false_alarms)))
     if run.verdicts[UNREADABLE]:
         raise SystemExit(SOME_UNREADABLE)
+
+
+def _remarks(
+    training: TrainingFacts, said: Mapping[str, tuple[str, float]], decided: Decided | None, false_alarms: float
+) -> list[str]:
+    """Return what a run as a whole says: whether the images are like the training images, and what can be promised."""
+    remark = training.remark([score for word, score in said.values() if word != UNREADABLE])
+    lines = [remark] if remark else []
+    return lines if decided is None else [*lines, *about(decided.without(training.names), said, false_alarms)]
 
 
 class Run:
@@ -133,15 +149,25 @@ class Run:
         name: Its fingerprint.
         device: Device for a checkpoint.
         exported: Whether it is an exported model.
+        page: Page that the images are drawn for; ``None`` for no page.
     """
 
-    def __init__(self, log: PredictionLog, file: Path, name: str, device: str, exported: bool) -> None:
+    def __init__(
+        self,
+        log: PredictionLog,
+        file: Path,
+        name: str,
+        device: str,
+        exported: bool,
+        page: PredictionPage | None = None,
+    ) -> None:
         self.log = log
         self.verdicts: Counter[str] = Counter()
         self._file = file
         self._name = name
         self._device = device
         self._exported = exported
+        self._page = page
         self._model: Predictor | None = None
 
     @property
@@ -150,7 +176,7 @@ class Run:
         return self._load().training
 
     def score(self, paths: Sequence[str]) -> None:
-        """Score images; those that have a row already are counted only.
+        """Score images; those that have a row already are counted only. Then write the page.
 
         Args:
             paths: Image files.
@@ -164,6 +190,8 @@ class Run:
                 self.verdicts[said] += 1
             else:
                 self._tell(self._judge(path), earlier)
+        if self._page is not None:
+            self._write(self._page)
 
     def watch(self, folder: Path, heartbeat: float) -> None:
         """Score the images of a folder as they arrive, until the process is interrupted.
@@ -241,7 +269,20 @@ class Run:
         if said == UNREADABLE:
             return unreadable("its score is not a number")
         x, y = peak(anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
-        return Prediction(path, score, predictor.threshold, said, x, y, "", modified, self._name)
+        prediction = Prediction(path, score, predictor.threshold, said, x, y, "", modified, self._name)
+        if self._page is not None:
+            self._page.draw(prediction, anomaly_map, predictor)
+        return prediction
+
+    def _write(self, page: PredictionPage) -> None:
+        """Write the page of all images of the table, and draw those that no run has drawn yet."""
+        predictions = read_predictions(self.log.path)
+        for each in predictions:
+            current = each.verdict != UNREADABLE and each.modified == time_of_change(each.path)
+            if current and not page.is_drawn(each):
+                self._judge(each.path)
+        page.write(predictions, self._file, self._exported)
+        sys.stdout.write(f"Page: {page.path}\n")
 
     def _tell(self, prediction: Prediction, earlier: Mapping[str, tuple[str, str]]) -> None:
         """Write a row unless an earlier run has said the same, print a line and count."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.images.hashing import hash_files
-from anomalib_softpatch.images.paths import to_text
+from anomalib_softpatch.images.paths import from_text, to_text
 from anomalib_softpatch.text import counted, shown
 
 UNREADABLE = "unreadable"
@@ -170,6 +170,33 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
     with atomic_output(path) as temporary:
         temporary.write_bytes(csv_lines([COLUMNS, *(each.cells() for each in predictions)]))
     return path
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a table of predictions.
+
+    Args:
+        path: File that :class:`~anomalib_softpatch.predictions.log.PredictionLog` or :func:`write_predictions` wrote.
+
+    Returns:
+        The last prediction for each image.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    return [
+        Prediction(
+            path=str(from_text(row["path"])),
+            score=float(row["score"] or "nan"),
+            threshold=float(row["threshold"] or "nan"),
+            verdict=row["verdict"],
+            x=int(row["x"]) if row["x"] else None,
+            y=int(row["y"]) if row["y"] else None,
+            reason=row["reason"],
+            modified=row["modified"],
+            model=row["model"],
+        )
+        for row in rows.values()
+    ]
 
 
 def summary(verdicts: Mapping[str, int]) -> str:

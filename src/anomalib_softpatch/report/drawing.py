@@ -1,20 +1,17 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images beside their heat maps, drawn with Anomalib's own functions."""
+"""Images of a noise report beside their heat maps."""
 
-import torch
-from anomalib.visualization.image.functional import overlay_image, visualize_anomaly_map, visualize_gt_mask
+from dataclasses import astuple
+
 from PIL import Image
-from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.images.reading import read_reduced
+from anomalib_softpatch.pages.drawing import TILE, draw_pair
 from anomalib_softpatch.report.findings import Findings
 
-TILE = 224  # pixels of the side of the square that an image is fitted into
-GAP = 8
-# Of the heat maps' range of colours: the noisiest 1 / 10 ** COLOUR_DECADES of all patches have the last colour.
-COLOUR_DECADES = 3
+# Of the heat maps' range of colors: the noisiest 1 / 10 ** COLOR_DECADES of all patches have the last color.
+COLOR_DECADES = 3
 
 
 def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
@@ -26,44 +23,17 @@ def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
         tile: Side of the square that each of the two is fitted into, in pixels.
 
     Returns:
-        Image of the size ``(2 * tile + GAP, tile)``.
+        Image of the size that :func:`~anomalib_softpatch.pages.drawing.draw_pair` gives.
 
     Raises:
         UnreadableImageError: If the file cannot be read any more.
     """
-    region = findings.regions[index]
-    thumbnail, (full_width, full_height) = read_reduced(findings.paths[index], tile, findings.largest_value)
-    scale_x, scale_y = thumbnail.width / full_width, thumbnail.height / full_height
-    corner = round(region.left * scale_x), round(region.top * scale_y)
-    extent = (
-        max(1, round(region.right * scale_x) - corner[0]),
-        max(1, round(region.bottom * scale_y) - corner[1]),
+    truth = None if findings.true_patches is None else findings.true_patches[index]
+    return draw_pair(
+        findings.paths[index],
+        findings.rarity[index] / COLOR_DECADES,
+        astuple(findings.regions[index]),
+        findings.largest_value,
+        outlined=truth if truth is not None and truth.any() else None,
+        tile=tile,
     )
-    heat = (findings.rarity[index] / COLOUR_DECADES).clamp(0, 1)
-    heat = F.interpolate(heat[None, None].cpu(), size=extent[::-1], mode="bilinear")[0]
-    covered = thumbnail.crop((*corner, corner[0] + extent[0], corner[1] + extent[1]))
-    overlaid = thumbnail.copy()
-    overlaid.paste(overlay_image(covered, visualize_anomaly_map(heat)).convert("RGB"), corner)
-    if findings.true_patches is not None and findings.true_patches[index].any():
-        truth = findings.true_patches[index][None, None].float().cpu()
-        mask = F.interpolate(truth, size=extent[::-1], mode="nearest")[0] > 0
-        outline = visualize_gt_mask(mask, mode="contour", color=(255, 255, 255))
-        overlaid.paste(outline.convert("RGB"), corner, outline.getchannel("A"))
-    pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
-    for number, half in enumerate((thumbnail, overlaid)):
-        left = number * (tile + GAP) + (tile - half.width) // 2
-        pair.paste(half, (left, (tile - half.height) // 2))
-    return pair
-
-
-def colour_bar(width: int, height: int) -> Image.Image:
-    """Draw the colours of the heat maps from the lowest, on the left, to the highest.
-
-    Args:
-        width: Pixels.
-        height: Pixels.
-
-    Returns:
-        Image of that size.
-    """
-    return visualize_anomaly_map(torch.linspace(0, 1, width).expand(1, height, width).contiguous()).convert("RGB")

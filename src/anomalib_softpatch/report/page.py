@@ -1,29 +1,19 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The page of a report: HTML that needs no server and no network, and shows the images without JavaScript, too."""
+"""The page of a report."""
 
-import io
-from base64 import b64encode
-from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
-from PIL import Image
 
-from anomalib_softpatch._version import __version__
-from anomalib_softpatch.images.paths import link, to_text
-from anomalib_softpatch.report.drawing import GAP, TILE, colour_bar
+from anomalib_softpatch.pages.rendering import figure, render_page
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.quality import inspection_curve
-from anomalib_softpatch.text import counted
 
 BINS = 60
-MOST_FILES_LISTED = 500
 CURVE_POINTS = 200
 CHECK_START, CHECK_END = "<!-- self-check -->", "<!-- end of self-check -->"
 
@@ -48,31 +38,24 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
     Returns:
         HTML text.
     """
-    environment = Environment(
-        loader=PackageLoader("anomalib_softpatch.report", "templates"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["counted"] = counted
     rows = findings.table.astype(object).where(findings.table.notna(), None).to_dict("records")
     for index, row in zip(findings.order, rows, strict=True):
-        row["name"] = findings.names[index]
-        row["location"] = to_text(row["path"])
-        row["link"] = link(row["path"], folder)
-        row["thumbnail"] = thumbnails.get(index)
+        row.update(figure(row["path"], findings.names[index], thumbnails.get(index), folder))
         row["findings"] = findings.oddities[index] if findings.oddities else []
     level = findings.noise_level
     other = findings.other_folder
     copies = [] if other is None else [(copy.path, copy.reason) for copy in other.copies]
-    text = environment.get_template("report.html.jinja").render(
+    return render_page(
+        "anomalib_softpatch.report",
+        "report.html.jinja",
+        folder,
+        rows,
+        [
+            ("Copies in the other folder", copies),
+            ("Files not looked at", findings.skipped),
+            ("Images read with a loss", findings.remarks),
+        ],
         findings=findings,
-        rows=rows,
-        key=f"{to_text(folder)} {datetime.now().astimezone().isoformat()}",
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        version=__version__,
-        colour_bar=_data_uri(colour_bar(360, 14)),
-        aspect=f"{2 * TILE + GAP} / {TILE}",
         bars=histogram(findings),
         bins=BINS,
         lowest=findings.image_scores.min().item(),
@@ -83,16 +66,8 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         quality=[(*QUALITY[name], value) for name, value in findings.quality.items()],
         inspection=[(f"{100 * share:.0f} %", count) for share, count in findings.inspection.items()],
         curve=_curve(findings),
-        groups=max((row["duplicate_group"] or 0 for row in rows), default=0),
-        finding_counts=Counter(name for names in findings.oddities or [] for name in names),
         other=other,
-        file_lists=[
-            ("Copies in the other folder", copies[:MOST_FILES_LISTED], len(copies)),
-            ("Files not looked at", findings.skipped[:MOST_FILES_LISTED], len(findings.skipped)),
-            ("Images read with a loss", findings.remarks[:MOST_FILES_LISTED], len(findings.remarks)),
-        ],
     )
-    return text.encode(errors="replace").decode()  # names that are no Unicode, which file systems allow
 
 
 def self_check_block(lines: Sequence[str]) -> str:
@@ -151,9 +126,3 @@ def _curve(findings: Findings) -> str:
     count = len(found)
     places: Sequence[int] = sorted({round(place) for place in np.linspace(0, count - 1, CURVE_POINTS)})
     return "0,100 " + " ".join(f"{100 * (place + 1) / count:.2f},{100 - 100 * found[place]:.2f}" for place in places)
-
-
-def _data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

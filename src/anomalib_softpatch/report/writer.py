@@ -15,6 +15,8 @@ import pandas as pd
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.images.paths import in_spreadsheet
+from anomalib_softpatch.pages.drawing import JPEG_QUALITY
+from anomalib_softpatch.pages.rendering import is_page
 from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.page import render, with_self_check
@@ -26,7 +28,6 @@ IMAGES = "images.csv"
 SKIPPED = "skipped.csv"
 SUMMARY = "summary.json"
 THUMBNAILS = "thumbnails"
-JPEG_QUALITY = 82
 WRITTEN_BY = "anomalib-softpatch, a noise report"
 
 
@@ -100,7 +101,6 @@ def _is_replaceable(path: Path) -> bool:
     if path.name == THUMBNAILS:
         return path.is_dir() and all(re.fullmatch(r"\d+\.jpg", file.name) for file in path.iterdir())
     beginnings = {
-        PAGE: b"<!doctype html>",
         IMAGES: b"rank,path,image_score,",
         SKIPPED: b"path,reason",
         SUMMARY: f'{{\n  "written_by": "{WRITTEN_BY}"'.encode(),
@@ -109,7 +109,7 @@ def _is_replaceable(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         beginning = file.read(1000)
-    return beginning.startswith(beginnings[path.name]) and (path.name != PAGE or b"<title>Noise report" in beginning)
+    return is_page(beginning, "Noise report") if path.name == PAGE else beginning.startswith(beginnings[path.name])
 
 
 def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:

@@ -1,0 +1,86 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Images beside their heat maps, drawn with Anomalib's own functions."""
+
+from pathlib import Path
+
+import torch
+from anomalib.visualization.image.functional import overlay_image, visualize_anomaly_map, visualize_gt_mask
+from PIL import Image, ImageDraw
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_softpatch.images.reading import EIGHT_BITS, read_reduced
+
+TILE = 224  # pixels of the side of the square that an image is fitted into
+GAP = 8
+JPEG_QUALITY = 82
+RING = 7  # radius in pixels of the mark at a place
+
+
+def draw_pair(
+    path: str | Path,
+    heat: torch.Tensor,
+    covered: tuple[float, float, float, float],
+    largest_value: int = EIGHT_BITS,
+    outlined: torch.Tensor | None = None,
+    marked: tuple[int, int] | None = None,
+    tile: int = TILE,
+) -> Image.Image:
+    """Draw an image beside itself under its heat map.
+
+    Args:
+        path: Image file.
+        heat: Heat map of shape ``(height, width)`` on any grid; 0 has the first color, and 1 and more the last one.
+        covered: Left, top, right and bottom of the part of the image that the heat map covers, in pixels of the image.
+        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
+        outlined: What is outlined in white, boolean on a grid over the same part; ``None`` for nothing.
+        marked: Column and row of the pixel of the image that has a ring around it; ``None`` for none.
+        tile: Side of the square that each of the two is fitted into, in pixels.
+
+    Returns:
+        Image of the size ``(2 * tile + GAP, tile)``.
+
+    Raises:
+        UnreadableImageError: If the file cannot be read.
+    """
+    thumbnail, (full_width, full_height) = read_reduced(path, tile, largest_value)
+    scale_x, scale_y = thumbnail.width / full_width, thumbnail.height / full_height
+    left, top, right, bottom = covered
+    corner = round(left * scale_x), round(top * scale_y)
+    extent = max(1, round(right * scale_x) - corner[0]), max(1, round(bottom * scale_y) - corner[1])
+    colors = F.interpolate(heat.clamp(0, 1)[None, None].cpu(), size=extent[::-1], mode="bilinear", antialias=True)[0]
+    part = thumbnail.crop((*corner, corner[0] + extent[0], corner[1] + extent[1]))
+    overlaid = thumbnail.copy()
+    overlaid.paste(overlay_image(part, visualize_anomaly_map(colors)).convert("RGB"), corner)
+    if outlined is not None:
+        mask = F.interpolate(outlined[None, None].float().cpu(), size=extent[::-1], mode="nearest")[0] > 0
+        outline = visualize_gt_mask(mask, mode="contour", color=(255, 255, 255))
+        overlaid.paste(outline.convert("RGB"), corner, outline.getchannel("A"))
+    if marked is not None:
+        _draw_ring(overlaid, (marked[0] + 0.5) * scale_x - 0.5, (marked[1] + 0.5) * scale_y - 0.5)
+    pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
+    for number, half in enumerate((thumbnail, overlaid)):
+        x = number * (tile + GAP) + (tile - half.width) // 2
+        pair.paste(half, (x, (tile - half.height) // 2))
+    return pair
+
+
+def color_bar(width: int, height: int) -> Image.Image:
+    """Draw the colors of the heat maps from the lowest, on the left, to the highest.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+
+    Returns:
+        Image of that size.
+    """
+    return visualize_anomaly_map(torch.linspace(0, 1, width).expand(1, height, width).contiguous()).convert("RGB")
+
+
+def _draw_ring(image: Image.Image, x: float, y: float) -> None:
+    """Draw a ring that is seen on light and on dark ground."""
+    draw = ImageDraw.Draw(image)
+    for radius, color, width in ((RING + 1, "black", 4), (RING, "white", 2)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=width)

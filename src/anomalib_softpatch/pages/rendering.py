@@ -1,0 +1,113 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pages as HTML that needs no server and no network, and shows the images without JavaScript, too."""
+
+import io
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
+from PIL import Image
+
+from anomalib_softpatch._version import __version__
+from anomalib_softpatch.images.paths import link, to_text
+from anomalib_softpatch.images.reading import image_size
+from anomalib_softpatch.pages.drawing import GAP, TILE, color_bar
+from anomalib_softpatch.text import counted
+
+MOST_FILES_LISTED = 500
+Figure = dict[str, Any]
+
+
+def figure(path: str, name: str, thumbnail: str | None, folder: str | Path) -> Figure:
+    """Return what every page shows of an image.
+
+    Args:
+        path: Image file.
+        name: What it is called in the page.
+        thumbnail: Link to its drawing, of :func:`~anomalib_softpatch.pages.drawing.draw_pair`; ``None`` if there is
+            none.
+        folder: Folder that the page will lie in.
+
+    Returns:
+        Values of the template ``gallery.html.jinja``. A page adds ``rank``, ``image_score``, ``duplicate_group``,
+        ``findings`` (what images can be filtered by) and what its own template shows.
+    """
+    size = None
+    if thumbnail is not None:
+        try:
+            size = image_size(path)
+        except OSError:  # gone since it was drawn
+            thumbnail = None
+    return {"name": name, "location": to_text(path), "link": link(path, folder), "thumbnail": thumbnail, "size": size}
+
+
+def render_page(
+    package: str,
+    template: str,
+    folder: str | Path,
+    figures: Sequence[Figure],
+    files: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+    **values: Any,
+) -> str:
+    """Write a page.
+
+    Args:
+        package: Package of the template.
+        template: Template, which extends ``gallery.html.jinja``.
+        folder: Folder that the page will lie in.
+        figures: From :func:`figure`, in the order of the page.
+        files: Headings and lists of files with what there is to say of them; empty lists are left out.
+        **values: What the template takes beside these.
+
+    Returns:
+        HTML text.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("anomalib_softpatch.pages")]),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["counted"] = counted
+    now = datetime.now().astimezone()
+    text = environment.get_template(template).render(
+        rows=figures,
+        key=f"{to_text(folder)} {now.isoformat()}",
+        written=now.strftime("%Y-%m-%d %H:%M %Z"),
+        version=__version__,
+        color_bar=data_uri(color_bar(360, 14)),
+        tile=TILE,
+        gap=GAP,
+        groups=max((row["duplicate_group"] or 0 for row in figures), default=0),
+        finding_counts=Counter(name for row in figures for name in row["findings"]),
+        file_lists=[(heading, listed[:MOST_FILES_LISTED], len(listed)) for heading, listed in files],
+        **values,
+    )
+    return text.encode(errors="replace").decode()  # names that are no Unicode, which file systems allow
+
+
+def is_page(content: bytes, title: str) -> bool:
+    """Whether a file begins as a page of this package does.
+
+    Args:
+        content: Its first thousand bytes.
+        title: Beginning of the page's title.
+    """
+    return content.startswith(b"<!doctype html>") and f"<title>{title}".encode() in content
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return an image as a PNG file in a link.
+
+    Args:
+        image: Image.
+    """
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,257 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The page of a prediction run: every image with its verdict, what to look at next, and what people say of it."""
+
+import hashlib
+import math
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.paths import to_text
+from anomalib_softpatch.predictions.table import UNREADABLE, Prediction, time_of_change
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.predictions.predictor import Predictor
+
+TITLE = "Predictions: "
+THUMBNAIL = r"[0-9a-f]{20}\.jpg"
+BORDERLINE_SHARE, MOST_BORDERLINE = 0.1, 20  # of the images, on either side of the threshold
+COLORED = 0.15  # from the threshold to the anomaly scores that have the last and the first color
+SIDE, CELL = 32, 4  # pixels of the small images by which near copies are told, and of one of their patches
+GONE = "is not there any more, or has changed since it was scored"
+WORDS = {
+    "anomalous": {"normal": "False alarm", "defect": "Confirm", "set_aside": "Set aside"},
+    "normal": {"normal": "Confirm", "defect": "Missed defect", "set_aside": "Set aside"},
+}
+
+
+class PredictionPage:
+    """Draws images while they are scored, and writes the page in the end.
+
+    The page lies beside the table and has its name. The drawings lie in a folder beside it, from where a later run
+    takes them. Those of an earlier page stay until the new page is there.
+
+    Args:
+        output: Table of the predictions.
+
+    Raises:
+        ValueError: If files of these names are there that are no page's.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output.with_suffix(".html")
+        self.thumbnails = output.with_name(f"{output.stem}_thumbnails")
+        foreign = [path for path in (self.path, self.thumbnails) if not self._is_replaceable(path)]
+        if foreign or self.path == output:
+            msg = (
+                f"{str((foreign or [output])[0])!r} is where the page would be and is not a page of predictions. Give "
+                "another name for output."
+            )
+            raise ValueError(msg)
+
+    def draw(self, prediction: Prediction, anomaly_map: np.ndarray, predictor: "Predictor") -> None:
+        """Draw an image.
+
+        Args:
+            prediction: What the model says of it.
+            anomaly_map: Shape ``(height, width)``.
+            predictor: The model.
+        """
+        import torch  # noqa: PLC0415  # not needed without a page
+
+        from anomalib_softpatch.images.reading import UnreadableImageError, image_size  # noqa: PLC0415
+        from anomalib_softpatch.pages.drawing import JPEG_QUALITY, draw_pair  # noqa: PLC0415  # likewise
+        from anomalib_softpatch.report.geometry import visible_region  # noqa: PLC0415  # likewise
+
+        heat = torch.from_numpy(np.asarray(anomaly_map, dtype=np.float32)).nan_to_num()
+        if math.isnan(prediction.threshold):  # the map has no scale of its own
+            heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
+        else:
+            heat = (heat - prediction.threshold) / (2 * COLORED) + 0.5
+        assert prediction.x is not None
+        assert prediction.y is not None
+        try:
+            covered = visible_region(predictor.transform, image_size(prediction.path))
+            pair = draw_pair(
+                prediction.path,
+                heat,
+                astuple(covered),
+                predictor.largest_value,
+                marked=(prediction.x, prediction.y),
+            )
+        except (UnreadableImageError, OSError):  # gone since it was scored
+            return
+        with atomic_output(self._thumbnail(prediction)) as temporary:
+            pair.save(temporary, "JPEG", quality=JPEG_QUALITY)
+
+    def is_drawn(self, prediction: Prediction) -> bool:
+        """Whether this or an earlier run has drawn an image.
+
+        Args:
+            prediction: What the model says of it.
+        """
+        return self._thumbnail(prediction).is_file()
+
+    def write(self, predictions: Sequence[Prediction], model: Path, exported: bool) -> None:
+        """Write the page.
+
+        Args:
+            predictions: Of all images. Those that have gone or changed since are left out.
+            model: Checkpoint or exported model.
+            exported: Whether it is an exported model.
+        """
+        from anomalib_softpatch.pages.rendering import figure, render_page  # noqa: PLC0415  # not needed without a page
+
+        current: list[Prediction] = []
+        gone: list[Prediction] = []
+        for each in predictions:
+            (current if each.modified == time_of_change(each.path) else gone).append(each)
+        unreadable = [(each.path, each.reason) for each in current if each.verdict == UNREADABLE]
+        scored = [each for each in current if each.verdict != UNREADABLE]
+        files = [self._thumbnail(each) for each in scored]
+        groups = near_copies(files)
+        order, borderline = what_to_look_at(scored, groups)
+        folder = self.path.parent
+        root = os.path.commonpath([Path(each.path).parent for each in scored]) if scored else ""
+        figures = []
+        for rank, index in enumerate(order, start=1):
+            each = scored[index]
+            thumbnail = f"{self.thumbnails.name}/{files[index].name}" if files[index].is_file() else None
+            figures.append(
+                figure(each.path, os.path.relpath(each.path, root), thumbnail, folder)
+                | {
+                    "rank": rank,
+                    "image_score": each.score,
+                    "verdict": each.verdict,
+                    "words": WORDS.get(each.verdict),
+                    "findings": ["borderline"] if rank <= borderline else [],
+                }
+            )
+        for shown, number in zip(figures, _numbered([groups[index] for index in order]), strict=True):
+            shown["duplicate_group"] = number
+        thresholds = {each.threshold for each in scored if not math.isnan(each.threshold)}
+        page = render_page(
+            "anomalib_softpatch.predictions",
+            "predictions.html.jinja",
+            folder,
+            figures,
+            [("Files that could not be read", unreadable), ("Images left out", [(each.path, GONE) for each in gone])],
+            model=to_text(model),
+            checkpoint="model.ckpt" if exported else shlex.quote(str(model.absolute())),
+            exported=exported,
+            colored=COLORED,
+            threshold=thresholds.pop() if thresholds else None,
+            anomalous=sum(each.verdict == "anomalous" for each in scored),
+            borderline=borderline,
+        )
+        with atomic_output(self.path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        wanted = {file.name for file in files}
+        for file in self.thumbnails.iterdir() if self.thumbnails.is_dir() else ():
+            if file.name not in wanted:
+                file.unlink()
+
+    def _thumbnail(self, prediction: Prediction) -> Path:
+        """Return the file of a drawing. Another content or another model has another one."""
+        content = f"{to_text(prediction.path)}\n{prediction.modified}\n{prediction.model}"
+        return self.thumbnails / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.jpg"
+
+    def _is_replaceable(self, path: Path) -> bool:
+        """Whether nothing is there, or what an earlier page has left."""
+        if not path.exists():
+            return True
+        if path == self.thumbnails:
+            return path.is_dir() and all(re.fullmatch(THUMBNAIL, file.name) for file in path.iterdir())
+        from anomalib_softpatch.pages.rendering import is_page  # noqa: PLC0415  # takes seconds
+
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return is_page(file.read(1000), TITLE)
+
+
+def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) -> tuple[list[int], int]:
+    """Return in which order to look at images: first the borderline ones, then the others by score.
+
+    Borderline is a tenth of the images on either side of the threshold, 20 at most and one at least, those that are
+    nearest to it. Of each group of near copies it is one.
+
+    Args:
+        predictions: What the model says of each image.
+        groups: Number of each image's group of near copies.
+
+    Returns:
+        Indices of the images, and how many of them, the first ones, are borderline.
+    """
+    most = min(MOST_BORDERLINE, math.ceil(BORDERLINE_SHARE * len(predictions)))
+    chosen: list[int] = []
+    seen: set[int] = set()
+    left = {"anomalous": most, "normal": most}
+    distances = [abs(each.score - each.threshold) for each in predictions]
+    for index in sorted(range(len(predictions)), key=lambda index: (distances[index], predictions[index].path)):
+        side = predictions[index].verdict
+        if left.get(side, 0) and groups[index] not in seen:
+            left[side] -= 1
+            seen.add(groups[index])
+            chosen.append(index)
+    others = set(range(len(predictions))) - set(chosen)
+    rest = sorted(others, key=lambda index: (-predictions[index].score, predictions[index].path))
+    return [*chosen, *rest], len(chosen)
+
+
+def near_copies(drawings: Sequence[Path]) -> list[int]:
+    """Group images that are copies of each other, exact ones and near ones.
+
+    An exported model gives no features, so that the images themselves are compared, in small: see
+    :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`.
+
+    Args:
+        drawings: Drawing of each image, from :func:`~anomalib_softpatch.pages.drawing.draw_pair`. An image without one
+            is a group of its own.
+
+    Returns:
+        Number of each image's group.
+    """
+    import torch  # noqa: PLC0415  # not needed without a page
+    from PIL import Image  # noqa: PLC0415  # likewise
+
+    from anomalib_softpatch.components.duplicates import duplicate_groups  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.images.hashing import hash_pixels  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.pages.drawing import TILE  # noqa: PLC0415  # likewise
+
+    there = [index for index, file in enumerate(drawings) if file.is_file()]
+    groups = list(range(len(drawings), 2 * len(drawings)))
+    if not there:
+        return groups
+    hashes, small = [], []
+    for index in there:
+        with Image.open(drawings[index]) as pair:
+            image = pair.crop((0, 0, TILE, TILE))
+        hashes.append(hash_pixels(np.asarray(image)))
+        small.append(np.asarray(image.resize((SIDE, SIDE), reducing_gap=3.0), dtype=np.float32))
+    cells = SIDE // CELL
+    patches = torch.from_numpy(np.stack(small)).reshape(-1, cells, CELL, cells, CELL, 3)
+    features = patches.transpose(2, 3).reshape(-1, cells, cells, 3 * CELL * CELL)
+    for index, group in zip(there, duplicate_groups(hashes, features).tolist(), strict=True):
+        groups[index] = group
+    return groups
+
+
+def _numbered(groups: Sequence[int]) -> list[int | None]:
+    """Number the groups that have more than one image, in the order of the images: 1, 2, ..."""
+    sizes = Counter(groups)
+    numbers: dict[int, int] = {}
+    for group in groups:
+        if sizes[group] > 1:
+            numbers.setdefault(group, len(numbers) + 1)
+    return [numbers.get(group) for group in groups]
