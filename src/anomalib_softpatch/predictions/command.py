@@ -94,17 +94,11 @@ def predict(
     if model is not None:
         check_exported(model)
     if watch:
-        if page:
-            msg = "There is no page of a folder that is watched. Leave out page, or watch."
-            raise ValueError(msg)
-        check_folder(images)
+        _check_watch(images, page, decisions)
     if not heartbeat > 0:
         msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
         raise ValueError(msg)
     check_share("false_alarms", false_alarms, zero=False)
-    if watch and decisions is not None:
-        msg = "decisions are about a folder that is scored once. Leave out watch."
-        raise ValueError(msg)
     paths, skipped = ([], []) if watch else ([images], []) if images.is_file() else find_images(images)
     texts = [str(path) for path in paths]
     decided = None if decisions is None else read_decided(decisions, texts, file)
@@ -129,6 +123,17 @@ def predict(
         sys.stdout.write("".join(f"{line}\n" for line in _remarks(run.training, by_path, decided, false_alarms)))
     if run.verdicts[UNREADABLE]:
         raise SystemExit(SOME_UNREADABLE)
+
+
+def _check_watch(images: Path, page: bool, decisions: Path | None) -> None:
+    """Refuse what makes no sense for a folder that is watched."""
+    if page:
+        msg = "There is no page of a folder that is watched. Leave out page, or watch."
+        raise ValueError(msg)
+    if decisions is not None:
+        msg = "decisions are about a folder that is scored once. Leave out watch."
+        raise ValueError(msg)
+    check_folder(images)
 
 
 def _remarks(
