@@ -53,7 +53,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "map": {
         "SoftPatch": SOFT_PATCH,
-        "SoftPatch, nearest-neighbour map": {"model.upsampling": "nearest"},
+        "SoftPatch, nearest-neighbor map": {"model.upsampling": "nearest"},
     },
     "neighborhood": {
         f"{name}, {label}": setting | {"neighborhood": neighborhood}

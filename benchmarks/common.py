@@ -283,7 +283,7 @@ def in_process(threads: int, function: Callable, *arguments: Any) -> dict[str, A
 
 
 def load_images(folders: Sequence[Path], count: int, size: int = 256) -> torch.Tensor:
-    """Load the first images of some folders, normalised as ImageNet is.
+    """Load the first images of some folders, normalized as ImageNet is.
 
     Returns:
         Shape ``(count, 3, size, size)``.
@@ -332,7 +332,7 @@ def wide_features(
     """Return real patch features with as many dimensions as those of WideResNet50-2: 1,536.
 
     Five stages of MobileNetV2: their 488 channels averaged over 3 x 3 patches as PatchCore does, and the same channels
-    with the 3 x 3 neighbourhood unfolded and pooled to the other 1,048 values.
+    with the 3 x 3 neighborhood unfolded and pooled to the other 1,048 values.
 
     Args:
         datasets: Folder that holds ``kolektor/``.

@@ -10,7 +10,7 @@ for it. Each model is fitted in a process of its own; then all run in turn, so t
 alike: the model from its checkpoint in torch, its ONNX file in ONNX Runtime and its OpenVINO file at f32, test images
 that are normal and defective in turn.
 
-Anomalib's coreset would take an hour or more: a few hundred of its centres are timed and the rest is extrapolated. For
+Anomalib's coreset would take an hour or more: a few hundred of its centers are timed and the rest is extrapolated. For
 its files Patchcore gets a coreset of its features that was chosen in its way by :func:`k_center_greedy`. Its files are
 of a fixed size, which is Anomalib's export of it, and one for each batch size; ours take any.
 
@@ -83,7 +83,7 @@ Run = Callable[[np.ndarray], Any]
 RUNTIMES = ("torch", "ONNX Runtime", "OpenVINO")
 TRAINING_BATCH = 8
 FEATURES, BANK = "fit: features [s]", "fit: memory bank [s]"
-OUT_OF_BAG = "fit: out-of-bag scores [s]"  # the decision threshold's, which Patchcore has not without labelled images
+OUT_OF_BAG = "fit: out-of-bag scores [s]"  # the decision threshold's, which Patchcore has not without labeled images
 
 
 def make_model(name: str, options: argparse.Namespace) -> AnomalibModule:
@@ -329,7 +329,7 @@ def main() -> None:
     title = (
         f"{options.backbone}, {options.images} training images of {options.size} px, coreset {options.ratio}, "
         f"{options.threads} thread{'s' * (options.threads > 1)}; Patchcore's coreset extrapolated from "
-        f"{options.centers} centres"
+        f"{options.centers} centers"
     )
     report(options, title, rows)
     plot(rows, options.batches, options.plot)

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Coreset: ours against Anomalib's KCenterGreedy on the same features, from the same first centre.
+"""Coreset: ours against Anomalib's KCenterGreedy on the same features, from the same first center.
 
 327,680 patches of 320 normal Kolektor images (MobileNetV2, 128 channels), projected with Anomalib's
-SparseRandomProjection to 313 dimensions. With 3,276 centres (1 %) both run in full, about 8 minutes on two cores; with
-32,768 (10 %) Anomalib's time is extrapolated, since each of its centres costs the same.
+SparseRandomProjection to 313 dimensions. With 3,276 centers (1 %) both run in full, about 8 minutes on two cores; with
+32,768 (10 %) Anomalib's time is extrapolated, since each of its centers costs the same.
 
 Example::
 
@@ -21,11 +21,11 @@ from common import Identity, describe_machine, kolektor_features, measure, parse
 
 
 def main() -> None:
-    """Choose coresets, compare the centres, print the table."""
+    """Choose coresets, compare the centers, print the table."""
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, default=320, help="images of 1,024 patches each")
-    arguments.add_argument("--anomalib-centers", type=int, default=3_276, help="centres that Anomalib's chooses")
-    arguments.add_argument("--centers", type=int, nargs="+", default=[3_276, 32_768], help="centres that ours chooses")
+    arguments.add_argument("--anomalib-centers", type=int, default=3_276, help="centers that Anomalib's chooses")
+    arguments.add_argument("--centers", type=int, nargs="+", default=[3_276, 32_768], help="centers that ours chooses")
     options = arguments.parse_args()
     if options.quick:
         options.images, options.anomalib_centers, options.centers = 16, 163, [163, 1_638]
@@ -41,16 +41,16 @@ def main() -> None:
     sampler.model = Identity()
     sampler.coreset_size = options.anomalib_centers
     chosen, seconds = measure(lambda: torch.tensor(sampler.select_coreset_idxs()))
-    print(f"\nAnomalib, {len(chosen)} centres: {seconds:.1f} s, {1000 * seconds / len(chosen):.1f} ms a centre")
+    print(f"\nAnomalib, {len(chosen)} centers: {seconds:.1f} s, {1000 * seconds / len(chosen):.1f} ms a center")
     for count in options.centers:
         ours, ours_seconds = measure(lambda: k_center_greedy(features, count, int(chosen[0]), progress=True))  # noqa: B023
         common = min(len(ours), len(chosen))
         same = torch.equal(ours[:common], chosen[:common])
         baseline = seconds * count / len(chosen)
-        origin = "measured" if count == len(chosen) else f"extrapolated from {len(chosen)} centres"
+        origin = "measured" if count == len(chosen) else f"extrapolated from {len(chosen)} centers"
         print(
-            f"{count} centres: ours {ours_seconds:.2f} s, Anomalib {baseline:.1f} s ({origin}), "
-            f"ratio {baseline / ours_seconds:.1f}; first {common} centres and their order "
+            f"{count} centers: ours {ours_seconds:.2f} s, Anomalib {baseline:.1f} s ({origin}), "
+            f"ratio {baseline / ours_seconds:.1f}; first {common} centers and their order "
             f"{'the same' if same else 'DIFFERENT'}",
             flush=True,
         )

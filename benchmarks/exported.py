@@ -13,7 +13,7 @@ Anomalib's files are exported for one image of this size, since its PatchCore ha
 batch one after the other; ours take any. SoftPatch+ as published has the banks of a fit with its paper's
 discriminators, shares and weights. Its default removes nothing with this untrained network, and has one bank: the two
 banks here are as large, and share as many rows, as those of a fit with 1,368 channels of MobileNetV2. The rows that the
-first of them has alone are its first centres, the farthest apart of all, which makes the bounds by the others loose.
+first of them has alone are its first centers, the farthest apart of all, which makes the bounds by the others loose.
 
 Example::
 
@@ -123,7 +123,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
             ours.model.set_memory_bank(published)
         else:
             ranges = tuple((int(start * options.bank), int(stop * options.bank)) for start, stop in sizes)
-            bank = rows[: ranges[-1][1]].clone()  # the first centres of a coreset are a smaller one
+            bank = rows[: ranges[-1][1]].clone()  # the first centers of a coreset are a smaller one
             ours.model.set_memory_bank(MemoryBank(bank, torch.ones(len(bank)), None, ranges))
         fixed = name == BASELINE
         model = patchcore if fixed else ours

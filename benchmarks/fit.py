@@ -77,7 +77,7 @@ def fit_anomalib(
         images: Shape ``(n, 3, height, width)``.
         batch: Images in a forward pass.
         ratio: Its ``coreset_sampling_ratio``.
-        centers: Choose so many centres only, and extrapolate the time.
+        centers: Choose so many centers only, and extrapolate the time.
 
     Returns:
         Seconds by stage, and the features of all patches, shape ``(patches, channels)``.
@@ -94,7 +94,7 @@ def fit_anomalib(
     sampler.coreset_size = min(wanted, centers or wanted)
     chosen, selecting = measure(sampler.select_coreset_idxs)
     if len(chosen) < wanted:
-        print(f"Anomalib's coreset: {selecting:.1f} s for {len(chosen)} centres, extrapolated to {wanted}", flush=True)
+        print(f"Anomalib's coreset: {selecting:.1f} s for {len(chosen)} centers, extrapolated to {wanted}", flush=True)
     model.memory_bank = sampler.embedding[chosen]
     stages = {"features": forward, "projection and coreset": selecting * wanted / len(chosen), "rest": rest}
     return stages, sampler.embedding
@@ -159,7 +159,7 @@ def main() -> None:
     arguments.add_argument("--weights", help="trained wide_resnet50_2, as local-dir:<folder>")
     arguments.add_argument("--dtype", help="type that ours holds the features in, such as float16")
     arguments.add_argument("--memory-budget", type=float, help="GiB of features that ours holds in memory")
-    arguments.add_argument("--anomalib-centers", type=int, help="extrapolate Anomalib's coreset from so many centres")
+    arguments.add_argument("--anomalib-centers", type=int, help="extrapolate Anomalib's coreset from so many centers")
     options = arguments.parse_args()
     if options.quick:
         options.images, options.ratio, options.anomalib_centers = 16, 0.05, 50

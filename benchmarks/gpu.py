@@ -129,7 +129,7 @@ def main() -> None:
             rows.setdefault(row, {})[name] = [{key: value} for value in values]
     title = (
         f"{options.backbone}, {options.images} training images of {options.size} px, coreset {options.ratio}, {place}"
-        + f"; Patchcore's coreset extrapolated from {options.centers} centres" * bool(options.centers)
+        + f"; Patchcore's coreset extrapolated from {options.centers} centers" * bool(options.centers)
     )
     report(options, title, rows)
 

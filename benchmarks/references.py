@@ -33,7 +33,7 @@ from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, measure_processor, print_table, save_results
 
 GRID = 32  # positions of an image along a side
-K = 6  # neighbours of the local outlier factor: the papers'
+K = 6  # neighbors of the local outlier factor: the papers'
 VARIANTS = (0.8, 0.15, 0.05)
 REPEATED = 0.02  # share of the images that show the same defect
 CAPS = [500, 1000, 2000, 4096, 7000]

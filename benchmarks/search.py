@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Search at inference: nearest neighbours of the patches of one image, ours, Anomalib's PatchCore's and faiss'.
+"""Search at inference: nearest neighbors of the patches of one image, ours, Anomalib's PatchCore's and faiss'.
 
 1,024 queries x 33,000 bank rows x 1,536 dimensions. The bank is a coreset of the patches of Kolektor's training
 images; the features are those of MobileNetV2, all its stages twice (see ``wide_features``), since WideResNet50-2 has
@@ -94,7 +94,7 @@ def main() -> None:
         methods["faiss IndexFlatL2"] = lambda part: tuple(map(torch.from_numpy, flat.search(part.numpy(), 1)))
 
     print(f"\n1024 queries x {len(bank)} x {bank.shape[1]} float32, one image each, shortest of {options.repeats}")
-    print(f"{'queries':16}{'method':26}{'s':>8}{'ratio':>8}   same neighbour   largest difference of d, relative")
+    print(f"{'queries':16}{'method':26}{'s':>8}{'ratio':>8}   same neighbor   largest difference of d, relative")
     for kind, parts in queries.items():
         for number, part in enumerate(parts):
             exact = None

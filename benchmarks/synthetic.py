@@ -43,7 +43,7 @@ def plate(rng: np.random.Generator, *, any_direction: bool = False, fourth_hole:
         fourth_hole: Draw the rare variant.
 
     Returns:
-        Grey image in [0, 1], square.
+        Gray image in [0, 1], square.
     """
     rows, columns = np.mgrid[-HALF:HALF, -HALF:HALF]
     metal = (abs(rows) <= PLATE[0]) & (abs(columns) <= PLATE[1])

@@ -52,7 +52,7 @@ def backbone() -> str:
 
 @pytest.fixture(scope="session")
 def mvtec_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dataset root with a small category `bottle` in MVTec AD's layout: grey noise, black squares as defects."""
+    """Dataset root with a small category `bottle` in MVTec AD's layout: gray noise, black squares as defects."""
     root = tmp_path_factory.mktemp("mvtec") / "MVTecAD"
     rng = np.random.default_rng(0)
     for folder, count in (("train/good", 8), ("test/good", 4), ("test/broken_small", 4)):

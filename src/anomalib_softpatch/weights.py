@@ -19,7 +19,7 @@ from torch import nn
 from anomalib_softpatch.backbones import PACKAGES, WeightsPackage
 from anomalib_softpatch.files import atomic_output
 
-TRAINED_MEAN = 0.5  # what these networks were trained with, for every colour
+TRAINED_MEAN = 0.5  # what these networks were trained with, for every color
 TRAINED_STD = 0.5
 WRITTEN_FILES = {"config.json", "model.safetensors"}
 
@@ -46,7 +46,7 @@ def write_weights(name: str, folder: Path) -> WeightsPackage:
     """Write the weights of an installed pip package as a folder that timm reads as ``local-dir:<folder>``.
 
     The networks were trained on images scaled by mean 0.5 and standard deviation 0.5; the written ones take images
-    that are normalised by ImageNet's, as Anomalib's pre-processors do (see :func:`fold_normalisation`).
+    that are normalized by ImageNet's, as Anomalib's pre-processors do (see :func:`fold_normalization`).
 
     Args:
         name: Name of the network, one of ``PACKAGES``.
@@ -71,7 +71,7 @@ def write_weights(name: str, folder: Path) -> WeightsPackage:
         msg = f"folder={str(folder)!r} exists and holds something else. Give the name of a new folder."
         raise FileExistsError(msg)
     network = load_network(package)
-    fold_normalisation(network)
+    fold_normalization(network)
     with atomic_output(folder) as temporary:  # both files appear together, or none
         save_for_hf(network, str(temporary), safe_serialization=True)
     return package
@@ -146,15 +146,15 @@ def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch
 
 
 @torch.no_grad()
-def fold_normalisation(network: nn.Module) -> None:
-    """Change a network, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalisation.
+def fold_normalization(network: nn.Module) -> None:
+    """Change a network, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalization.
 
     For an image ``p`` in [0, 1] the network expects ``(p - 0.5) / 0.5`` and Anomalib gives ``y = (p - mean) / std``.
     The first is ``2 std y + 2 mean - 1``: the factor goes into the weights of the first convolution, and what the
     remaining constant adds to its output into the batch norm behind it.
 
     This is exact but where the convolution reaches beyond the image. Its padding is zero before and after the change,
-    which was mid grey and becomes ImageNet's mean colour: at an even image size (the padding is then right and bottom
+    which was mid gray and becomes ImageNet's mean color: at an even image size (the padding is then right and bottom
     only) the features of the patches along these two borders differ. Compared with the network before the change,
     at 256 x 256, the mean relative difference is 2 % at ``blocks.2`` and 7 % at ``blocks.4``, and zero left and
     above of the padding's reach; without the change it is 69 % and 55 % everywhere.

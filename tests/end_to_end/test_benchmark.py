@@ -42,7 +42,7 @@ PRE_PROCESSOR = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Category `nut` in MVTec AD's layout: grey noise, black rectangles as defects."""
+    """Category `nut` in MVTec AD's layout: gray noise, black rectangles as defects."""
     root = tmp_path_factory.mktemp("sets")
     rng = np.random.default_rng(0)
     for folder, count in (("train/good", 16), ("test/good", 5), ("test/hole", 5)):

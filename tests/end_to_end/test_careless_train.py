@@ -53,7 +53,7 @@ BAD = ["broken.png", "empty.png", "text.png", "truncated.jpg"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of grey images: `plain` of eight, `one`, `three`, and `broken` with four files that are no images."""
+    """Folders of gray images: `plain` of eight, `one`, `three`, and `broken` with four files that are no images."""
     root = tmp_path_factory.mktemp("careless")
     rng = np.random.default_rng(0)
     for name, count in (("plain", 8), ("one", 1), ("three", 3), ("broken", 8)):

@@ -37,7 +37,7 @@ GOOD = 16
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of a backbone with random weights: telling a black square from grey noise takes no more."""
+    """Options of a backbone with random weights: telling a black square from gray noise takes no more."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
@@ -46,7 +46,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder as it is found: grey images, two defects, one of them twice, a broken file, one that is no image."""
+    """Folder as it is found: gray images, two defects, one of them twice, a broken file, one that is no image."""
     root = tmp_path_factory.mktemp("clean_train") / "unsorted"
     rng = np.random.default_rng(0)
     for name in [*(f"a/{index}.png" for index in range(GOOD)), "b/defect\n.png", "b/other defect.png"]:

@@ -56,7 +56,7 @@ init_args:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a small set in each layout: grey noise, black rectangles as defects."""
+    """Folder with a small set in each layout: gray noise, black rectangles as defects."""
     datasets = tmp_path_factory.mktemp("datasets")
     rng = np.random.default_rng(0)
     for folder, category, good, bad, ending in LAYOUTS.values():

@@ -22,7 +22,7 @@ from anomalib_softpatch.components.search import bounds, graph, scores
 
 SETTINGS = {
     "SoftPatch": lambda: SoftPatch(**BACKBONE),
-    "SoftPatch, unfold, 5 neighbours": lambda: SoftPatch(**BACKBONE, patch_embedding="unfold", num_neighbors=5),
+    "SoftPatch, unfold, 5 neighbors": lambda: SoftPatch(**BACKBONE, patch_embedding="unfold", num_neighbors=5),
     "SoftPatchPlus": lambda: SoftPatchPlus(**BACKBONE),
     "SoftPatchPlus, two banks with radii": lambda: SoftPatchPlus(
         **BACKBONE, segmentation_threshold=0.3, soft_weight=True

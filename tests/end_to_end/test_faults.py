@@ -39,7 +39,7 @@ def save(pixels: np.ndarray, path: Path) -> Path:
     return path
 
 
-def grey_noise(count: int) -> np.ndarray:
+def gray_noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(100, 156, (count, 64, 64), dtype=np.uint8)
 
 
@@ -302,23 +302,23 @@ def folder_of(root: Path) -> Folder:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    for index, pixels in enumerate(grey_noise(5)):
+    for index, pixels in enumerate(gray_noise(5)):
         save(pixels, tmp_path / "images" / "good" / f"{index}.png")
     for name in ("bad", "good too"):
-        save(grey_noise(5)[4], tmp_path / "images" / name / "0.png")
+        save(gray_noise(5)[4], tmp_path / "images" / name / "0.png")
     return tmp_path / "images"
 
 
 def test_modes_of_images(trained: tuple[SoftPatch, Path], images: Path, tmp_path: Path) -> None:
-    """Grey, palette, transparent and 16-bit files of one image train, and all score as the RGB file does."""
-    grey = grey_noise(1)[0]
-    image = Image.fromarray(grey)
-    palette = Image.frombytes("P", (64, 64), grey.tobytes())
+    """Gray, palette, transparent and 16-bit files of one image train, and all score as the RGB file does."""
+    gray = gray_noise(1)[0]
+    image = Image.fromarray(gray)
+    palette = Image.frombytes("P", (64, 64), gray.tobytes())
     palette.putpalette([value for value in range(256) for _ in range(3)])
     transparent = image.convert("RGBA")
     transparent.putalpha(40)
     modes = {"RGB": image.convert("RGB"), "L": image, "P": palette, "RGBA": transparent, "LA": image.convert("LA")}
-    modes["I;16"] = Image.fromarray(grey.astype(np.uint16))  # 16 bits of which 8 are used
+    modes["I;16"] = Image.fromarray(gray.astype(np.uint16))  # 16 bits of which 8 are used
     for name, variant in modes.items():
         variant.save(images / "good" / f"mode {name.replace(';', '')}.png")
         with Image.open(images / "good" / f"mode {name.replace(';', '')}.png") as saved:
@@ -342,8 +342,8 @@ def turned(file: Path) -> Path:
 
 def test_images_that_anomalib_misreads(trained: tuple[SoftPatch, Path], images: Path, tmp_path: Path) -> None:
     """It cuts values at 255 and does not see EXIF orientations: such images are refused, counted, and left out."""
-    deep = grey_noise(1)[0].astype(np.uint16) * 257
-    save(np.dstack([grey_noise(1)[0]] * 3), images / "good" / "5.png")
+    deep = gray_noise(1)[0].astype(np.uint16) * 257
+    save(np.dstack([gray_noise(1)[0]] * 3), images / "good" / "5.png")
     for name in ("deep.png", "deep too.png"):
         save(deep, images / "good" / name)
     turned(images / "good" / "4.png")
@@ -398,9 +398,9 @@ def test_one_training_image(images: Path, tmp_path: Path) -> None:
 def test_names_and_a_manifest_from_windows(tmp_path: Path) -> None:
     """Spaces, commas, quotes and letters of any script, through fit, report, manifest and a checkpoint."""
     root = tmp_path / "parts, new"  # Anomalib's Folder refuses other letters than ASCII's in the names of folders
-    for index, pixels in enumerate(grey_noise(10)):
+    for index, pixels in enumerate(gray_noise(10)):
         save(pixels, root / "good ones" / f"Bild {index}, 'größer' 画像.png")
-    for index, pixels in enumerate(grey_noise(4)):
+    for index, pixels in enumerate(gray_noise(4)):
         pixels[16:40, 16:40] = 0
         save(pixels, root / "big scratch" / f"fehler {index} ж.png")
 

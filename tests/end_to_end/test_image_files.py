@@ -37,7 +37,7 @@ STORED = {
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Options of a backbone with random weights: telling a black square from grey noise takes no more."""
+    """Options of a backbone with random weights: telling a black square from gray noise takes no more."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
@@ -45,7 +45,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 def draw(count: int = 12) -> np.ndarray:
-    """Grey images of 12 bits, one of which has a black square."""
+    """Gray images of 12 bits, one of which has a black square."""
     pixels = np.random.default_rng(0).integers(1800, 2300, (count, HEIGHT, WIDTH), dtype=np.uint16)
     pixels[:, 0, 0] = 3000
     pixels[DEFECT][SQUARE] = 0

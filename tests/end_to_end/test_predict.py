@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From a folder of unlabelled images to verdicts: the stock command, ours, and the files that it exports."""
+"""From a folder of unlabeled images to verdicts: the stock command, ours, and the files that it exports."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from anomalib_softpatch.models.visualizer import COLOURS
+from anomalib_softpatch.models.visualizer import COLORS
 from conftest import ANOMALIB, COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def predicted(trained, images, run_forked):
 
 
 def test_verdicts_without_labels(predicted, images):
-    """Neither the model nor its options are named again; black squares in grey noise are found."""
+    """Neither the model nor its options are named again; black squares in gray noise are found."""
     text, table = predicted
     assert list(table) == ["path", "score", "threshold", "verdict", "x", "y", "reason", "modified", "model"]
     assert [Path(path) for path in table["path"]] == sorted(images.iterdir())
@@ -81,7 +81,7 @@ def test_exported_files_agree(kind, trained, images, predicted, run_forked):
     table, expected = pd.read_csv(output), predicted[1]
     np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-3)
     assert table["verdict"].equals(expected["verdict"])
-    # Maps are smooth, so that the highest of neighbouring pixels differ by rounding only
+    # Maps are smooth, so that the highest of neighboring pixels differ by rounding only
     assert (table[["x", "y"]] - expected[["x", "y"]]).abs().max().max() <= 8
 
 
@@ -107,7 +107,7 @@ def test_stock_command_leaves_the_same(trained, images, predicted, run_python):
     assert "of 8 images anomalous" in result.stdout
     strips = {path.name: np.asarray(Image.open(path)) for path in folder.rglob("images/**/*.png")}
     for path, verdict in zip(table["path"], table["verdict"], strict=True):
-        assert tuple(strips[Path(path).name][-1, 0]) == COLOURS[verdict]
+        assert tuple(strips[Path(path).name][-1, 0]) == COLORS[verdict]
 
 
 # What tells each piece of Python in the README and the guide for engineers apart, and how it writes a verdict

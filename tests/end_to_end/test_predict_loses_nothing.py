@@ -25,7 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def save_model(file: Path, outputs: dict[str, str], offset: float = 0.0) -> Path:
-    """An exported file whose score is the brightest value of the image, and whose map is the mean over the colours."""
+    """An exported file whose score is the brightest value of the image, and whose map is the mean over the colors."""
     nodes = [
         helper.make_node("Add", ["input", "offset"], ["moved"]),
         helper.make_node("ReduceMax", ["moved"], [outputs["score"]], axes=[1, 2, 3], keepdims=0),

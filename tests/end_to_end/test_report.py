@@ -57,7 +57,7 @@ def test_fit_leaves_a_report_that_finds_the_injected_images(
     truth = engine.trainer.datamodule.truth["true_label_index"]
     assert len(table) == len(truth) == 10
     assert [label == "anomalous" for label in table["label"]] == [bool(truth[path]) for path in table["path"]]
-    # two images with a black square among grey noise
+    # two images with a black square among gray noise
     assert table["label"].tolist()[:2] == ["anomalous"] * 2
     # the square lies at rows 16 to 39 and columns 24 to 47
     assert table["highest_patch_x"][:2].between(16, 56).all()
@@ -299,7 +299,7 @@ def test_without_scripts_the_page_shows_the_images(
 def test_thousands_of_images_in_the_browser(run_browser: Callable[..., str], tmp_path: Path) -> None:
     count = 5000
     (tmp_path / "images").mkdir()
-    Image.new("RGB", (32, 32), "grey").save(tmp_path / "images" / "0.png")
+    Image.new("RGB", (32, 32), "gray").save(tmp_path / "images" / "0.png")
     paths = [str(tmp_path / "images" / f"{index}.png") for index in range(count)]
     for path in paths[1:]:
         os.link(paths[0], path)

@@ -91,8 +91,8 @@ def test_choice_of_figures_and_rows(folder: Path) -> None:
 
 
 def test_unknown_option_of_a_mark(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"robustness.json: colour. Known are heading, keys, rows, title"):
-        results.render(page("robustness.json colour=red"), folder)
+    with pytest.raises(ValueError, match=r"robustness.json: color. Known are heading, keys, rows, title"):
+        results.render(page("robustness.json color=red"), folder)
 
 
 @pytest.mark.parametrize("path", render_tables.PAGES, ids=lambda path: path.name)

@@ -18,7 +18,7 @@ from anomalib_softpatch import weights
 from anomalib_softpatch.backbones import PACKAGES, is_installed
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
-from anomalib_softpatch.weights import fold_normalisation, load_network, match_tensors
+from anomalib_softpatch.weights import fold_normalization, load_network, match_tensors
 
 # Photographs that come with scikit-image, and ImageNet classes that are right for them
 PHOTOGRAPHS = {
@@ -56,14 +56,14 @@ def test_photographs_are_classified(name, folders, photographs):
 @torch.inference_mode()
 def test_folding_changes_two_borders_only(name, photographs):
     original, folded = load_network(PACKAGES[name]), load_network(PACKAGES[name])
-    fold_normalisation(folded)
+    fold_normalization(folded)
     for_original = normalize(photographs, [0.5] * 3, [0.5] * 3)
     for_folded = normalize(photographs, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     expected, stem = (
         network.bn1(network.conv_stem(images)) for network, images in ((original, for_original), (folded, for_folded))
     )
     torch.testing.assert_close(stem[..., :-1, :-1], expected[..., :-1, :-1], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(stem[..., -1, :], expected[..., -1, :], atol=1e-2)  # the padding has another colour
+    assert not torch.allclose(stem[..., -1, :], expected[..., -1, :], atol=1e-2)  # the padding has another color
     torch.testing.assert_close(folded(for_folded).softmax(1), original(for_original).softmax(1), rtol=0, atol=0.02)
     unfolded = original(for_folded).softmax(1)  # what the folding is for
     assert (unfolded - original(for_original).softmax(1)).abs().max() > 0.05

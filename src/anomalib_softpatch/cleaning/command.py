@@ -50,7 +50,7 @@ def clean_train(
     device: str = "auto",
     model_options: dict[str, Any] | None = None,
 ) -> None:
-    """Train a detector on a folder of images that nobody has cleaned or labelled: all steps in one command.
+    """Train a detector on a folder of images that nobody has cleaned or labeled: all steps in one command.
 
     It writes a noise report, sets aside what cannot or need not be trained on, trains, sets the decision threshold, and
     exports. Stopped, it goes on where it was when the same command is given again; with other options, it does again

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Datamodule of image files that nobody has labelled: all of them train."""
+"""Datamodule of image files that nobody has labeled: all of them train."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from torchvision.tv_tensors import Image
 from anomalib_softpatch.images.reading import EIGHT_BITS, read_image
 
 
-class UnlabelledDataset(AnomalibDataset):
+class UnlabeledDataset(AnomalibDataset):
     """Image files, all taken for normal.
 
     Args:
@@ -39,7 +39,7 @@ class UnlabelledDataset(AnomalibDataset):
         return ImageItem(image=Image(torch.from_numpy(image)), gt_label=torch.tensor(LabelName.NORMAL), image_path=path)
 
 
-class UnlabelledDataModule(AnomalibDataModule):
+class UnlabeledDataModule(AnomalibDataModule):
     """Train on a list of files, and hold none back for validation or tests.
 
     Args:
@@ -58,7 +58,7 @@ class UnlabelledDataModule(AnomalibDataModule):
 
     def _setup(self, _stage: str | None = None) -> None:
         """Make the dataset."""
-        self.train_data = UnlabelledDataset(self._paths, self.largest_value)
+        self.train_data = UnlabeledDataset(self._paths, self.largest_value)
 
     def _create_test_split(self) -> None:
         """Nothing to do: there are no test images."""

@@ -20,7 +20,7 @@ from anomalib.engine import Engine
 from jsonargparse import ArgumentError, ArgumentParser
 
 from anomalib_softpatch.backbones import Backbone
-from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
+from anomalib_softpatch.cleaning.datamodule import UnlabeledDataModule
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.tiles import grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
@@ -199,7 +199,7 @@ def fit(
         )
         with _quiet():
             try:
-                data = UnlabelledDataModule(paths, options.batch_size, options.num_workers, largest_value)
+                data = UnlabeledDataModule(paths, options.batch_size, options.num_workers, largest_value)
                 engine.fit(model, datamodule=data)
             except SystemExit as error:  # how Lightning ends a process that the user has interrupted
                 raise KeyboardInterrupt from error

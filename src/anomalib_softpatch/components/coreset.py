@@ -3,10 +3,10 @@
 
 """Coreset: farthest-first (k-center greedy) selection of the patches that enter the memory bank.
 
-The centres and their order are those of Anomalib's ``KCenterGreedy``, which computes the distance of every patch to
-every centre chosen. Two things spare most of that here. A distance computed earlier is an upper bound of the distance
-now, so that only patches whose bound is among the largest need be brought up to date with the centres chosen since. And
-a lower bound, from a few of the dimensions, tells which centres can be nearer than those already seen.
+The centers and their order are those of Anomalib's ``KCenterGreedy``, which computes the distance of every patch to
+every center chosen. Two things spare most of that here. A distance computed earlier is an upper bound of the distance
+now, so that only patches whose bound is among the largest need be brought up to date with the centers chosen since. And
+a lower bound, from a few of the dimensions, tells which centers can be nearer than those already seen.
 
 Example:
     >>> import torch
@@ -51,13 +51,13 @@ def k_center_greedy(
     """Choose ``size`` rows, each the farthest from all rows chosen before (farthest-first, k-center greedy).
 
     Distances are computed as ``KCenterGreedy`` computes them; bounds, and bounds of their rounding errors, only tell
-    which ones need not be. Ties go to the row with the lowest index. Once every eligible row coincides with a centre,
+    which ones need not be. Ties go to the row with the lowest index. Once every eligible row coincides with a center,
     the first eligible row is repeated, as ``KCenterGreedy`` does.
 
     Args:
         features: Rows to choose from, shape ``(n, d)``, float32 or float64.
         size: Number of rows to choose.
-        first: Index of the first centre, or indices of centres to start from, shape ``(c,)``, distinct.
+        first: Index of the first center, or indices of centers to start from, shape ``(c,)``, distinct.
         eligible: Rows that may be chosen, boolean of shape ``(n,)``. Default: all.
         progress: Show a progress bar.
 
@@ -65,7 +65,7 @@ def k_center_greedy(
         Indices of the chosen rows in the order of choice, shape ``(size,)``, int64, on the device of ``features``.
 
     Raises:
-        ValueError: If ``size`` is not positive or less than the centres to start from, one of these is not an eligible
+        ValueError: If ``size`` is not positive or less than the centers to start from, one of these is not an eligible
             row or there are none, or distances are not finite or their squares near the end of the type's range.
 
     References:
@@ -96,7 +96,7 @@ def k_center_greedy(
             leaders = leaders.sort().values  # ties go to the lowest index
             candidates, distances = features[rows[leaders]], nearest.distances[leaders]
             new = _choose(candidates, distances, outside, size - count)
-            if new is None:  # the rest are duplicates of centres
+            if new is None:  # the rest are duplicates of centers
                 chosen[count:] = rows[0]
                 bar.update(size - count)
                 break
@@ -119,7 +119,7 @@ def _validate(features: torch.Tensor, size: int, first: torch.Tensor, rows: torc
         msg = f"features must be float32 or float64, got {features.dtype}: half precision cannot rank distances."
         raise ValueError(msg)
     if not 1 <= len(first) <= size:
-        msg = f"first must be 1 to {size} centres for a coreset of {size}, got {len(first)}."
+        msg = f"first must be 1 to {size} centers for a coreset of {size}, got {len(first)}."
         raise ValueError(msg)
     wrong = first[~torch.isin(first, rows)]
     if len(wrong):
@@ -128,16 +128,16 @@ def _validate(features: torch.Tensor, size: int, first: torch.Tensor, rows: torc
 
 
 class _NearestCenters:
-    """Distance of every row to the nearest of the centres it has seen, which bounds that to the nearest of all centres.
+    """Distance of every row to the nearest of the centers it has seen, which bounds that to the nearest of all centers.
 
     Args:
         features: Shape ``(n, d)``.
         rows: Which of them may be chosen, shape ``(m,)``.
-        centers: Room for all centres, shape ``(size, d)``; the first ones are there already.
+        centers: Room for all centers, shape ``(size, d)``; the first ones are there already.
 
     Attributes:
         distances: Shape ``(m,)``.
-        seen: How many centres each row has seen, from the first on, shape ``(m,)``.
+        seen: How many centers each row has seen, from the first on, shape ``(m,)``.
     """
 
     # Reduced rows, kept while they take at most half of the features' own memory: else made when they are needed
@@ -194,7 +194,7 @@ class _NearestCenters:
         self._reduced_centers = count
 
     def bring_up_to_date(self, active: torch.Tensor, count: int) -> None:
-        """Let some rows see the first ``count`` centres."""
+        """Let some rows see the first ``count`` centers."""
         self._reduce_centers(count)
         active = active[self.seen[active].argsort()]
         pairs = doubtful = coarse = 0
@@ -216,7 +216,7 @@ class _NearestCenters:
                 self._reduce_to(2 * self._axis_count, dtype)
 
     def _compare(self, part: torch.Tensor, first: int, count: int) -> tuple[int, int]:
-        """Lower the distances of some rows by the centres from ``first`` on, ``BLOCK_SIZE`` pairs at a time.
+        """Lower the distances of some rows by the centers from ``first`` on, ``BLOCK_SIZE`` pairs at a time.
 
         Returns:
             How many pairs the bounds left in doubt, and for how many rows rounding was a large part of the bounds.
@@ -228,11 +228,11 @@ class _NearestCenters:
         size = max(1, BLOCK_SIZE // (len(part) * STRIP)) * STRIP
         for start in range(first, count, size):
             block = slice(start, min(start + size, -(-count // STRIP) * STRIP))
-            # Squares without the rows' own norms, which are the same for all centres
+            # Squares without the rows' own norms, which are the same for all centers
             with without_autocast(points.device):
                 squares = torch.addmm(self._center_norms[block], points, self._center_points[block].T, alpha=-2)
             bounds = BoundsInStrips(squares)
-            # The most promising centre first: it rules out nearly all of the others.
+            # The most promising center first: it rules out nearly all of the others.
             nearer = (bounds.smallest.amin(dim=1) <= self._limits(distances, norms)).nonzero().squeeze(1)
             if not len(nearer):
                 continue
@@ -247,13 +247,13 @@ class _NearestCenters:
         return in_doubt, int((self._errors(distances, norms) > COARSE * distances.square()).sum())
 
     def _limits(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Return how large bounds, without the rows' own norms, may be for centres that are as near as that."""
+        """Return how large bounds, without the rows' own norms, may be for centers that are as near as that."""
         return distances.square() * (1 + self._rounding) - norms + self._errors(distances, norms)
 
     def _errors(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Bound the rounding errors of the bounds for centres that are as near as that.
+        """Bound the rounding errors of the bounds for centers that are as near as that.
 
-        They grow with the square of the sum of both lengths, and such a centre is no longer than the row and that.
+        They grow with the square of the sum of both lengths, and such a center is no longer than the row and that.
         """
         return self._bound_rounding * (2 * norms.sqrt() + distances).square()
 
@@ -290,12 +290,12 @@ def _choose(rows: torch.Tensor, distances: torch.Tensor, outside: float, limit: 
 
     Args:
         rows: Features of the leaders, shape ``(n, d)``.
-        distances: Their distances to the nearest centre, shape ``(n,)``; brought up to date in place.
+        distances: Their distances to the nearest center, shape ``(n,)``; brought up to date in place.
         outside: Distance that a row outside of the leaders may have.
         limit: Most rows to choose.
 
     Returns:
-        Positions of the rows chosen, in order; ``None`` if every row coincides with a centre.
+        Positions of the rows chosen, in order; ``None`` if every row coincides with a center.
     """
     new: list[int] = []
     while len(new) < limit and len(rows):

@@ -303,7 +303,7 @@ class DenoisingMemoryBank:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a block, and leave them as they were.
 
-    Anomalib's random projection draws from NumPy's global generator and PatchCore's first centre from PyTorch's.
+    Anomalib's random projection draws from NumPy's global generator and PatchCore's first center from PyTorch's.
 
     Args:
         seed: The seed.
@@ -339,5 +339,5 @@ def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[t
 
 
 def _distinct(coreset: torch.Tensor) -> torch.Tensor:
-    """Return a coreset without what it repeats, as it does a row once all eligible ones coincide with centres."""
+    """Return a coreset without what it repeats, as it does a row once all eligible ones coincide with centers."""
     return torch.tensor(list(dict.fromkeys(coreset.tolist())), dtype=torch.long, device=coreset.device)

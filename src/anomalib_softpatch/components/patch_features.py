@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Patch features: intermediate layers of a frozen backbone, each patch with its 3 x 3 neighbourhood."""
+"""Patch features: intermediate layers of a frozen backbone, each patch with its 3 x 3 neighborhood."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -28,8 +28,8 @@ class PatchFeatureExtractor(nn.Module):
         backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
         layers: Names of the layers, the one with the finest grid first.
         pre_trained: Use pre-trained weights.
-        patch_embedding: ``"average"``: average each 3 x 3 neighbourhood, concatenate the layers (Anomalib's PatchCore).
-            ``"unfold"``: keep the neighbourhood, pool each layer to 1,024 values and all to 1,024 (the papers).
+        patch_embedding: ``"average"``: average each 3 x 3 neighborhood, concatenate the layers (Anomalib's PatchCore).
+            ``"unfold"``: keep the neighborhood, pool each layer to 1,024 values and all to 1,024 (the papers).
 
     Raises:
         ValueError: If a layer or the patch embedding is unknown.
@@ -141,7 +141,7 @@ class PatchFeatureExtractor(nn.Module):
 
 
 def unfold(features: torch.Tensor) -> torch.Tensor:
-    """Put the values of each 3 x 3 neighbourhood into the channels, zeros beyond the border.
+    """Put the values of each 3 x 3 neighborhood into the channels, zeros beyond the border.
 
     Args:
         features: Shape ``(batch, channels, height, width)``.

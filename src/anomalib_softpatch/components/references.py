@@ -15,7 +15,7 @@ class References:
     """Say which patches of the training set a patch is compared with.
 
     The paper compares patches at the same grid position (``neighborhood=0``), which suits aligned objects and textures.
-    Objects that lie in any direction have no same position: a neighbourhood or the whole image gives them more
+    Objects that lie in any direction have no same position: a neighborhood or the whole image gives them more
     patches like themselves to be compared with. Patches of the same image are never compared with each other in
     distances, since a defect that covers several patches would vouch for itself.
 
@@ -107,10 +107,10 @@ def nearest_patches(features: torch.Tensor, references: References, k: int) -> t
     Args:
         features: Shape ``(images, height, width, dimensions)``, float32.
         references: Which patches are compared.
-        k: Number of neighbours.
+        k: Number of neighbors.
 
     Returns:
-        Euclidean distances in ascending order and numbers of the neighbours, both of shape
+        Euclidean distances in ascending order and numbers of the neighbors, both of shape
         ``(images * height * width, k)``.
     """
     images, height, width, dimensions = features.shape
@@ -119,7 +119,7 @@ def nearest_patches(features: torch.Tensor, references: References, k: int) -> t
     indices = torch.empty(len(flat), k, dtype=torch.long, device=flat.device)
     cost = max(references.count(images, (height, width)), (k + 1) * dimensions)
     for scored, compared in references.blocks(features, cost):
-        # Expanded squared distances only find the neighbours: the distances themselves are computed from the
+        # Expanded squared distances only find the neighbors: the distances themselves are computed from the
         # differences, exact down to zero for duplicates.
         squares = squares_to_others(features, scored, compared)
         nearest = squares.topk(k, dim=2, largest=False, sorted=False).indices
@@ -145,7 +145,7 @@ def squares_to_others(features: torch.Tensor, scored: torch.Tensor, compared: to
     _, height, width, dimensions = features.shape
     flat = features.reshape(-1, dimensions)
     query, reference = flat[scored], flat[compared]
-    # Expanded squares lose digits far from the origin, so each group is centred.
+    # Expanded squares lose digits far from the origin, so each group is centered.
     center = reference.mean(dim=1, keepdim=True)
     reference = reference - center
     squares = torch.baddbmm(reference.square().sum(dim=2)[:, None], query - center, reference.mT, alpha=-2)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Smoothing of patch scores: a defect covers the receptive fields of neighbouring patches, chance does not."""
+"""Smoothing of patch scores: a defect covers the receptive fields of neighboring patches, chance does not."""
 
 import torch
 from torch.nn import functional as F  # noqa: N812

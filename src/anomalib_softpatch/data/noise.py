@@ -73,7 +73,7 @@ def rotate_and_shift(
     *,
     is_mask: bool = False,
 ) -> np.ndarray:
-    """Rotate an image about its centre, then shift it. What comes in from outside mirrors the image at its edge.
+    """Rotate an image about its center, then shift it. What comes in from outside mirrors the image at its edge.
 
     Args:
         image: Image of shape ``(H, W, C)`` or mask of shape ``(H, W)``, ``uint8``.

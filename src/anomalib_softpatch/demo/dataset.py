@@ -149,7 +149,7 @@ def load_photographs() -> dict[str, np.ndarray]:
     The files are read from the installed package itself: ``skimage.data.gravel()`` may fetch a file that is missing.
 
     Returns:
-        Grey images of shape ``(512, 512)``, ``float32`` in [0, 1], by name.
+        Gray images of shape ``(512, 512)``, ``float32`` in [0, 1], by name.
 
     Raises:
         FileNotFoundError: If the installed scikit-image does not have them.
@@ -174,7 +174,7 @@ def add_defect(
     """Put one defect into an image of gravel.
 
     Args:
-        image: Grey image of shape ``(256, 256)``, values in [0, 1].
+        image: Gray image of shape ``(256, 256)``, values in [0, 1].
         defect: One of ``brick``, ``grass``, ``stain``.
         photographs: What :func:`load_photographs` returned.
         rng: Source of chance.
@@ -251,6 +251,6 @@ def _blend(image: np.ndarray, other: np.ndarray, mask: np.ndarray, softness: flo
 
 
 def _save(image: np.ndarray, path: Path) -> None:
-    """Write a grey image in [0, 1], or a boolean mask, as an 8-bit PNG."""
+    """Write a gray image in [0, 1], or a boolean mask, as an 8-bit PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.round(255 * np.asarray(image, dtype=np.float32)).astype(np.uint8)).save(path)

@@ -64,7 +64,7 @@ def choose_examples(category: Path) -> list[Example]:
 
 @torch.no_grad()
 def anomaly_maps(model: AnomalibModule, images: Sequence[Path]) -> np.ndarray:
-    """Compute the heat maps of some images, before any normalisation.
+    """Compute the heat maps of some images, before any normalization.
 
     Args:
         model: A trained model.

@@ -202,7 +202,7 @@ def _is_bank(node: openvino.Node, rows: np.ndarray) -> bool:
 
 
 def _is_center(node: openvino.Node, center: np.ndarray) -> bool:
-    """Whether a node is a constant that holds the bank's centre, or its negative, which OpenVINO adds."""
+    """Whether a node is a constant that holds the bank's center, or its negative, which OpenVINO adds."""
     if node.get_type_name() != "Constant" or node.get_output_size() == 0 or list(node.shape)[-1:] != [len(center)]:
         return False
     values = node.data.reshape(-1)

@@ -72,14 +72,14 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
         layers: Names of the layers to extract features from, the finest grid first.
         pre_trained: Use pre-trained backbone weights.
-        num_neighbors: Neighbours that re-weight the image score as in PatchCore; 1, as in the papers, for none.
+        num_neighbors: Neighbors that re-weight the image score as in PatchCore; 1, as in the papers, for none.
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
             becomes the image score; 0, as in the papers, for none.
         search: How memory banks are searched on a CPU: ``"exact"``, or ``"faiss"``, which is approximate, for banks and
             images so large that the exact search takes too long. Needs the extra ``faiss``. Exported files have the
             exact search.
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
-        patch_embedding: ``"average"``: each 3 x 3 neighbourhood is averaged, as in Anomalib's PatchCore.
+        patch_embedding: ``"average"``: each 3 x 3 neighborhood is averaged, as in Anomalib's PatchCore.
             ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
         memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
         feature_cache: Folder in which the features of training and validation images are kept, so that another fit, or
@@ -90,10 +90,10 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             refusing to fit.
         seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
             memory banks, whatever the data loaders drew, and on any number of devices.
-        pre_processor: Pre-processor (image size, crop, normalisation), or whether to use the default one: 256 x 256, no
+        pre_processor: Pre-processor (image size, crop, normalization), or whether to use the default one: 256 x 256, no
             crop, statistics of ImageNet.
-        post_processor: Post-processor (decision threshold, normalisation of scores), or whether to use the default one,
-            which takes the threshold from the training images where no defects are labelled.
+        post_processor: Post-processor (decision threshold, normalization of scores), or whether to use the default one,
+            which takes the threshold from the training images where no defects are labeled.
         evaluator: Evaluator, or whether to use the default one.
         visualizer: Visualizer, or whether to use the default one.
         **bank_options: Further options of :class:`DenoisingMemoryBank`.
@@ -223,7 +223,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     @property
     def learning_type(self) -> LearningType:
-        """One class: no anomalous image is labelled in training."""
+        """One class: no anomalous image is labeled in training."""
         return LearningType.ONE_CLASS
 
     @property

@@ -84,7 +84,7 @@ class LabelAwareEvaluator(Evaluator):
         for metric in all_metrics:
             without = [name for name in getattr(metric, "fields", ()) if name in missing]
             if without:
-                reasons[metric.name] = f"no test {LABELS[without[0]]} are labelled {missing[without[0]]}"
+                reasons[metric.name] = f"no test {LABELS[without[0]]} are labeled {missing[without[0]]}"
                 metric.reset()
             else:
                 kept.append(metric)

@@ -50,7 +50,7 @@ class ThresholdBetweenScores(F1AdaptiveThreshold):
 class LabelFreePostProcessor(PostProcessor):
     """Decide with the labels of validation images where there are defects among them, else without any.
 
-    Anomalib's thresholds maximize F1 on labelled validation images; without defects among these they are the highest
+    Anomalib's thresholds maximize F1 on labeled validation images; without defects among these they are the highest
     score. Here, the threshold then comes from the out-of-bag scores of the training images, which themselves may hold
     defects. What is said of the three ways to say how strict to be counts in this order: ``fixed_threshold``,
     ``expected_defects``, ``false_alarms``.
@@ -81,14 +81,14 @@ class LabelFreePostProcessor(PostProcessor):
         self.fixed_threshold = fixed_threshold
         given = {name: value for name, value in vars(self).items() if value is not None}
         check(given, {"false_alarms": SHARE, "expected_defects": SHARE, "fixed_threshold": at_least(0)})
-        self._has_labelled_defects = False
+        self._has_labeled_defects = False
         for name, fields in METRICS.items():
             self.add_module(name, ThresholdBetweenScores(fields=fields, strict=False))
 
     @property
     def asked_false_alarms(self) -> float | None:
         """Share of false alarms that the image threshold was set for; ``None`` if it came from elsewhere."""
-        other = self.fixed_threshold is not None or self.expected_defects is not None or self._has_labelled_defects
+        other = self.fixed_threshold is not None or self.expected_defects is not None or self._has_labeled_defects
         return None if other else self.false_alarms
 
     @property
@@ -108,14 +108,14 @@ class LabelFreePostProcessor(PostProcessor):
         self._pixel_threshold.fill_(torch.nan)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Look for labelled defects anew.
+        """Look for labeled defects anew.
 
         Args:
             trainer: Trainer.
             pl_module: The model.
         """
         del trainer, pl_module
-        self._has_labelled_defects = False
+        self._has_labeled_defects = False
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: ImageBatch, *args: Any, **kwargs: Any
@@ -131,7 +131,7 @@ class LabelFreePostProcessor(PostProcessor):
         """
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
         if outputs.gt_label is not None and bool(outputs.gt_label.any()):
-            self._has_labelled_defects = True
+            self._has_labeled_defects = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Set the thresholds.
@@ -140,15 +140,15 @@ class LabelFreePostProcessor(PostProcessor):
             trainer: Trainer.
             pl_module: The model.
         """
-        labelled = trainer.strategy.reduce_boolean_decision(self._has_labelled_defects, all=False)
-        self._has_labelled_defects = labelled
+        labeled = trainer.strategy.reduce_boolean_decision(self._has_labeled_defects, all=False)
+        self._has_labeled_defects = labeled
         scores = pl_module.model.out_of_bag
         # Of a single training image nothing can be scored out of bag: Anomalib's highest normal score is better than
         # no threshold then. A loaded model has brought its own.
         possible = (
             bool(self._image_threshold.isfinite()) if scores is None else bool(scores.image_scores.isfinite().any())
         )
-        without_labels = self.fixed_threshold is not None or (not labelled and possible)
+        without_labels = self.fixed_threshold is not None or (not labeled and possible)
         if without_labels:  # nothing to maximize F1 on, which Anomalib would warn of
             self._image_threshold_metric.reset()
             self._pixel_threshold_metric.reset()
@@ -184,7 +184,7 @@ class LabelFreePostProcessor(PostProcessor):
             self._pixel_threshold.fill_(self.cut(scores.map_peaks))
         else:
             return
-        logger.info("Without labelled defects to learn from, the threshold is %.4g.", float(self._image_threshold))
+        logger.info("Without labeled defects to learn from, the threshold is %.4g.", float(self._image_threshold))
 
     def set_thresholds(self, image: float, pixel: float) -> None:
         """Set the thresholds of image scores and maps; that of maps may be not a number, the image's counts then.

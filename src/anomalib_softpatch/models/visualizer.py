@@ -19,8 +19,8 @@ from anomalib_softpatch.predictions.table import verdict
 from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 BAR, FONT_SIZE, MARGIN = 28, 16, 10  # pixels
-# Dark enough for white text; the words say the same as the colours
-COLOURS = {"anomalous": (170, 30, 30), "normal": (20, 100, 50), "": (70, 70, 70)}
+# Dark enough for white text; the words say the same as the colors
+COLORS = {"anomalous": (170, 30, 30), "normal": (20, 100, 50), "": (70, 70, 70)}
 
 
 class VerdictVisualizer(ImageVisualizer):
@@ -100,7 +100,7 @@ class VerdictVisualizer(ImageVisualizer):
         judged = verdict(score, self.threshold, item.pred_label if math.isnan(self.threshold) else None)
         parts = [judged or "no verdict", f"score {score:.4f}"]
         parts += [] if math.isnan(self.threshold) else [f"threshold {self.threshold:.4f}"]
-        captioned = Image.new("RGB", (strip.width, strip.height + BAR), COLOURS[judged])
+        captioned = Image.new("RGB", (strip.width, strip.height + BAR), COLORS[judged])
         captioned.paste(strip)
         draw = ImageDraw.Draw(captioned)
         font = ImageFont.load_default(size=FONT_SIZE)

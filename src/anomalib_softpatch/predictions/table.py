@@ -124,7 +124,7 @@ def peak(anomaly_map: np.ndarray, size: tuple[int, int], transform: "Transform |
         return int((column + 0.5) / width * size[0]), int((row + 0.5) / height * size[1])
     from anomalib_softpatch.report.geometry import visible_region  # noqa: PLC0415  # imports torch
 
-    x, y = visible_region(transform, size).patch_centre(int(row), int(column), anomaly_map.shape)
+    x, y = visible_region(transform, size).patch_center(int(row), int(column), anomaly_map.shape)
     return min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)
 
 

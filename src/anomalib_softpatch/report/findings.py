@@ -126,14 +126,14 @@ class Findings:
         """One row per image, the most suspicious first.
 
         Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score`` (on the scale of
-        :attr:`scores`), ``highest_patch_x``, ``highest_patch_y`` (pixel at that patch's centre), ``duplicate_group``
+        :attr:`scores`), ``highest_patch_x``, ``highest_patch_y`` (pixel at that patch's center), ``duplicate_group``
         (missing for an image without copies), ``findings`` (what else is odd, separated by semicolons) and, where the
         truth is known, ``label``.
         """
         values, rows, columns = peaks(self.scores)
         grid_size = (self.scores.shape[1], self.scores.shape[2])
-        centres = [
-            region.patch_centre(row, column, grid_size)
+        centers = [
+            region.patch_center(row, column, grid_size)
             for region, row, column in zip(self.regions, rows.tolist(), columns.tolist(), strict=True)
         ]
         table = pd.DataFrame(
@@ -142,8 +142,8 @@ class Findings:
                 "image_score": self.image_scores.tolist(),
                 "removed_share": removed_shares(self.kept).tolist(),
                 "highest_patch_score": values.tolist(),
-                "highest_patch_x": [x for x, _ in centres],
-                "highest_patch_y": [y for _, y in centres],
+                "highest_patch_x": [x for x, _ in centers],
+                "highest_patch_y": [y for _, y in centers],
                 "duplicate_group": pd.array(self.duplicate_groups, dtype="Int64"),
                 "findings": ["; ".join(names) for names in self.oddities or [[]] * len(self.paths)],
             }

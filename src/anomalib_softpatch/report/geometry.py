@@ -29,8 +29,8 @@ class Region:
     right: float
     bottom: float
 
-    def patch_centre(self, row: int, column: int, grid_size: tuple[int, int]) -> tuple[int, int]:
-        """Return column and row of the pixel at the centre of a patch.
+    def patch_center(self, row: int, column: int, grid_size: tuple[int, int]) -> tuple[int, int]:
+        """Return column and row of the pixel at the center of a patch.
 
         Args:
             row: Row of the patch in the grid.

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Oddities: images that are dark, light, blurry, empty, of another size or without colour, unlike the rest of the set.
+"""Oddities: images that are dark, light, blurry, empty, of another size or without color, unlike the rest of the set.
 
 What is usual differs from set to set: parts on a black background are no dark images. So an image is odd if it lies
 far from the median of the set, and by an amount that matters. Images that nobody could see anything in are odd
@@ -23,7 +23,7 @@ MATTERS = 0.5  # share of the usual brightness, darkness, sharpness or entropy t
 OTHER_ASPECT = 1.1  # times the usual width over height, or its inverse
 BLACK, WHITE, FLAT = 0.05, 0.95, 0.5  # brightest and darkest value, entropy in bits, whatever is usual
 SMALLEST_CONTRAST = 1 / 255
-COLOURED = 0.02  # mean difference between an image's largest and smallest channel
+COLORED = 0.02  # mean difference between an image's largest and smallest channel
 STATISTICS_SIDE = 256  # pixels of the shorter side that sharpness is measured at, as it depends on the scale
 
 
@@ -39,7 +39,7 @@ class ImageStatistics:
         sharpness: Standard deviation of the Laplacian of the brightness over that of the brightness, so that a lack of
             contrast is no blur, at a shorter side of 256 pixels.
         entropy: Of the histogram of the brightness in 256 steps, in bits.
-        colour: Mean difference between the largest and the smallest channel, in [0, 1].
+        color: Mean difference between the largest and the smallest channel, in [0, 1].
     """
 
     width: int
@@ -48,7 +48,7 @@ class ImageStatistics:
     brightest: float
     sharpness: float
     entropy: float
-    colour: float
+    color: float
 
 
 def image_statistics(image: torch.Tensor) -> ImageStatistics:
@@ -61,22 +61,22 @@ def image_statistics(image: torch.Tensor) -> ImageStatistics:
         Its statistics.
     """
     height, width = image.shape[1:]
-    colour = (image.amax(dim=0) - image.amin(dim=0)).mean().item()
+    color = (image.amax(dim=0) - image.amin(dim=0)).mean().item()
     if min(height, width) > STATISTICS_SIDE:
         image = resize(image, [STATISTICS_SIDE], antialias=True)
-    grey = rgb_to_grayscale(image)[0].numpy()
-    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    counts = np.bincount((grey * 255).round().astype(int).clip(0, 255).ravel())
+    gray = rgb_to_grayscale(image)[0].numpy()
+    laplacian = 4 * gray[1:-1, 1:-1] - gray[:-2, 1:-1] - gray[2:, 1:-1] - gray[1:-1, :-2] - gray[1:-1, 2:]
+    counts = np.bincount((gray * 255).round().astype(int).clip(0, 255).ravel())
     shares = counts[counts > 0] / counts.sum()
-    darkest, brightest = np.quantile(grey, (0.05, 0.95))
+    darkest, brightest = np.quantile(gray, (0.05, 0.95))
     return ImageStatistics(
         width=width,
         height=height,
         darkest=float(darkest),
         brightest=float(brightest),
-        sharpness=float(laplacian.std() / max(grey.std(), SMALLEST_CONTRAST)),
+        sharpness=float(laplacian.std() / max(gray.std(), SMALLEST_CONTRAST)),
         entropy=float(-(shares * np.log2(shares)).sum()),
-        colour=colour,
+        color=color,
     )
 
 
@@ -88,11 +88,11 @@ def find_oddities(statistics: Sequence[ImageStatistics]) -> list[list[str]]:
 
     Returns:
         For each image some of ``dark``, ``light``, ``blurry``, ``low information``, ``odd size``, ``odd aspect`` and
-        ``grey among colour``.
+        ``gray among color``.
     """
-    darkest, brightest, sharpness, entropy, colour = (
+    darkest, brightest, sharpness, entropy, color = (
         np.array([getattr(one, name) for one in statistics])
-        for name in ("darkest", "brightest", "sharpness", "entropy", "colour")
+        for name in ("darkest", "brightest", "sharpness", "entropy", "color")
     )
     log_aspect = np.array([math.log(one.width / one.height) for one in statistics])
     sizes = [(one.width, one.height) for one in statistics]
@@ -104,7 +104,7 @@ def find_oddities(statistics: Sequence[ImageStatistics]) -> list[list[str]]:
         "low information": _far_below(entropy, MATTERS * np.median(entropy)) | (entropy < FLAT),
         "odd size": np.array([usual_count > len(sizes) / 2 and size != usual_size for size in sizes]),
         "odd aspect": _far_below(-np.abs(log_aspect - np.median(log_aspect)), math.log(OTHER_ASPECT)),
-        "grey among colour": (colour < COLOURED / 2) & (np.median(colour) > COLOURED),
+        "gray among color": (color < COLORED / 2) & (np.median(color) > COLORED),
     }
     return [[name for name, odd in found.items() if odd[index]] for index in range(len(statistics))]
 

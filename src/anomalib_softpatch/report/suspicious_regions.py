@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Suspicious regions: where in an image neighbouring patches are as rare as makes an image stand out."""
+"""Suspicious regions: where in an image neighboring patches are as rare as makes an image stand out."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from anomalib_softpatch.report.findings import Findings
 
 @dataclass(frozen=True)
 class SuspiciousRegion:
-    """Bounding box of neighbouring suspicious patches, in the pixels of the image.
+    """Bounding box of neighboring suspicious patches, in the pixels of the image.
 
     Attributes:
         left: First column.

@@ -185,8 +185,8 @@ def test_the_command_writes_table_and_image(results: Path, capsys: pytest.Captur
     assert pixels.shape[1] > pixels.shape[0] > 400
     corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
     assert (corners == 255).all()  # light background
-    colours = {tuple(colour) for colour in pixels.reshape(-1, 3)}
-    assert {(31, 119, 180), (255, 127, 14)} <= colours  # a line for each model
+    colors = {tuple(color) for color in pixels.reshape(-1, 3)}
+    assert {(31, 119, 180), (255, 127, 14)} <= colors  # a line for each model
 
 
 def test_a_dark_style_does_not_darken_the_image(results: Path) -> None:

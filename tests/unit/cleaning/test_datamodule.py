@@ -1,20 +1,20 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The datamodule of files that nobody has labelled."""
+"""The datamodule of files that nobody has labeled."""
 
 from pathlib import Path
 
 from PIL import Image
 
-from anomalib_softpatch.cleaning.datamodule import UnlabelledDataModule
+from anomalib_softpatch.cleaning.datamodule import UnlabeledDataModule
 
 
 def test_all_files_train_and_none_is_held_back(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("b.png", "a\n.png", "c.png")]
     for path in paths:
         Image.new("RGB", (16, 16)).save(path)
-    datamodule = UnlabelledDataModule(paths, batch_size=2)
+    datamodule = UnlabeledDataModule(paths, batch_size=2)
     datamodule.setup("fit")
     batches = list(datamodule.train_dataloader())
     assert sorted(path for batch in batches for path in batch.image_path) == sorted(map(str, paths))

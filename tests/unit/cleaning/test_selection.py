@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is set aside before training, by name, reason and in whose favour."""
+"""What is set aside before training, by name, reason and in whose favor."""
 
 import csv
 from pathlib import Path

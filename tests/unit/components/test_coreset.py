@@ -41,7 +41,7 @@ FEATURES = {
     "wide range of scales": mixture(2000, 32) * 10 ** torch.linspace(-3, 3, 32),
     "ties": torch.randint(0, 4, (2000, 5), generator=torch.Generator().manual_seed(2)).float(),
     "duplicates": mixture(500, 16).repeat(4, 1),
-    "fewer distinct rows than centres": torch.randint(
+    "fewer distinct rows than centers": torch.randint(
         0, 3, (400, 2), generator=torch.Generator().manual_seed(3)
     ).float(),
     "constant": torch.ones(300, 8),
@@ -56,7 +56,7 @@ FEATURES = {
 @pytest.mark.parametrize("name", FEATURES)
 @pytest.mark.parametrize("active_size", [16, 4096])
 def test_equals_anomalib(name, active_size, monkeypatch):
-    """Same centres in the same order, also when many more rows tie than are brought up to date at once."""
+    """Same centers in the same order, also when many more rows tie than are brought up to date at once."""
     monkeypatch.setattr(coreset, "ACTIVE_SIZE", active_size)
     monkeypatch.setattr(coreset, "BLOCK_SIZE", 2**14)
     monkeypatch.setattr(coreset, "SMALLEST_PART", 64)
@@ -77,7 +77,7 @@ def test_eligible_rows_only():
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_goes_on_from_centers(name):
-    """From the first centres of a choice the rest of it follows; from others, what is farthest, as float64 tells."""
+    """From the first centers of a choice the rest of it follows; from others, what is farthest, as float64 tells."""
     features = FEATURES[name]
     chosen = k_center_greedy(features, len(features) // 4, first=7)
     assert k_center_greedy(features, len(chosen), first=chosen[: len(chosen) // 2]).tolist() == chosen.tolist()
@@ -131,8 +131,8 @@ def test_any_shape(rows, columns, values, scale, copies, seed, data):
     [
         ({"size": 0, "first": 0}, "size must be at least 1, got 0"),
         ({"size": 2, "first": 9}, "first=9 is not one of the 5 rows"),
-        ({"size": 2, "first": torch.tensor([0, 1, 2])}, "first must be 1 to 2 centres for a coreset of 2, got 3"),
-        ({"size": 2, "first": torch.tensor([], dtype=torch.long)}, "first must be 1 to 2 centres .* got 0"),
+        ({"size": 2, "first": torch.tensor([0, 1, 2])}, "first must be 1 to 2 centers for a coreset of 2, got 3"),
+        ({"size": 2, "first": torch.tensor([], dtype=torch.long)}, "first must be 1 to 2 centers .* got 0"),
         ({"size": 2, "first": 0, "eligible": torch.tensor([False, True, True, True, True])}, "first=0"),
     ],
 )

@@ -25,7 +25,7 @@ def build(features, **arguments):
 
 
 def test_defects_stay_out(features):
-    """PatchCore's selection takes defects; with a threshold none of them enters, as a first centre neither."""
+    """PatchCore's selection takes defects; with a threshold none of them enters, as a first center neither."""
     defects = {image * 30 + place for image in range(3) for place in (7, 8)}
     patchcore = build(features, thresholds=(0.0,), soft_weight=False)
     assert defects & set(patchcore.indices.tolist())

@@ -38,7 +38,7 @@ def test_pool_channels_equals_pytorch(channels, size):
 
 
 def test_unfold_equals_the_papers_order_of_steps():
-    """PatchCore resizes the unfolded neighbourhoods first and pools them then, patch by patch."""
+    """PatchCore resizes the unfolded neighborhoods first and pools them then, patch by patch."""
     extractor = PatchFeatureExtractor("resnet18", ["layer1", "layer2"], pre_trained=False, patch_embedding="unfold")
     images = torch.randn(1, 3, 64, 64)
     layers = extractor.backbone(images)

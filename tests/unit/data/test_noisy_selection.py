@@ -71,9 +71,9 @@ def test_a_shift_goes_right_and_down() -> None:
 
 def test_a_positive_angle_turns_counter_clockwise() -> None:
     mask = np.zeros((101, 101), np.uint8)
-    mask[50, 90] = 1  # right of the centre
+    mask[50, 90] = 1  # right of the center
     moved = rotate_and_shift(mask, angle=90, shift_x=0, shift_y=0, is_mask=True)
-    assert np.argwhere(moved).tolist() == [[10, 50]]  # above the centre
+    assert np.argwhere(moved).tolist() == [[10, 50]]  # above the center
 
 
 def test_image_and_mask_move_alike() -> None:

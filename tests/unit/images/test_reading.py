@@ -33,7 +33,7 @@ TURNED = {
     7: lambda pixels: np.swapaxes(np.rot90(pixels, 2), 0, 1),
     8: np.rot90,
 }
-WHOLE = ["grey.png", "palette.png", "deep.png", "image.jpg", "image.tif", "image.bmp", "image.webp"]
+WHOLE = ["gray.png", "palette.png", "deep.png", "image.jpg", "image.tif", "image.bmp", "image.webp"]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for name in WHOLE:
         image = Image.fromarray(pixels)
-        mode = {"grey.png": "L", "palette.png": "P"}.get(name)
+        mode = {"gray.png": "L", "palette.png": "P"}.get(name)
         image = Image.fromarray(pixels[..., 0].astype(np.uint16)) if name == "deep.png" else image.convert(mode)
         image.save(tmp_path / name)
     return tmp_path
@@ -64,12 +64,12 @@ def test_agrees_with_what_anomalib_can_read(folder: Path, name: str, share: floa
 
 
 def test_wrong_checksum_is_no_reason_where_the_pixels_can_be_read(folder: Path) -> None:
-    content = bytearray((folder / "grey.png").read_bytes())
+    content = bytearray((folder / "gray.png").read_bytes())
     end = content.index(b"IEND") - 4
     content[end - 1] ^= 255  # the last byte of the checksum of the pixels' chunk
-    (folder / "grey.png").write_bytes(content)
-    read_with_anomalib(folder / "grey.png")
-    assert reason_against(folder / "grey.png") == ""
+    (folder / "gray.png").write_bytes(content)
+    read_with_anomalib(folder / "gray.png")
+    assert reason_against(folder / "gray.png") == ""
 
 
 def test_files_that_are_no_images(folder: Path) -> None:

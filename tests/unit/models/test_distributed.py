@@ -26,7 +26,7 @@ TWO_BANKS = {"discriminators": ("lof", "gaussian"), "thresholds": (0.15, 0.5), "
 SAMPLED = ([4, 0, 6, 1], [2, 5, 3, 4])  # as a DistributedSampler shuffles 7 images: the first comes twice
 FITS = {
     "same position": (TWO_BANKS, SAMPLED),
-    "neighbourhood": (TWO_BANKS | {"neighborhood": 1}, SAMPLED),
+    "neighborhood": (TWO_BANKS | {"neighborhood": 1}, SAMPLED),
     "whole image": (TWO_BANKS | {"neighborhood": "image"}, SAMPLED),
     "few references": (TWO_BANKS | {"neighborhood": 1, "max_references": 20}, SAMPLED),
     "another seed": (TWO_BANKS | {"seed": 5}, SAMPLED),

@@ -340,7 +340,7 @@ def test_engine_and_checkpoint(model_class, options, datamodule, tmp_path):
     trained, runner = lightning_model(model_class, **options), engine(tmp_path)
     runner.fit(trained, datamodule=datamodule)
     metrics = runner.test(trained, datamodule=datamodule, verbose=False)[0]
-    assert metrics["image_AUROC"] == 1.0  # black squares on grey noise
+    assert metrics["image_AUROC"] == 1.0  # black squares on gray noise
     checkpoint = runner.trainer.checkpoint_callback.best_model_path
     assert torch.load(checkpoint, weights_only=True)["state_dict"]
     restored = engine(tmp_path)

@@ -32,19 +32,19 @@ def model(**options):
 
 
 @pytest.fixture
-def unlabelled(mvtec_root):
+def unlabeled(mvtec_root):
     return Folder(name="set", root=mvtec_root / "bottle", normal_dir="train/good", num_workers=0)
 
 
 @pytest.fixture
-def labelled(mvtec_root):
+def labeled(mvtec_root):
     return MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
 
 
-def test_threshold_of_training_images(unlabelled, tmp_path, caplog):
+def test_threshold_of_training_images(unlabeled, tmp_path, caplog):
     trained, runner = model(), engine(tmp_path)
     with caplog.at_level(logging.INFO):
-        runner.fit(trained, datamodule=unlabelled)
+        runner.fit(trained, datamodule=unlabeled)
     assert "adaptive threshold will take the value of the highest" not in caplog.text
     processor, scores = trained.post_processor, trained.model.out_of_bag
     assert float(processor.image_threshold) == pytest.approx(false_alarm_threshold(scores.image_scores, 0.05))
@@ -62,7 +62,7 @@ def test_threshold_of_training_images(unlabelled, tmp_path, caplog):
     assert output.pred_label.tolist() == (raw > threshold).tolist()
 
 
-def test_out_of_bag_scores_equal_numpy(unlabelled, tmp_path):
+def test_out_of_bag_scores_equal_numpy(unlabeled, tmp_path):
     """Each training image against the bank without the patches it brought, by brute force in float64."""
     trained = model()
     features = {}
@@ -74,7 +74,7 @@ def test_out_of_bag_scores_equal_numpy(unlabelled, tmp_path):
         fit(*args)
 
     trained.model.fit = remember
-    engine(tmp_path).fit(trained, datamodule=unlabelled)
+    engine(tmp_path).fit(trained, datamodule=unlabeled)
     everything = features["all"]
     indices = trained.model.denoising.indices.numpy()
     bank, weights = trained.model.memory_bank.double().numpy(), trained.model.weights.double().numpy()
@@ -86,13 +86,13 @@ def test_out_of_bag_scores_equal_numpy(unlabelled, tmp_path):
         assert actual == pytest.approx(expected, rel=1e-4)
 
 
-def test_labels_count_where_there_are_some(labelled, tmp_path):
+def test_labels_count_where_there_are_some(labeled, tmp_path):
     """Anomalib's verdicts, by a threshold that is no score: half way to the next lower one."""
     ours, theirs = model(), model(post_processor=PostProcessor())
     for each in (ours, theirs):
-        engine(tmp_path).fit(each, datamodule=labelled)
+        engine(tmp_path).fit(each, datamodule=labeled)
     with torch.no_grad():
-        outputs = [ours.eval().model(ours.pre_processor.transform(batch.image)) for batch in labelled.val_dataloader()]
+        outputs = [ours.eval().model(ours.pre_processor.transform(batch.image)) for batch in labeled.val_dataloader()]
     for kind, scores in (
         ("image_threshold", torch.cat([output.pred_score for output in outputs])),
         ("pixel_threshold", torch.cat([output.anomaly_map.flatten() for output in outputs])),
@@ -123,24 +123,24 @@ def test_thresholds_lie_between_scores(scores, labels, expected):
     assert float(metric.compute()) == pytest.approx(expected)
 
 
-def test_without_validation(unlabelled, tmp_path):
+def test_without_validation(unlabeled, tmp_path):
     trained = model()
     runner = Engine(
         default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False, limit_val_batches=0
     )
-    runner.fit(trained, datamodule=unlabelled)
+    runner.fit(trained, datamodule=unlabeled)
     expected = false_alarm_threshold(trained.model.out_of_bag.image_scores, 0.05)
     assert float(trained.post_processor.image_threshold) == pytest.approx(expected)
 
 
-def test_ways_to_say_how_strict(unlabelled, labelled, tmp_path):
+def test_ways_to_say_how_strict(unlabeled, labeled, tmp_path):
     share = model(post_processor=LabelFreePostProcessor(expected_defects=0.25))
-    engine(tmp_path).fit(share, datamodule=unlabelled)
+    engine(tmp_path).fit(share, datamodule=unlabeled)
     scores, threshold = share.model.out_of_bag.image_scores, share.post_processor.image_threshold
     assert (scores > threshold).float().mean() == pytest.approx(0.25, abs=0.15)
     assert not torch.isclose(scores, threshold, rtol=1e-6).any()
     fixed = model(post_processor=LabelFreePostProcessor(fixed_threshold=7.5))
-    engine(tmp_path).fit(fixed, datamodule=labelled)
+    engine(tmp_path).fit(fixed, datamodule=labeled)
     assert float(fixed.post_processor.image_threshold) == float(fixed.post_processor.pixel_threshold) == 7.5
     loaded = LabelFreePostProcessor()
     loaded.load_checkpoint_config(fixed.post_processor.checkpoint_config())
@@ -173,19 +173,19 @@ def test_scores_keep_their_order():
     assert output.pred_label.tolist() == [False, True, True, True, True]
 
 
-def test_a_run_without_labels_names_what_it_cannot_compute(unlabelled, tmp_path, caplog):
+def test_a_run_without_labels_names_what_it_cannot_compute(unlabeled, tmp_path, caplog):
     trained, runner = model(), engine(tmp_path)
-    runner.fit(trained, datamodule=unlabelled)
+    runner.fit(trained, datamodule=unlabeled)
     with caplog.at_level(logging.WARNING):
-        results = runner.test(trained, datamodule=unlabelled, verbose=False)
+        results = runner.test(trained, datamodule=unlabeled, verbose=False)
     assert not any("AUROC" in name for name in results[0])
-    assert "image_AUROC, image_F1Score cannot be computed: no test images are labelled anomalous" in caplog.text
+    assert "image_AUROC, image_F1Score cannot be computed: no test images are labeled anomalous" in caplog.text
 
 
-def test_a_run_with_labels_computes_all(labelled, tmp_path, caplog):
+def test_a_run_with_labels_computes_all(labeled, tmp_path, caplog):
     trained, runner = model(), engine(tmp_path)
-    runner.fit(trained, datamodule=labelled)
-    results = runner.test(trained, datamodule=labelled, verbose=False)
+    runner.fit(trained, datamodule=labeled)
+    results = runner.test(trained, datamodule=labeled, verbose=False)
     assert {"image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score"} <= results[0].keys()
     assert "cannot be computed" not in caplog.text
 
@@ -205,29 +205,29 @@ def test_a_single_training_image_leaves_anomalibs_threshold(mvtec_root, tmp_path
     assert trained.post_processor.image_threshold.isfinite()
 
 
-def test_a_loaded_model_keeps_its_threshold(unlabelled, tmp_path):
+def test_a_loaded_model_keeps_its_threshold(unlabeled, tmp_path):
     trained, runner = model(), engine(tmp_path)
-    runner.fit(trained, datamodule=unlabelled)
+    runner.fit(trained, datamodule=unlabeled)
     loaded = SoftPatch.load_from_checkpoint(runner.trainer.checkpoint_callback.best_model_path)
-    engine(tmp_path).validate(loaded, datamodule=unlabelled, verbose=False)
+    engine(tmp_path).validate(loaded, datamodule=unlabeled, verbose=False)
     assert float(loaded.post_processor.image_threshold) == float(trained.post_processor.image_threshold)
 
 
-def test_a_fit_ends_with_its_self_check(unlabelled, labelled, tmp_path, caplog):
+def test_a_fit_ends_with_its_self_check(unlabeled, labeled, tmp_path, caplog):
     """In the log and on the page; of labels it does not ask how many false alarms they were set for."""
     trained = model()
     trained.noise_report = True
     with caplog.at_level(logging.INFO):
-        engine(tmp_path / "unlabelled").fit(trained, datamodule=unlabelled)
+        engine(tmp_path / "unlabeled").fit(trained, datamodule=unlabeled)
     check = trained.self_check()
     assert (check.verdict, check.asked) == ("do not use it", 0.05)
     assert check.facts.images == len(trained.model.denoising.keys)  # Folder holds some back
     assert check.threshold == float(trained.post_processor.image_threshold)
     assert check.scale == 1
-    (page,) = (tmp_path / "unlabelled").rglob("report.html")
+    (page,) = (tmp_path / "unlabeled").rglob("report.html")
     for line in check.lines:
         assert line in caplog.text
         assert page.read_text().count(line) == 1
-    engine(tmp_path / "labelled").fit(trained, datamodule=labelled)
+    engine(tmp_path / "labeled").fit(trained, datamodule=labeled)
     assert (trained.self_check().verdict, trained.self_check().asked) == ("trust it", None)
     assert model().self_check() is None

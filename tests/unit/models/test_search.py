@@ -26,7 +26,7 @@ MODELS = [SoftPatch, SoftPatchPlus]
 
 @pytest.fixture(autouse=True)
 def small_index(monkeypatch):
-    """Use an approximate index of small banks, and one that misses neighbours."""
+    """Use an approximate index of small banks, and one that misses neighbors."""
     monkeypatch.setattr(module, "SMALLEST_BANK", 256)
     monkeypatch.setattr(exact_module, "SMALLEST_INDEX", 0)
     monkeypatch.setattr(module, "PROBED", 0)
@@ -58,7 +58,7 @@ def test_life_of_a_model(model_class, mvtec_root, unseen, tmp_path):
     assert torch.equal(trained.model.memory_bank, exact.model.memory_bank)
     expected = trained.model(unseen)
     assert ApproximateIndex in {type(index) for index in trained.model._search.indexes.values()}
-    # Some neighbours are missed here, and what is found instead is little farther
+    # Some neighbors are missed here, and what is found instead is little farther
     exact(unseen)
     assert type(exact.model._search) is NearestNeighborSearch
     ratios = distances(trained, unseen) / distances(exact, unseen)

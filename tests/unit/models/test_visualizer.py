@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from anomalib_softpatch.models import SoftPatch
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
-from anomalib_softpatch.models.visualizer import BAR, COLOURS, VerdictVisualizer
+from anomalib_softpatch.models.visualizer import BAR, COLORS, VerdictVisualizer
 
 SCORES = [0.25, 0.75]
 # As long as file systems allow, with a line break and what is no Unicode
@@ -75,7 +75,7 @@ def test_bar_below_what_anomalib_draws(batch: ImageBatch, tmp_path: Path, texts:
         assert strip.size == (plain.width, plain.height + BAR)
         assert np.array_equal(np.asarray(strip)[: plain.height], np.asarray(plain))
         bar = np.asarray(strip)[plain.height :]
-        assert tuple(bar[0, 0]) == COLOURS[verdict]
+        assert tuple(bar[0, 0]) == COLORS[verdict]
         assert (bar == 255).all(axis=2).any()  # and white text on it
 
 

@@ -26,7 +26,7 @@ SIZE = (96, 64)
 BLOCKS = {
     3: [(1, 2)],
     5: [(0, 0), (1, 1), (3, 5)],
-}  # rows and columns of high scores; diagonal neighbours are connected
+}  # rows and columns of high scores; diagonal neighbors are connected
 BOXES = {"003.png": {(32, 16, 16, 16)}, "005.png": {(0, 0, 32, 32), (80, 48, 16, 16)}}  # left, top, width, height
 
 

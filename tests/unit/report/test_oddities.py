@@ -25,7 +25,7 @@ CHANGES = {
     "light": lambda image: image.point(lambda value: 255 - (255 - value) // 8),
     "blurry": lambda image: image.filter(ImageFilter.GaussianBlur(1.5)),
     "low information": lambda image: image.point(lambda value: 100 if value < 195 else 140),
-    "grey among colour": lambda image: image.convert("L"),
+    "gray among color": lambda image: image.convert("L"),
     "odd size": lambda image: image.resize((65, 49)),
 }
 
@@ -51,8 +51,8 @@ def test_what_all_images_are_is_not_odd(change: object) -> None:
 
 
 def test_black_and_white_images_are_odd_in_any_set() -> None:
-    for colour, name in (("black", "dark"), ("white", "light")):
-        found = find_oddities([statistics(Image.new("RGB", (64, 48), colour))] * 5)
+    for color, name in (("black", "dark"), ("white", "light")):
+        found = find_oddities([statistics(Image.new("RGB", (64, 48), color))] * 5)
         assert found == [[name, "low information"]] * 5
 
 

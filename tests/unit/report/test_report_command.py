@@ -36,7 +36,7 @@ LAYERS = ["layer2"]
 
 @pytest.fixture(scope="module")
 def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Backbone with random weights on disk: ranking a black square among grey noise takes no more."""
+    """Backbone with random weights on disk: ranking a black square among gray noise takes no more."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
@@ -45,7 +45,7 @@ def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve grey images in two folders, one of them with a black square: `b/odd.png`."""
+    """Twelve gray images in two folders, one of them with a black square: `b/odd.png`."""
     rng = np.random.default_rng(0)
     root = tmp_path / "images"
     for name in [*(f"a/{index}.png" for index in range(6)), *(f"b/{index}.jpg" for index in range(5)), "b/odd.png"]:
@@ -118,7 +118,7 @@ def test_broken_and_odd_files_are_listed(folder: Path, small_backbone: str, tmp_
     (folder / "dead.png").symlink_to(folder / "nowhere.png")
     (folder / "folder.png").mkdir()
     Image.new("RGB", (3, 2)).save(folder / "tiny.png")
-    readable = {"grey": Image.new("L", (64, 48), 128), "cmyk": Image.new("CMYK", (64, 48))}
+    readable = {"gray": Image.new("L", (64, 48), 128), "cmyk": Image.new("CMYK", (64, 48))}
     readable["palette"] = Image.new("P", (40, 40))
     readable["alpha"] = Image.new("RGBA", (64, 48), (128, 128, 128, 40))
     readable["deep"] = Image.fromarray(np.full((48, 64), 30_000, dtype=np.uint16))

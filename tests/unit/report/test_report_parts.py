@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def make_findings(folder: Path, count: int = 12, size: tuple[int, int] = (96, 64), **kwargs: object) -> Findings:
-    """Grey images; number `BAD` has a black square where its patch scores are highest: row 1, column 2 of 4 x 6."""
+    """Gray images; number `BAD` has a black square where its patch scores are highest: row 1, column 2 of 4 x 6."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(count, 4, 6, generator=generator)
     scores[BAD, 1, 2] = 5.0
@@ -100,13 +100,13 @@ def test_visible_region(transform: object, size: tuple[int, int], expected: tupl
 
 
 def test_visible_region_is_where_the_transform_looks() -> None:
-    """A mark in the image comes out in the patch whose centre, in the image's pixels, is the mark."""
+    """A mark in the image comes out in the patch whose center, in the image's pixels, is the mark."""
     transform = PreProcessor(transform=Compose([Resize((64, 64)), CenterCrop((48, 48))])).transform
     image = torch.zeros(3, 300, 200)
     image[:, 200:212, 60:68] = 1
     grid = torch.nn.functional.adaptive_avg_pool2d(transform(image[None]), (12, 12))[0, 0]
     row, column = divmod(int(grid.argmax()), 12)
-    x, y = visible_region(transform, (200, 300)).patch_centre(row, column, (12, 12))
+    x, y = visible_region(transform, (200, 300)).patch_center(row, column, (12, 12))
     assert abs(x - 64) < 10
     assert abs(y - 206) < 14
 
@@ -238,7 +238,7 @@ def test_table_is_sorted_and_gives_the_peak_in_pixels(tmp_path: Path) -> None:
     assert table["image_score"].is_monotonic_decreasing
     first = table.iloc[0]
     assert Path(first["path"]).name == "003.png"
-    assert (first["highest_patch_x"], first["highest_patch_y"]) == (40, 24)  # the centre of the black square
+    assert (first["highest_patch_x"], first["highest_patch_y"]) == (40, 24)  # the center of the black square
     assert (first["highest_patch_score"], first["label"]) == (5.0, "anomalous")
     assert "label" not in make_findings(tmp_path).table
 
@@ -276,7 +276,7 @@ def test_each_group_counts_once() -> None:
 # Images
 
 
-def test_hottest_colour_lies_on_the_defect(tmp_path: Path) -> None:
+def test_hottest_color_lies_on_the_defect(tmp_path: Path) -> None:
     pair = np.asarray(image_pair(make_findings(tmp_path), BAD, tile=96)).astype(int)
     right = pair[:, -96:]  # 96 x 64 pixels, with 16 rows of white above and below
     redness = right[..., 0] - right[..., 2]

@@ -8,16 +8,16 @@ import torch
 from anomalib_softpatch.components.references import References, nearest_patches
 
 # Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
-# images, an image given twice) have finite densities and make no outliers of patches that differ by a grey level.
+# images, an image given twice) have finite densities and make no outliers of patches that differ by a gray level.
 SMALLEST_REACHABILITY = 1e-3
 
 
 def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Compute the local outlier factor: how much sparser a patch lies than its neighbours do. About 1 for an inlier.
+    """Compute the local outlier factor: how much sparser a patch lies than its neighbors do. About 1 for an inlier.
 
     Args:
-        distances: Distances to the k nearest neighbours in ascending order, shape ``(n, k)``.
-        indices: Which rows of ``distances`` those neighbours are, shape ``(n, k)``.
+        distances: Distances to the k nearest neighbors in ascending order, shape ``(n, k)``.
+        indices: Which rows of ``distances`` those neighbors are, shape ``(n, k)``.
 
     Returns:
         Shape ``(n,)``, positive and finite.
@@ -39,7 +39,7 @@ def lof(features: torch.Tensor, references: References, k: int) -> torch.Tensor:
     Args:
         features: Shape ``(images, height, width, dimensions)``.
         references: Which patches are compared.
-        k: Number of neighbours; 6 in the paper.
+        k: Number of neighbors; 6 in the paper.
 
     Returns:
         Shape ``(images, height, width)``.

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Distance of every training patch to its nearest neighbour."""
+"""Distance of every training patch to its nearest neighbor."""
 
 import torch
 

@@ -14,8 +14,8 @@ from anomalib_softpatch.components.tracing import without_autocast
 # Rows from which leading axes are estimated, and the share of the variance that they must hold to be of use
 SAMPLE_SIZE = 8192
 EXPLAINED_VARIANCE = 0.8
-# Rows whose nearest others are looked for, to learn how far apart neighbours are; variances along the other axes, as
-# shares of the squared distance of neighbours: where more axes would take longer than they save, and where most rows
+# Rows whose nearest others are looked for, to learn how far apart neighbors are; variances along the other axes, as
+# shares of the squared distance of neighbors: where more axes would take longer than they save, and where most rows
 # would have too many others within their bounds
 QUERY_SAMPLE_SIZE = 128
 NEGLIGIBLE_REST = 0.03
@@ -89,7 +89,7 @@ def sufficient_axes(rows: torch.Tensor, most: int) -> LeadingAxes | None:
     """Estimate leading axes of a set of rows, as few as suffice for the search of the nearest row.
 
     A bound falls short of the squared distance of independent rows by twice the variance along the other axes at most,
-    on average. That is to be little of the squared distance between neighbours, however small a share of the whole
+    on average. That is to be little of the squared distance between neighbors, however small a share of the whole
     variance either of them is.
 
     Args:
@@ -132,7 +132,7 @@ def rounding_allowance(queries: torch.Tensor, reduced: torch.Tensor, squares: to
 
 
 def sample_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows from which leading axes, and with them the centre, are estimated."""
+    """Return the rows from which leading axes, and with them the center, are estimated."""
     return rows[:: max(1, len(rows) // SAMPLE_SIZE)]
 
 

@@ -83,7 +83,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         backbone: Name of a timm model, ``local-dir:<folder>``, or a module.
         pre_trained: Use pre-trained backbone weights.
         num_neighbors: 1: the image score is the largest patch score (SoftPatch). More: that score is re-weighted by
-            so many neighbours (PatchCore, equation 7).
+            so many neighbors (PatchCore, equation 7).
         patch_embedding: See :class:`anomalib_softpatch.components.PatchFeatureExtractor`.
         memory_bank_builder: How to build the banks: the first one gives the image score, the last one the map.
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
@@ -458,7 +458,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def _make_map(self, scores: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:
         """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them.
 
-        Anomalib's generator would upsample with nearest neighbour, and smooths rows and columns in one convolution,
+        Anomalib's generator would upsample with nearest neighbor, and smooths rows and columns in one convolution,
         which takes ten times as long as one after the other: only its kernel is used.
         """
         kernel = next(self.anomaly_map_generator.buffers())[0, 0]  # the product of two vectors whose sums are 1

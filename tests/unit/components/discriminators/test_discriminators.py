@@ -78,9 +78,9 @@ def test_duplicates_are_neutral(name, scale, k):
 
 
 def test_tiny_differences_beside_duplicates_are_no_outliers():
-    """LOF divides by the density of the neighbours, which is infinite for exact duplicates."""
+    """LOF divides by the density of the neighbors, which is infinite for exact duplicates."""
     features = torch.randn(30, 4, 5, 8, generator=torch.Generator().manual_seed(0))
     features[:, 0, 0] = 0.0  # a black corner in all images
-    features[7, 0, 0] = 1e-4  # but for one grey level
+    features[7, 0, 0] = 1e-4  # but for one gray level
     scores = score(features, "lof")
     assert scores[7, 0, 0] < 1.5

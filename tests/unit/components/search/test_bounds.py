@@ -68,8 +68,8 @@ def set_of_rows(spread, seed=0):
 
 
 def test_axes_suffice_for_neighbors():
-    """Four axes hold nearly all of the variance in both sets; what counts is how far apart neighbours are."""
-    assert sufficient_axes(set_of_rows(0.0), 16) is None  # neighbours differ along all axes
+    """Four axes hold nearly all of the variance in both sets; what counts is how far apart neighbors are."""
+    assert sufficient_axes(set_of_rows(0.0), 16) is None  # neighbors differ along all axes
     assert 8 < sufficient_axes(set_of_rows(0.7), 16).axes.shape[1] <= 12
     far = set_of_rows(0.0)[:1000]
     assert sufficient_axes(far, 16).axes.shape[1] == 4

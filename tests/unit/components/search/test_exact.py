@@ -152,7 +152,7 @@ def test_one_row_far_away_costs_nothing(small_index, monkeypatch):
 
 
 def test_far_from_the_origin(small_index):
-    """The index centres the bank, so that expanded distances keep their digits (the plain search does not)."""
+    """The index centers the bank, so that expanded distances keep their digits (the plain search does not)."""
     queries, bank = anisotropic(100, offset=1000), anisotropic(20_000, seed=1, offset=1000)
     check_nearest(queries, bank, find(queries, bank))
 
@@ -237,7 +237,7 @@ def test_no_leading_axes(bank, small_index):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_autocast(k, small_index):
-    """Neighbours and distances are those of whole numbers where the backbone runs on shorter ones."""
+    """Neighbors and distances are those of whole numbers where the backbone runs on shorter ones."""
     queries, bank = anisotropic(300), anisotropic(3000, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         shorter = nearest_neighbors(queries, bank, k), find(queries, bank)
