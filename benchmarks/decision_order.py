@@ -1,0 +1,94 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Which training images to look at first: what a number of decisions is worth in different orders.
+
+For each set, 120 good images and 12 defects are trained on: noise of 10 %. The truth is the person: of the first
+images of an order, the good ones are said to be normal and the others to be defects, without a region. The orders:
+
+- ``most suspicious``: by the scores of the training images as if they were new, the highest first;
+- ``borderline``: by the distance of these scores to the threshold, the smallest first;
+- ``random``.
+
+A cell has defects left undecided in training, false alarms on good test images, and defects found among those that were
+not trained on.
+
+Example::
+
+    python benchmarks/decision_order.py --sets kolektor mtile visa_macaroni1 --save docs/results/decision_order.json
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL
+from anomalib_softpatch.models import SoftPatchModel
+from anomalib_softpatch.models.teaching import teach_model
+from common import accuracy_parser, describe_machine, print_table, save_results
+from teaching import NOISE, Person
+
+COUNTS = (5, 10, 20, 40)
+KEYS = ("defects left", "false alarms", "found")
+
+
+def measure(person: Person, seed: int) -> dict[str, list[dict[str, float]]]:
+    """Return the figures of each order, after each number of decisions."""
+    train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
+    images = torch.cat((train, defects[:NOISE]))
+    person.fit(images)
+    assert person.model.out_of_bag is not None
+    assert person.model.record is not None
+    # Of so few images nearly all are scored; the others come last
+    record, scores = person.model.record, torch.full((len(images),), -torch.inf)
+    place = {group: number for number, group in enumerate(record.maps.groups.tolist())}
+    for image, group in enumerate(record.group_of_image.tolist()):
+        if group in place:
+            scores[image] = person.model.out_of_bag.image_scores[place[group]]
+    threshold = float(person.module.post_processor.image_threshold)
+    orders = {
+        "most suspicious": scores.argsort(descending=True).tolist(),
+        "borderline": (scores - threshold).abs().argsort().tolist(),
+        "random": np.random.default_rng(seed).permutation(len(images)).tolist(),
+    }
+    rows: dict[str, list[dict[str, float]]] = {}
+    for name, order in orders.items():
+        for count in (0, *COUNTS):
+            decided = order[:count]
+            # Copies count as one image, and one verdict about it is enough
+            groups = {int(record.group_of_image[image]): image for image in reversed(decided)}
+            lessons = [
+                person.lesson(DEFECT if image >= len(train) else NORMAL, f"{image:03}", images[image], image)
+                for image in groups.values()
+            ]
+            teach_model(person.module, lessons)
+            alarms, found = (100 * float(person.anomalous(each).float().mean()) for each in (good, defects[NOISE:]))
+            left = 100 * (1 - sum(image >= len(train) for image in decided) / NOISE)
+            rows.setdefault(name, []).append(dict(zip(KEYS, (left, alarms, found), strict=True)) | {"seed": seed})
+    return rows
+
+
+def main() -> None:
+    """Measure all sets, print the table."""
+    parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(describe_machine(), flush=True)
+    headings = [f"{' / '.join(KEYS)} [%]", *(f"{count} decisions" for count in (0, *COUNTS))]
+    title = "What decisions about training images are worth, in three orders"
+    rows: dict[str, list[list[dict[str, float]]]] = {}
+    model = SoftPatchModel(options.layers, options.backbone).eval()
+    for name in options.sets:
+        for seed in options.seeds:
+            for order, figures in measure(Person(Path(options.root, name), options, model, seed), seed).items():
+                cells = rows.setdefault(f"{name}: {order}", [[] for _ in figures])
+                for cell, each in zip(cells, figures, strict=True):
+                    cell.append(each)
+                print(f"# {name}, seed {seed}, {order}: {figures}", flush=True)
+            save_results(options.save, title, headings, rows, KEYS)
+    print_table(headings, rows, KEYS)
+
+
+if __name__ == "__main__":
+    main()
