@@ -6,6 +6,7 @@
 import importlib.util
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -137,3 +138,14 @@ def test_versions_are_shown() -> None:
         assert session["passed"] > 0
         for name, version in session["versions"].items():
             assert re.search(rf"\| {name} \|.* {re.escape(version)} \|", page)
+
+
+def test_the_figure_of_the_layers_is_that_of_the_imports() -> None:
+    """Else run python docs/figures/layers.py."""
+    figure = runpy.run_path(str(ROOT / "docs" / "figures" / "layers.py"))
+    assert figure["FIGURE"].read_text(encoding="utf-8") == figure["text"]()
+    drawn = figure["FIGURE"].with_suffix(".svg").read_text(encoding="utf-8")
+    assert all(
+        f"<title>{start}&#45;&gt;{stop}</title>" in drawn
+        for start, stop in re.findall(r"(\w+) -> (\w+)", figure["text"]())
+    )
