@@ -474,13 +474,14 @@ class DefectBank:
             queries: The patches, shape ``(images * patches, channels)``.
 
         Returns:
-            Shape ``(images, patches)``; 0 where that is not above the threshold, and for all but the
-            :data:`KEPT_PATCHES` patches of an image that are least normal, by which the scales were found.
+            Shape ``(images, patches)``; 0 where that is not above the threshold. Only the :data:`KEPT_PATCHES` patches
+            of an image that are least normal, by which the scales were found, and those that all but coincide with a
+            defect can be above it.
         """
         squares = squared_distances(queries, self.features) * self.scales.square()
         ratio = normal / squares.amin(dim=1).clamp(min=SMALLEST).sqrt().view_as(normal)
         least_normal = normal.topk(min(KEPT_PATCHES, normal.shape[1]), dim=1).values[:, -1:]
-        nearer = (ratio > 1) & (normal >= least_normal)
+        nearer = (ratio > 1) & ((normal >= least_normal) | (ratio >= LARGEST_RAISE))
         return torch.where(nearer, self.threshold * ratio.clamp(max=LARGEST_RAISE), torch.zeros_like(normal))
 
 

@@ -194,6 +194,17 @@ def test_scores_by_defects_by_hand():
     assert defect_bank(bank.features, 5.0, scale=1.6).score(normal, queries).tolist() == [[6.25, 20.0, 0.0, 0.0]]
 
 
+def test_a_shown_defect_is_found_again_wherever_it_is(record):
+    """Also where more patches of the image are less normal than it."""
+    generator = torch.Generator().manual_seed(0)
+    defects = torch.randn(1, CHANNELS, generator=generator)
+    queries = torch.randn(100, CHANNELS, generator=generator)
+    queries[60] = defects + 0.001
+    normal = torch.full((1, 100), 2.0)
+    normal[0, :40] = 3.0
+    assert defect_bank(defects, 5.0).score(normal, queries).nonzero().tolist() == [[0, 60]]
+
+
 def test_defects_add_few_false_alarms(record):
     """Also where what is called a defect looks like any normal patch; those that do not are found."""
     generator = torch.Generator().manual_seed(3)
