@@ -110,9 +110,10 @@ def test_a_box_on_an_image_that_browsers_do_not_show(
 ) -> None:
     """It is drawn on the left half of the drawing, which has 456 by 224 pixels."""
     script = """
+        const refused = new Promise((done) => viewer.querySelector(".original").addEventListener("error", done));
         click("#image-4 a.larger");
         const drawing = viewer.querySelector(".drawing");
-        while (!viewer.querySelector(".original").hidden) await new Promise((done) => setTimeout(done, 20));
+        await refused;
         await drawing.decode();
         const {left, top, width, height} = drawing.getBoundingClientRect();
         const scale = Math.min(width / 456, height / 224);
