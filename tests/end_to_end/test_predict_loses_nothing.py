@@ -139,7 +139,7 @@ def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: P
     ] * 3
 
 
-def test_decisions_about_the_images_make_a_promise(images: Path, model: Path, tmp_path: Path) -> None:
+def test_decisions_about_the_images_make_a_promise(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     """Whether they were scored by this run or by an earlier one; the file tells images by relative paths, too."""
     save(images / "sub" / "d.png", 30)
     (tmp_path / "decisions.csv").write_text(

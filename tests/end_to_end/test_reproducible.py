@@ -3,12 +3,23 @@
 
 """The same command gives the same model."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from conftest import ANOMALIB
+
+
+def numbers(data: Any) -> Any:
+    """Return nested data with hashes in the place of texts, which torch does not compare."""
+    if isinstance(data, dict):
+        return {name: numbers(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [numbers(value) for value in data]
+    return zlib.crc32(data.encode()) if isinstance(data, str) else data
 
 
 def test_training_twice_gives_equal_banks(mvtec_root: Path, tmp_path: Path, run_python: Callable) -> None:
@@ -26,6 +37,8 @@ def test_training_twice_gives_equal_banks(mvtec_root: Path, tmp_path: Path, run_
     first, second = states
     assert first.keys() == second.keys()
     assert len(first["model.memory_bank"]) > 100
-    for name, value in first.items():
-        equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
-        assert equal, name
+    extra = "model._extra_state"
+    for name in first.keys() - {extra}:
+        assert torch.equal(first[name], second[name]), name
+    # What the fit has left for teaching, too
+    torch.testing.assert_close(numbers(first[extra]), numbers(second[extra]), rtol=0, atol=0)
