@@ -11,8 +11,8 @@ and a set of lessons. So the order of the lessons does not matter, and a lesson 
 - *normal*: what the image shows is normal, whatever other images show. Its rows have the support radius 0, and patches
   of it that are far from the bank become rows, farthest first, until none of it is farther than a typical image is.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
-- *defect*: likewise; and the patch that stands out most, or all that stand out in a region that a person has shown,
-  become rows of a second, small bank of defects. Rows of the memory bank that are nearer to one of these than to any
+- *defect*: likewise; and all patches that stand out in a region that a person has shown become rows of a second, small
+  bank of defects. Without a region it is the patch that stands out most, of images that would not be found otherwise. Rows of the memory bank that are nearer to one of these than to any
   other training image leave, too. A patch that is much nearer to a defect than to the memory bank is anomalous, see
   :class:`DefectBank`.
 - *added*: a new image of which nobody has said anything. Patches that are far from the bank become rows with support
@@ -45,6 +45,7 @@ LARGEST_RAISE = 4.0
 SCALE_OF_GUESSES = 2.0
 # Share of the false alarms asked for that similarity to defects may add
 SHARE_FOR_DEFECTS = 0.2
+USUAL_FALSE_ALARMS = 0.05
 SMALLEST = 1e-12  # squared distance
 NO_GROUP = -1
 
@@ -113,6 +114,14 @@ class FitRecord:
     def to(self, device: torch.device) -> "FitRecord":
         """Return the record with all tensors on a device."""
         return from_plain(_moved(to_plain(self, []), device))[0]
+
+    @property
+    def found_without_rows(self) -> float:
+        """Highest patch score above which an image is found as soon as its own rows have left the memory bank.
+
+        Such an image needs no patch among the defects. Which one to take would be a guess.
+        """
+        return false_alarm_threshold(self.maps.peaks, USUAL_FALSE_ALARMS)
 
     @property
     def typical(self) -> float:
@@ -263,8 +272,11 @@ def make_lesson(
     chosen: list[int] = []
     if verdict == DEFECT:
         scores[~inside] = -torch.inf
-        above = [] if region is None else (scores > record.typical).nonzero().squeeze(1).tolist()
-        chosen = above or [int(scores.argmax())]
+        chosen = [int(scores.argmax())]
+        if region is not None:
+            chosen = (scores > record.typical).nonzero().squeeze(1).tolist() or chosen
+        elif float(scores.max()) > record.found_without_rows:
+            chosen = []
     elif verdict in {NORMAL, ADDED}:
         weight = record.weight_of_new_rows
         is_own = record.groups == group
