@@ -12,9 +12,9 @@ and a set of lessons. So the order of the lessons does not matter, and a lesson 
   of it that are far from the bank become rows, farthest first, until none of it is farther than a typical image is.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
 - *defect*: likewise; and all patches that stand out in a region that a person has shown become rows of a second, small
-  bank of defects. Without a region it is the patch that stands out most, of images that would not be found otherwise. Rows of the memory bank that are nearer to one of these than to any
-  other training image leave, too. A patch that is much nearer to a defect than to the memory bank is anomalous, see
-  :class:`DefectBank`.
+  bank of defects. Without a region it is the patch that stands out most, of images that would not be found otherwise.
+  Rows of the memory bank that are nearer to one of these than to any other training image leave, too. A patch that is
+  much nearer to a defect than to the memory bank is anomalous, see :class:`DefectBank`.
 - *added*: a new image of which nobody has said anything. Patches that are far from the bank become rows with support
   radii: they make others look normal only as far as other images make them look normal.
 """
