@@ -205,7 +205,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._radii_count = bool(self.radii.any())
         if self.record is not None and self.untaught_thresholds is None:  # one bank in memory
-            self.record = replace(self.record, bank=self._bank)
+            fits = self.record.bank.features.shape == self.memory_bank.shape
+            self.record = replace(self.record, bank=self._bank) if fits else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave indexes, and what the last fit found about the training images, out of copies and exported files."""
