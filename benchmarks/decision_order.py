@@ -18,22 +18,18 @@ Example::
     python benchmarks/decision_order.py --sets kolektor mtile visa_macaroni1 --save docs/results/decision_order.json
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL
-from anomalib_softpatch.models import SoftPatchModel
 from anomalib_softpatch.models.teaching import teach_model
-from common import accuracy_parser, describe_machine, print_table, save_results
-from teaching import NOISE, Person
+from teaching import NOISE, Person, run
 
 COUNTS = (5, 10, 20, 40)
 KEYS = ("defects left", "false alarms", "found")
 
 
-def measure(person: Person, seed: int) -> dict[str, list[dict[str, float]]]:
+def measure(person: Person) -> dict[str, list[dict[str, float]]]:
     """Return the figures of each order, after each number of decisions."""
     train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
     images = torch.cat((train, defects[:NOISE]))
@@ -50,7 +46,7 @@ def measure(person: Person, seed: int) -> dict[str, list[dict[str, float]]]:
     orders = {
         "most suspicious": scores.argsort(descending=True).tolist(),
         "borderline": (scores - threshold).abs().argsort().tolist(),
-        "random": np.random.default_rng(seed).permutation(len(images)).tolist(),
+        "random": np.random.default_rng(person.seed).permutation(len(images)).tolist(),
     }
     rows: dict[str, list[dict[str, float]]] = {}
     for name, order in orders.items():
@@ -65,29 +61,14 @@ def measure(person: Person, seed: int) -> dict[str, list[dict[str, float]]]:
             teach_model(person.module, lessons)
             alarms, found = (100 * float(person.anomalous(each).float().mean()) for each in (good, defects[NOISE:]))
             left = 100 * (1 - sum(image >= len(train) for image in decided) / NOISE)
-            rows.setdefault(name, []).append(dict(zip(KEYS, (left, alarms, found), strict=True)) | {"seed": seed})
+            rows.setdefault(name, []).append(dict(zip(KEYS, (left, alarms, found), strict=True)))
     return rows
 
 
 def main() -> None:
     """Measure all sets, print the table."""
-    parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(describe_machine(), flush=True)
-    headings = [f"{' / '.join(KEYS)} [%]", *(f"{count} decisions" for count in (0, *COUNTS))]
     title = "What decisions about training images are worth, in three orders"
-    rows: dict[str, list[list[dict[str, float]]]] = {}
-    model = SoftPatchModel(options.layers, options.backbone).eval()
-    for name in options.sets:
-        for seed in options.seeds:
-            for order, figures in measure(Person(Path(options.root, name), options, model, seed), seed).items():
-                cells = rows.setdefault(f"{name}: {order}", [[] for _ in figures])
-                for cell, each in zip(cells, figures, strict=True):
-                    cell.append(each)
-                print(f"# {name}, seed {seed}, {order}: {figures}", flush=True)
-            save_results(options.save, title, headings, rows, KEYS)
-    print_table(headings, rows, KEYS)
+    run(__doc__, title, [f"{count} decisions" for count in (0, *COUNTS)], KEYS, measure)
 
 
 if __name__ == "__main__":

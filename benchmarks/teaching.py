@@ -21,6 +21,7 @@ Example::
 """
 
 from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -165,25 +166,43 @@ def measure(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float
     return rows
 
 
-def main() -> None:
-    """Measure all sets, print the table."""
-    parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
+def run(
+    description: str | None,
+    title: str,
+    columns: Sequence[str],
+    keys: Sequence[str],
+    measured: Callable[[Person], Mapping[str, Sequence[dict[str, float]]]],
+) -> None:
+    """Measure all sets with all seeds, print the table.
+
+    Args:
+        description: Docstring of the benchmark.
+        title: What stands above the table.
+        columns: Headings of the columns.
+        keys: Which figures a cell shows, in %.
+        measured: Returns the figures of each row, a column each.
+    """
+    parser = accuracy_parser(description, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
-    headings = [f"{' / '.join(KEYS)} [%]", "before", "after"]
-    title = "What a model does before and after it was taught"
+    headings = [f"{' / '.join(keys)} [%]", *columns]
     rows: dict[str, list[list[dict[str, float]]]] = {}
     model = SoftPatchModel(options.layers, options.backbone).eval()
     for name in options.sets:
         for seed in options.seeds:
-            for text, pair in measure(Person(Path(options.root, name), options, model, seed)).items():
-                cells = rows.setdefault(f"{name}: {text}", [[], []])
-                for cell, figures in zip(cells, pair, strict=True):
-                    cell.append(figures | {"seed": seed})
-                print(f"# {name}, seed {seed}: {text}: {pair}", flush=True)
-            save_results(options.save, title, headings, rows, KEYS)
-    print_table(headings, rows, KEYS)
+            for text, figures in measured(Person(Path(options.root, name), options, model, seed)).items():
+                cells = rows.setdefault(f"{name}: {text}", [[] for _ in columns])
+                for cell, each in zip(cells, figures, strict=True):
+                    cell.append(each | {"seed": seed})
+                print(f"# {name}, seed {seed}: {text}: {figures}", flush=True)
+            save_results(options.save, title, headings, rows, keys)
+    print_table(headings, rows, keys)
+
+
+def main() -> None:
+    """Measure all sets, print the table."""
+    run(__doc__, "What a model does before and after it was taught", ("before", "after"), KEYS, measure)
 
 
 if __name__ == "__main__":

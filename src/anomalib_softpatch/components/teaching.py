@@ -9,7 +9,8 @@ image is a :class:`Lesson`, made from the record and the image alone. :func:`tea
 and a set of lessons. So the order of the lessons does not matter, and a lesson that is taken back leaves no trace.
 
 - *normal*: what the image shows is normal, whatever other images show. Its rows have the support radius 0, and patches
-  of it that are far from the bank become rows, farthest first, until none of it is farther than a typical image is.
+  of it that are far from the bank become rows, farthest first, until none of it is
+  farther than half as far as the farthest patch of a typical image.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
 - *defect*: likewise; and all patches that stand out in a region that a person has shown become rows of a second, small
   bank of defects. Without a region it is the patch that stands out most, of images that would not be found otherwise.
@@ -189,7 +190,7 @@ def score_patches_by_banks(bank: MemoryBank, queries: torch.Tensor, left_out: to
 
 def _score(search: NearestNeighborSearch, queries: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
     bank = search.bank
-    search = search if left_out is None else search.without(left_out)
+    search = search if left_out is None or not bool(left_out.any()) else search.without(left_out)
     scores = []
     for rows in dict.fromkeys((bank.bank_ranges[0], bank.bank_ranges[-1])):
         nearest = None
@@ -218,8 +219,7 @@ def map_scores(
     """
     height, width, channels = features.shape
     queries = features.reshape(-1, channels).to(search.bank.features.dtype)
-    own = row_groups == group
-    scores = _score(search, queries, own if bool(own.any()) else None)
+    scores = _score(search, queries, row_groups == group)
     places = scores.amax(dim=0).topk(min(KEPT_PATCHES, len(queries))).indices
     return PatchScoreMaps(torch.tensor([group]), scores.view(1, -1, height, width), places[None], queries[places][None])
 
@@ -323,10 +323,11 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     bank, device = record.bank, record.bank.features.device
     gone = torch.tensor(sorted(gone_groups(lessons)), dtype=torch.long, device=device)
     of_defects = [each for each in lessons if each.verdict == DEFECT]
-    defects = torch.cat([bank.features[:0], *(_counted(each, each.rows, ignored) for each in of_defects)])
+    defect_rows = [_counted(each, each.rows, ignored) for each in of_defects]
+    defects = torch.cat([bank.features[:0], *defect_rows])
     least_scales = [
-        torch.full((len(_counted(each, each.rows, ignored)),), SCALE_OF_GUESSES if each.region is None else 1.0)
-        for each in of_defects
+        torch.full((len(rows),), SCALE_OF_GUESSES if each.region is None else 1.0)
+        for each, rows in zip(of_defects, defect_rows, strict=True)
     ]
 
     stays = ~torch.isin(record.groups, gone)
@@ -430,11 +431,8 @@ def _radii_by_rows(
         of_groups = distances.new_full((len(distances), len(numbers)), torch.inf)
         of_groups.scatter_reduce_(1, places.expand(len(distances), -1), distances, reduce="amin")
         of_groups.masked_fill_(numbers == groups[part, None], torch.inf)
-        ordered = of_groups.sort(dim=1).values
-        known = int(ordered.isfinite().sum(dim=1).min())
-        for k, factor in factors.items():
-            if known:
-                radii[part] = torch.maximum(radii[part], factor * ordered[:, min(k, known) - 1])
+        nearest, order = of_groups.sort(dim=1)
+        radii[part] = Support(numbers[order].masked_fill(nearest.isinf(), -1), nearest).radii(factors)
     return radii
 
 
@@ -455,9 +453,7 @@ def score_again(maps: PatchScoreMaps, taught: Taught) -> torch.Tensor:
     search = NearestNeighborSearch(taught.bank)
     flat = scores.flatten(2)
     for number, group in enumerate(maps.groups.tolist()):
-        own = taught.groups == group
-        found = _score(search, maps.features[number], own if group != NO_GROUP and bool(own.any()) else None)
-        flat[number][:, maps.places[number]] = found
+        flat[number][:, maps.places[number]] = _score(search, maps.features[number], taught.groups == group)
     return scores
 
 

@@ -47,6 +47,18 @@ class ThresholdBetweenScores(F1AdaptiveThreshold):
         return self.value
 
 
+def normalize(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Return s / (s + threshold): 0 for no distance at all, 0.5 at the threshold, and below 1 however large.
+
+    Args:
+        scores: Scores or maps, 0 or more.
+        threshold: Threshold. Not a number: the scores stay as they are.
+    """
+    total = scores + threshold
+    normalized = torch.where(total > 0, scores / total, torch.zeros_like(scores))
+    return torch.where(torch.isnan(threshold), scores, normalized)
+
+
 class LabelFreePostProcessor(PostProcessor):
     """Decide with the labels of validation images where there are defects among them, else without any.
 
@@ -228,8 +240,4 @@ class LabelFreePostProcessor(PostProcessor):
             Normalized scores.
         """
         del norm_min, norm_max
-        if preds is None:
-            return None
-        total = preds + threshold
-        normalized = torch.where(total > 0, preds / total, torch.zeros_like(preds))
-        return torch.where(torch.isnan(threshold), preds, normalized)
+        return None if preds is None else normalize(preds, threshold)

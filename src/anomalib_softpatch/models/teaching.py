@@ -27,7 +27,7 @@ from anomalib_softpatch.components.teaching import (
     teach,
 )
 from anomalib_softpatch.images.decisions import NORMAL
-from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+from anomalib_softpatch.models.post_processor import LabelFreePostProcessor, normalize
 from anomalib_softpatch.predictions.training import TrainingFacts
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     record = record_of(module).to(device)
     ignored = None if ignored is None else ignored.to(device)
     assert isinstance(processor, LabelFreePostProcessor)
-    fitted = _scored_as_new(module, record.maps, teach(record, []), None)
+    fitted = model.score_maps(record.maps.scores, None)
     before = (len(model.memory_bank), len(model.defects), float(processor.image_threshold))
     old = teach(record, model.lessons, model.ignored_patches)
     old_verdicts = _anomalous(module, record.maps, old, model.ignored_patches, before[2])
@@ -140,10 +140,13 @@ def training_facts(module: "DenoisingMixin") -> TrainingFacts:
     if isinstance(processor, LabelFreePostProcessor) and not bool(processor.image_threshold.isnan()):
         record = model.record.to(model.memory_bank.device)
         ignored = model.ignored_patches
-        scores = _scored_as_new(module, record.maps, teach(record, model.lessons, ignored), ignored).image_scores
+        scores = record.maps.scores
+        if model.lessons or ignored is not None:
+            scores = _again(record.maps, teach(record, model.lessons, ignored), ignored)
+        scores = model.score_maps(scores, None).image_scores
         scores = scores[scores.isfinite()]
         if len(scores):
-            normalized = scores / (scores + processor.image_threshold.to(scores))
+            normalized = normalize(scores, processor.image_threshold.to(scores))
             low, middle, high = (float(normalized.double().quantile(share)) for share in (0.05, 0.5, 0.95))
             quantiles = low, middle, high
     return TrainingFacts(tuple(sorted({name for name in names if name})), quantiles)

@@ -89,6 +89,7 @@ def teach_checkpoint(
             lessons[name] = lesson
         elif about[0].verdict == FORGET:
             lessons.pop(name, None)
+    module.model.feature_extractor.to(module.model.memory_bank.device)  # as it is saved
     _refuse_copies(list(lessons.values()))
     ignored = None if replace else module.model.ignored_patches
     ignored = ignored if ignore is None else images.ignored(ignore)
@@ -136,6 +137,7 @@ class _Images:
         self._search = NearestNeighborSearch(record.bank)
         self._features: dict[str, torch.Tensor] = {}
         self._device = check_device(device)
+        module.model.feature_extractor.to(self._device)
         self._transform = getattr(module.pre_processor, "transform", None)
         # Rows that an image brings that nobody has looked at: as many as a training image has
         self._most = math.ceil(len(record.bank.features) / len(record.group_of_image))
@@ -234,9 +236,7 @@ class _Images:
             raise ValueError(msg) from error
         image = image if self._transform is None else self._transform(image)
         model = self.module.model
-        model.feature_extractor.to(self._device)
         features = model.extract(image.to(self._device)).to(model.memory_bank)[0]
-        model.feature_extractor.to(model.memory_bank.device)
         grid = self.record.maps.scores.shape[-2:]
         if features.shape[:2] != grid:
             msg = (
