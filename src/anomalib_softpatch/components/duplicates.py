@@ -27,9 +27,14 @@ MOST_PLACES, FEWEST_PLACES = 64, 9
 RADIUS = 2
 # Comparisons of two patches, so that thousands of images are compared at fewer places
 LARGEST_PRODUCT = 2**28
-# Elements of the largest temporary tensor, and images that are compared with all others at a time
+# Elements of the largest temporary tensor, and images that are compared with others at a time
 BLOCK = 2**24
 IMAGES_AT_A_TIME = 512
+# With more images, each is compared with so many evenly spread ones only, and with those most like it as a whole
+MOST_COMPARED = 4096
+CANDIDATES = 8
+# Of what an image is like as a whole: regions, a side, whose mean features are compared, and dimensions that are kept
+REGIONS, DIMENSIONS = 4, 64
 
 
 def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor) -> torch.Tensor:
@@ -74,37 +79,89 @@ def near_pairs(features: torch.Tensor) -> torch.Tensor:
     like each other and unlike all others count as copies, too: nothing tells the two cases apart. Sets of fewer than 20
     images are not searched.
 
+    Of more than 4,096 images, the k-th nearest is looked for among 4,096 evenly spread ones. Among all ``n`` images its
+    rank is about ``k n / 4096``, and the factor is that of this rank. Only pairs are compared that are most like each
+    other as a whole, see :func:`_likely_pairs`. So the time grows with the number of images, not with its square.
+
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
 
     Returns:
-        Indices of the images, each pair once, shape ``(pairs, 2)``.
+        Indices of the images, each pair once, ascending, shape ``(pairs, 2)``.
     """
     images, height, width, channels = features.shape
     if images < FEWEST_IMAGES:
         return torch.empty(0, 2, dtype=torch.long)
-    ranks = [k for k in RANKS if k < images / 2]
-    window = References(RADIUS).positions((height, width))[1].to(features.device)
+    device = features.device
+    compared = min(images, MOST_COMPARED)
+    spread = torch.linspace(0, images - 1, compared, dtype=torch.double, device=device).round().long()
+    ranks = torch.tensor([k for k in RANKS if k < compared / 2], device=device)
+    factors = (ranks * images / compared / 4) ** (-2 / DIMENSION)  # of squares
+    pairs = None if compared == images else _likely_pairs(features)
+    window = References(RADIUS).positions((height, width))[1].to(device)
     flat = features.flatten(1, 2)
-    places = _places(height, width, LARGEST_PRODUCT // images**2)
-    counts = torch.zeros(len(ranks), images, images, dtype=torch.uint8, device=features.device)
+    places = _places(height, width, LARGEST_PRODUCT // (images * compared))
+    shape = (images, images) if pairs is None else (2, len(pairs))
+    counts = torch.zeros(len(ranks), *shape, dtype=torch.uint8, device=device)
     for place in places:
         # Expanded squares lose digits far from the origin
-        others = (flat[:, window[place]] - flat[:, place].mean(dim=0)).float().reshape(-1, channels)
-        queries = (flat[:, place] - flat[:, place].mean(dim=0)).float()
+        center = flat[:, place].mean(dim=0)
+        others = (flat[spread[:, None], window[place]] - center).float().reshape(-1, channels)
+        queries = (flat[:, place] - center).float()
         norms = others.square().sum(dim=1)
+        limits = queries.new_empty(len(ranks), images)
         size = max(1, min(IMAGES_AT_A_TIME, BLOCK // len(others)))
         for start in range(0, images, size):
             part = queries[start : start + size]
-            squares = torch.addmm(norms, part, others.T, alpha=-2).view(len(part), images, -1).amin(dim=2)
+            squares = torch.addmm(norms, part, others.T, alpha=-2).view(len(part), compared, -1).amin(dim=2)
             squares = (squares + part.square().sum(dim=1, keepdim=True)).clamp_min_(0)
-            squares[torch.arange(len(part)), torch.arange(start, start + len(part))] = torch.inf
-            nearest = squares.topk(ranks[-1], dim=1, largest=False).values
-            for count, k in zip(counts, ranks, strict=True):
-                limit = (k / 4) ** (-2 / DIMENSION) * nearest[:, k - 1 : k]
-                count[start : start + size] += squares < limit
+            own = torch.arange(start, start + len(part), device=device)
+            squares.masked_fill_(own[:, None] == spread, torch.inf)
+            nearest = squares.topk(int(ranks[-1]), dim=1, largest=False).values
+            limits[:, own] = (factors * nearest[:, ranks - 1]).T
+            if pairs is None:
+                counts[:, own] += squares < limits[:, own, None]
+        if pairs is not None:
+            for way, (one, other) in enumerate((pairs.T, pairs.T.flip(0))):
+                for some in torch.arange(len(pairs), device=device).split(max(1, BLOCK // len(window[0]) // channels)):
+                    windows = (flat[other[some, None], window[place]] - center).float()
+                    squares = (windows - queries[one[some], None]).square().sum(dim=2).amin(dim=1)
+                    counts[:, way, some] += squares < limits[:, one[some]]
     most = (counts > len(places) // 2).any(dim=0)
-    return (most & most.T).triu(diagonal=1).nonzero().cpu()
+    if pairs is None:
+        return (most & most.T).triu(diagonal=1).nonzero().cpu()
+    return pairs[most.all(dim=0)].cpu()
+
+
+def _likely_pairs(features: torch.Tensor) -> torch.Tensor:
+    """Return each image with those that are most like it as a whole.
+
+    Images are alike whose mean features in 4 x 4 regions are, which a shift of a few percent hardly changes.
+
+    Args:
+        features: Shape ``(images, height, width, channels)``.
+
+    Returns:
+        Indices of the images, each pair once, ascending, shape ``(pairs, 2)``.
+    """
+    images, *_, channels = features.shape
+    matrix = torch.randn(channels * REGIONS**2, DIMENSIONS, generator=torch.Generator().manual_seed(0))
+    matrix = matrix.to(features.device)
+    parts = []
+    for part in features.split(IMAGES_AT_A_TIME):
+        regions = torch.nn.functional.adaptive_avg_pool2d(part.permute(0, 3, 1, 2).float(), REGIONS)
+        parts.append(regions.flatten(1) @ matrix)
+    wholes = torch.cat(parts)
+    wholes -= wholes.mean(dim=0)
+    norms = wholes.square().sum(dim=1)
+    found = []
+    for numbers in torch.arange(images, device=features.device).split(max(1, BLOCK // images)):
+        squares = torch.addmm(norms, wholes[numbers], wholes.T, alpha=-2)
+        squares[torch.arange(len(numbers)), numbers] = torch.inf
+        nearest = squares.topk(min(CANDIDATES, images - 1), dim=1, largest=False).indices
+        both = torch.stack((numbers[:, None].expand_as(nearest), nearest), dim=2).reshape(-1, 2)
+        found.append(both.sort(dim=1).values)
+    return torch.cat(found).unique(dim=0)
 
 
 def _places(height: int, width: int, most: int) -> list[int]:

@@ -4,6 +4,8 @@
 """Feature store: the patch features of the training images, held once, batch by batch, in memory or on disk."""
 
 import contextlib
+import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +22,8 @@ class FeatureStore:
     without keys, in the order in which they came.
 
     Batches are never stacked: what needs all features reads them batch by batch, so that the features are held once.
-    Beyond ``memory_budget`` further batches go to a temporary folder and are mapped into memory from there. The folder
-    is removed with the store, also when an error ends the fit or the interpreter.
+    Beyond ``memory_budget`` further batches, and projections of all features, go to a temporary folder and are mapped
+    into memory from there. The folder is removed with the store, also when an error ends the fit or the interpreter.
 
     Args:
         dtype: Type to hold the features in. ``torch.float16`` halves the memory; distances between unit-scale features
@@ -53,6 +55,7 @@ class FeatureStore:
         """Forget all features and remove the temporary folder."""
         self._batches: list[torch.Tensor] = []
         self._keys: list[str | None] = []
+        self._order: torch.Tensor | None = None
         self._held = 0
         self._device = torch.device("cpu")
         self._spill: tempfile.TemporaryDirectory[str] | None = None
@@ -117,67 +120,100 @@ class FeatureStore:
             self._held += size
         self._batches.append(features)
         self._keys.extend(all_keys)
+        self._order = None
 
     def _to_disk(self, features: torch.Tensor) -> torch.Tensor:
+        """Return features that are mapped from a file."""
+        mapped = self._map(features.shape, features.dtype)
+        mapped.copy_(features)
+        return mapped
+
+    def _map(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of zeros that is mapped from a new file."""
         if self._spill is None:
             self._spill = tempfile.TemporaryDirectory(prefix="anomalib-softpatch-", dir=self.folder)
-        path = Path(self._spill.name) / f"{len(self._batches)}.bin"
+        size = math.prod(shape)
+        handle, name = tempfile.mkstemp(dir=self._spill.name)
         try:
-            features.cpu().contiguous().view(torch.uint8).numpy().tofile(path)
+            # Room that is only promised would end the process with a bus error once the disk is full.
+            _reserve(handle, size * dtype.itemsize)
         except OSError as error:
             used, folder = self.shape[0], self._spill.name
+            os.close(handle)
             self.clear()
             msg = (
                 f"Features of image {used + 1} and on do not fit on the disk that holds {folder}: {error}. Free "
                 "space there, set the environment variable TMPDIR to a folder on a larger disk, or raise memory_budget."
             )
             raise OSError(msg) from error
+        os.close(handle)
         # Shared, so that the pages belong to the file and the system may drop them from memory.
-        mapped = torch.from_file(str(path), shared=True, size=features.numel(), dtype=features.dtype)
+        mapped = torch.from_file(name, shared=True, size=size, dtype=dtype)
         # The mapping keeps the data, and a killed process leaves nothing behind. Windows removes no file in use.
         with contextlib.suppress(PermissionError):
-            path.unlink()
-        return mapped.view(features.shape)
+            Path(name).unlink()
+        return mapped.view(*shape)
 
-    def _numbers(self) -> torch.Tensor:
-        """Number of each image in the order in which they came, shape ``(images,)``."""
-        order = list(range(len(self._keys)))
-        if self.keys:
-            order = sorted(order, key=lambda place: str(self._keys[place]))
-        numbers = torch.empty(len(self._keys), dtype=torch.long)
-        numbers[torch.tensor(order, dtype=torch.long)] = torch.arange(len(self._keys))
-        return numbers
+    def _arrivals(self) -> torch.Tensor:
+        """Return when each image came, by its number, shape ``(images,)``."""
+        if self._order is None:
+            order = list(range(len(self._keys)))
+            if self.keys:
+                order.sort(key=lambda place: str(self._keys[place]))
+            self._order = torch.tensor(order, dtype=torch.long)
+        return self._order
 
-    def project(self, matrix: torch.Tensor | None = None) -> torch.Tensor:
+    def project(self, matrix: torch.Tensor | None = None, images: torch.Tensor | None = None) -> torch.Tensor:
         """Return the features of all images times a matrix.
 
         Args:
             matrix: Shape ``(channels, dimensions)``. Default: the identity.
+            images: Numbers of the images to take, ascending, shape ``(n,)``. Default: all.
 
         Returns:
             Shape ``(images, height, width, dimensions)`` in the order of the images' numbers, float32, on the device of
-            the matrix or else of the features.
+            the matrix or else of the features. On disk where it is larger than ``memory_budget``.
         """
-        images, height, width, channels = self.shape
+        count, height, width, channels = self.shape
         device = self.device if matrix is None else matrix.device
-        projected = torch.empty(images, height, width, channels if matrix is None else matrix.shape[1], device=device)
+        place = torch.full((count,), -1, dtype=torch.long, device=device)
+        chosen = torch.arange(count, device=device) if images is None else images.to(device)
+        place[chosen] = torch.arange(len(chosen), device=device)
+        shape = (len(chosen), height, width, channels if matrix is None else matrix.shape[1])
+        large = self.memory_budget is not None and 4 * math.prod(shape) > self.memory_budget
+        on_disk = large and device.type == "cpu"
+        projected = self._map(shape, torch.float32) if on_disk else torch.empty(shape, device=device)
         for numbers, batch in self.numbered_batches(device):
-            projected[numbers] = batch if matrix is None else batch @ matrix
+            taken = place[numbers] >= 0
+            if taken.any():
+                some = batch if taken.all() else batch[taken]
+                projected[place[numbers][taken]] = some if matrix is None else some @ matrix
         return projected
 
-    def numbered_batches(self, device: torch.device | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def numbered_batches(
+        self, device: torch.device | None = None, size: int = 1
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the features batch by batch, with the numbers of their images.
 
         Args:
             device: Where to put them. Default: the device of the features.
+            size: Put batches together as long as they have no more images than that. Default: as they came.
 
         Yields:
             Numbers of the images, shape ``(b,)``, and features of shape ``(b, height, width, channels)``, float32.
         """
         device = device or self.device
-        numbers = self._numbers().to(device)
-        for batch, rows in zip(self._batches, numbers.split([len(batch) for batch in self._batches]), strict=True):
-            yield rows, batch.to(device, torch.float32)
+        numbers = self._arrivals().argsort().to(device)
+        start = 0
+        while start < len(self._batches):
+            stop = start + 1
+            images = len(self._batches[start])
+            while stop < len(self._batches) and images + len(self._batches[stop]) <= size:
+                images += len(self._batches[stop])
+                stop += 1
+            batch = [batch.to(device, torch.float32) for batch in self._batches[start:stop]]
+            yield numbers[:images], batch[0] if len(batch) == 1 else torch.cat(batch)
+            numbers, start = numbers[images:], stop
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the features of some patches.
@@ -190,13 +226,28 @@ class FeatureStore:
         """
         _, height, width, channels = self.shape
         patches = height * width
-        place = self._numbers().argsort().to(indices.device)[indices // patches]
         rows = torch.empty(len(indices), channels, device=indices.device)
-        start = 0
-        for batch in self._batches:
-            here = ((place >= start) & (place < start + len(batch))).nonzero().squeeze(1)
-            if len(here):
-                picked = (place[here] - start) * patches + indices[here] % patches
-                rows[here] = batch.reshape(-1, channels)[picked.to(batch.device)].to(rows.device, torch.float32)
-            start += len(batch)
+        images = indices.cpu() // patches
+        place = self._arrivals()[images]
+        # Sorted, so that only the batches are looked into that have some of them
+        place, order = place.sort(stable=True)
+        ends = torch.tensor([len(batch) for batch in self._batches]).cumsum(dim=0)
+        batch_of = torch.searchsorted(ends, place, right=True)
+        numbers, counts = batch_of.unique_consecutive(return_counts=True)
+        order = order.to(indices.device)
+        for number, some, here in zip(
+            numbers.tolist(), place.split(counts.tolist()), order.split(counts.tolist()), strict=True
+        ):
+            batch = self._batches[number]
+            first = int(ends[number]) - len(batch)
+            picked = (some.to(indices.device) - first) * patches + indices[here] % patches
+            rows[here] = batch.reshape(-1, channels)[picked.to(batch.device)].to(rows.device, torch.float32)
         return rows
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Give a new file a size, and the room for it."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.truncate(handle, size)

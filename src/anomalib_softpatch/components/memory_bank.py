@@ -193,11 +193,21 @@ class DenoisingMemoryBank:
             raise ValueError(msg)
         scores, support, groups = None, {}, torch.arange(images)
         if self.needs_scores:
-            projected = store.project(projection_matrix(store.shape[-1], store.device, self.seed))
+            matrix = projection_matrix(store.shape[-1], store.device, self.seed)
+            projected = store.project(matrix)
             hashes = [sha256(image.cpu().numpy().tobytes()).digest() for image in projected]
             groups = duplicate_groups(hashes, projected)
-            support = support_of(self.min_images, int(groups.max()) + 1)
-            scores = self._score(projected, groups, max(support, default=1))
+            different = representatives(groups)
+            # In the papers each image has a vote. Copies of one image have nothing else to be compared with.
+            once = self.has_radii and 1 < len(different) < images
+            if once:
+                del projected  # there may not be room for both
+                projected = store.project(matrix, different)
+            support = support_of(self.min_images, len(different))
+            scores = self._score(projected, max(support, default=1))
+            if once:
+                by_name = {name: values[groups] for name, values in scores.by_discriminator.items()}
+                scores = PatchScores(scores.fused[groups], by_name)
             del projected  # of the size of the features, and what follows has better uses for the memory
         kept = torch.stack([self._keep(scores, threshold, store) for threshold in self.thresholds])
         with seeded(self.seed):
@@ -224,23 +234,15 @@ class DenoisingMemoryBank:
             keys=store.keys,
         )
 
-    def _score(self, projected: torch.Tensor, groups: torch.Tensor, knn_k: int) -> PatchScores:
-        def score(features: torch.Tensor) -> PatchScores:
-            return score_patches(
-                features,
-                self.discriminators,
-                lof_k=self.lof_k,
-                knn_k=knn_k,
-                neighborhood=self.neighborhood,
-                max_references=self.max_references,
-                seed=self.seed,
-            )
-
-        if not self.has_radii or not groups.any():  # as in the papers, where each image has a vote; copies of one image
-            return score(projected)
-        scores = score(projected[representatives(groups).to(projected.device)])
-        return PatchScores(
-            scores.fused[groups], {name: values[groups] for name, values in scores.by_discriminator.items()}
+    def _score(self, projected: torch.Tensor, knn_k: int) -> PatchScores:
+        return score_patches(
+            projected,
+            self.discriminators,
+            lof_k=self.lof_k,
+            knn_k=knn_k,
+            neighborhood=self.neighborhood,
+            max_references=self.max_references,
+            seed=self.seed,
         )
 
     @staticmethod

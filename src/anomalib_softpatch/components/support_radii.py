@@ -40,8 +40,9 @@ from anomalib_softpatch.components.references import References
 
 # Factors of the distances to the nearest and the second nearest image, whose larger one is the radius by default
 DEFAULT_SUPPORT = {1: 1.0, 2: 0.9}
-# Elements of the largest temporary tensors
+# Elements of the largest temporary tensors, and images that are looked at together
 BLOCK = 2**24
+IMAGES_AT_A_TIME = 256
 # Of the calibration: images, and the share of their patches, those with the highest noise scores, that are compared.
 # They decide the image scores, and the mean of some is steadier than the largest.
 CALIBRATION_IMAGES = 64
@@ -134,7 +135,7 @@ def find_support(
     Returns:
         As many images as asked for, or all other ones.
     """
-    images, height, width, channels = store.shape
+    _, height, width, channels = store.shape
     patches, device = height * width, indices.device
     groups = groups_that_count(groups.to(device))
     others = int(groups.max())
@@ -148,19 +149,13 @@ def find_support(
     window_of[positions.flatten()] = torch.arange(len(positions), device=device).repeat_interleave(positions.shape[1])
 
     order = window_of[indices % patches].argsort(stable=True)
-    for part in order.split(max(1, BLOCK // max(2 * images, channels))):
+    for part in order.split(max(1, BLOCK // max(IMAGES_AT_A_TIME, channels))):
         rows = indices[part]
-        squares, nearest = _nearest_patches_of_images(store, rows, window_of, windows)
-        of_groups = squares.new_full((len(rows), others + 1), torch.inf)
-        of_groups.scatter_reduce_(1, groups.expand(len(rows), -1), squares, reduce="amin")
-        of_groups.scatter_(1, groups[rows // patches][:, None], torch.inf)
-        found[part] = of_groups.topk(count, dim=1, largest=False).indices
+        found[part], nearest = _nearest_groups(store, rows, groups, count, window_of, windows)
         queries = store.rows(rows)
         for k in range(count):
-            image = squares.masked_fill(groups != found[part, k, None], torch.inf).argmin(dim=1, keepdim=True)
             # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
-            patch = nearest.gather(1, image).squeeze(1)
-            distances[part, k] = torch.linalg.vector_norm(queries - store.rows(patch), dim=1)
+            distances[part, k] = torch.linalg.vector_norm(queries - store.rows(nearest[:, k]), dim=1)
     return Support(found, distances)
 
 
@@ -193,21 +188,28 @@ def groups_that_count(groups: torch.Tensor) -> torch.Tensor:
     return groups.unique(return_inverse=True)[1]
 
 
-def _nearest_patches_of_images(
-    store: FeatureStore, rows: torch.Tensor, window_of: torch.Tensor, windows: torch.Tensor
+def _nearest_groups(
+    store: FeatureStore,
+    rows: torch.Tensor,
+    groups: torch.Tensor,
+    count: int,
+    window_of: torch.Tensor,
+    windows: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the nearest patch of each image within a window of positions.
+    """Find the nearest other groups of images, each by its nearest patch within a window of positions.
 
     Args:
         store: Features of all patches.
         rows: Numbers of patches, those with the same window next to each other, shape ``(n,)``.
+        groups: Number of each image's group of copies, shape ``(images,)``.
+        count: How many groups to find, at most all other ones.
         window_of: Window of each position, shape ``(height * width,)``.
         windows: Positions of each window, shape ``(windows, w)``.
 
     Returns:
-        Squared distances, up to rounding, and numbers of the patches, both of shape ``(n, images)``.
+        Groups, nearest first, and numbers of their nearest patches, both of shape ``(n, count)``.
     """
-    images, height, width, channels = store.shape
+    _, height, width, channels = store.shape
     patches, device = height * width, rows.device
     queries = store.rows(rows)
     center = queries.mean(dim=0)  # expanded squares lose digits far from the origin
@@ -215,11 +217,16 @@ def _nearest_patches_of_images(
     lengths = queries.square().sum(dim=1, keepdim=True)
     names, counts = window_of[rows % patches].unique_consecutive(return_counts=True)
     stops = counts.cumsum(dim=0).tolist()
-    squares = queries.new_empty(len(rows), images)
-    nearest = torch.empty(len(rows), images, dtype=torch.long, device=device)
-    for numbers, batch in store.numbered_batches(device):
+    own = groups[rows // patches][:, None]
+    best = queries.new_full((len(rows), count), torch.inf)
+    best_groups = torch.full((len(rows), count), -1, dtype=torch.long, device=device)
+    best_patches = torch.zeros_like(best_groups)
+    at_a_time = max(1, min(IMAGES_AT_A_TIME, BLOCK // (patches * channels)))
+    for numbers, batch in store.numbered_batches(device, at_a_time):
         flat = batch.reshape(len(batch), patches, channels) - center
         norms = flat.square().sum(dim=2)
+        squares = queries.new_empty(len(rows), len(batch))
+        nearest = torch.empty(len(rows), len(batch), dtype=torch.long, device=device)
         for start, stop, window in zip([0, *stops[:-1]], stops, windows[names], strict=True):
             others, other_norms = flat[:, window].flatten(0, 1), norms[:, window].flatten()
             size = max(1, BLOCK // len(others))
@@ -227,9 +234,19 @@ def _nearest_patches_of_images(
                 some = slice(first, min(first + size, stop))
                 products = torch.addmm(other_norms, queries[some], others.T, alpha=-2) + lengths[some]
                 values, places = products.view(len(products), len(batch), -1).min(dim=2)
-                squares[some, numbers] = values.clamp_min_(0)
-                nearest[some, numbers] = numbers * patches + window[places]
-    return squares, nearest
+                squares[some] = values.clamp_min_(0)
+                nearest[some] = numbers * patches + window[places]
+        of_batch = groups[numbers].expand(len(rows), -1)
+        squares.masked_fill_(of_batch == own, torch.inf)
+        squares = torch.cat((best, squares), dim=1)
+        found = torch.cat((best_groups, of_batch), dim=1)
+        nearest = torch.cat((best_patches, nearest), dim=1)
+        for k in range(count):
+            best[:, k], place = squares.min(dim=1)
+            best_groups[:, k] = found.gather(1, place[:, None]).squeeze(1)
+            best_patches[:, k] = nearest.gather(1, place[:, None]).squeeze(1)
+            squares.masked_fill_(found == best_groups[:, k, None], torch.inf)
+    return best_groups, best_patches
 
 
 @torch.no_grad()

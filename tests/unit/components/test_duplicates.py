@@ -95,3 +95,18 @@ def test_few_images_have_exact_copies_only() -> None:
     assert partition(near_groups(images)) == set()
     assert duplicate_groups([0, 1, 2, 3, 4] * 2, images).tolist() == [0, 1, 2, 3, 4] * 2
     assert duplicate_groups(["one"], images[:1]).tolist() == [0]
+
+
+@pytest.mark.parametrize("candidates", [59, 8])
+def test_many_images_are_compared_with_some(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all are compared with all, the two ways are one; a sample of the images finds the same copies."""
+    originals = features(60)
+    generator = torch.Generator().manual_seed(1)
+    copies = originals[[3, 17, 17]] + 0.3 * torch.randn(3, 12, 12, 8, generator=generator)
+    images = torch.cat((originals, copies))
+    expected = near_pairs(images)
+    assert len(expected) == 4
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 40)
+    monkeypatch.setattr(duplicates, "CANDIDATES", candidates)
+    assert torch.equal(near_pairs(images), expected)
+    assert len(near_pairs(originals)) == 0
