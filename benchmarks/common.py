@@ -231,11 +231,12 @@ class PeakMemory:
     Attributes:
         peak: Largest resident memory without mapped files above that at the start, in bytes.
         peak_with_files: The same with the pages of mapped files.
+        highest: Largest resident memory without mapped files, what there was at the start included.
     """
 
     def __init__(self, interval: float = 0.02) -> None:
         self.interval = interval
-        self.peak = self.peak_with_files = 0
+        self.peak = self.peak_with_files = self.highest = 0
 
     def __enter__(self) -> "PeakMemory":
         self._start = self._resident()
@@ -257,6 +258,7 @@ class PeakMemory:
         while True:
             own, everything = self._resident()
             self.peak = max(self.peak, own - self._start[0])
+            self.highest = max(self.highest, own)
             self.peak_with_files = max(self.peak_with_files, everything - self._start[1])
             if self._stop.wait(self.interval):
                 return

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning.datamodule import UnlabeledDataModule
+from anomalib_softpatch.components.feature_store import default_memory_budget
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.tiles import grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
@@ -121,6 +122,8 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
             **given,
         )
     model.model.tiler = make_tiler(options.tiles)
+    if "memory_budget" not in given:
+        model.model.feature_store.memory_budget = default_memory_budget()
     return model
 
 

@@ -14,6 +14,9 @@ import torch
 
 from anomalib_softpatch.components.constraints import check_features
 
+# Features and what is made of them are both held
+MEMORY_SHARE = 0.25
+
 
 class FeatureStore:
     """Keep the features of all training images until the memory bank is built from them.
@@ -243,6 +246,14 @@ class FeatureStore:
             picked = (some.to(indices.device) - first) * patches + indices[here] % patches
             rows[here] = batch.reshape(-1, channels)[picked.to(batch.device)].to(rows.device, torch.float32)
         return rows
+
+
+def default_memory_budget() -> float | None:
+    """Return the bytes of features that the commands hold in memory: a quarter of the machine's, if that is known."""
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):  # Windows
+        return None
+    return MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _reserve(handle: int, size: int) -> None:

@@ -16,10 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
-from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
+from anomalib_softpatch.components import (
+    DISCRIMINATORS,
+    FeatureCache,
+    FeatureStore,
+    PatchFeatureExtractor,
+    keep_mask,
+    score_patches,
+)
 from anomalib_softpatch.components.constraints import MIN_IMAGES, check
 from anomalib_softpatch.components.duplicates import FEWEST_IMAGES as FEWEST_COMPARED
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
+from anomalib_softpatch.components.feature_store import default_memory_budget
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.components.support_radii import support_of
 from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
@@ -133,12 +141,12 @@ def rank_images(
         console.print(f"{counted(deep, 'image')} read as of {depth}.", highlight=False, markup=False)
     extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
 
-    def read_all(files: list[Path]) -> tuple[list[ReadImage], list[torch.Tensor], list[tuple[str, str]]]:
+    def read_all(files: list[Path]) -> tuple[list[ReadImage], FeatureStore, list[tuple[str, str]]]:
         dataset = FileDataset(files, transform, largest_value)
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
         return _read(loader, len(files), extract, tiler, torch_device, console)
 
-    read, features, unreadable = read_all(paths)
+    read, store, unreadable = read_all(paths)
     skipped += unreadable
     skipped.sort()
     different = len({item.content for item in read})
@@ -151,11 +159,11 @@ def rank_images(
         raise ValueError(msg)
     other = None if against is None else read_all(other_paths)
     with console.status(f"Comparing {len(read)} images") if progress else nullcontext(), torch.inference_mode():
-        compared = torch.cat(features)
-        features.clear()
+        compared = store.project()
         groups = duplicate_groups([item.content for item in read], compared)
         other_folder = other and _look_for_copies(str(against), *other, len(other_skipped), read, compared)
-        compared = compared[representatives(groups).to(torch_device)]
+        del compared  # there may not be room for both
+        compared = store.project(images=representatives(groups))
         knn_k = max(support_of(min_images, len(compared)), default=1)
         scored = score_patches(compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood)
         scores = scored.fused.float().cpu()
@@ -189,7 +197,7 @@ def rank_images(
 def _look_for_copies(
     folder: str,
     other_read: list["ReadImage"],
-    other_features: list[torch.Tensor],
+    other_store: FeatureStore,
     other_unreadable: list[tuple[str, str]],
     other_files: int,
     read: list["ReadImage"],
@@ -200,15 +208,14 @@ def _look_for_copies(
     Args:
         folder: The other folder.
         other_read: Its images.
-        other_features: Their features, batch by batch, which are cleared.
+        other_store: Their features.
         other_unreadable: Its images that cannot be read.
         other_files: Number of its files that are no images.
         read: The images of the set.
         features: Their features.
     """
     contents, other_contents = ([item.content for item in items] for items in (read, other_read))
-    found = find_copies(contents, features, other_contents, torch.cat(other_features)) if other_read else []
-    other_features.clear()
+    found = find_copies(contents, features, other_contents, other_store.project()) if other_read else []
     return OtherFolder(
         folder=folder,
         images=len(other_read),
@@ -290,10 +297,11 @@ def _read(
     tiler: Tiler | None,
     device: torch.device,
     console: Console,
-) -> tuple[list[ReadImage], list[torch.Tensor], list[tuple[str, str]]]:
-    """Return the images that can be read without their pixels, their features batch by batch, and the others."""
+) -> tuple[list[ReadImage], FeatureStore, list[tuple[str, str]]]:
+    """Return the images that can be read without their pixels, their features, and the others."""
     read: list[ReadImage] = []
-    features, unreadable = [], []
+    features = FeatureStore(memory_budget=default_memory_budget())
+    unreadable = []
     with torch.inference_mode():
         for batch in _with_progress(batches, total, console):
             good = [item for item in batch if isinstance(item, ReadImage)]
