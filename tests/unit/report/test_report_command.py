@@ -7,9 +7,12 @@ import html
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory as Folder
 from urllib.parse import unquote
 
 import numpy as np
@@ -348,6 +351,20 @@ def test_features_are_found_again(
     again = rank_images(folder, **options, threshold=0.4, feature_cache=tmp_path / "cache")
     assert again.table.equals(expected.table)
     assert torch.equal(again.scores, expected.scores)
+
+
+def test_features_beyond_the_budget_are_on_disk(
+    folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy among the images too: the others are then taken out of those on disk."""
+    shutil.copyfile(folder / "a" / "0.png", folder / "a" / "copy.png")
+    options = {"backbone": small_backbone, "layers": LAYERS, "image_size": 64, "batch_size": 4}
+    expected = rank_images(folder, **options)
+    made = []
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda *_, **__: made.append(Folder(dir=tmp_path)) or made[-1])
+    monkeypatch.setattr(ranking, "default_memory_budget", lambda: 0.0)
+    assert rank_images(folder, **options).table.equals(expected.table)
+    assert len(made) == 1
 
 
 def test_a_copied_defect_stays_where_it_was(folder: Path, small_backbone: str, tmp_path: Path) -> None:
