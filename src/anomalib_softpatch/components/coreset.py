@@ -17,8 +17,8 @@ Example:
 """
 
 import torch
-from tqdm import tqdm
 
+from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.search.bounds import STRIP, BoundsInStrips, LeadingAxes
 from anomalib_softpatch.components.tracing import without_autocast
 
@@ -85,8 +85,7 @@ def k_center_greedy(
     nearest = _NearestCenters(features, rows, centers)
     active_size = ACTIVE_SIZE
 
-    hidden = {} if progress else {"disable": True}  # nothing said leaves it to the environment's TQDM_DISABLE
-    with tqdm(total=size, initial=count, desc="Selecting coreset", unit="patch", **hidden) as bar:
+    with progress_bar(size, "Selecting coreset", "patch", progress, initial=count) as bar:
         while count < size:
             active, outside = _largest(nearest.distances, active_size)
             stale = bool((nearest.seen[active] < count).any())

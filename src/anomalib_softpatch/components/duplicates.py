@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
+from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.references import References
 
 # Which nearest image the distance to a copy is held against. More copies of one image than half of the last are not
@@ -37,7 +38,7 @@ CANDIDATES = 8
 REGIONS, DIMENSIONS = 4, 64
 
 
-def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor) -> torch.Tensor:
+def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor, progress: bool = False) -> torch.Tensor:
     """Group the images that are copies of each other.
 
     Exact copies have the same hash. Near copies (saved again as JPEG, rotated by up to 3 degrees, shifted by up to 3 %,
@@ -46,13 +47,15 @@ def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor) -> torc
     Args:
         hashes: Hash of the content of each image.
         features: Features of the patches, shape ``(images, height, width, channels)``.
+        progress: Show a progress bar.
 
     Returns:
         Number of each image's group, shape ``(images,)``: 0, 1, ... in the order of the groups' first images.
     """
     exact = _number(hashes)
     first = representatives(exact)
-    pairs = near_pairs(features[first.to(features.device)])
+    different = features if len(first) == len(features) else features[first.to(features.device)]
+    pairs = near_pairs(different, progress)
     return _number(_join(len(first), pairs.tolist())[exact].tolist())
 
 
@@ -71,7 +74,7 @@ def representatives(groups: torch.Tensor) -> torch.Tensor:
     return first.scatter_reduce(0, groups, torch.arange(len(groups)), reduce="amin")
 
 
-def near_pairs(features: torch.Tensor) -> torch.Tensor:
+def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
     """Find pairs of images that are nearer to each other than different images are.
 
     Most patches of each have the other image nearer than the k-th nearest image by the factor ``(k / 4)^(-1/3)``, for a
@@ -85,6 +88,7 @@ def near_pairs(features: torch.Tensor) -> torch.Tensor:
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
+        progress: Show a progress bar.
 
     Returns:
         Indices of the images, each pair once, ascending, shape ``(pairs, 2)``.
@@ -103,34 +107,58 @@ def near_pairs(features: torch.Tensor) -> torch.Tensor:
     places = _places(height, width, LARGEST_PRODUCT // (images * compared))
     shape = (images, images) if pairs is None else (2, len(pairs))
     counts = torch.zeros(len(ranks), *shape, dtype=torch.uint8, device=device)
-    for place in places:
-        # Expanded squares lose digits far from the origin
-        center = flat[:, place].mean(dim=0)
-        others = (flat[spread[:, None], window[place]] - center).float().reshape(-1, channels)
-        queries = (flat[:, place] - center).float()
-        norms = others.square().sum(dim=1)
-        limits = queries.new_empty(len(ranks), images)
-        size = max(1, min(IMAGES_AT_A_TIME, BLOCK // len(others)))
-        for start in range(0, images, size):
-            part = queries[start : start + size]
-            squares = torch.addmm(norms, part, others.T, alpha=-2).view(len(part), compared, -1).amin(dim=2)
-            squares = (squares + part.square().sum(dim=1, keepdim=True)).clamp_min_(0)
-            own = torch.arange(start, start + len(part), device=device)
-            squares.masked_fill_(own[:, None] == spread, torch.inf)
-            nearest = squares.topk(int(ranks[-1]), dim=1, largest=False).values
-            limits[:, own] = (factors * nearest[:, ranks - 1]).T
-            if pairs is None:
-                counts[:, own] += squares < limits[:, own, None]
-        if pairs is not None:
-            for way, (one, other) in enumerate((pairs.T, pairs.T.flip(0))):
-                for some in torch.arange(len(pairs), device=device).split(max(1, BLOCK // len(window[0]) // channels)):
-                    windows = (flat[other[some, None], window[place]] - center).float()
-                    squares = (windows - queries[one[some], None]).square().sum(dim=2).amin(dim=1)
-                    counts[:, way, some] += squares < limits[:, one[some]]
+    with progress_bar(images * len(places), "Looking for copies", "patch", progress) as bar:
+        for place in places:
+            # Expanded squares lose digits far from the origin
+            center = flat[:, place].mean(dim=0)
+            others = (flat[spread[:, None], window[place]] - center).float().reshape(-1, channels)
+            queries = (flat[:, place] - center).float()
+            norms = others.square().sum(dim=1)
+            limits = queries.new_empty(len(ranks), images)
+            size = max(1, min(IMAGES_AT_A_TIME, BLOCK // len(others)))
+            for start in range(0, images, size):
+                part = queries[start : start + size]
+                squares = torch.addmm(norms, part, others.T, alpha=-2).view(len(part), compared, -1).amin(dim=2)
+                squares = (squares + part.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+                own = torch.arange(start, start + len(part), device=device)
+                squares.masked_fill_(own[:, None] == spread, torch.inf)
+                nearest = squares.topk(int(ranks[-1]), dim=1, largest=False).values
+                bar.update(len(part))
+                limits[:, own] = (factors * nearest[:, ranks - 1]).T
+                if pairs is None:
+                    counts[:, own] += squares < limits[:, own, None]
+            if pairs is not None:
+                windows = flat[:, window[place]]
+                for way, (one, other) in enumerate((pairs.T, pairs.T.flip(0))):
+                    counts[:, way] += _squares_of_pairs(queries, windows, center, one, other) < limits[:, one]
     most = (counts > len(places) // 2).any(dim=0)
     if pairs is None:
         return (most & most.T).triu(diagonal=1).nonzero().cpu()
     return pairs[most.all(dim=0)].cpu()
+
+
+def _squares_of_pairs(
+    queries: torch.Tensor, windows: torch.Tensor, center: torch.Tensor, one: torch.Tensor, other: torch.Tensor
+) -> torch.Tensor:
+    """Return squared distances of patches of some images to the nearest in a window of others.
+
+    Args:
+        queries: A patch of each image without the center, shape ``(images, channels)``.
+        windows: Patches of each image, shape ``(images, w, channels)``.
+        center: What the queries are without, shape ``(channels,)``.
+        one: Images whose patches are looked at, shape ``(pairs,)``.
+        other: Images whose windows are, shape ``(pairs,)``.
+
+    Returns:
+        Shape ``(pairs,)``.
+    """
+    size = max(1, BLOCK // windows[0].numel())
+    return torch.cat(
+        [
+            ((windows[there] - center).float() - queries[here, None]).square().sum(dim=2).amin(dim=1)
+            for here, there in zip(one.split(size), other.split(size), strict=True)
+        ]
+    )
 
 
 def _likely_pairs(features: torch.Tensor) -> torch.Tensor:

@@ -196,7 +196,7 @@ class DenoisingMemoryBank:
             matrix = projection_matrix(store.shape[-1], store.device, self.seed)
             projected = store.project(matrix)
             hashes = [sha256(image.cpu().numpy().tobytes()).digest() for image in projected]
-            groups = duplicate_groups(hashes, projected)
+            groups = duplicate_groups(hashes, projected, self.progress)
             different = representatives(groups)
             # In the papers each image has a vote. Copies of one image have nothing else to be compared with.
             once = self.has_radii and 1 < len(different) < images
@@ -215,7 +215,8 @@ class DenoisingMemoryBank:
         features = store.rows(indices)
         radii, support_images = torch.zeros(len(indices), device=indices.device), None
         if scores is not None and support:
-            found = find_support(store, indices, groups, max(support) + SPARE_IMAGES, self.neighborhood)
+            wanted = max(support) + SPARE_IMAGES
+            found = find_support(store, indices, groups, wanted, self.neighborhood, self.progress)
             scale = calibrate(store, features, indices, groups, found.radii(support), scores.fused)
             support_images = replace(found, scale=scale)
             radii = support_images.radii(support)
@@ -243,6 +244,7 @@ class DenoisingMemoryBank:
             neighborhood=self.neighborhood,
             max_references=self.max_references,
             seed=self.seed,
+            progress=self.progress,
         )
 
     @staticmethod

@@ -71,6 +71,7 @@ def score_patches(
     neighborhood: int | Literal["image"] = 0,
     max_references: int = 4096,
     seed: int = 0,
+    progress: bool = False,
 ) -> PatchScores:
     """Score every patch by each discriminator, and fuse the scores (SoftPatch, section 3.2; SoftPatch+).
 
@@ -83,6 +84,7 @@ def score_patches(
         neighborhood: See :class:`References`.
         max_references: See :class:`References`.
         seed: Seed of the projection and of the choice of references.
+        progress: Show progress bars.
 
     Returns:
         The scores.
@@ -96,7 +98,7 @@ def score_patches(
     images, *grid_size, channels = features.shape
     matrix = projection_matrix(channels, features.device, seed)
     projected = features if matrix is None else features @ matrix
-    references = References(neighborhood, max_references, seed)
+    references = References(neighborhood, max_references, seed, progress=progress)
     available = _available(images, (grid_size[0], grid_size[1]), references, discriminators)
     scores = {}
     for name in discriminators:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from anomalib_softpatch.components.progress import progress_bar
+
 
 @dataclass(frozen=True)
 class References:
@@ -28,12 +30,14 @@ class References:
             Time grows with images x references.
         seed: Seed of that choice.
         block_size: Elements of the largest temporary tensor. Memory grows with it, speed hardly.
+        progress: Show a progress bar.
     """
 
     neighborhood: int | Literal["image"] = 0
     max_references: int = 4096
     seed: int = 0
     block_size: int = 2**24
+    progress: bool = False
 
     def positions(self, grid_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return groups of grid positions that share their references.
@@ -87,11 +91,13 @@ class References:
         image, place = (each.to(features.device) for each in self._choose(images, (height, width)))
         first = torch.arange(images, device=features.device)[:, None] * height * width
         groups = max(1, self.block_size // (cost * images * queries.shape[1]))
-        for query_part, window_part in zip(queries.split(groups), window.split(groups), strict=True):
-            scored = (first + query_part[:, None, :]).reshape(len(query_part), -1)
-            references = image * height * width + window_part[:, place]
-            for part in scored.split(max(1, self.block_size // (cost * len(query_part))), dim=1):
-                yield part, references
+        with progress_bar(images * height * width, "Comparing patches", "patch", self.progress) as bar:
+            for query_part, window_part in zip(queries.split(groups), window.split(groups), strict=True):
+                scored = (first + query_part[:, None, :]).reshape(len(query_part), -1)
+                references = image * height * width + window_part[:, place]
+                for part in scored.split(max(1, self.block_size // (cost * len(query_part))), dim=1):
+                    yield part, references
+                    bar.update(part.numel())
 
 
 def _windows(length: int, radius: int) -> torch.Tensor:

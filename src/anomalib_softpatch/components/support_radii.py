@@ -34,8 +34,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from tqdm import tqdm
 
 from anomalib_softpatch.components.feature_store import FeatureStore
+from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.references import References
 
 # Factors of the distances to the nearest and the second nearest image, whose larger one is the radius by default
@@ -119,6 +121,7 @@ def find_support(
     groups: torch.Tensor,
     count: int,
     neighborhood: int | Literal["image"] = 1,
+    progress: bool = False,
 ) -> Support:
     """Find the other images that show most nearly what some patches show, and how far they are from them.
 
@@ -131,11 +134,12 @@ def find_support(
             images are copies of one, they count as different images.
         count: How many images to find.
         neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
+        progress: Show a progress bar.
 
     Returns:
         As many images as asked for, or all other ones.
     """
-    _, height, width, channels = store.shape
+    images, height, width, channels = store.shape
     patches, device = height * width, indices.device
     groups = groups_that_count(groups.to(device))
     others = int(groups.max())
@@ -149,13 +153,14 @@ def find_support(
     window_of[positions.flatten()] = torch.arange(len(positions), device=device).repeat_interleave(positions.shape[1])
 
     order = window_of[indices % patches].argsort(stable=True)
-    for part in order.split(max(1, BLOCK // max(IMAGES_AT_A_TIME, channels))):
-        rows = indices[part]
-        found[part], nearest = _nearest_groups(store, rows, groups, count, window_of, windows)
-        queries = store.rows(rows)
-        for k in range(count):
-            # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
-            distances[part, k] = torch.linalg.vector_norm(queries - store.rows(nearest[:, k]), dim=1)
+    with progress_bar(len(indices) * images, "Finding support", "comparison", progress) as bar:
+        for part in order.split(max(1, BLOCK // max(IMAGES_AT_A_TIME, channels))):
+            rows = indices[part]
+            found[part], nearest = _nearest_groups(store, rows, groups, count, (window_of, windows), bar)
+            queries = store.rows(rows)
+            for k in range(count):
+                # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
+                distances[part, k] = torch.linalg.vector_norm(queries - store.rows(nearest[:, k]), dim=1)
     return Support(found, distances)
 
 
@@ -193,8 +198,8 @@ def _nearest_groups(
     rows: torch.Tensor,
     groups: torch.Tensor,
     count: int,
-    window_of: torch.Tensor,
-    windows: torch.Tensor,
+    places: tuple[torch.Tensor, torch.Tensor],
+    bar: "tqdm[None]",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest other groups of images, each by its nearest patch within a window of positions.
 
@@ -203,14 +208,16 @@ def _nearest_groups(
         rows: Numbers of patches, those with the same window next to each other, shape ``(n,)``.
         groups: Number of each image's group of copies, shape ``(images,)``.
         count: How many groups to find, at most all other ones.
-        window_of: Window of each position, shape ``(height * width,)``.
-        windows: Positions of each window, shape ``(windows, w)``.
+        places: Window of each position, shape ``(height * width,)``, and positions of each window, shape
+            ``(windows, w)``.
+        bar: Progress bar of comparisons of a patch with an image.
 
     Returns:
         Groups, nearest first, and numbers of their nearest patches, both of shape ``(n, count)``.
     """
     _, height, width, channels = store.shape
     patches, device = height * width, rows.device
+    window_of, windows = places
     queries = store.rows(rows)
     center = queries.mean(dim=0)  # expanded squares lose digits far from the origin
     queries -= center
@@ -233,9 +240,9 @@ def _nearest_groups(
             for first in range(start, stop, size):
                 some = slice(first, min(first + size, stop))
                 products = torch.addmm(other_norms, queries[some], others.T, alpha=-2) + lengths[some]
-                values, places = products.view(len(products), len(batch), -1).min(dim=2)
+                values, nearest_places = products.view(len(products), len(batch), -1).min(dim=2)
                 squares[some] = values.clamp_min_(0)
-                nearest[some] = numbers * patches + window[places]
+                nearest[some] = numbers * patches + window[nearest_places]
         of_batch = groups[numbers].expand(len(rows), -1)
         squares.masked_fill_(of_batch == own, torch.inf)
         squares = torch.cat((best, squares), dim=1)
@@ -246,6 +253,7 @@ def _nearest_groups(
             best_groups[:, k] = found.gather(1, place[:, None]).squeeze(1)
             best_patches[:, k] = nearest.gather(1, place[:, None]).squeeze(1)
             squares.masked_fill_(found == best_groups[:, k, None], torch.inf)
+        bar.update(len(rows) * len(batch))
     return best_groups, best_patches
 
 

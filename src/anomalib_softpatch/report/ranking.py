@@ -4,7 +4,6 @@
 """Rank the images of a folder by how suspicious they are, without training a detector."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -158,14 +157,16 @@ def rank_images(
         )
         raise ValueError(msg)
     other = None if against is None else read_all(other_paths)
-    with console.status(f"Comparing {len(read)} images") if progress else nullcontext(), torch.inference_mode():
+    with torch.inference_mode():
         compared = store.project()
-        groups = duplicate_groups([item.content for item in read], compared)
+        groups = duplicate_groups([item.content for item in read], compared, progress)
         other_folder = other and _look_for_copies(str(against), *other, len(other_skipped), read, compared)
         del compared  # there may not be room for both
         compared = store.project(images=representatives(groups))
         knn_k = max(support_of(min_images, len(compared)), default=1)
-        scored = score_patches(compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood)
+        scored = score_patches(
+            compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood, progress=progress
+        )
         scores = scored.fused.float().cpu()
         kept = keep_mask(scores, threshold)
     return Findings(
