@@ -213,7 +213,8 @@ def test_progress_bar(disabled, shown, tmp_path, run_python):
     """What asks for it shows it, unless the environment says that there are to be no bars."""
     code = (
         "import torch\n"
-        "from anomalib_softpatch.components import k_center_greedy\n"
+        "from anomalib_softpatch.components import k_center_greedy, progress\n"
+        "progress.DELAY = 0\n"
         "k_center_greedy(torch.rand(50, 3), 5, 0)\n"
         "print('silent', flush=True)\n"
         "k_center_greedy(torch.rand(50, 3), 5, 0, progress=True)"
