@@ -13,7 +13,8 @@ from pathlib import Path
 from results import render
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MODEL = ROOT / "src" / "anomalib_softpatch" / "models" / "soft_patch_plus" / "README.md"
+PAGES = (ROOT / "README.md", MODEL, *sorted((ROOT / "docs").glob("*.md")))
 
 
 def main() -> None:

@@ -31,8 +31,9 @@ LARGEST_PRODUCT = 2**28
 # Elements of the largest temporary tensor, and images that are compared with others at a time
 BLOCK = 2**24
 IMAGES_AT_A_TIME = 512
-# With more images, each is compared with so many evenly spread ones only, and with those most like it as a whole
-MOST_COMPARED = 4096
+# With more images, each is compared with so many evenly spread ones only, and with those most like it as a whole; with
+# tens of thousands, with so few
+MOST_COMPARED, FEWEST_COMPARED = 4096, 1024
 CANDIDATES = 8
 # Of what an image is like as a whole: regions, a side, whose mean features are compared, and dimensions that are kept
 REGIONS, DIMENSIONS = 4, 64
@@ -82,9 +83,10 @@ def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
     like each other and unlike all others count as copies, too: nothing tells the two cases apart. Sets of fewer than 20
     images are not searched.
 
-    Of more than 4,096 images, the k-th nearest is looked for among 4,096 evenly spread ones. Among all ``n`` images its
-    rank is about ``k n / 4096``, and the factor is that of this rank. Only pairs are compared that are most like each
-    other as a whole, see :func:`_likely_pairs`. So the time grows with the number of images, not with its square.
+    Of more than 4,096 images, the k-th nearest is looked for among ``m`` evenly spread ones, 4,096 and less, and 1,024
+    of 30,000 and more. Among all ``n`` images its rank is about ``k n / m``, and the factor is that of this rank. Only
+    pairs are compared that are most like each other as a whole, see :func:`_likely_pairs`. So the time grows with the
+    number of images, not with its square.
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
@@ -97,7 +99,9 @@ def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
     if images < FEWEST_IMAGES:
         return torch.empty(0, 2, dtype=torch.long)
     device = features.device
-    compared = min(images, MOST_COMPARED)
+    compared = images
+    if images > MOST_COMPARED:
+        compared = max(FEWEST_COMPARED, min(MOST_COMPARED, LARGEST_PRODUCT // (FEWEST_PLACES * images)))
     spread = torch.linspace(0, images - 1, compared, dtype=torch.double, device=device).round().long()
     ranks = torch.tensor([k for k in RANKS if k < compared / 2], device=device)
     factors = (ranks * images / compared / 4) ** (-2 / DIMENSION)  # of squares

@@ -13,6 +13,8 @@ from anomalib_softpatch.pages.rendering import figure, render_page
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.quality import inspection_curve
 
+# Images on the page, the most suspicious ones: a browser shows that many, and nobody looks at more
+MOST_SHOWN = 5000
 BINS = 60
 CURVE_POINTS = 200
 CHECK_START, CHECK_END = "<!-- self-check -->", "<!-- end of self-check -->"
@@ -28,7 +30,7 @@ QUALITY = {
 
 
 def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -> str:
-    """Write the page.
+    """Write the page of the images, at most the 5,000 most suspicious ones.
 
     Args:
         findings: Findings of the set.
@@ -38,8 +40,9 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
     Returns:
         HTML text.
     """
-    rows = findings.table.astype(object).where(findings.table.notna(), None).to_dict("records")
-    for index, row in zip(findings.order, rows, strict=True):
+    table = findings.table[:MOST_SHOWN].astype(object)
+    rows = table.where(table.notna(), None).to_dict("records")
+    for index, row in zip(findings.order[:MOST_SHOWN], rows, strict=True):
         row.update(figure(row["path"], findings.names[index], thumbnails.get(index), folder))
         row["findings"] = findings.oddities[index] if findings.oddities else []
     level = findings.noise_level

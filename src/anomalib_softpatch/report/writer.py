@@ -19,7 +19,7 @@ from anomalib_softpatch.pages.drawing import JPEG_QUALITY
 from anomalib_softpatch.pages.rendering import is_page
 from anomalib_softpatch.report.drawing import image_pair
 from anomalib_softpatch.report.findings import Findings
-from anomalib_softpatch.report.page import render, with_self_check
+from anomalib_softpatch.report.page import MOST_SHOWN, render, with_self_check
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
     (folder / THUMBNAILS).mkdir()
     thumbnails = {}
-    for rank, index in enumerate(findings.order, start=1):
+    for rank, index in enumerate(findings.order[:MOST_SHOWN], start=1):
         name = f"{rank:05}.jpg"
         if _draw(findings, index, folder / THUMBNAILS / name):
             thumbnails[index] = f"{THUMBNAILS}/{name}"

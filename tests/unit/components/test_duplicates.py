@@ -107,6 +107,7 @@ def test_many_images_are_compared_with_some(candidates: int, monkeypatch: pytest
     expected = near_pairs(images)
     assert len(expected) == 4
     monkeypatch.setattr(duplicates, "MOST_COMPARED", 40)
+    monkeypatch.setattr(duplicates, "FEWEST_COMPARED", 40)
     monkeypatch.setattr(duplicates, "CANDIDATES", candidates)
     assert torch.equal(near_pairs(images), expected)
     assert len(near_pairs(originals)) == 0

@@ -30,7 +30,7 @@ from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.images.finding import IMAGE_EXTENSIONS, find_images
 from anomalib_softpatch.images.paths import from_text
 from anomalib_softpatch.images.reading import read_image
-from anomalib_softpatch.report import ranking
+from anomalib_softpatch.report import page, ranking, writer
 from anomalib_softpatch.report.command import report
 from anomalib_softpatch.report.ranking import rank_images
 
@@ -351,6 +351,20 @@ def test_features_are_found_again(
     again = rank_images(folder, **options, threshold=0.4, feature_cache=tmp_path / "cache")
     assert again.table.equals(expected.table)
     assert torch.equal(again.scores, expected.scores)
+
+
+def test_a_page_has_no_more_images_than_a_browser_shows(
+    folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "MOST_SHOWN", 5)
+    monkeypatch.setattr(writer, "MOST_SHOWN", 5)
+    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64)
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "shows the 5 most suspicious images" in text
+    assert "<b>12</b>images looked at" in text
+    assert len(list((tmp_path / "out" / "thumbnails").iterdir())) == text.count("<figure") == 5
+    assert "odd.png" in text
+    assert len(pd.read_csv(tmp_path / "out" / "images.csv")) == 12
 
 
 def test_features_beyond_the_budget_are_on_disk(
