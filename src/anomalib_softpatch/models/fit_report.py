@@ -5,19 +5,19 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+from anomalib_softpatch.data.protocols import KnowsTruth
+from anomalib_softpatch.models.protocol import SoftPatchModule
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "noise_report"
 
 
-def report_fit(module: "DenoisingMixin") -> None:
+def report_fit(module: SoftPatchModule) -> None:
     """Gather what a fit found, write its report and log how well known noise was found.
 
     Args:
@@ -33,9 +33,9 @@ def report_fit(module: "DenoisingMixin") -> None:
         logger.info("No noise report: with these options the training patches are not scored.")
         return
     datamodule: Any = getattr(module.trainer, "datamodule", None)
-    truth = getattr(datamodule, "truth", None)
     paths, labels, masks, notes = list(denoising.keys), None, None, []
-    if truth is not None and len(paths) == len(denoising.kept[0]):
+    if isinstance(datamodule, KnowsTruth) and len(paths) == len(denoising.kept[0]):
+        truth = datamodule.truth
         path_of = {datamodule.image_key(path): path for path in truth.index}
         paths = [path_of[key] for key in paths]
         labels = torch.tensor(truth.loc[paths, "true_label_index"].to_numpy(dtype=bool))

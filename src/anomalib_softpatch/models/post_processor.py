@@ -4,20 +4,21 @@
 """Post-processor that needs no labels: thresholds from training images, and scores that do not clip."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torchmetrics.utilities import dim_zero_cat
 
 from anomalib_softpatch.components.constraints import Constraint, at_least, check
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, false_alarm_threshold
+from anomalib_softpatch.models.protocol import SoftPatchModule
 
 if TYPE_CHECKING:
-    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+    from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class LabelFreePostProcessor(PostProcessor):
         """Names of the options that a checkpoint holds, see Anomalib."""
         return (*super()._checkpoint_config_keys, "false_alarms", "expected_defects", "fixed_threshold")
 
-    def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget thresholds of an earlier fit.
 
         Args:
@@ -119,7 +120,7 @@ class LabelFreePostProcessor(PostProcessor):
         self._image_threshold.fill_(torch.nan)
         self._pixel_threshold.fill_(torch.nan)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for labeled defects anew.
 
         Args:
@@ -130,7 +131,7 @@ class LabelFreePostProcessor(PostProcessor):
         self._has_labeled_defects = False
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: ImageBatch, *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
         """Take the scores and labels of a batch.
 
@@ -145,7 +146,7 @@ class LabelFreePostProcessor(PostProcessor):
         if outputs.gt_label is not None and bool(outputs.gt_label.any()):
             self._has_labeled_defects = True
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the thresholds.
 
         Args:
@@ -154,7 +155,7 @@ class LabelFreePostProcessor(PostProcessor):
         """
         labeled = trainer.strategy.reduce_boolean_decision(self._has_labeled_defects, all=False)
         self._has_labeled_defects = labeled
-        scores = pl_module.model.out_of_bag
+        scores = cast("SoftPatchModel", pl_module.model).out_of_bag
         # Of a single training image nothing can be scored out of bag: Anomalib's highest normal score is better than
         # no threshold then. A loaded model has brought its own.
         possible = (
@@ -168,7 +169,7 @@ class LabelFreePostProcessor(PostProcessor):
         if without_labels:
             self.decide_without_labels(scores)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Set the thresholds where there was no validation.
 
         Args:
@@ -177,7 +178,7 @@ class LabelFreePostProcessor(PostProcessor):
         """
         del trainer
         if bool(self._image_threshold.isnan()):
-            pl_module.on_train_epoch_end()  # builds the memory bank, unless that is done
+            pl_module.ensure_fitted()
             self.decide_without_labels(pl_module.model.out_of_bag)
 
     def decide_without_labels(self, scores: OutOfBagScores | None) -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from anomalib_softpatch.integration.export_metadata import Metadata, read_metadata
+from anomalib_softpatch.predictions.metadata import Metadata, read_metadata
 
 NEEDED_OUTPUTS = ("pred_score", "anomaly_map")
 RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "OpenVINO")}  # module and name by suffix

@@ -21,11 +21,8 @@ from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.options import check_share
-from anomalib_softpatch.predictions.arrivals import Arrivals
-from anomalib_softpatch.predictions.decided import Decided, about, read_decided
-from anomalib_softpatch.predictions.log import PredictionLog
 from anomalib_softpatch.predictions.page import PredictionPage
-from anomalib_softpatch.predictions.predictor import Predictor, load_checkpoint, load_exported
+from anomalib_softpatch.predictions.predictor import Predictor, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
 from anomalib_softpatch.predictions.table import (
     UNREADABLE,
@@ -38,6 +35,9 @@ from anomalib_softpatch.predictions.table import (
     verdict,
 )
 from anomalib_softpatch.predictions.training import TrainingFacts
+from anomalib_softpatch.scoring.arrivals import Arrivals
+from anomalib_softpatch.scoring.decided import Decided, about, read_decided
+from anomalib_softpatch.scoring.log import PredictionLog
 from anomalib_softpatch.text import counted, shown
 
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
@@ -247,8 +247,12 @@ class Run:
         return {path: row for path, row in rows.items() if row[1] == time_of_change(path)}
 
     def _load(self) -> Predictor:
-        if self._model is None:
-            self._model = load_exported(self._file) if self._exported else load_checkpoint(self._file, self._device)
+        if self._model is None and self._exported:
+            self._model = load_exported(self._file)
+        elif self._model is None:
+            from anomalib_softpatch.scoring.checkpoint import load_checkpoint  # noqa: PLC0415  # imports torch
+
+            self._model = load_checkpoint(self._file, self._device)
         return self._model
 
     def _judge(self, path: str) -> Prediction:

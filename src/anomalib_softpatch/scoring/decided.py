@@ -120,7 +120,7 @@ def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
 
 
 def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: float) -> list[str]:
-    """Say what decisions allow to promise, see :mod:`~anomalib_softpatch.predictions.promise` for when it holds.
+    """Say what decisions allow to promise, see :mod:`~anomalib_softpatch.scoring.promise` for when it holds.
 
     Args:
         decided: What was decided.
@@ -130,7 +130,7 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
     Returns:
         Lines for the terminal.
     """
-    from anomalib_softpatch.predictions.promise import (  # noqa: PLC0415  # imports scipy, which takes seconds
+    from anomalib_softpatch.scoring.promise import (  # noqa: PLC0415  # imports scipy, which takes seconds
         at_least,
         at_most,
         more_images,
