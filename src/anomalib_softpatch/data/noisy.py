@@ -246,11 +246,7 @@ class NoisyDataModule(AnomalibDataModule):
         self.datamodule.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up the datasets; when training, write the manifest into the results folder.
-
-        Args:
-            stage: Stage of the trainer (fit, validate, test, predict).
-        """
+        """Set up the datasets; when training, write the manifest into the results folder."""
         super().setup(stage)
         if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.is_global_zero:
             file_name = f"manifest-{self._protocol if self.manifest is None else self.manifest.stem}.csv"

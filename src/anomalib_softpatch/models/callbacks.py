@@ -39,11 +39,6 @@ class FitChecks(Callback):
     def setup(self, trainer: Trainer, pl_module: SoftPatchModule, stage: str) -> None:
         """Look at the pre-processor, the size of the images, and for images that cannot be read in any set.
 
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            stage: Stage of the trainer.
-
         Raises:
             ValueError: If a checkpoint cannot hold the pre-processor, the backbone does not take images of that size,
                 or there are images that cannot be read and the model's option is not to skip them.
@@ -79,10 +74,6 @@ class FitChecks(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Try the precision on the device, forget features of an interrupted fit, and show progress where others do.
 
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-
         Raises:
             ValueError: If the device cannot compute in the precision asked for.
         """
@@ -103,10 +94,6 @@ class FitChecks(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Refuse a single training image where noise is to be found, and ask for a new memory bank.
 
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-
         Raises:
             ValueError: If there is one training image only.
         """
@@ -120,25 +107,13 @@ class FitChecks(Callback):
         pl_module.mark_fitted(False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Say how far the fit can be trusted.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer
+        """Say how far the fit can be trusted."""
         check = pl_module.self_check()
         if check is not None:
             logger.info("%s", "\n".join(check.lines))
 
     def on_exception(self, trainer: Trainer, pl_module: SoftPatchModule, exception: BaseException) -> None:
-        """Keep an earlier memory bank, and nothing of the fit that did not end; say so if images were too few to split.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            exception: The error.
-        """
+        """Keep an earlier memory bank, not what a broken-off fit left; say so if images were too few to split."""
         pl_module.model.feature_store.clear()
         pl_module.mark_fitted(bool(pl_module.model.bank_ranges))
         datamodule = getattr(trainer, "datamodule", None)
@@ -162,14 +137,9 @@ class FeatureCaching(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Open the cache.
 
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-
         Raises:
             OSError: If its folder cannot be made.
         """
-        del trainer
         pl_module.model.feature_cache = FeatureCache(pl_module.model.feature_extractor, self.folder)
 
     def on_train_batch_end(
@@ -177,42 +147,21 @@ class FeatureCaching(Callback):
     ) -> None:
         """Say after the first batch what the cache takes on the disk.
 
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            outputs: Not used.
-            batch: Images.
-            batch_idx: Number of the batch.
-
         Raises:
             OSError: If the disk has no room for it.
         """
-        del outputs
         cache, dataset = pl_module.model.feature_cache, getattr(trainer.train_dataloader, "dataset", None)
         if batch_idx == 0 and cache is not None and isinstance(dataset, Sized) and batch.image is not None:
             logger.info(cache.check_space(len(batch.image), len(dataset)))
 
     def on_fit_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Close the cache: images that are tested or predicted are not kept.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer
+        """Close the cache: images that are tested or predicted are not kept."""
         cache, pl_module.model.feature_cache = pl_module.model.feature_cache, None
         if cache is not None:
             logger.info("Features: %d found in %s, %d computed.", cache.found, cache.folder, cache.computed)
 
     def on_exception(self, trainer: Trainer, pl_module: SoftPatchModule, exception: BaseException) -> None:
-        """Close the cache; what is in it stays.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            exception: The error.
-        """
-        del exception
+        """Close the cache; what is in it stays."""
         self.on_fit_end(trainer, pl_module)
 
 
@@ -224,10 +173,6 @@ class AnomalibReading(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Look at the images that are to be scored.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
 
         Raises:
             ValueError: If there are such images.
@@ -259,12 +204,7 @@ class NoiseReport(Callback):
     """Write ``noise_report/`` into the results folder once the memory bank is built."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Write the report, and log how well known noise was found.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
+        """Write the report, and log how well known noise was found."""
         pl_module.ensure_fitted()
         if trainer.is_global_zero:
             from anomalib_softpatch.models.fit_report import report_fit  # noqa: PLC0415  # drawing libraries

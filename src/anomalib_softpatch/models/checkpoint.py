@@ -91,20 +91,12 @@ class CheckpointMixin(_Module):
             MODELS[cls.__name__] = cls
 
     def setup(self, stage: str) -> None:
-        """Have checkpoints written whole, and read on any device.
-
-        Args:
-            stage: Stage of the trainer.
-        """
+        """Have checkpoints written whole, and read on any device."""
         super().setup(stage)
         use_own_checkpoint_io(self.trainer.strategy, self.checkpoint_safe_globals())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint.
-
-        Args:
-            checkpoint: What is saved.
-        """
+        """Mark the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         newest = self.largest_value > EIGHT_BITS or self.model.defects.numel() or self.model.ignored.numel()
         number = FORMAT if newest else FORMAT_OF_EIGHT_BITS
@@ -117,9 +109,6 @@ class CheckpointMixin(_Module):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit.
-
-        Args:
-            checkpoint: What is loaded.
 
         Raises:
             ValueError: If it is another model's, a newer version's, or one of other options.

@@ -251,18 +251,12 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Extract and store the features of a batch.
 
-        Args:
-            batch: Training images.
-            *args: Not used.
-            **kwargs: Not used.
-
         Returns:
             A loss of zero, which Lightning asks for.
 
         Raises:
             ValueError: If an image gives NaN or infinite features.
         """
-        del args, kwargs
         datamodule = getattr(self.trainer, "datamodule", None)
         name = datamodule.image_key if isinstance(datamodule, NamesImages) else str
         keys = [name(path) for path in batch.image_path] if batch.image_path else None
@@ -337,25 +331,15 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Score a batch.
 
-        Args:
-            batch: Images.
-            *args: Not used.
-            **kwargs: Not used.
-
         Returns:
             The batch with scores and maps.
         """
-        del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
         """Export to ONNX, with a pruned search and into one file where the format allows.
 
         PyTorch's default is a second file for the weights.
-
-        Args:
-            *args: See Anomalib's ``ExportMixin.to_onnx``.
-            **kwargs: See there.
 
         Returns:
             The ONNX file.
@@ -387,10 +371,6 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
         """Export to OpenVINO, and compare the file with the model.
-
-        Args:
-            *args: See Anomalib's ``ExportMixin.to_openvino``.
-            **kwargs: See there.
 
         Returns:
             The file.

@@ -110,49 +110,24 @@ class LabelFreePostProcessor(PostProcessor):
         return (*super()._checkpoint_config_keys, "false_alarms", "expected_defects", "fixed_threshold")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget thresholds of an earlier fit.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer, pl_module
+        """Forget thresholds of an earlier fit."""
         self._image_threshold.fill_(torch.nan)
         self._pixel_threshold.fill_(torch.nan)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for labeled defects anew.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer, pl_module
+        """Look for labeled defects anew."""
         self._has_labeled_defects = False
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
-        """Take the scores and labels of a batch.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            outputs: Batch with predictions.
-            *args: See Anomalib.
-            **kwargs: See Anomalib.
-        """
+        """Take the scores and labels of a batch."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
         if outputs.gt_label is not None and bool(outputs.gt_label.any()):
             self._has_labeled_defects = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the thresholds.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
+        """Set the thresholds."""
         labeled = trainer.strategy.reduce_boolean_decision(self._has_labeled_defects, all=False)
         self._has_labeled_defects = labeled
         scores = cast("SoftPatchModel", pl_module.model).out_of_bag
@@ -170,13 +145,7 @@ class LabelFreePostProcessor(PostProcessor):
             self.decide_without_labels(scores)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Set the thresholds where there was no validation.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer
+        """Set the thresholds where there was no validation."""
         if bool(self._image_threshold.isnan()):
             pl_module.ensure_fitted()
             self.decide_without_labels(pl_module.model.out_of_bag)
@@ -240,5 +209,4 @@ class LabelFreePostProcessor(PostProcessor):
         Returns:
             Normalized scores.
         """
-        del norm_min, norm_max
         return None if preds is None else normalize(preds, threshold)
