@@ -87,9 +87,6 @@ def read_decisions(file: Path) -> list[Decision]:
     numbers ``x y width height``, or the path of a mask. Tables with the columns ``path`` and ``decision``, which
     version 0.2 saved, are read, too.
 
-    Args:
-        file: The file.
-
     Returns:
         The decisions in the order of the file, equal ones once. Of an image that is decided, no row is undecided. An
         undecided link to a defect is a defect, and so is what a link leads to that is called a defect.
