@@ -358,11 +358,7 @@ class NoisyDataModule(AnomalibDataModule):
         return listed.drop(columns="mask_path")
 
     def _take_list(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-        """Take the anomalous images that a list names, and of the normal training images those that it names, if any.
-
-        Returns:
-            The rows of a manifest that has these images.
-        """
+        """Take the anomalous images of a list, as the rows of a manifest, and train with its normal ones, if any."""
         subset_of, found = self._listed_images(listed)
         keys = dict(zip(map(real_folder, pool["image_path"]), pool.index, strict=True))
         normal = [path for path in found if path not in keys and subset_of[path] == "test"]

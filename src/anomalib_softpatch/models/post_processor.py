@@ -198,15 +198,5 @@ class LabelFreePostProcessor(PostProcessor):
     def _normalize(
         preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
     ) -> torch.Tensor | None:
-        """Return s / (s + threshold); Anomalib cuts at 0 and 1, where scores of defects then are all alike.
-
-        Args:
-            preds: Scores or maps, 0 or more.
-            norm_min: Not used.
-            norm_max: Not used.
-            threshold: Threshold. Not a number: the scores stay as they are.
-
-        Returns:
-            Normalized scores.
-        """
+        """Return s / (s + threshold); Anomalib cuts at 0 and 1, where scores of defects then are all alike."""
         return None if preds is None else normalize(preds, threshold)

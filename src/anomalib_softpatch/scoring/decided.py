@@ -193,11 +193,7 @@ def _percent_down(share: float) -> str:
 def _training_contents(model: Path) -> set[str]:
     """Return hashes of the images in the folder that clean-train has trained a model on.
 
-    Args:
-        model: Checkpoint or exported model, beside which clean-train has left a summary that names the folder.
-
-    Returns:
-        The hashes; none if there is no such summary, or no such folder any more.
+    None if it has left no summary beside the model that names the folder, or there is no such folder any more.
     """
     try:
         summary = json.loads((model.parent / SUMMARY).read_text(encoding="utf-8"))
