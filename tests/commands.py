@@ -32,7 +32,7 @@ IMPORTS = (
     "anomalib.cli.cli", "anomalib.data", "anomalib.deploy", "anomalib.engine", "anomalib.models", "anomalib.pipelines",
     "anomalib_softpatch.benchmark.pipeline", "anomalib_softpatch.benchmark.tables",
     "anomalib_softpatch.cleaning.stages", "anomalib_softpatch.demo.run", "anomalib_softpatch.models",
-    "anomalib_softpatch.predictions.command", "anomalib_softpatch.report.ranking",
+    "anomalib_softpatch.scoring.command", "anomalib_softpatch.report.ranking",
     "onnx", "onnxruntime", "onnxscript", "openvino", "pandas", "torch._dynamo", "torch.onnx",
 )  # fmt: skip
 SERVER = "import sys; sys.path[:0] = [{folder!r}]; import commands; sys.path.pop(0); commands.serve()"

@@ -3,7 +3,7 @@
 
 """Draw which packages import which: ``python docs/figures/layers.py`` writes layers.dot and layers.svg.
 
-An arrow that follows from others is left out. Packages that import each other are joined by red arrows.
+An arrow that follows from others is left out. Packages that import each other are an error, which names them.
 """
 
 import ast
@@ -48,15 +48,11 @@ def graph() -> networkx.DiGraph:
 def text() -> str:
     """Return the figure in Graphviz's language."""
     found = graph()
-    circles = networkx.condensation(found)
-    kept = networkx.transitive_reduction(circles).edges
-    number = circles.graph["mapping"]
-    lines = []
-    for start, stop in sorted(found.edges):
-        if number[start] == number[stop]:
-            lines.append(f'  {start} -> {stop} [color="#c62828"]')
-        elif (number[start], number[stop]) in kept:
-            lines.append(f"  {start} -> {stop}")
+    circles = [" -> ".join([*circle, circle[0]]) for circle in networkx.simple_cycles(found)]
+    if circles:
+        msg = f"Folders import each other: {'; '.join(circles)}. Move what the lower one needs below both."
+        raise ValueError(msg)
+    lines = [f"  {start} -> {stop}" for start, stop in sorted(networkx.transitive_reduction(found).edges)]
     return HEAD + "\n".join(lines) + "\n}\n"
 
 

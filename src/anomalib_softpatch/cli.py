@@ -22,7 +22,7 @@ from anomalib_softpatch.image_size import Size
 COMMANDS = {
     "demo": ("anomalib_softpatch.demo", "main"),
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
-    "predict": ("anomalib_softpatch.predictions.command", "predict"),
+    "predict": ("anomalib_softpatch.scoring.command", "predict"),
     "teach": ("anomalib_softpatch.teaching.command", "teach"),
     "verify": ("anomalib_softpatch.predictions.verification", "verify"),
     "report": ("anomalib_softpatch.report.command", "report"),

@@ -26,9 +26,6 @@ def counted(number: int, noun: str) -> str:
 def shown(path: str | Path) -> str:
     """Return a path as one line for the terminal, whatever its name.
 
-    Args:
-        path: Path.
-
     Returns:
         The path, or its representation in Python if it holds characters that cannot be printed.
     """

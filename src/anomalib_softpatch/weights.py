@@ -80,9 +80,6 @@ def write_weights(name: str, folder: Path) -> WeightsPackage:
 def load_network(package: WeightsPackage) -> nn.Module:
     """Load the weights of a pip package into timm's network, without running any code of the package.
 
-    Args:
-        package: The package.
-
     Returns:
         The network, for images scaled by mean 0.5 and standard deviation 0.5.
 

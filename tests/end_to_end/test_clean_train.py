@@ -27,10 +27,11 @@ from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
-from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, Box, Decision, write_decisions
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, Box, Decision
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.models import load_model
 from conftest import COMMAND
+from samples import write_decisions
 
 GOOD = 16
 

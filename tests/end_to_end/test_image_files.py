@@ -17,10 +17,10 @@ from timm.models import save_for_hf
 
 from anomalib_softpatch.cleaning.command import clean_train
 from anomalib_softpatch.models import load_model
-from anomalib_softpatch.predictions.command import predict
 from anomalib_softpatch.predictions.verification import verify
 from anomalib_softpatch.report.command import report
 from anomalib_softpatch.report.decisions import undo
+from anomalib_softpatch.scoring.command import predict
 
 HEIGHT, WIDTH = 64, 96
 SQUARE = (slice(8, 24), slice(64, 88))  # black in the image of a defect, as it is displayed

@@ -13,7 +13,7 @@ from test_predict_loses_nothing import NAMES, save, save_model, table
 
 from anomalib_softpatch.components import duplicates
 from anomalib_softpatch.images.decisions import Box, Decision, read_decisions
-from anomalib_softpatch.predictions.command import predict
+from anomalib_softpatch.scoring.command import predict
 from browser import drive, layout
 from conftest import COMMAND
 

@@ -23,10 +23,10 @@ from torchvision.transforms.v2 import CenterCrop, Compose, GaussianBlur, Graysca
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from anomalib_softpatch import SoftPatch
-from anomalib_softpatch.integration.export_metadata import KEY
 from anomalib_softpatch.models import load_model
-from anomalib_softpatch.predictions.command import predict
+from anomalib_softpatch.predictions.metadata import KEY
 from anomalib_softpatch.predictions.verification import verify
+from anomalib_softpatch.scoring.command import predict
 
 HEIGHT, WIDTH = 500, 700
 SQUARE = (slice(200, 300), slice(100, 250))  # black in defective images: rows and columns

@@ -10,6 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import networkx
 import numpy as np
 import pytest
 
@@ -140,9 +141,16 @@ def test_versions_are_shown() -> None:
             assert re.search(rf"\| {name} \|.* {re.escape(version)} \|", page)
 
 
+LAYERS = str(ROOT / "docs" / "figures" / "layers.py")
+
+
+def test_no_two_folders_import_each_other() -> None:
+    assert list(networkx.simple_cycles(runpy.run_path(LAYERS)["graph"]())) == []
+
+
 def test_the_figure_of_the_layers_is_that_of_the_imports() -> None:
-    """Else run python docs/figures/layers.py."""
-    figure = runpy.run_path(str(ROOT / "docs" / "figures" / "layers.py"))
+    """Otherwise run python docs/figures/layers.py."""
+    figure = runpy.run_path(LAYERS)
     assert figure["FIGURE"].read_text(encoding="utf-8") == figure["text"]()
     drawn = figure["FIGURE"].with_suffix(".svg").read_text(encoding="utf-8")
     assert all(

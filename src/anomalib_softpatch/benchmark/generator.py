@@ -60,7 +60,6 @@ class NoiseBenchmarkJobGenerator(BenchmarkJobGenerator):
         Yields:
             A job for every combination of the values of the grids.
         """
-        del prev_stage_result
         for config in self.configurations(args or {}):
             yield self.make_job(config)
 

@@ -90,7 +90,6 @@ class NoiseBenchmarkRunner(Runner):
             The results of those that have one, in the order in which they ended; how many have none is in
             :attr:`failures`.
         """
-        del prev_stage_results
         configs = self.generator.configurations(args)
         names = list(describe(configs))
         rows = []

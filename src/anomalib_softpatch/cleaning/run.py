@@ -214,20 +214,42 @@ class Run:
             false_alarms: Share of normal images that may be called anomalous.
             share: Share of the most suspicious images that was set aside.
         """
-        predicts = bool(self.exported) and self.exported[0].endswith(FOR_PREDICTION)
-        file = self.output / (self.exported[0] if predicts else CHECKPOINT)
-        option = "--model" if predicts else "--ckpt_path"
-        command = f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
-        check = self.check
-        assert check is not None
-        page = self.output / REPORT / PAGE
+        assert self.check is not None
+        command = self._prediction()
         again = "the same command"  # its options belong to it
-        next_step = {
+        next_steps = {
             TRUST: command,
             LOOK: f"{again} with --decisions decisions.csv",
             REFUSE: f"{again} with more images",
-        }[check.verdict]
-        summary: dict[str, Any] = {
+        }
+        next_step = next_steps[self.check.verdict]
+        page = self.output / REPORT / PAGE
+        record = self._record(false_alarms, share, self.check.record | {"next": next_step})
+        with atomic_output(self.output / SUMMARY) as temporary:
+            temporary.write_text(json.dumps(record | {"next": command}, indent=2) + "\n", encoding="ascii")
+        lines = [
+            f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
+            "normalized).",
+            *self.check.lines,
+            *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
+            f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
+            f"Summary:   {self.output / SUMMARY}",
+            f"Features:  {self.options.feature_cache} (with them another run needs no backbone; can be deleted)",
+            *([f"First:     {next_step}"] if self.check.verdict != TRUST else []),
+            f"Next:      {command}",
+        ]
+        sys.stdout.write("\n".join([*lines, ""]))
+
+    def _prediction(self) -> str:
+        """Return the command that judges new images."""
+        predicts = bool(self.exported) and self.exported[0].endswith(FOR_PREDICTION)
+        file = self.output / (self.exported[0] if predicts else CHECKPOINT)
+        option = "--model" if predicts else "--ckpt_path"
+        return f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
+
+    def _record(self, false_alarms: float, share: float, check: dict[str, Any]) -> dict[str, Any]:
+        """Return what the summary says of the run."""
+        return {
             "version": __version__,
             "folder": to_text(self.folder),
             "images": len(self.files),
@@ -244,28 +266,13 @@ class Run:
             "share_set_aside": share,
             "false_alarms": false_alarms,
             "threshold": self.threshold,
-            "self_check": check.record | {"next": next_step},
+            "self_check": check,
             "normalized_threshold": 0.5,
-            "report": to_text(page),
+            "report": to_text(self.output / REPORT / PAGE),
             "checkpoint": to_text(self.output / CHECKPOINT),
             "exported": [to_text(self.output / name) for name in self.exported],
             "features": to_text(self.options.feature_cache),
-            "next": command,
         }
-        with atomic_output(self.output / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
-        lines = [
-            f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
-            "normalized).",
-            *check.lines,
-            *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
-            f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
-            f"Summary:   {self.output / SUMMARY}",
-            f"Features:  {self.options.feature_cache} (with them another run needs no backbone; can be deleted)",
-            *([f"First:     {next_step}"] if check.verdict != TRUST else []),
-            f"Next:      {command}",
-        ]
-        sys.stdout.write("\n".join([*lines, ""]))
 
     def _settings(self) -> list[Any]:
         """What features and scores depend on beside the images."""

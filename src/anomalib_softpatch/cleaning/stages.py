@@ -27,8 +27,8 @@ from anomalib_softpatch.components.tiles import grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.image_size import choose_size, typical_image
 from anomalib_softpatch.models import load_model
+from anomalib_softpatch.models.checkpoint import MODELS
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
-from anomalib_softpatch.models.loading import MODELS
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.report.ranking import check_device, rank_images
 from anomalib_softpatch.report.writer import PAGE, write_report

@@ -21,11 +21,7 @@ from anomalib_softpatch.components.tracing import is_traced
 
 
 def tiles_of(tiler: Tiler | None) -> dict[str, Any] | None:
-    """Return the arguments that a tiler was made with, in pixels; ``None`` for none.
-
-    Args:
-        tiler: Tiler.
-    """
+    """Return the arguments that a tiler was made with, in pixels; ``None`` for none."""
     if tiler is None:
         return None
     return {

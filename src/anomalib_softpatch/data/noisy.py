@@ -246,11 +246,7 @@ class NoisyDataModule(AnomalibDataModule):
         self.datamodule.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up the datasets; when training, write the manifest into the results folder.
-
-        Args:
-            stage: Stage of the trainer (fit, validate, test, predict).
-        """
+        """Set up the datasets; when training, write the manifest into the results folder."""
         super().setup(stage)
         if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.is_global_zero:
             file_name = f"manifest-{self._protocol if self.manifest is None else self.manifest.stem}.csv"
@@ -362,21 +358,42 @@ class NoisyDataModule(AnomalibDataModule):
         return listed.drop(columns="mask_path")
 
     def _take_list(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-        """Take the anomalous images that a list names, and of the normal training images those that it names, if any.
+        """Take the anomalous images of a list, as the rows of a manifest, and train with its normal ones, if any."""
+        subset_of, found = self._listed_images(listed)
+        keys = dict(zip(map(real_folder, pool["image_path"]), pool.index, strict=True))
+        normal = [path for path in found if path not in keys and subset_of[path] == "test"]
+        if normal:
+            msg = (
+                f"manifest={str(self.manifest)!r} lists {len(normal)} images of the test set that are not anomalous, "
+                f"for example {str(normal[0])!r}. Noise is anomalous test images: take the others out of the list."
+            )
+            raise ValueError(msg)
+        trained = {path for path in found if path not in keys and subset_of[path] == "train"}
+        if trained:
+            self._train_with(trained)
+        rows = pd.DataFrame({"image_path": [keys[path] for path in found if path in keys]}, dtype=object)
+        return rows.assign(repeat=0, angle=0.0, shift_x=0.0, shift_y=0.0, in_test=self.overlap)[
+            [*NOISE_COLUMNS, "in_test"]
+        ]
+
+    def _listed_images(self, listed: pd.DataFrame) -> tuple[dict[Path, str], list[Path]]:
+        """Find the images that a list names.
 
         Returns:
-            The rows of a manifest that has these images.
+            Of each image which set it is in: ``train``, ``val``, or ``test`` for those of a validation set that comes
+            from the test set, too. And the images that the list names, each once, in its order.
         """
         datasets = {"train": self.train_data, "test": self.test_data}
-        if self.val_split_mode in {ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST}:
+        if self.val_split_mode == ValSplitMode.FROM_TRAIN:
             datasets["val"] = self.val_data
         subset_of = {real_folder(path): name for name, data in datasets.items() for path in data.samples["image_path"]}
+        if self.val_split_mode == ValSplitMode.FROM_TEST:
+            subset_of |= {real_folder(path): "test" for path in self.val_data.samples["image_path"]}
         folder = Path(os.path.commonpath({path.parent for path in subset_of}))
         top_folders = {path.relative_to(folder).parts[:1] for path in subset_of}
-        keys = dict(zip(map(real_folder, pool["image_path"]), pool.index, strict=True))
         places = (folder, *folder.parents)  # that paths may be relative to: the category's folder, the dataset's root
 
-        found: dict[Path, None] = {}  # each once, in the order of the list
+        found: dict[Path, None] = {}
         unknown = []
         for path, category in listed.itertuples(index=False):
             if category and self.category and category != self.category:
@@ -402,30 +419,15 @@ class NoisyDataModule(AnomalibDataModule):
         if not found:
             msg = f"{name} lists no image of {folder}. Give a list of this dataset and category."
             raise ValueError(msg)
-        noise = [path for path in found if path in keys]
-        trained = {path for path in found if path not in keys and subset_of[path] == "train"}
-        normal = [
-            path
-            for path in found
-            if path not in keys
-            and (subset_of[path] == "test" or (subset_of[path], self.val_split_mode) == ("val", ValSplitMode.FROM_TEST))
-        ]
-        if normal:
-            msg = (
-                f"{name} lists {len(normal)} images of the test set that are not anomalous, for example "
-                f"{str(normal[0])!r}. Noise is anomalous test images: take the others out of the list."
-            )
-            raise ValueError(msg)
-        if trained:
-            paths = self.train_data.samples["image_path"]
-            left_out = {path for path in paths if real_folder(path) not in trained}
-            self.train_data = _without(self.train_data, left_out)
-            if left_out:
-                logger.info("%d normal training images are left out, as %s leaves them out.", len(left_out), name)
-        rows = pd.DataFrame({"image_path": [keys[path] for path in noise]}, dtype=object)
-        return rows.assign(repeat=0, angle=0.0, shift_x=0.0, shift_y=0.0, in_test=self.overlap)[
-            [*NOISE_COLUMNS, "in_test"]
-        ]
+        return subset_of, list(found)
+
+    def _train_with(self, normal: set[Path]) -> None:
+        """Leave the normal training images out that are not among these."""
+        left_out = {path for path in self.train_data.samples["image_path"] if real_folder(path) not in normal}
+        self.train_data = _without(self.train_data, left_out)
+        if left_out:
+            name = f"manifest={str(self.manifest)!r}"
+            logger.info("%d normal training images are left out, as %s leaves them out.", len(left_out), name)
 
     def _normal_count(self) -> int:
         return int((self.train_data.samples["label_index"] == LabelName.NORMAL).sum())

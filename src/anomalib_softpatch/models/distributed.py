@@ -29,14 +29,7 @@ class DistributedFit(Callback):
     """Let Lightning's ``ddp`` strategy run a model that has nothing to train."""
 
     def setup(self, trainer: Trainer, pl_module: torch.nn.Module, stage: str) -> None:
-        """Have the strategy share the weights of rank 0, and no gradients.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            stage: Stage of the trainer.
-        """
-        del pl_module, stage
+        """Have the strategy share the weights of rank 0, and no gradients."""
         leave_out_gradients(trainer.strategy)
 
 

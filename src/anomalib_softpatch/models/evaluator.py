@@ -32,13 +32,7 @@ class LabelAwareEvaluator(Evaluator):
         self._seen: dict[str, set[bool]] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the labels of an earlier test.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer, pl_module
+        """Forget the labels of an earlier test."""
         self._seen = {name: set() for name in LABELS}
 
     def on_test_batch_end(
@@ -50,16 +44,7 @@ class LabelAwareEvaluator(Evaluator):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Update the metrics and remember which labels there are.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            outputs: See Anomalib.
-            batch: Batch with predictions.
-            batch_idx: Number of the batch.
-            dataloader_idx: Number of the data loader.
-        """
+        """Update the metrics and remember which labels there are."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         for name, seen in self._seen.items():
             labels = getattr(batch, name, None)
@@ -67,12 +52,7 @@ class LabelAwareEvaluator(Evaluator):
                 seen.update(labels.bool().unique().tolist())
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the metrics that can be computed, and name the others.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
+        """Log the metrics that can be computed, and name the others."""
         missing = {
             name: kind
             for name in LABELS

@@ -4,20 +4,25 @@
 """The noise report of a fit: gathers what the model found and what the datamodule knows, as plain data."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-if TYPE_CHECKING:
-    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+from anomalib_softpatch.components.memory_bank import DenoisingResult
+from anomalib_softpatch.data.protocols import KnowsTruth
+from anomalib_softpatch.models.protocol import SoftPatchModule
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "noise_report"
+AUGMENTED = (
+    "The training images were augmented. What is shown are the files, so a heat map may be displaced against its "
+    "image, or mirrored."
+)
 
 
-def report_fit(module: "DenoisingMixin") -> None:
+def report_fit(module: SoftPatchModule) -> None:
     """Gather what a fit found, write its report and log how well known noise was found.
 
     Args:
@@ -32,21 +37,8 @@ def report_fit(module: "DenoisingMixin") -> None:
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")
         return
-    datamodule: Any = getattr(module.trainer, "datamodule", None)
-    truth = getattr(datamodule, "truth", None)
-    paths, labels, masks, notes = list(denoising.keys), None, None, []
-    if truth is not None and len(paths) == len(denoising.kept[0]):
-        path_of = {datamodule.image_key(path): path for path in truth.index}
-        paths = [path_of[key] for key in paths]
-        labels = torch.tensor(truth.loc[paths, "true_label_index"].to_numpy(dtype=bool))
-        masks = (
-            datamodule.true_mask(path) if label else None for path, label in zip(paths, labels.tolist(), strict=True)
-        )
-    if getattr(datamodule, "train_augmentations", None) is not None:
-        notes.append(
-            "The training images were augmented. What is shown are the files, so a heat map may be displaced "
-            "against its image, or mirrored."
-        )
+    datamodule = getattr(module.trainer, "datamodule", None)
+    paths, labels, masks = _what_is_known(datamodule, denoising)
     check = module.self_check()
     quality = write_fit_report(
         Path(module.trainer.default_root_dir) / FOLDER,
@@ -64,9 +56,24 @@ def report_fit(module: "DenoisingMixin") -> None:
             "Discriminators": ", ".join(denoising.scores.by_discriminator),
             "Patches removed": ", ".join(f"{100 * share:.3g} %" for share in denoising.shares),
         },
-        notes=notes,
+        notes=[AUGMENTED] if getattr(datamodule, "train_augmentations", None) is not None else [],
         self_check=[] if check is None else check.lines,
         skipped=module.skipped,
     )
     for name, value in quality.items():
         module.log(f"noise_{name}", value, rank_zero_only=True)
+
+
+def _what_is_known(
+    datamodule: object, denoising: DenoisingResult
+) -> tuple[list[str], torch.Tensor | None, Iterator[torch.Tensor | None] | None]:
+    """Return the paths of the training images, and which are anomalous and where if the datamodule knows."""
+    paths = list(denoising.keys)
+    if not isinstance(datamodule, KnowsTruth) or len(paths) != len(denoising.kept[0]):
+        return paths, None, None
+    truth = datamodule.truth
+    path_of = {datamodule.image_key(path): path for path in truth.index}
+    paths = [path_of[key] for key in paths]
+    labels = torch.tensor(truth.loc[paths, "true_label_index"].to_numpy(dtype=bool))
+    masks = (datamodule.true_mask(path) if label else None for path, label in zip(paths, labels.tolist(), strict=True))
+    return paths, labels, masks

@@ -28,7 +28,7 @@ from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.components.hashing import describe
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.images.reading import EIGHT_BITS
-from anomalib_softpatch.models.compatibility import (
+from anomalib_softpatch.models.checkpoint import (
     BACKBONE_HASH,
     REQUIREMENTS,
     SCORE_SMOOTHING,
@@ -152,7 +152,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     features, weights, radii = (tensors[name].to(model.device) for name in ("memory_bank", "weights", "radii"))
     torch_model.set_memory_bank(MemoryBank(features, weights, radii, banks))
     model.largest_value = metadata.get("largest_value", EIGHT_BITS)
-    model._is_fitted = torch.tensor([True], device=model.device)  # Anomalib's flag
+    model.mark_fitted(True)
     state = _post_processor_state(model)
     for name, tensor in stored.items():
         state[name].copy_(tensor)

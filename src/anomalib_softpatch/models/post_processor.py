@@ -4,20 +4,21 @@
 """Post-processor that needs no labels: thresholds from training images, and scores that do not clip."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torchmetrics.utilities import dim_zero_cat
 
 from anomalib_softpatch.components.constraints import Constraint, at_least, check
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, false_alarm_threshold
+from anomalib_softpatch.models.protocol import SoftPatchModule
 
 if TYPE_CHECKING:
-    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+    from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 logger = logging.getLogger(__name__)
 
@@ -108,53 +109,28 @@ class LabelFreePostProcessor(PostProcessor):
         """Names of the options that a checkpoint holds, see Anomalib."""
         return (*super()._checkpoint_config_keys, "false_alarms", "expected_defects", "fixed_threshold")
 
-    def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Forget thresholds of an earlier fit.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer, pl_module
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget thresholds of an earlier fit."""
         self._image_threshold.fill_(torch.nan)
         self._pixel_threshold.fill_(torch.nan)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Look for labeled defects anew.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer, pl_module
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for labeled defects anew."""
         self._has_labeled_defects = False
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: ImageBatch, *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
-        """Take the scores and labels of a batch.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            outputs: Batch with predictions.
-            *args: See Anomalib.
-            **kwargs: See Anomalib.
-        """
+        """Take the scores and labels of a batch."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
         if outputs.gt_label is not None and bool(outputs.gt_label.any()):
             self._has_labeled_defects = True
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Set the thresholds.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the thresholds."""
         labeled = trainer.strategy.reduce_boolean_decision(self._has_labeled_defects, all=False)
         self._has_labeled_defects = labeled
-        scores = pl_module.model.out_of_bag
+        scores = cast("SoftPatchModel", pl_module.model).out_of_bag
         # Of a single training image nothing can be scored out of bag: Anomalib's highest normal score is better than
         # no threshold then. A loaded model has brought its own.
         possible = (
@@ -168,16 +144,10 @@ class LabelFreePostProcessor(PostProcessor):
         if without_labels:
             self.decide_without_labels(scores)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Set the thresholds where there was no validation.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del trainer
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+        """Set the thresholds where there was no validation."""
         if bool(self._image_threshold.isnan()):
-            pl_module.on_train_epoch_end()  # builds the memory bank, unless that is done
+            pl_module.ensure_fitted()
             self.decide_without_labels(pl_module.model.out_of_bag)
 
     def decide_without_labels(self, scores: OutOfBagScores | None) -> None:
@@ -228,16 +198,5 @@ class LabelFreePostProcessor(PostProcessor):
     def _normalize(
         preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
     ) -> torch.Tensor | None:
-        """Return s / (s + threshold); Anomalib cuts at 0 and 1, where scores of defects then are all alike.
-
-        Args:
-            preds: Scores or maps, 0 or more.
-            norm_min: Not used.
-            norm_max: Not used.
-            threshold: Threshold. Not a number: the scores stay as they are.
-
-        Returns:
-            Normalized scores.
-        """
-        del norm_min, norm_max
+        """Return s / (s + threshold); Anomalib cuts at 0 and 1, where scores of defects then are all alike."""
         return None if preds is None else normalize(preds, threshold)

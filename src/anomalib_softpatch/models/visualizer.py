@@ -67,17 +67,7 @@ class VerdictVisualizer(ImageVisualizer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the images of a batch and save them where Anomalib does; likewise after a batch of predictions.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            outputs: Not used.
-            batch: Batch with predictions.
-            batch_idx: Not used.
-            dataloader_idx: Not used.
-        """
-        del outputs, batch_idx, dataloader_idx
+        """Draw the images of a batch and save them where Anomalib does; likewise after a batch of predictions."""
         self.threshold = normalized_threshold(pl_module.post_processor)
         self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)

@@ -41,13 +41,7 @@ class PredictionTable(Callback):
         self._model = ""
 
     def on_predict_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
-        """Forget the predictions of an earlier run.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del pl_module
+        """Forget the predictions of an earlier run."""
         self._predictions = []
         file = Path(trainer.ckpt_path or "")
         self._model = fingerprint(file) if file.is_file() else ""
@@ -55,16 +49,7 @@ class PredictionTable(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: AnomalibModule, outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
-        """Note the predictions of a batch.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-            outputs: Batch with predictions, post-processed.
-            *args: Not used.
-            **kwargs: Not used.
-        """
-        del trainer, args, kwargs
+        """Note the predictions of a batch."""
         if not outputs.image_path or outputs.pred_score is None or outputs.anomaly_map is None:
             return
         threshold = normalized_threshold(pl_module.post_processor)
@@ -88,13 +73,7 @@ class PredictionTable(Callback):
             self._predictions.append(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
-        """Write the table.
-
-        Args:
-            trainer: Trainer.
-            pl_module: The model.
-        """
-        del pl_module
+        """Write the table."""
         if not self._predictions:
             return
         name = "predictions.csv" if trainer.is_global_zero else f"predictions-rank{trainer.global_rank}.csv"

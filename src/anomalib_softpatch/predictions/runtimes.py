@@ -12,14 +12,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from anomalib_softpatch.integration.export_metadata import Metadata, read_metadata
+from anomalib_softpatch.predictions.metadata import Metadata, read_metadata
 
 NEEDED_OUTPUTS = ("pred_score", "anomaly_map")
 RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "OpenVINO")}  # module and name by suffix
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Output:
     """What a file says of an image.
 
     Attributes:
@@ -47,7 +47,7 @@ class Runtime:
     name: str
     precision: str
     metadata: Metadata
-    predict: Callable[[np.ndarray], Prediction]
+    predict: Callable[[np.ndarray], Output]
 
 
 def check_exported(file: Path) -> None:
@@ -109,9 +109,9 @@ def _load_onnx(file: Path) -> tuple[Runtime, list[str]]:
     source = session.get_inputs()[0]
     batch_size = source.shape[0] if isinstance(source.shape[0], int) else 1
 
-    def predict(image: np.ndarray) -> Prediction:
+    def predict(image: np.ndarray) -> Output:
         images = image.repeat(batch_size, axis=0)
-        return _prediction(dict(zip(names, session.run(None, {source.name: images}), strict=True)))
+        return _output(dict(zip(names, session.run(None, {source.name: images}), strict=True)))
 
     name = f"ONNX Runtime {onnxruntime.__version__}"
     return Runtime(name, "float32", read_metadata(session), predict), names
@@ -132,18 +132,18 @@ def _load_openvino(file: Path, exact: bool) -> tuple[Runtime, list[str]]:
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     precision = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(precision, precision)
 
-    def predict(image: np.ndarray) -> Prediction:
+    def predict(image: np.ndarray) -> Output:
         outputs = compiled(image.repeat(batch_size, axis=0))
-        return _prediction({output.get_any_name(): value for output, value in outputs.items()})
+        return _output({output.get_any_name(): value for output, value in outputs.items()})
 
     name = f"OpenVINO {openvino.get_version().split('-')[0]}"
     return Runtime(name, precision, read_metadata(model), predict), names
 
 
-def _prediction(outputs: dict[str, np.ndarray]) -> Prediction:
-    """Return the prediction for the first image of a batch."""
+def _output(outputs: dict[str, np.ndarray]) -> Output:
+    """Return what a file gives for the first image of a batch."""
     label = outputs.get("pred_label")
-    return Prediction(
+    return Output(
         float(outputs["pred_score"].reshape(-1)[0]),
         None if label is None else bool(label.reshape(-1)[0]),
         outputs["anomaly_map"][0].squeeze(),

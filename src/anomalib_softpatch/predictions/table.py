@@ -176,7 +176,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Read a table of predictions.
 
     Args:
-        path: File that :class:`~anomalib_softpatch.predictions.log.PredictionLog` or :func:`write_predictions` wrote.
+        path: File that :class:`~anomalib_softpatch.scoring.log.PredictionLog` or :func:`write_predictions` wrote.
 
     Returns:
         The last prediction for each image.

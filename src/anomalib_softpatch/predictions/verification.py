@@ -15,7 +15,7 @@ import numpy as np
 
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
-from anomalib_softpatch.predictions.runtimes import Prediction, Runtime, load_runtime
+from anomalib_softpatch.predictions.runtimes import Output, Runtime, load_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _compare_folder(exact: Runtime, chosen: Runtime, images: Path) -> Comparison
 
 
 def _compare(
-    found: Sequence[Prediction], expected: Sequence[tuple[float, bool | None]], times: Sequence[float]
+    found: Sequence[Output], expected: Sequence[tuple[float, bool | None]], times: Sequence[float]
 ) -> Comparison:
     pairs = list(zip(found, expected, strict=True))
     return Comparison(

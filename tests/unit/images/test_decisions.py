@@ -3,7 +3,6 @@
 
 """Files of decisions: what is read, what is refused, and the pixels of a region."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -20,11 +19,10 @@ from anomalib_softpatch.images.decisions import (
     UNDECIDED,
     Box,
     Decision,
-    merge,
     read_decisions,
     region_mask,
-    write_decisions,
 )
+from samples import write_decisions
 
 
 def written(folder: Path, *rows: str, columns: str = "path,verdict,region") -> Path:
@@ -130,38 +128,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ]
     file = tmp_path / "folder" / "decisions.csv"
     write_decisions(decisions, file)
-    content = file.read_bytes()
-    read = read_decisions(file)
-    assert set(read) == set(decisions)
-    assert len(read) == 4
-    write_decisions(reversed([*read, *read]), file)
-    assert file.read_bytes() == content
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["path", "verdict", "region"]
-    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
-
-
-def test_the_later_decision_counts(tmp_path: Path) -> None:
-    a, b, c, d = (tmp_path / f"{name}.png" for name in "abcd")
-    earlier = [
-        Decision(a, NORMAL),
-        Decision(b, DEFECT, Box(0, 0, 1, 1)),
-        Decision(b, DEFECT, Box(5, 5, 1, 1)),
-        Decision(c, SET_ASIDE),
-    ]
-    later = [Decision(d, NORMAL), Decision(b, DEFECT, Box(2, 2, 1, 1)), Decision(c, NORMAL), Decision(a, UNDECIDED)]
-    expected = [
-        Decision(a, NORMAL),
-        Decision(b, DEFECT, Box(2, 2, 1, 1)),
-        Decision(c, NORMAL),
-        Decision(d, NORMAL),
-    ]
-    assert merge(earlier, later) == expected
-    assert merge([], expected) == merge(expected, []) == merge(expected, expected) == expected
-    c.symlink_to(a)
-    assert merge([Decision(c, NORMAL)], [Decision(c, SET_ASIDE)]) == [Decision(c, SET_ASIDE)]
-    assert merge([Decision(c, NORMAL)], [Decision(a, DEFECT)]) == [Decision(a, DEFECT)]
+    assert read_decisions(file) == decisions
 
 
 def test_pixels_of_a_region(tmp_path: Path) -> None:

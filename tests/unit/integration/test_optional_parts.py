@@ -13,7 +13,7 @@ CODE = """
 
     OPTIONAL = (
         "anomalib_softpatch.report", "anomalib_softpatch.benchmark", "anomalib_softpatch.demo",
-        "anomalib_softpatch.integration.compression", "anomalib_softpatch.integration.pipelines",
+        "anomalib_softpatch.integration.compression", "anomalib_softpatch.anomalib_command.pipelines",
     )
 
     class Blocker:
@@ -48,7 +48,7 @@ CODE = """
         from anomalib.cli.pipelines import PIPELINE_REGISTRY
     assert PIPELINE_REGISTRY["benchmark"].__name__ == "Benchmark"  # Anomalib's own
     messages = "".join(str(warning.message) for warning in caught)
-    assert "could not register anomalib_softpatch.integration.pipelines" in messages
+    assert "could not register anomalib_softpatch.anomalib_command.pipelines" in messages
     print("works")
 """
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.anomalib_command.last_words import bad_input
 from anomalib_softpatch.components.support_radii import support_of
-from anomalib_softpatch.integration.last_words import bad_input
 
 IMAGES = 30
 PATCHCORE = {"min_images": 1, "score_smoothing": 0.0}

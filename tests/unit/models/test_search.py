@@ -15,11 +15,11 @@ from anomalib.data import MVTecAD
 from test_models import engine, lightning_model
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, load_memory_bank, load_model, save_memory_bank
+from anomalib_softpatch.anomalib_command.last_words import bad_input
 from anomalib_softpatch.components import NearestNeighborSearch
 from anomalib_softpatch.components.search import approximate as module
 from anomalib_softpatch.components.search import exact as exact_module
 from anomalib_softpatch.components.search.approximate import ApproximateIndex, ApproximateSearch
-from anomalib_softpatch.integration.last_words import bad_input
 
 MODELS = [SoftPatch, SoftPatchPlus]
 

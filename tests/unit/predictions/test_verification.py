@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from anomalib_softpatch.cli import main
-from anomalib_softpatch.integration.export_metadata import Metadata, write_metadata
-from anomalib_softpatch.integration.golden import SIZES, GoldenImage, make_image
+from anomalib_softpatch.predictions.golden import SIZES, GoldenImage, make_image
+from anomalib_softpatch.predictions.metadata import Metadata, write_metadata
 from anomalib_softpatch.predictions.verification import check_file, verify
 
 

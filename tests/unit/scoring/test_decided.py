@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, UNDECIDED, Box, Decision, write_decisions
-from anomalib_softpatch.predictions.decided import DecidedImage, about, read_decided
+from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, UNDECIDED, Box, Decision
+from anomalib_softpatch.scoring.decided import DecidedImage, about, read_decided
+from samples import write_decisions
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from anomalib_softpatch.anomalib_command import last_words
 from anomalib_softpatch.components.timm_backbone import check_backbone
-from anomalib_softpatch.integration import engine, last_words
+from anomalib_softpatch.integration import engine
 
 
 @pytest.fixture

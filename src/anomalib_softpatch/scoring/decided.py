@@ -120,7 +120,7 @@ def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
 
 
 def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: float) -> list[str]:
-    """Say what decisions allow to promise, see :mod:`~anomalib_softpatch.predictions.promise` for when it holds.
+    """Say what decisions allow to promise, see :mod:`~anomalib_softpatch.scoring.promise` for when it holds.
 
     Args:
         decided: What was decided.
@@ -130,12 +130,7 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
     Returns:
         Lines for the terminal.
     """
-    from anomalib_softpatch.predictions.promise import (  # noqa: PLC0415  # imports scipy, which takes seconds
-        at_least,
-        at_most,
-        more_images,
-        score_lower,
-    )
+    from anomalib_softpatch.scoring.promise import score_lower  # noqa: PLC0415  # imports scipy, which takes seconds
 
     judged = {path: said for path, said in verdicts.items() if said[0] in {"anomalous", "normal"}}
     images = [each for each in decided.images if each.path in judged]
@@ -148,28 +143,41 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
     if decided.trained:
         left_out = f"{counted(decided.trained, 'decided image')} not counted"
         lines.append(f"{left_out}: the model was trained on them, or on copies, or was taught them. Use new ones.")
-    text = f"Good images: {sum(good)} of {len(good)} decided are called anomalous. "
-    if not good:
-        text += "Decide about some, drawn at random, to know how many of all are."
-    elif score_lower(scores, others):
-        text += "Of all it cannot be said: the decided images score lower than the others. Draw them at random."
-    elif all(good):
-        text += "Decide about images called normal, too, to know how many of all are."
-    else:
-        counts, share = (sum(good), len(good)), f"{100 * asked:g} %"
-        more = more_images(*counts, asked)
-        needed = f"; {share} takes {counted(more, 'more good image')}, none called anomalous."
-        text += f"At most {_percent_up(at_most(*counts))} % of all are, 95 % sure"
-        text += needed if more else f" ({share} asked)."
-    lines.append(text)
-    text = f"Defects: {sum(defects)} of {len(defects)} decided are found. "
-    if not defects:
-        text += "Decide about some, drawn at random, to know how many of all are."
-    elif score_lower(others, scores):
-        text += "Of all it cannot be said: the decided images score higher than the others. Draw them at random."
-    else:
-        text += f"At least {_percent_down(at_least(sum(defects), len(defects)))} % of all are, 95 % sure."
-    return [*lines, text, *([ASSUMPTION] if good or defects else [])]
+    lines.append(
+        f"Good images: {sum(good)} of {len(good)} decided are called anomalous. "
+        f"{_about_good(good, asked, score_lower(scores, others))}"
+    )
+    found = f"Defects: {sum(defects)} of {len(defects)} decided are found. "
+    lines.append(found + _about_defects(defects, score_lower(others, scores)))
+    return [*lines, *([ASSUMPTION] if good or defects else [])]
+
+
+def _about_good(called: Sequence[bool], asked: float, lower: bool) -> str:
+    """Say how many of all good images are called anomalous at most, by those that are decided."""
+    from anomalib_softpatch.scoring.promise import at_most, more_images  # noqa: PLC0415  # imports scipy
+
+    if not called:
+        return "Decide about some, drawn at random, to know how many of all are."
+    if lower:
+        return "Of all it cannot be said: the decided images score lower than the others. Draw them at random."
+    if all(called):
+        return "Decide about images called normal, too, to know how many of all are."
+    share, more = f"{100 * asked:g} %", more_images(sum(called), len(called), asked)
+    text = f"At most {_percent_up(at_most(sum(called), len(called)))} % of all are, 95 % sure"
+    if not more:
+        return f"{text} ({share} asked)."
+    return f"{text}; {share} takes {counted(more, 'more good image')}, none called anomalous."
+
+
+def _about_defects(found: Sequence[bool], higher: bool) -> str:
+    """Say how many of all defects are found at least, likewise."""
+    from anomalib_softpatch.scoring.promise import at_least  # noqa: PLC0415  # imports scipy
+
+    if not found:
+        return "Decide about some, drawn at random, to know how many of all are."
+    if higher:
+        return "Of all it cannot be said: the decided images score higher than the others. Draw them at random."
+    return f"At least {_percent_down(at_least(sum(found), len(found)))} % of all are, 95 % sure."
 
 
 def _percent_up(share: float) -> str:
@@ -185,11 +193,7 @@ def _percent_down(share: float) -> str:
 def _training_contents(model: Path) -> set[str]:
     """Return hashes of the images in the folder that clean-train has trained a model on.
 
-    Args:
-        model: Checkpoint or exported model, beside which clean-train has left a summary that names the folder.
-
-    Returns:
-        The hashes; none if there is no such summary, or no such folder any more.
+    None if it has left no summary beside the model that names the folder, or there is no such folder any more.
     """
     try:
         summary = json.loads((model.parent / SUMMARY).read_text(encoding="utf-8"))

@@ -18,14 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
-from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.options import check_share
-from anomalib_softpatch.predictions.arrivals import Arrivals
-from anomalib_softpatch.predictions.decided import Decided, about, read_decided
-from anomalib_softpatch.predictions.log import PredictionLog
 from anomalib_softpatch.predictions.page import PredictionPage
-from anomalib_softpatch.predictions.predictor import Predictor, load_checkpoint, load_exported
+from anomalib_softpatch.predictions.predictor import Predictor, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
 from anomalib_softpatch.predictions.table import (
     UNREADABLE,
@@ -38,6 +34,9 @@ from anomalib_softpatch.predictions.table import (
     verdict,
 )
 from anomalib_softpatch.predictions.training import TrainingFacts
+from anomalib_softpatch.scoring.arrivals import Arrivals
+from anomalib_softpatch.scoring.decided import Decided, about, read_decided
+from anomalib_softpatch.scoring.log import PredictionLog
 from anomalib_softpatch.text import counted, shown
 
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
@@ -84,6 +83,38 @@ def predict(
         false_alarms: With decisions, share of good images that may be called anomalous. If fewer cannot be promised,
             the command says how many more good images that takes.
     """
+    file = _model_file(ckpt_path, model)
+    if watch:
+        _check_watch(images, page, decisions)
+    if not heartbeat > 0:
+        msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
+        raise ValueError(msg)
+    check_share("false_alarms", false_alarms, zero=False)
+    paths, folders, others = ([], [], []) if watch else _found(images)
+    decided = None if decisions is None else read_decided(decisions, paths, file)
+    name = fingerprint(file)
+    drawn = PredictionPage(output) if page else None
+    with PredictionLog(output, name) as log, _terminated_as_interrupted():
+        run = Run(log, file, name, device, exported=ckpt_path is None, page=drawn)
+        try:
+            if watch:
+                run.watch(images, heartbeat)
+            else:
+                run.score([*paths, *folders])
+        except KeyboardInterrupt:
+            if not watch:  # a folder that is watched is so until somebody stops it
+                sys.stderr.write(f"\nStopped. The same command goes on from here; {output} has what was scored.\n")
+                raise SystemExit(INTERRUPTED) from None
+        said = {path: (row.verdict, row.score) for path, row in log.predictions(paths).items()}
+    sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
+    if said:
+        sys.stdout.write("".join(f"{line}\n" for line in _remarks(run.training, said, decided, false_alarms)))
+    if run.verdicts[UNREADABLE]:
+        raise SystemExit(SOME_UNREADABLE)
+
+
+def _model_file(ckpt_path: Path | None, model: Path | None) -> Path:
+    """Return the one file of a model that is given, and refuse what is none, without loading it."""
     if (ckpt_path is None) == (model is None):
         msg = "Give either ckpt_path (a checkpoint) or model (an exported .onnx or .xml file)."
         raise ValueError(msg)
@@ -93,36 +124,7 @@ def predict(
         raise FileNotFoundError(msg)
     if model is not None:
         check_exported(model)
-    if watch:
-        _check_watch(images, page, decisions)
-    if not heartbeat > 0:
-        msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
-        raise ValueError(msg)
-    check_share("false_alarms", false_alarms, zero=False)
-    paths, skipped = ([], []) if watch else ([images], []) if images.is_file() else find_images(images)
-    texts = [str(path) for path in paths]
-    decided = None if decisions is None else read_decided(decisions, texts, file)
-    name = fingerprint(file)
-    drawn = PredictionPage(output) if page else None
-    with PredictionLog(output, name) as log, _terminated_as_interrupted():
-        run = Run(log, file, name, device, exported=ckpt_path is None, page=drawn)
-        try:
-            if watch:
-                run.watch(images, heartbeat)
-            else:
-                run.score([*texts, *(folder for folder, _ in skipped if Path(folder).is_dir())])
-        except KeyboardInterrupt:
-            if not watch:  # a folder that is watched is so until somebody stops it
-                sys.stderr.write(f"\nStopped. The same command goes on from here; {output} has what was scored.\n")
-                raise SystemExit(INTERRUPTED) from None
-        said = log.verdicts({to_text(path) for path in texts})
-    others = [Path(path) for path, _ in skipped if not Path(path).is_dir()]
-    sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
-    if said:
-        by_path = {path: said[to_text(path)] for path in texts}
-        sys.stdout.write("".join(f"{line}\n" for line in _remarks(run.training, by_path, decided, false_alarms)))
-    if run.verdicts[UNREADABLE]:
-        raise SystemExit(SOME_UNREADABLE)
+    return file
 
 
 def _check_watch(images: Path, page: bool, decisions: Path | None) -> None:
@@ -134,6 +136,15 @@ def _check_watch(images: Path, page: bool, decisions: Path | None) -> None:
         msg = "decisions are about a folder that is scored once. Leave out watch."
         raise ValueError(msg)
     check_folder(images)
+
+
+def _found(images: Path) -> tuple[list[str], list[str], list[Path]]:
+    """Return the images of a folder, or the one image, the folders in it that are not read, and its other files."""
+    if images.is_file():
+        return [str(images)], [], []
+    paths, skipped = find_images(images)
+    folders = [path for path, _ in skipped if Path(path).is_dir()]
+    return [str(path) for path in paths], folders, [Path(path) for path, _ in skipped if not Path(path).is_dir()]
 
 
 def _remarks(
@@ -190,9 +201,8 @@ class Run:
         if earlier:
             sys.stdout.write(f"{counted(len(earlier), 'image')} of {len(paths)} judged by an earlier run.\n")
         for path in paths:
-            said, _ = earlier.get(path, (UNREADABLE, ""))
-            if said != UNREADABLE:
-                self.verdicts[said] += 1
+            if path in earlier and earlier[path].verdict != UNREADABLE:
+                self.verdicts[earlier[path].verdict] += 1
             else:
                 self._tell(self._judge(path), earlier)
         if self._page is not None:
@@ -207,7 +217,7 @@ class Run:
         """
         self._load()  # what is wrong with the model is said at once, and the first image need not wait
         arrivals = Arrivals(folder)
-        earlier: dict[str, tuple[str, str]] | None = None
+        earlier: dict[str, Prediction] | None = None
         beat = time.monotonic()
         sys.stdout.write(f"Watching {shown(folder)}. Ctrl-C ends it.\n")
         sys.stdout.flush()
@@ -217,8 +227,8 @@ class Run:
                 earlier = self._earlier([str(path) for path in complete])
             for path in complete:
                 assert earlier is not None
-                said, _ = earlier.get(str(path), (UNREADABLE, ""))
-                if said == UNREADABLE:
+                row = earlier.get(str(path))
+                if row is None or row.verdict == UNREADABLE:
                     prediction = self._judge(str(path))
                     if prediction.verdict == UNREADABLE and not arrivals.given_up(path, time.monotonic()):
                         continue
@@ -240,15 +250,18 @@ class Run:
         sys.stdout.flush()
         return time.monotonic()
 
-    def _earlier(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return verdict and time of change of files that earlier runs have judged and that are as they were then."""
-        texts = {to_text(path): path for path in paths}
-        rows = {texts[text]: row for text, row in self.log.rows(texts).items()}
-        return {path: row for path, row in rows.items() if row[1] == time_of_change(path)}
+    def _earlier(self, paths: Sequence[str]) -> dict[str, Prediction]:
+        """Return what earlier runs have said of files that are as they were then."""
+        rows = self.log.predictions(paths)
+        return {path: row for path, row in rows.items() if row.modified == time_of_change(path)}
 
     def _load(self) -> Predictor:
-        if self._model is None:
-            self._model = load_exported(self._file) if self._exported else load_checkpoint(self._file, self._device)
+        if self._model is None and self._exported:
+            self._model = load_exported(self._file)
+        elif self._model is None:
+            from anomalib_softpatch.scoring.checkpoint import load_checkpoint  # noqa: PLC0415  # imports torch
+
+            self._model = load_checkpoint(self._file, self._device)
         return self._model
 
     def _judge(self, path: str) -> Prediction:
@@ -289,9 +302,10 @@ class Run:
         page.write(predictions, self._file, self._exported)
         sys.stdout.write(f"Page: {page.path}\n")
 
-    def _tell(self, prediction: Prediction, earlier: Mapping[str, tuple[str, str]]) -> None:
+    def _tell(self, prediction: Prediction, earlier: Mapping[str, Prediction]) -> None:
         """Write a row unless an earlier run has said the same, print a line and count."""
-        if earlier.get(prediction.path) != (prediction.verdict, prediction.modified):
+        row = earlier.get(prediction.path)
+        if row is None or (row.verdict, row.modified) != (prediction.verdict, prediction.modified):
             self.log.append(prediction)
         self.verdicts[prediction.verdict] += 1
         sys.stdout.write(f"{prediction.line()}\n")

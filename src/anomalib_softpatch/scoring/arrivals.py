@@ -28,9 +28,6 @@ class Arrivals:
     """Image files of a folder and of all folders in it that are new or have changed.
 
     No more is remembered than there are files in the folder.
-
-    Args:
-        folder: Folder.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -12,8 +12,8 @@ from anomalib.cli import AnomalibCLI
 from jsonargparse import Namespace
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
-from anomalib_softpatch.integration.checkpoint_options import take_options
-from anomalib_softpatch.models.compatibility import current_options
+from anomalib_softpatch.anomalib_command.checkpoint_options import take_options
+from anomalib_softpatch.models.checkpoint import current_options
 
 OPTIONS = {"backbone": "resnet18", "layers": ["layer1", "layer3"], "pre_trained": True, "score_smoothing": 0.5}
 DEFAULTS = {

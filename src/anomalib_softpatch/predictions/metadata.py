@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.images.reading import EIGHT_BITS
-from anomalib_softpatch.integration.golden import GoldenImage
+from anomalib_softpatch.predictions.golden import GoldenImage
 from anomalib_softpatch.predictions.training import TrainingFacts
 
 if TYPE_CHECKING:

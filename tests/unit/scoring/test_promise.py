@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from anomalib_softpatch.components.self_check import fewest_images
-from anomalib_softpatch.predictions.promise import at_least, at_most, more_images, score_lower
+from anomalib_softpatch.scoring.promise import at_least, at_most, more_images, score_lower
 
 RUNS, FEW_RUNS = 1000, 100
 # Of so many promises, 5 % of which may be broken, more than this are broken in one of 10,000 cases

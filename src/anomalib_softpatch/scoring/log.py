@@ -5,12 +5,12 @@
 
 import csv
 import os
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from anomalib_softpatch.files import check_writable
-from anomalib_softpatch.predictions.table import COLUMNS, Prediction, csv_lines
+from anomalib_softpatch.predictions.table import COLUMNS, Prediction, csv_lines, read_predictions
 
 HEADER = csv_lines([COLUMNS])
 
@@ -87,34 +87,17 @@ class PredictionLog:
                 )
                 raise ValueError(msg)
 
-    def rows(self, paths: Collection[str]) -> dict[str, tuple[str, str]]:
-        """Look up what earlier runs have said.
-
-        Args:
-            paths: Images, as the column ``path`` has them.
-
-        Returns:
-            For each of them that has a row, verdict and time of the file's last change, both of its last row.
-        """
-        return {path: (row["verdict"], row["modified"]) for path, row in self._last_rows(paths).items()}
-
-    def verdicts(self, paths: Collection[str]) -> dict[str, tuple[str, float]]:
+    def predictions(self, paths: Iterable[str]) -> dict[str, Prediction]:
         """Look up what this and earlier runs have said.
 
         Args:
-            paths: Images, as the column ``path`` has them.
+            paths: Image files.
 
         Returns:
-            For each of them that has a row, verdict and score of its last row; not a number where there is no score.
+            For each of them that has a row, its last row.
         """
-        rows = self._last_rows(paths)
-        return {path: (row["verdict"], float(row["score"] or "nan")) for path, row in rows.items()}
-
-    def _last_rows(self, paths: Collection[str]) -> dict[str, dict[str, str]]:
-        if os.fstat(self._file).st_size == 0:
-            return {}
-        with self.path.open(encoding="utf-8", newline="") as file:
-            return {row["path"]: row for row in csv.DictReader(file) if row["path"] in paths}
+        wanted = {os.path.abspath(path): path for path in paths}  # noqa: PTH100  # resolve() would follow links
+        return {wanted[each.path]: each for each in read_predictions(self.path) if each.path in wanted}
 
     def append(self, prediction: Prediction) -> None:
         """Write a row.
