@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from anomalib_softpatch.images.reading import image_size
-from anomalib_softpatch.options import SMALLEST_SIZE, check_whole_number
+from anomalib_softpatch.options import SMALLEST_SIZE, check
 from anomalib_softpatch.text import counted
 
 SIDE = 256  # pixels of a square image's side, as in PatchCore and the papers
@@ -115,15 +115,12 @@ def described(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def checked_size(
-    name: str, value: int | Sequence[int] | str | None, smallest: int = SMALLEST_SIZE
-) -> tuple[int, int] | None:
+def checked_size(name: str, value: int | Sequence[int] | str | None) -> tuple[int, int] | None:
     """Return height and width that an option gives, in pixels.
 
     Args:
-        name: Name of the option.
+        name: Name of the option: ``image_size``, ``tile`` or ``stride``.
         value: One number for both, or height and width; ``None`` for the default.
-        smallest: Smallest number that is allowed.
 
     Raises:
         ValueError: If these are not one or two numbers, or if one is too small.
@@ -133,9 +130,8 @@ def checked_size(
     if isinstance(value, str) or (not isinstance(value, int) and len(value) not in {1, 2}):
         msg = f"{name}={value} must be one number of pixels, or two: height and width, for example 512 768."
         raise ValueError(msg)
-    sides = [value] if isinstance(value, int) else list(value)
-    for side in sides:
-        check_whole_number(name, side, smallest)
+    sides = (value,) if isinstance(value, int) else tuple(value)
+    check(**{name: sides})
     return sides[0], sides[-1]
 
 
@@ -154,7 +150,7 @@ def checked_tiles(
     Raises:
         ValueError: If a number is too small, or if there would be gaps between the tiles.
     """
-    sides, steps = checked_size("tile", tile), checked_size("stride", stride, smallest=1)
+    sides, steps = checked_size("tile", tile), checked_size("stride", stride)
     if sides is None:
         if steps is not None:
             msg = f"stride={stride} is that of tiles: give their size, too, for example tile=512."

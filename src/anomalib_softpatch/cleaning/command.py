@@ -19,7 +19,7 @@ from anomalib_softpatch.files import check_writable
 from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.images.decisions import read_decisions
 from anomalib_softpatch.images.finding import about_links, find_images
-from anomalib_softpatch.options import check_share, check_whole_number
+from anomalib_softpatch.options import FALSE_ALARMS, check
 from anomalib_softpatch.report.decisions import refuse_inside
 
 FEATURES = "features"
@@ -39,7 +39,7 @@ def clean_train(
     tile: Size = None,
     stride: Size = None,
     neighborhood: int | Literal["image"] | None = None,
-    false_alarms: float = 0.05,
+    false_alarms: float = FALSE_ALARMS,
     export: Literal["none", "onnx", "openvino", "torch"] = "none",
     decisions: Path | None = None,
     set_aside: float = 0.0,
@@ -96,15 +96,10 @@ def clean_train(
     output = folder.with_name(f"{folder.name}-trained") if output is None else output
     feature_cache = output / FEATURES if feature_cache is None else feature_cache
     refuse_inside(folder, output, move_to, feature_cache)
-    for name, value, smallest in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("neighborhood", 0 if neighborhood is None or neighborhood == "image" else neighborhood, 0),
-    ):
-        check_whole_number(name, value, smallest)
+    check(batch_size=batch_size, num_workers=num_workers, false_alarms=false_alarms, set_aside=set_aside)
+    if neighborhood is not None:
+        check(neighborhood=neighborhood)
     size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
-    check_share("false_alarms", false_alarms, zero=False)
-    check_share("set_aside", set_aside)
     _check_export(export)
     decided = _read_decisions(decisions, folder)
     state = State(output)
@@ -116,7 +111,7 @@ def clean_train(
     chosen = choose_backbone(backbone, layers, weights)
 
     from anomalib_softpatch.cleaning.run import Run  # noqa: PLC0415  # takes seconds
-    from anomalib_softpatch.cleaning.stages import Options, check  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # likewise
 
     options = Options(
         model=model,
@@ -131,7 +126,7 @@ def clean_train(
         model_options=model_options or {},
     )
     moved = (state.latest("move") or {}).get("moves", {}).values()  # without them another size might be typical
-    options = check(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])
+    options = prepare(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])
     state.claim()
     if chosen.remark:
         sys.stdout.write(f"{chosen.remark}\n")

@@ -66,7 +66,7 @@ class Options:
         return {} if self.neighborhood is None else {"neighborhood": self.neighborhood}
 
 
-def check(options: Options, images: Iterable[Path]) -> Options:
+def prepare(options: Options, images: Iterable[Path]) -> Options:
     """Refuse what can be known to be wrong before an image is read, and choose the images' size where none is given.
 
     Args:

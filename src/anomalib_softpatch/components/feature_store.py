@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-from anomalib_softpatch.components.constraints import check_features
-
 
 class FeatureStore:
     """Keep the features of all training images until the memory bank is built from them.
@@ -200,3 +198,14 @@ class FeatureStore:
                 rows[here] = batch.reshape(-1, channels)[picked.to(batch.device)].to(rows.device, torch.float32)
             start += len(batch)
         return rows
+
+
+def check_features(features: torch.Tensor) -> None:
+    """Refuse features that do not come as a grid for each image.
+
+    Raises:
+        ValueError: If the shape is not ``(images, height, width, channels)``.
+    """
+    if features.ndim != 4:  # noqa: PLR2004
+        msg = f"Features must have the shape (images, height, width, channels), got {tuple(features.shape)}."
+        raise ValueError(msg)

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from anomalib_softpatch.options import MAX_REFERENCES
+
 
 @dataclass(frozen=True)
 class References:
@@ -31,7 +33,7 @@ class References:
     """
 
     neighborhood: int | Literal["image"] = 0
-    max_references: int = 4096
+    max_references: int = MAX_REFERENCES
     seed: int = 0
     block_size: int = 2**24
 

@@ -3,6 +3,7 @@
 
 """Checkpoints that say whose they are, and errors that say why one does not fit the model."""
 
+import inspect
 import logging
 import os
 from contextlib import suppress
@@ -124,8 +125,12 @@ class CheckpointMixin(_Module):
             The model.
 
         Raises:
+            TypeError: If the model does not have an option that is given.
             ValueError: If it cannot be read, not safely, or does not fit.
         """
+        others = inspect.signature(super().load_from_checkpoint).parameters
+        # Lightning would leave out what it does not know
+        inspect.signature(cls).bind_partial(**{name: value for name, value in kwargs.items() if name not in others})
         if os.path.isfile(checkpoint_path):  # noqa: PTH113  # may be a URL or an open file
             mark, options = _read(checkpoint_path)
             theirs = OPTIONS_OF_FILES - ({"backbone", "pre_trained"} if "backbone" in kwargs else set())

@@ -20,7 +20,7 @@ from typing import Any
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
-from anomalib_softpatch.options import check_share
+from anomalib_softpatch.options import FALSE_ALARMS, check
 from anomalib_softpatch.predictions.arrivals import Arrivals
 from anomalib_softpatch.predictions.decided import Decided, about, read_decided
 from anomalib_softpatch.predictions.log import PredictionLog
@@ -55,7 +55,7 @@ def predict(
     page: bool = False,
     heartbeat: float = 60,
     decisions: Path | None = None,
-    false_alarms: float = 0.05,
+    false_alarms: float = FALSE_ALARMS,
 ) -> None:
     """Say of each image whether it is anomalous, how much, and where most.
 
@@ -98,7 +98,7 @@ def predict(
     if not heartbeat > 0:
         msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
         raise ValueError(msg)
-    check_share("false_alarms", false_alarms, zero=False)
+    check(false_alarms=false_alarms)
     paths, skipped = ([], []) if watch else ([images], []) if images.is_file() else find_images(images)
     texts = [str(path) for path in paths]
     decided = None if decisions is None else read_decided(decisions, texts, file)

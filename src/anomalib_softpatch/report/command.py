@@ -16,7 +16,7 @@ from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.images.paths import to_text
-from anomalib_softpatch.options import check_share
+from anomalib_softpatch.options import LOF_K, THRESHOLD, check
 from anomalib_softpatch.report.decisions import Transfer, copy, is_inside, refuse_inside
 from anomalib_softpatch.text import counted
 
@@ -30,9 +30,9 @@ def report(
     layers: list[str] | None = None,
     weights: WeightsName | None = None,
     discriminators: list[str] = ["knn"],  # noqa: B006  # a tuple would ask for another syntax there
-    threshold: float = 0.15,
+    threshold: float = THRESHOLD,
     min_images: float | Literal["auto"] = "auto",
-    lof_k: int = 6,
+    lof_k: int = LOF_K,
     neighborhood: int | Literal["image"] = 1,
     image_size: Size = None,
     tile: Size = None,
@@ -94,7 +94,7 @@ def report(
     _check_against(against, folder)
     refuse_inside(folder, output, write_list, copy_rest, feature_cache)
     _check_copy_rest(copy_rest)
-    check_share("suspicious", suspicious)
+    check(suspicious=suspicious)
     size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride) or {}
     chosen = choose_backbone(backbone, layers, weights)
 

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
-from anomalib_softpatch.components import DISCRIMINATORS, FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
-from anomalib_softpatch.components.constraints import MIN_IMAGES, check
+from anomalib_softpatch.backbones import DEFAULT_BACKBONE, DEFAULT_LAYERS
+from anomalib_softpatch.components import FeatureCache, PatchFeatureExtractor, keep_mask, score_patches
+from anomalib_softpatch.components.discriminators.table import check_discriminators
 from anomalib_softpatch.components.duplicates import FEWEST_IMAGES as FEWEST_COMPARED
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.patch_scores import projection_matrix
@@ -28,7 +29,7 @@ from anomalib_softpatch.image_size import checked_size, checked_tiles, choose_si
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, find_largest_value, read_image
-from anomalib_softpatch.options import check_share, check_whole_number
+from anomalib_softpatch.options import LOF_K, THRESHOLD, check
 from anomalib_softpatch.report.copies import Copy, OtherFolder, find_copies
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import visible_region
@@ -43,12 +44,12 @@ MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def rank_images(
     images: str | Path | Sequence[str | Path],
     *,
-    backbone: str = "wide_resnet50_2",
-    layers: Sequence[str] = ("layer2", "layer3"),
+    backbone: str = DEFAULT_BACKBONE,
+    layers: Sequence[str] = DEFAULT_LAYERS,
     discriminators: Sequence[str] = ("knn",),
-    threshold: float = 0.15,
+    threshold: float = THRESHOLD,
     min_images: float | Literal["auto"] = "auto",
-    lof_k: int = 6,
+    lof_k: int = LOF_K,
     neighborhood: int | Literal["image"] = 1,
     image_size: int | Sequence[int] | None = None,
     tile: int | Sequence[int] | None = None,
@@ -112,8 +113,11 @@ def rank_images(
         source = "images"
     other_paths, other_skipped = ([], []) if against is None else find_images(Path(against))
     given_size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
-    torch_device = _check_options(backbone, layers, discriminators, threshold, min_images, lof_k, neighborhood,
-                                  batch_size, num_workers, device)  # fmt: skip
+    check(threshold=threshold, min_images=min_images, lof_k=lof_k, neighborhood=neighborhood, batch_size=batch_size,
+          num_workers=num_workers)  # fmt: skip
+    check_discriminators(discriminators)
+    check_backbone(backbone)
+    torch_device = check_device(device)
     console = Console(stderr=True, quiet=not progress)
     try:
         extractor = PatchFeatureExtractor(backbone, list(layers)).eval().to(torch_device)
@@ -311,39 +315,6 @@ def _project(features: torch.Tensor) -> torch.Tensor:
     """Return projected features of shape ``(images, height, width, dimensions)``."""
     matrix = projection_matrix(features.shape[3], features.device)
     return features if matrix is None else features @ matrix
-
-
-def _check_options(
-    backbone: str,
-    layers: Sequence[str],
-    discriminators: Sequence[str],
-    threshold: float,
-    min_images: float | Literal["auto"],
-    lof_k: int,
-    neighborhood: int | Literal["image"],
-    batch_size: int,
-    num_workers: int,
-    device: str,
-) -> torch.device:
-    """Refuse bad options before images are read, and return the device."""
-    for name, value, smallest in (
-        ("lof_k", lof_k, 1),
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("neighborhood", 0 if neighborhood == "image" else neighborhood, 0),
-    ):
-        check_whole_number(name, value, smallest)
-    check_share("threshold", threshold)
-    check({"min_images": min_images}, {"min_images": MIN_IMAGES})
-    unknown = [name for name in discriminators if name not in DISCRIMINATORS]
-    if unknown or not discriminators:
-        msg = f"discriminators={list(discriminators)} must be one or more of {', '.join(DISCRIMINATORS)}."
-        raise ValueError(msg)
-    check_backbone(backbone)
-    if not layers:
-        msg = "layers must name at least one layer of the backbone."
-        raise ValueError(msg)
-    return check_device(device)
 
 
 def check_device(device: str) -> torch.device:

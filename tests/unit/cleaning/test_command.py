@@ -47,7 +47,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"threshold": 1.0, "facts": asdict(facts), "scale": None}
 
     monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("resnet18", ["layer2"]))  # needs no hub
-    monkeypatch.setattr(stages, "check", lambda options, _: options)
+    monkeypatch.setattr(stages, "prepare", lambda options, _: options)
     monkeypatch.setattr(stages, "make_report", make_report)
     monkeypatch.setattr(stages, "fit", fit)
     return computed

@@ -194,7 +194,7 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
         ({"image_size": 0}, "image_size=0 must be a whole number of 32 or more"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"neighborhood": -1}, "neighborhood=-1"),
-        ({"min_images": 1.5}, "min_images must be 'auto', a number of images of at least 1"),
+        ({"min_images": 1.5}, "min_images=1.5 must be 'auto', a number of images of at least 1"),
         ({"layers": []}, "layers must name"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"device": "abacus"}, "device='abacus' cannot be used here"),

@@ -22,6 +22,7 @@ from anomalib.models.image.patchcore.anomaly_map import AnomalyMapGenerator
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.backbones import DEFAULT_BACKBONE
 from anomalib_softpatch.components import (
     DenoisingMemoryBank,
     DenoisingResult,
@@ -51,6 +52,7 @@ from anomalib_softpatch.components.teaching import (
 )
 from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
+from anomalib_softpatch.options import check
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -115,7 +117,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def __init__(
         self,
         layers: Sequence[str],
-        backbone: str | nn.Module = "wide_resnet50_2",
+        backbone: str | nn.Module = DEFAULT_BACKBONE,
         pre_trained: bool = True,
         num_neighbors: int = 1,
         patch_embedding: Literal["average", "unfold"] = "average",
@@ -126,15 +128,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         memory_budget: float | None = None,
     ) -> None:
         super().__init__()
-        if num_neighbors < 1:
-            msg = f"num_neighbors must be at least 1, got {num_neighbors}."
-            raise ValueError(msg)
-        if memory_budget is not None and memory_budget < 0:
-            msg = f"memory_budget must be a number of GiB of at least 0, got {memory_budget}."
-            raise ValueError(msg)
-        if score_smoothing < 0:
-            msg = f"score_smoothing must be a number of patches of at least 0, got {score_smoothing}."
-            raise ValueError(msg)
+        check(num_neighbors=num_neighbors, memory_budget=memory_budget, score_smoothing=score_smoothing)
         check_search(search)
         self.search = search
         self.tiler: Tiler | None = None
