@@ -21,7 +21,7 @@ SIDE = 256  # pixels of a square image's side, as in PatchCore and the papers
 STEP = 16  # pixels that sides are multiples of: a patch of the coarser of the default's two layers
 # Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it. Text is
 # refused, but by checked_size: the parser would do it in ten lines
-Size: TypeAlias = int | list[int] | str | None
+Size: TypeAlias = int | Sequence[int] | str | None
 LIKE = 1.1  # aspect ratios whose quotient is no larger are called alike
 MUCH_LARGER = 2.0  # times the side of the model's size: from there on it is said
 TILE, STRIDE = 512, 384  # pixels, of the tiles that are advised
@@ -115,7 +115,7 @@ def described(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def checked_size(name: str, value: int | Sequence[int] | str | None) -> tuple[int, int] | None:
+def checked_size(name: str, value: Size) -> tuple[int, int] | None:
     """Return height and width that an option gives, in pixels.
 
     Args:
@@ -135,9 +135,7 @@ def checked_size(name: str, value: int | Sequence[int] | str | None) -> tuple[in
     return sides[0], sides[-1]
 
 
-def checked_tiles(
-    tile: int | Sequence[int] | str | None, stride: int | Sequence[int] | str | None
-) -> dict[str, tuple[int, int]] | None:
+def checked_tiles(tile: Size, stride: Size) -> dict[str, tuple[int, int]] | None:
     """Return what options say of tiles.
 
     Args:

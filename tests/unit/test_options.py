@@ -10,6 +10,7 @@ import pytest
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, options, rank_images
 from anomalib_softpatch.cleaning.command import clean_train
 from anomalib_softpatch.components import DenoisingMemoryBank, References, score_patches
+from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.predictions.command import predict
@@ -74,8 +75,9 @@ def test_choices():
             {"soft_weight", "min_images", "neighborhood", "score_smoothing"},
         ),
         (SoftPatchPlus, rank_images),
-        (rank_images, report, {"backbone", "layers"}),  # which the command chooses by what can be had
-        (rank_images, clean_train, {"backbone", "layers", "neighborhood"}),
+        (rank_images, Extraction, {"backbone", "layers"}),  # which the commands choose by what can be had
+        (rank_images, report),
+        (report, clean_train, {"neighborhood", "export", "output"}),
         (clean_train, LabelFreePostProcessor),
         (predict, LabelFreePostProcessor),
     ],

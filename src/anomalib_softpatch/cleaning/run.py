@@ -218,8 +218,9 @@ class Run:
         file = self.output / (self.exported[0] if predicts else CHECKPOINT)
         option = "--model" if predicts else "--ckpt_path"
         command = f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
-        check = self.check
+        check, extraction = self.check, self.options.extraction
         assert check is not None
+        assert extraction.feature_cache is not None
         page = self.output / REPORT / PAGE
         again = "the same command"  # its options belong to it
         next_step = {
@@ -235,10 +236,10 @@ class Run:
             "trained_on": len(self.training),
             "model": self.options.model,
             "model_options": self.options.model_options,
-            "backbone": self.options.backbone.name,
-            "layers": self.options.backbone.layers,
-            "image_size": self.options.image_size,
-            "tiles": self.options.tiles,
+            "backbone": extraction.backbone,
+            "layers": extraction.layers,
+            "image_size": extraction.size,
+            "tiles": extraction.tiles,
             "neighborhood": self.options.neighborhood,
             "largest_value": self.largest_value,
             "share_set_aside": share,
@@ -249,7 +250,7 @@ class Run:
             "report": to_text(page),
             "checkpoint": to_text(self.output / CHECKPOINT),
             "exported": [to_text(self.output / name) for name in self.exported],
-            "features": to_text(self.options.feature_cache),
+            "features": to_text(extraction.feature_cache),
             "next": command,
         }
         with atomic_output(self.output / SUMMARY) as temporary:
@@ -261,7 +262,7 @@ class Run:
             *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
             f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
             f"Summary:   {self.output / SUMMARY}",
-            f"Features:  {self.options.feature_cache} (with them another run needs no backbone; can be deleted)",
+            f"Features:  {extraction.feature_cache} (with them another run needs no backbone; can be deleted)",
             *([f"First:     {next_step}"] if check.verdict != TRUST else []),
             f"Next:      {command}",
         ]
@@ -269,14 +270,16 @@ class Run:
 
     def _settings(self) -> list[Any]:
         """What features and scores depend on beside the images."""
-        name, layers = self.options.backbone.name, self.options.backbone.layers
+        extraction = self.options.extraction
+        name = extraction.backbone
+        assert name is not None
         weights: dict[str, str] = {}
         if name.startswith(LOCAL_DIR):
             place = Path(name.removeprefix(LOCAL_DIR))
             weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
-        sizes = [self.options.image_size, self.options.tiles]
+        sizes = [extraction.size, extraction.tiles]
         compared = [self.options.neighborhood, self.options.model_options.get("min_images")]
-        return [__version__, name, weights, layers, *sizes, *compared]
+        return [__version__, name, weights, extraction.layers, *sizes, *compared]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
         return key_of(self._settings(), str(self.folder), dict(files))

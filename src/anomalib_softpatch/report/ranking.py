@@ -25,7 +25,8 @@ from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.components.support_radii import support_of
 from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
-from anomalib_softpatch.image_size import checked_size, checked_tiles, choose_size, described, typical_image
+from anomalib_softpatch.extraction import DEFAULTS, Extraction
+from anomalib_softpatch.image_size import Size, choose_size, described, typical_image
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, find_largest_value, read_image
@@ -51,12 +52,12 @@ def rank_images(
     min_images: float | Literal["auto"] = "auto",
     lof_k: int = LOF_K,
     neighborhood: int | Literal["image"] = 1,
-    image_size: int | Sequence[int] | None = None,
-    tile: int | Sequence[int] | None = None,
-    stride: int | Sequence[int] | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    device: str = "auto",
+    image_size: Size = None,
+    tile: Size = None,
+    stride: Size = None,
+    batch_size: int = DEFAULTS.batch_size,
+    num_workers: int = DEFAULTS.num_workers,
+    device: str = DEFAULTS.device,
     feature_cache: str | Path | None = None,
     against: str | Path | None = None,
     progress: bool = False,
@@ -112,22 +113,17 @@ def rank_images(
         paths, skipped = [Path(path) for path in images], []
         source = "images"
     other_paths, other_skipped = ([], []) if against is None else find_images(Path(against))
-    given_size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
-    check(threshold=threshold, min_images=min_images, lof_k=lof_k, neighborhood=neighborhood, batch_size=batch_size,
-          num_workers=num_workers)  # fmt: skip
+    extraction = Extraction(backbone, list(layers), image_size, tile, stride, batch_size, num_workers, device)
+    check(threshold=threshold, min_images=min_images, lof_k=lof_k, neighborhood=neighborhood)
     check_discriminators(discriminators)
     check_backbone(backbone)
     torch_device = check_device(device)
     console = Console(stderr=True, quiet=not progress)
     try:
-        extractor = PatchFeatureExtractor(backbone, list(layers)).eval().to(torch_device)
+        extractor = PatchFeatureExtractor(backbone, layers).eval().to(torch_device)
     except RuntimeError as error:  # its message says how to go on
         raise OSError(str(error)) from error
-    typical, tiler = typical_image(paths), make_tiler(tiles)
-    size = choose_size(typical, given_size, tiler is not None, extractor.nearest_size)
-    if tiler is not None:
-        check_tiles(tiler, extractor, size)
-    notes = typical.remarks(size, lambda: grid_of(extractor, size, tiler), tiled=tiler is not None)
+    tiles, (size, tiler, notes) = extraction.tiles, _choose_size(paths, extraction, extractor)
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     transform = Compose([Resize(size, antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
@@ -188,6 +184,17 @@ def rank_images(
         other_folder=other_folder,
         largest_value=largest_value,
     )
+
+
+def _choose_size(
+    paths: list[Path], extraction: Extraction, extractor: PatchFeatureExtractor
+) -> tuple[tuple[int, int], Tiler | None, list[str]]:
+    """Return the size that images are resized to, what cuts them into tiles, and what a reader should know of both."""
+    typical, tiler = typical_image(paths), make_tiler(extraction.tiles)
+    size = choose_size(typical, extraction.size, tiler is not None, extractor.nearest_size)
+    if tiler is not None:
+        check_tiles(tiler, extractor, size)
+    return size, tiler, typical.remarks(size, lambda: grid_of(extractor, size, tiler), tiled=tiler is not None)
 
 
 def _look_for_copies(
