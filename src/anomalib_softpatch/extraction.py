@@ -6,10 +6,9 @@
 Torch is not imported here: options are looked at before it is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.options import check
 
@@ -63,14 +62,6 @@ class Extraction:
     def tiles(self) -> dict[str, tuple[int, int]] | None:
         """``tile_size`` and ``stride``, each height and width; ``None`` for no tiles."""
         return checked_tiles(self.tile, self.stride)
-
-    def of(self, backbone: Backbone) -> "Extraction":
-        """Return the same with a backbone that was chosen.
-
-        Args:
-            backbone: The backbone.
-        """
-        return replace(self, backbone=backbone.name, layers=backbone.layers)
 
 
 DEFAULTS = Extraction()

@@ -22,8 +22,10 @@ from anomalib_softpatch.images.decisions import read_decisions
 from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.options import FALSE_ALARMS, check
 from anomalib_softpatch.report.decisions import refuse_inside
+from anomalib_softpatch.report.exports import check_exports
 
 FEATURES = "features"
+REPORT = "report"
 FALLBACK = "fallback"  # weights that were taken because those of the default backbone could not be had
 # What an export needs beside this package's own requirements
 NEEDED = {"onnx": ["onnx", "onnxscript"], "openvino": ["onnx", "onnxscript", "openvino"]}
@@ -38,6 +40,7 @@ def clean_train(
     neighborhood: int | Literal["image"] | None = None,
     false_alarms: float = FALSE_ALARMS,
     export: Literal["none", "onnx", "openvino", "torch"] = "none",
+    report_export: list[str] | str = [],  # noqa: B006  # a tuple would ask for another syntax there
     decisions: Path | None = None,
     set_aside: float = 0.0,
     move_to: Path | None = None,
@@ -64,6 +67,7 @@ def clean_train(
             position), or of the whole image. Default: those of the report and of the model.
         false_alarms: Share of good images that may be called anomalous, which decides the threshold.
         export: Export the model, too: onnx, openvino or torch.
+        report_export: Write the findings of the report for other tools, too, beside it: as --export of report.
         decisions: The file decisions.csv that the page of the report saved: what it sets aside or calls a defect is not
             trained on, and what it calls normal is.
         set_aside: Share of the images, the most suspicious ones by the report, to set aside in addition.
@@ -80,6 +84,7 @@ def clean_train(
     if neighborhood is not None:
         check(neighborhood=neighborhood)
     _check_export(export)
+    exports = check_exports(report_export, output / REPORT)
     decided = _read_decisions(decisions, folder)
     state = State(output)
     for target in (output, move_to, extraction.feature_cache):
@@ -92,7 +97,8 @@ def clean_train(
     from anomalib_softpatch.cleaning.run import Run  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # likewise
 
-    options = Options(model, extraction.of(chosen), neighborhood, model_options or {})
+    extraction = replace(extraction, backbone=chosen.name, layers=chosen.layers)
+    options = Options(model, extraction, neighborhood, model_options or {}, exports)
     moved = (state.latest("move") or {}).get("moves", {}).values()  # without them another size might be typical
     chosen.prepare()
     options = prepare(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])

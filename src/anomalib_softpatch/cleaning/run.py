@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_softpatch._version import __version__
-from anomalib_softpatch.backbones import LOCAL_DIR
+from anomalib_softpatch.backbones import find_source
 from anomalib_softpatch.cleaning import stages
+from anomalib_softpatch.cleaning.command import REPORT
 from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
-from anomalib_softpatch.cleaning.stages import CHECKPOINT, REPORT, Options
+from anomalib_softpatch.cleaning.stages import CHECKPOINT, Options
 from anomalib_softpatch.cleaning.state import State, key_of
 from anomalib_softpatch.components.self_check import LOOK, REFUSE, TRUST, FitFacts, SelfCheck, self_check
 from anomalib_softpatch.files import atomic_output
@@ -77,7 +78,7 @@ class Run:
         # With what an earlier run has moved away, the folder may be what that run found
         earlier = self.files | {name: entry["hash"] for name, entry in self.moved.items()}
         found = self.state.finished("report", self._report_key(earlier))
-        if found is not None and stages.has_report(self.output):
+        if found is not None and stages.has_report(self.output, self.options):
             self.files = earlier
             self._say(1, f"report of {counted(len(self.files), 'image')}: there already")
         else:
@@ -273,16 +274,14 @@ class Run:
         extraction = self.options.extraction
         name = extraction.backbone
         assert name is not None
-        weights: dict[str, str] = {}
-        if name.startswith(LOCAL_DIR):
-            place = Path(name.removeprefix(LOCAL_DIR))
-            weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
+        files = find_source(name).files
+        weights = inventory(files[0].parent, files) if files else {}
         sizes = [extraction.size, extraction.tiles]
         compared = [self.options.neighborhood, self.options.model_options.get("min_images")]
         return [__version__, name, weights, extraction.layers, *sizes, *compared]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
-        return key_of(self._settings(), str(self.folder), dict(files))
+        return key_of(self._settings(), str(self.folder), dict(files), *self.options.exports)
 
     def _list_set_aside(self) -> None:
         rows = []

@@ -19,6 +19,7 @@ from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.engine import Engine
 from jsonargparse import ArgumentError, ArgumentParser
 
+from anomalib_softpatch.cleaning.command import REPORT, clean_train
 from anomalib_softpatch.cleaning.datamodule import UnlabeledDataModule
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.tiles import grid_of, make_tiler
@@ -28,11 +29,11 @@ from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 from anomalib_softpatch.models.loading import MODELS
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+from anomalib_softpatch.report.exports import write_exports
 from anomalib_softpatch.report.ranking import check_device, rank_images
 from anomalib_softpatch.report.writer import PAGE, write_report
 
 WORKING = ".working"  # in the output folder: files that are not finished
-REPORT = "report"
 CHECKPOINT = "model.ckpt"
 # Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
 TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript", "onnx_ir")
@@ -52,6 +53,7 @@ class Options:
     extraction: Extraction
     neighborhood: int | Literal["image"] | None
     model_options: dict[str, Any]
+    exports: Sequence[str] = ()
 
     @property
     def comparison(self) -> dict[str, Any]:
@@ -83,8 +85,6 @@ def prepare(options: Options, images: Iterable[Path]) -> Options:
 
 def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     """Make the model, or say which option does not fit."""
-    from anomalib_softpatch.cleaning.command import clean_train  # noqa: PLC0415  # which imports this module
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
     known = list(vars(parser.get_defaults()))
@@ -133,6 +133,7 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
         progress=True,
     )
     write_report(findings, output / REPORT)
+    write_exports(findings, options.exports, output / REPORT)
     return {
         "ranked": [_name(findings.paths[index], folder) for index in findings.order],
         "unreadable": {_name(path, folder): reason for path, reason in findings.skipped},
@@ -140,9 +141,9 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     }
 
 
-def has_report(output: Path) -> bool:
-    """Whether a report is there as a whole."""
-    return (output / REPORT / PAGE).is_file()
+def has_report(output: Path, options: Options) -> bool:
+    """Whether a report is there as a whole, with its exports."""
+    return all((output / REPORT / name).is_file() for name in (PAGE, *(f"{name}.json" for name in options.exports)))
 
 
 def fit(

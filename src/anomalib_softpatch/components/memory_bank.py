@@ -88,21 +88,11 @@ class DenoisingMemoryBank:
         discriminators: Names of the noise discriminators. One: its scores are used as they are (SoftPatch). Several:
             the mean of their ranks (SoftPatch+).
         thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks.
-        coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
-            the papers.
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
             paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
             for 1 + r; ``"lof"`` for the local outlier factor; ``True`` for the default of SoftPatch+, see there.
-        min_images: Normal is what at least so many training images show: a number, a share of the images, or
-            ``"auto"`` (2, or 3 where one of them looks like a copy). Patches of the bank get support radii, see
-            :mod:`anomalib_softpatch.components.support_radii`; copies of an image count as one. 1, as in the papers:
-            no radii.
-        lof_k: Neighbors of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
-        discriminator_options: Further parameters of the discriminators by name; those of this package have none.
-        neighborhood: Compare patches with those of other images at the same grid position (0, as in the papers), up to
-            so many positions away, or of the whole ``"image"``.
-        max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
-        seed: Seed of all random numbers: the projections, the choice of references, the first patch of a coreset.
+
+    The other options: see :class:`~anomalib_softpatch.models.SoftPatch`.
 
     Attributes:
         progress: Whether to show progress bars.
@@ -135,9 +125,6 @@ class DenoisingMemoryBank:
         self.max_references = max_references
         self.seed = seed
         self.progress = False
-        self._validate()
-
-    def _validate(self) -> None:
         check_discriminators(self.discriminators, self.discriminator_options)
         if len(self.thresholds) not in {1, 2}:
             msg = f"thresholds must be one value, or two for a bank of each task, got {self.thresholds}."

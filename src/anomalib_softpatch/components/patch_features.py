@@ -195,7 +195,7 @@ def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: 
             msg = f"layers={layers} do not fit the backbone {type(backbone).__name__}: {error}"
             raise ValueError(msg) from error
     check_backbone(backbone)
-    if pre_trained and ":" not in backbone:
+    if pre_trained:
         check_weights(backbone)
     try:
         return TimmBackbone(backbone, layers, pre_trained).eval()

@@ -14,8 +14,7 @@ import torch
 from anomalib.post_processing import PostProcessor
 
 from anomalib_softpatch._version import __version__
-from anomalib_softpatch.backbones import LOCAL_DIR
-from anomalib_softpatch.components.timm_backbone import portable_name
+from anomalib_softpatch.backbones import portable_name
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.checkpoint_io import CheckpointIO, readable, use_own_checkpoint_io
 from anomalib_softpatch.integration.pre_processing import infer_as_trained
@@ -85,8 +84,7 @@ class CheckpointMixin(_Module):
         checkpoint[KEY] = {"format": number, "version": __version__, "model": own_name(type(self))}
         checkpoint[KEY]["components"] = {name: class_path(getattr(self, name)) for name in COMPONENTS}
         checkpoint[KEY]["largest_value"] = self.largest_value
-        backbone = self.hparams.get("backbone", "")
-        if backbone.startswith(LOCAL_DIR) and (name := portable_name(backbone)):
+        if name := portable_name(self.hparams.get("backbone", "")):
             checkpoint[KEY]["architecture"] = name  # the folder may stay on another machine
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -235,6 +233,6 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     backbone = options.get("backbone")
     if backbone is not None:
         options["pre_trained"] = False
-        if backbone.startswith(LOCAL_DIR) and "architecture" in mark and portable_name(backbone) is None:
+        if "architecture" in mark and portable_name(backbone) is None:
             options["backbone"] = mark["architecture"]
     return mark, options

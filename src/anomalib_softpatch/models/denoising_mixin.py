@@ -105,17 +105,10 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         visualizer: Visualizer | bool,
     ) -> None:
         memory_bank_builder = DenoisingMemoryBank(
-            discriminators=discriminators,
-            thresholds=thresholds,
-            coreset_sampling_ratio=coreset_sampling_ratio,
-            soft_weight=soft_weight,
-            min_images=min_images,
-            lof_k=lof_k,
-            discriminator_options=discriminator_options,
-            neighborhood=neighborhood,
-            max_references=max_references,
+            discriminators, thresholds, coreset_sampling_ratio, soft_weight, min_images, lof_k=lof_k,
+            discriminator_options=discriminator_options, neighborhood=neighborhood, max_references=max_references,
             seed=seed,
-        )
+        )  # fmt: skip
         precision = precision.value if isinstance(precision, PrecisionType) else str(precision).lower()
         check_choice("precision", precision, DTYPES)
         super().__init__(

@@ -8,6 +8,7 @@ Torch is imported when the arguments that can be wrong without it are known to b
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +19,8 @@ from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.options import LOF_K, THRESHOLD, check
 from anomalib_softpatch.report.decisions import Transfer, copy, is_inside, refuse_inside
+from anomalib_softpatch.report.exports import check_exports, write_exports
 from anomalib_softpatch.text import counted
-
-ExportName = Literal["fiftyone", "label_studio", "coco"]
 
 
 def report(
@@ -37,7 +37,7 @@ def report(
     write_list: Path | None = None,
     copy_rest: Path | None = None,
     against: Path | None = None,
-    export: ExportName | list[ExportName] = [],  # noqa: B006
+    export: list[str] | str = [],  # noqa: B006
 ) -> None:
     """Rank the images of a folder by how suspicious they are, and write a noise report.
 
@@ -68,20 +68,18 @@ def report(
         export: Write the findings and the suspicious regions for other tools, too, beside the report: fiftyone,
             label_studio or coco; several as [fiftyone,coco], or with --export+ for each.
     """
-    exports = [export] if isinstance(export, str) else list(dict.fromkeys(export))
     _, skipped = find_images(folder)
     _check_against(against, folder)
     refuse_inside(folder, output, write_list, copy_rest, extraction.feature_cache)
     _check_copy_rest(copy_rest)
     check(suspicious=suspicious)
+    exports = check_exports(export, output)
     chosen = choose_backbone(extraction.backbone, extraction.layers, weights)
 
-    from anomalib_softpatch.report.exports import check_exports, write_exports  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.report.ranking import rank_images  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.report.writer import check_output, write_report  # noqa: PLC0415
 
     check_output(output)
-    check_exports(exports, output)
     for target in (write_list and write_list.parent, copy_rest, extraction.feature_cache):
         if target is not None:
             check_writable(target)
@@ -91,7 +89,7 @@ def report(
     sys.stdout.write(about_links(skipped))
     findings = rank_images(
         folder,
-        **vars(extraction.of(chosen)),
+        **vars(replace(extraction, backbone=chosen.name, layers=chosen.layers)),
         discriminators=discriminators,
         threshold=threshold,
         min_images=min_images,

@@ -81,19 +81,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     its place, because the library it searches with returns squares; on real images both rank alike.
 
     Args:
-        layers: Names of the layers to extract features from.
-        backbone: Name of a timm model, ``local-dir:<folder>``, or a module.
-        pre_trained: Use pre-trained backbone weights.
-        num_neighbors: 1: the image score is the largest patch score (SoftPatch). More: that score is re-weighted by
-            so many neighbors (PatchCore, equation 7).
-        patch_embedding: See :class:`anomalib_softpatch.components.PatchFeatureExtractor`.
         memory_bank_builder: How to build the banks: the first one gives the image score, the last one the map.
-        score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
-            becomes the image score; 0, as in the papers, for none.
-        search: ``"exact"``, or ``"faiss"`` for an approximate search of large banks, see
-            :class:`anomalib_softpatch.components.search.approximate.ApproximateSearch`.
         upsampling: How patch scores become a map of the image's size before they are smoothed.
-        memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
+
+    The other options: see :class:`~anomalib_softpatch.models.SoftPatch`.
 
     Attributes:
         tiler: Set by Anomalib's tiling callback, or by a checkpoint of a model that had one.
