@@ -16,8 +16,7 @@ from itertools import takewhile
 from jsonargparse import ArgumentParser
 
 from anomalib_softpatch.backbones import NoWeightsError
-from anomalib_softpatch.extraction import Extraction
-from anomalib_softpatch.image_size import Size
+from anomalib_softpatch.extraction import Extraction, Size
 
 # Subcommand -> module and function. The module is imported when the subcommand, or the list of all, is asked for; the
 # function's signature and docstring are its options and their help.

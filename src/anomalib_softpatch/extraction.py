@@ -6,11 +6,17 @@
 Torch is not imported here: options are looked at before it is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
+from anomalib_softpatch.image_size import described
 from anomalib_softpatch.options import check
+
+# Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it. Text is
+# refused, but by Extraction: the parser would do it in ten lines
+Size: TypeAlias = int | Sequence[int] | str | None
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,41 @@ class Extraction:
 
     def __post_init__(self) -> None:
         check(batch_size=self.batch_size, num_workers=self.num_workers)
-        checked_size("image_size", self.image_size)
-        checked_tiles(self.tile, self.stride)
+        _ = self.size, self.tiles
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width that images are resized to; ``None`` for the default."""
-        return checked_size("image_size", self.image_size)
+        return _pair("image_size", self.image_size)
 
     @property
     def tiles(self) -> dict[str, tuple[int, int]] | None:
         """``tile_size`` and ``stride``, each height and width; ``None`` for no tiles."""
-        return checked_tiles(self.tile, self.stride)
+        tile, stride = _pair("tile", self.tile), _pair("stride", self.stride)
+        if tile is None:
+            if stride is not None:
+                msg = f"stride={self.stride} is that of tiles: give their size, too, for example tile=512."
+                raise ValueError(msg)
+            return None
+        stride = stride or tile
+        if stride[0] > tile[0] or stride[1] > tile[1]:
+            msg = (
+                f"stride={described(stride)} leaves gaps between tiles of {described(tile)} pixels: give a smaller one."
+            )
+            raise ValueError(msg)
+        return {"tile_size": tile, "stride": stride}
+
+
+def _pair(name: str, value: Size) -> tuple[int, int] | None:
+    """Return height and width that an option gives, in pixels."""
+    if value is None:
+        return None
+    if isinstance(value, str) or (not isinstance(value, int) and len(value) not in {1, 2}):
+        msg = f"{name}={value} must be one number of pixels, or two: height and width, for example 512 768."
+        raise ValueError(msg)
+    sides = (value,) if isinstance(value, int) else tuple(value)
+    check(**{name: sides})
+    return sides[0], sides[-1]
 
 
 DEFAULTS = Extraction()

@@ -25,8 +25,8 @@ from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.components.support_radii import support_of
 from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
 from anomalib_softpatch.components.timm_backbone import check_backbone
-from anomalib_softpatch.extraction import DEFAULTS, Extraction
-from anomalib_softpatch.image_size import Size, choose_size, described, typical_image
+from anomalib_softpatch.extraction import DEFAULTS, Extraction, Size
+from anomalib_softpatch.image_size import choose_size, described, typical_image
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, find_largest_value, read_image
