@@ -65,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in arguments[:1]:
             arguments = _with_model_options(arguments, functions[name])
     options = parser.parse_args(_with_values(arguments, functions.values()))
-    values = vars(parser.instantiate_classes(options)[options.subcommand])
     function = functions[options.subcommand]
     try:
+        values = vars(parser.instantiate_classes(options)[options.subcommand])
         if EXTRACTION in inspect.signature(function).parameters:
             values[EXTRACTION] = Extraction(**{each.name: values.pop(each.name) for each in fields(Extraction)})
         function(**values)

@@ -90,7 +90,8 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     known = list(vars(parser.get_defaults()))
     for name in options.model_options:
         if name not in known:
-            similar = get_close_matches(name, [*known, *inspect.signature(clean_train).parameters], n=1)
+            others = [*inspect.signature(clean_train).parameters, *vars(options.extraction)]
+            similar = get_close_matches(name, [*known, *others], n=1)
             hint = f"Did you mean --{similar[0]}?" if similar else f"See anomalib train --model.help {options.model}."
             msg = f"--{name} is an option neither of this command nor of {options.model}. {hint}"
             raise ValueError(msg)

@@ -24,7 +24,6 @@ from anomalib_softpatch.components.duplicates import duplicate_groups, represent
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.components.support_radii import support_of
 from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
-from anomalib_softpatch.components.timm_backbone import check_backbone
 from anomalib_softpatch.extraction import DEFAULTS, Extraction, Size
 from anomalib_softpatch.image_size import choose_size, described, typical_image
 from anomalib_softpatch.images.finding import find_images
@@ -116,7 +115,6 @@ def rank_images(
     extraction = Extraction(backbone, list(layers), image_size, tile, stride, batch_size, num_workers, device)
     check(threshold=threshold, min_images=min_images, lof_k=lof_k, neighborhood=neighborhood)
     check_discriminators(discriminators)
-    check_backbone(backbone)
     torch_device = check_device(device)
     console = Console(stderr=True, quiet=not progress)
     try:

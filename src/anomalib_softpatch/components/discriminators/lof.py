@@ -9,7 +9,7 @@ import torch
 
 from anomalib_softpatch.components.discriminators.table import discriminator
 from anomalib_softpatch.components.references import References, nearest_patches
-from anomalib_softpatch.options import LOF_K, whole_number
+from anomalib_softpatch.options import CONSTRAINTS, LOF_K
 
 # Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
 # images, an image given twice) have finite densities and make no outliers of patches that differ by a gray level.
@@ -37,7 +37,7 @@ def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torc
     return (reachability[:, None] / reachability[indices]).mean(dim=1)
 
 
-@discriminator(weight_offset=0.0, lof_k=whole_number(1))
+@discriminator(weight_offset=0.0, lof_k=CONSTRAINTS["lof_k"])
 def lof(features: torch.Tensor, references: References, lof_k: int = LOF_K) -> torch.Tensor:
     """Score patches by their local outlier factor among the patches they are compared with (SoftPatch, equation 6).
 
