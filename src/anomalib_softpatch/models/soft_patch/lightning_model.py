@@ -48,7 +48,7 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
             becomes the image score; 0, as in the paper, for none.
         lof_k: Neighbors of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
         max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
-        discriminator_options: Further parameters of the discriminators by name; those of this package have none.
+        discriminator_options: Parameters, by name, of a discriminator that was added to those of this package.
         coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
             the papers.
         backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
