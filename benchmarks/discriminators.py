@@ -35,7 +35,8 @@ def main() -> None:
     print(f"{grid} positions x {features.shape[0]} images x {features.shape[3]} dimensions, k = 6")
     for name, discriminator in DISCRIMINATORS.items():
         with PeakMemory() as memory:
-            scores, seconds = measure(lambda: discriminator.score(features, References(), 6), options.repeats)  # noqa: B023
+            own = dict.fromkeys(discriminator.parameters, 6)
+            scores, seconds = measure(lambda: discriminator.score(features, References(), **own), options.repeats)  # noqa: B023
         print(f"{name}, all positions at once: {seconds:.2f} s, {memory.peak / 2**20:.0f} MiB", flush=True)
         if name == "lof":
             factors, lof_seconds = scores, seconds

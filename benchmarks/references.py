@@ -87,7 +87,8 @@ def score(
     features: torch.Tensor, name: str, cap: int, neighborhood: int | Literal["image"] = 0
 ) -> tuple[torch.Tensor, float]:
     """Score all patches; return the scores and the processor time in seconds."""
-    return measure_processor(lambda: DISCRIMINATORS[name].score(features, References(neighborhood, cap), K))
+    own = dict.fromkeys(DISCRIMINATORS[name].parameters, K)
+    return measure_processor(lambda: DISCRIMINATORS[name].score(features, References(neighborhood, cap), **own))
 
 
 def auroc(noise: torch.Tensor, normal: torch.Tensor) -> float:

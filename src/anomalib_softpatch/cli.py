@@ -9,13 +9,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from itertools import takewhile
 
 from jsonargparse import ArgumentParser
 
 from anomalib_softpatch.backbones import NoWeightsError
-from anomalib_softpatch.image_size import Size
+from anomalib_softpatch.extraction import Extraction, Size
 
 # Subcommand -> module and function. The module is imported when the subcommand, or the list of all, is asked for; the
 # function's signature and docstring are its options and their help.
@@ -33,6 +34,7 @@ COMMANDS = {
 }
 BOOLEANS = {"true", "false", "yes", "no"}
 MODEL_OPTIONS = "model_options"  # parameter of commands that train a model
+EXTRACTION = "extraction"  # parameter of commands that have the options of Extraction
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,19 +57,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, function in functions.items():
         help_text = (inspect.getdoc(function) or "").split("\n\n", maxsplit=1)[0]
         subparser = ArgumentParser()
-        subparser.add_function_arguments(function, as_positional=True)
+        subparser.add_function_arguments(function, as_positional=True, skip={EXTRACTION})
+        if EXTRACTION in inspect.signature(function).parameters:
+            subparser.add_class_arguments(Extraction)
         subcommands.add_subcommand(name, subparser, help=help_text)
     for name in wanted:
         if name in arguments[:1]:
             arguments = _with_model_options(arguments, functions[name])
     options = parser.parse_args(_with_values(arguments, functions.values()))
+    function = functions[options.subcommand]
     try:
-        functions[options.subcommand](**parser.instantiate_classes(options)[options.subcommand])
+        values = vars(parser.instantiate_classes(options)[options.subcommand])
+        if EXTRACTION in inspect.signature(function).parameters:
+            values[EXTRACTION] = Extraction(**{each.name: values.pop(each.name) for each in fields(Extraction)})
+        function(**values)
     except NoWeightsError as error:
         command = error.for_command([parser.prog, *given])
         parser.exit(2, f"{parser.prog} {options.subcommand}: {command}\n")
     except (OSError, ValueError) as error:  # bad input, which the message explains better than a traceback
         parser.exit(2, f"{parser.prog} {options.subcommand}: {error}\n")
+
+
+def _parameters(function: Callable[..., None]) -> dict[str, inspect.Parameter]:
+    """Return what can be given to a command by name, the options of Extraction among them."""
+    own = dict(inspect.signature(function).parameters)
+    return own | dict(inspect.signature(Extraction).parameters) if own.pop(EXTRACTION, None) else own
 
 
 def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., None]]) -> list[str]:
@@ -76,7 +90,7 @@ def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., Non
     Switches that stand alone get ``true``: ``--watch`` is ``--watch true``. Numbers behind a size become a list:
     ``--image_size 512 768`` is ``--image_size [512,768]``.
     """
-    parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
+    parameters = [each for function in functions for each in _parameters(function).values()]
     switches = {f"--{parameter.name}" for parameter in parameters if parameter.default is False}
     sizes = {f"--{parameter.name}" for parameter in parameters if parameter.annotation == Size}
     written: list[str] = []
@@ -98,7 +112,7 @@ def _with_model_options(arguments: Sequence[str], function: Callable[..., None])
 
     They may be given as Anomalib's command has them, too: ``--model.seed 1`` for ``--seed 1``.
     """
-    own = {*inspect.signature(function).parameters, "help"}
+    own = {*_parameters(function), "help"}
     if MODEL_OPTIONS not in own:
         return list(arguments)
     handed_on = []

@@ -11,17 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from anomalib_softpatch.images.reading import image_size
-from anomalib_softpatch.options import SMALLEST_SIZE, check_whole_number
+from anomalib_softpatch.options import SMALLEST_SIZE
 from anomalib_softpatch.text import counted
 
 SIDE = 256  # pixels of a square image's side, as in PatchCore and the papers
 STEP = 16  # pixels that sides are multiples of: a patch of the coarser of the default's two layers
-# Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it. Text is
-# refused, but by checked_size: the parser would do it in ten lines
-Size: TypeAlias = int | list[int] | str | None
 LIKE = 1.1  # aspect ratios whose quotient is no larger are called alike
 MUCH_LARGER = 2.0  # times the side of the model's size: from there on it is said
 TILE, STRIDE = 512, 384  # pixels, of the tiles that are advised
@@ -113,58 +109,6 @@ def described(size: Sequence[int]) -> str:
         size: Height and width.
     """
     return f"{size[0]} x {size[1]}"
-
-
-def checked_size(
-    name: str, value: int | Sequence[int] | str | None, smallest: int = SMALLEST_SIZE
-) -> tuple[int, int] | None:
-    """Return height and width that an option gives, in pixels.
-
-    Args:
-        name: Name of the option.
-        value: One number for both, or height and width; ``None`` for the default.
-        smallest: Smallest number that is allowed.
-
-    Raises:
-        ValueError: If these are not one or two numbers, or if one is too small.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str) or (not isinstance(value, int) and len(value) not in {1, 2}):
-        msg = f"{name}={value} must be one number of pixels, or two: height and width, for example 512 768."
-        raise ValueError(msg)
-    sides = [value] if isinstance(value, int) else list(value)
-    for side in sides:
-        check_whole_number(name, side, smallest)
-    return sides[0], sides[-1]
-
-
-def checked_tiles(
-    tile: int | Sequence[int] | str | None, stride: int | Sequence[int] | str | None
-) -> dict[str, tuple[int, int]] | None:
-    """Return what options say of tiles.
-
-    Args:
-        tile: Height and width of a tile in pixels, or one number for both; ``None`` for no tiles.
-        stride: Pixels from one tile to the next; ``None`` for those of a tile, which then do not overlap.
-
-    Returns:
-        ``tile_size`` and ``stride``, each height and width; ``None`` for no tiles.
-
-    Raises:
-        ValueError: If a number is too small, or if there would be gaps between the tiles.
-    """
-    sides, steps = checked_size("tile", tile), checked_size("stride", stride, smallest=1)
-    if sides is None:
-        if steps is not None:
-            msg = f"stride={stride} is that of tiles: give their size, too, for example tile=512."
-            raise ValueError(msg)
-        return None
-    steps = steps or sides
-    if steps[0] > sides[0] or steps[1] > sides[1]:
-        msg = f"stride={described(steps)} leaves gaps between tiles of {described(sides)} pixels: give a smaller one."
-        raise ValueError(msg)
-    return {"tile_size": sides, "stride": steps}
 
 
 def typical_image(paths: Iterable[Path]) -> TypicalImage:

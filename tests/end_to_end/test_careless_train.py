@@ -113,7 +113,7 @@ def last_words(lines: list[str]) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("threshold", "thresholds must be at least 0 and below 1 (a share of the patches), got 1.5."),
+        ("threshold", "thresholds=1.5 must be a share of at least 0 and below 1, for example 0.1."),
         ("backbone", "backbone='resnet1o' is not a model of timm"),
         ("no folder", "backbone='local-dir:/nowhere': there is no config.json in that folder"),
         ("layer", "layers=['layer9'] "),

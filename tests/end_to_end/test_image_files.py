@@ -16,6 +16,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from anomalib_softpatch.cleaning.command import clean_train
+from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.predictions.verification import verify
 from anomalib_softpatch.report.command import report
@@ -41,7 +42,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
-    return {"backbone": f"local-dir:{folder}", "layers": ["layer2"], "image_size": 64, "device": "cpu"}
+    return {"extraction": Extraction(f"local-dir:{folder}", ["layer2"], 64, device="cpu")}
 
 
 def draw(count: int = 12) -> np.ndarray:

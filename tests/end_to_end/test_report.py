@@ -19,6 +19,7 @@ from PIL import Image
 
 import anomalib_softpatch.report.fit_report as fit_report_module
 from anomalib_softpatch.data import NoisyDataModule
+from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.images.decisions import read_decisions
 from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.report.command import report
@@ -79,7 +80,8 @@ def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Pat
     save_for_hf(timm.create_model("resnet18", pretrained=False), tmp_path / "weights")
     backbone = f"local-dir:{tmp_path / 'weights'}"
     engine = fit(mvtec_root, tmp_path, SoftPatch(**(SMALL | {"backbone": backbone, "pre_trained": True})), ratio=None)
-    report(tmp_path / "images", tmp_path / "out", backbone, ["layer2"], discriminators=["lof"], neighborhood=0)
+    extraction = Extraction(backbone, ["layer2"])
+    report(tmp_path / "images", tmp_path / "out", extraction, discriminators=["lof"], neighborhood=0)
     fitted, looked = (
         pd.read_csv(folder / "images.csv").assign(name=lambda table: [Path(path).name for path in table["path"]])
         for folder in (folder_of(engine), tmp_path / "out")

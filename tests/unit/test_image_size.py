@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anomalib_softpatch.image_size import checked_size, checked_tiles, choose_size, typical_image
+from anomalib_softpatch.extraction import Extraction
+from anomalib_softpatch.image_size import choose_size, typical_image
 
 PIXELS = 256 * 256
 
@@ -96,7 +97,7 @@ def test_large_images_are_told_what_vanishes(tmp_path):
     ("value", "expected"), [(None, None), (256, (256, 256)), ([500, 1260], (500, 1260)), ([64], (64, 64))]
 )
 def test_one_number_or_two(value, expected):
-    assert checked_size("image_size", value) == expected
+    assert Extraction(image_size=value).size == expected
 
 
 @pytest.mark.parametrize(
@@ -111,16 +112,16 @@ def test_one_number_or_two(value, expected):
 )
 def test_other_sizes_are_refused(value, message):
     with pytest.raises(ValueError, match=message):
-        checked_size("image_size", value)
+        Extraction(image_size=value)
 
 
 def test_tiles():
-    assert checked_tiles(None, None) is None
-    assert checked_tiles(512, 384) == {"tile_size": (512, 512), "stride": (384, 384)}
-    assert checked_tiles([256, 512], None) == {"tile_size": (256, 512), "stride": (256, 512)}
+    assert Extraction().tiles is None
+    assert Extraction(tile=512, stride=384).tiles == {"tile_size": (512, 512), "stride": (384, 384)}
+    assert Extraction(tile=[256, 512]).tiles == {"tile_size": (256, 512), "stride": (256, 512)}
     with pytest.raises(ValueError, match="stride=384 is that of tiles"):
-        checked_tiles(None, 384)
+        Extraction(stride=384)
     with pytest.raises(ValueError, match="stride=600 x 600 leaves gaps between tiles of 512 x 512"):
-        checked_tiles(512, 600)
+        Extraction(tile=512, stride=600)
     with pytest.raises(ValueError, match="tile=16 must be a whole number of 32"):
-        checked_tiles(16, None)
+        Extraction(tile=16)

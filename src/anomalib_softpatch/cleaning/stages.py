@@ -19,22 +19,22 @@ from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.engine import Engine
 from jsonargparse import ArgumentError, ArgumentParser
 
-from anomalib_softpatch.backbones import Backbone
+from anomalib_softpatch.cleaning.command import REPORT, clean_train
 from anomalib_softpatch.cleaning.datamodule import UnlabeledDataModule
 from anomalib_softpatch.components.feature_store import default_memory_budget
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.tiles import grid_of, make_tiler
-from anomalib_softpatch.components.timm_backbone import check_backbone
+from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.image_size import choose_size, typical_image
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.checkpoint import MODELS
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
+from anomalib_softpatch.report.exports import write_exports
 from anomalib_softpatch.report.ranking import check_device, rank_images
 from anomalib_softpatch.report.writer import PAGE, write_report
 
 WORKING = ".working"  # in the output folder: files that are not finished
-REPORT = "report"
 CHECKPOINT = "model.ckpt"
 # Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
 TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript", "onnx_ir")
@@ -51,15 +51,10 @@ class Options:
     """What report and fit have in common, see :func:`~anomalib_softpatch.cleaning.command.clean_train`."""
 
     model: str
-    backbone: Backbone
-    image_size: tuple[int, int] | None
-    tiles: Mapping[str, tuple[int, int]] | None
+    extraction: Extraction
     neighborhood: int | Literal["image"] | None
-    batch_size: int
-    num_workers: int
-    device: str
-    feature_cache: Path
     model_options: dict[str, Any]
+    exports: Sequence[str] = ()
 
     @property
     def comparison(self) -> dict[str, Any]:
@@ -67,7 +62,7 @@ class Options:
         return {} if self.neighborhood is None else {"neighborhood": self.neighborhood}
 
 
-def check(options: Options, images: Iterable[Path]) -> Options:
+def prepare(options: Options, images: Iterable[Path]) -> Options:
     """Refuse what can be known to be wrong before an image is read, and choose the images' size where none is given.
 
     Args:
@@ -80,27 +75,24 @@ def check(options: Options, images: Iterable[Path]) -> Options:
     Raises:
         ValueError: If timm does not know the backbone, the device cannot be used, or size and tiles do not fit.
     """
-    options.backbone.prepare()
-    check_backbone(options.backbone.name)
-    check_device(options.device)
+    check_device(options.extraction.device)
     model = _make_model(options, pre_trained=False).model  # layers and options
     extractor = model.feature_extractor
     tiled = model.tiler is not None
-    size = choose_size(typical_image(images), options.image_size, tiled, extractor.nearest_size)
+    size = choose_size(typical_image(images), options.extraction.size, tiled, extractor.nearest_size)
     grid_of(extractor, size, model.tiler)
-    return replace(options, image_size=size)
+    return replace(options, extraction=replace(options.extraction, image_size=size))
 
 
 def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     """Make the model, or say which option does not fit."""
-    from anomalib_softpatch.cleaning.command import clean_train  # noqa: PLC0415  # which imports this module
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
     known = list(vars(parser.get_defaults()))
     for name in options.model_options:
         if name not in known:
-            similar = get_close_matches(name, [*known, *inspect.signature(clean_train).parameters], n=1)
+            others = [*inspect.signature(clean_train).parameters, *vars(options.extraction)]
+            similar = get_close_matches(name, [*known, *others], n=1)
             hint = f"Did you mean --{similar[0]}?" if similar else f"See anomalib train --model.help {options.model}."
             msg = f"--{name} is an option neither of this command nor of {options.model}. {hint}"
             raise ValueError(msg)
@@ -109,19 +101,17 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     except ArgumentError as error:
         msg = " ".join(str(error).split())
         raise ValueError(msg) from error
-    given = {name: parsed[name] for name in options.model_options} | more
-    model_class = MODELS[options.model]
+    model_class, extraction = MODELS[options.model], options.extraction
+    given = {name: parsed[name] for name in options.model_options} | options.comparison | more
+    given |= {"backbone": extraction.backbone, "layers": extraction.layers}
     with _quiet():
         model = model_class(
-            backbone=options.backbone.name,
-            layers=options.backbone.layers,
-            feature_cache=str(options.feature_cache),
+            feature_cache=str(extraction.feature_cache),
             noise_report=False,  # there is one
-            pre_processor=model_class.configure_pre_processor(options.image_size),
-            **options.comparison,
+            pre_processor=model_class.configure_pre_processor(extraction.size),
             **given,
         )
-    model.model.tiler = make_tiler(options.tiles)
+    model.model.tiler = make_tiler(extraction.tiles)
     if "memory_budget" not in given:
         model.model.feature_store.memory_budget = default_memory_budget()
     return model
@@ -139,23 +129,15 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
         ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, of files that are
         no images, too; ``largest_value``: by which images of more than 8 bits per value were read.
     """
-    tiles = options.tiles or {}
     findings = rank_images(
         folder,
-        backbone=options.backbone.name,
-        layers=options.backbone.layers,
+        **vars(options.extraction),
         min_images=options.model_options.get("min_images", "auto"),
         **options.comparison,
-        image_size=options.image_size,
-        tile=tiles.get("tile_size"),
-        stride=tiles.get("stride"),
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        device=options.device,
-        feature_cache=options.feature_cache,
         progress=True,
     )
     write_report(findings, output / REPORT)
+    write_exports(findings, options.exports, output / REPORT)
     return {
         "ranked": [_name(findings.paths[index], folder) for index in findings.order],
         "unreadable": {_name(path, folder): reason for path, reason in findings.skipped},
@@ -163,9 +145,9 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     }
 
 
-def has_report(output: Path) -> bool:
-    """Whether a report is there as a whole."""
-    return (output / REPORT / PAGE).is_file()
+def has_report(output: Path, options: Options) -> bool:
+    """Whether a report is there as a whole, with its exports."""
+    return all((output / REPORT / name).is_file() for name in (PAGE, *(f"{name}.json" for name in options.exports)))
 
 
 def fit(
@@ -188,7 +170,7 @@ def fit(
         ValueError: If an option or an image does not fit.
         OSError: If the weights of the backbone cannot be had, or if the disk has no room.
     """
-    post_processor = LabelFreePostProcessor(false_alarms=false_alarms)
+    post_processor, extraction = LabelFreePostProcessor(false_alarms=false_alarms), options.extraction
     try:
         model = _make_model(options, post_processor=post_processor)
     except RuntimeError as error:  # weights that cannot be had; its message says how to go on
@@ -198,11 +180,11 @@ def fit(
             callbacks=[ModelCheckpoint(dirpath=folder, filename="model", auto_insert_metric_name=False)],
             default_root_dir=folder,
             enable_model_summary=False,
-            **_placement(options.device),
+            **_placement(extraction.device),
         )
         with _quiet():
             try:
-                data = UnlabeledDataModule(paths, options.batch_size, options.num_workers, largest_value)
+                data = UnlabeledDataModule(paths, extraction.batch_size, extraction.num_workers, largest_value)
                 engine.fit(model, datamodule=data)
             except SystemExit as error:  # how Lightning ends a process that the user has interrupted
                 raise KeyboardInterrupt from error

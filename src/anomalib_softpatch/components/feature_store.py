@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from anomalib_softpatch.components.constraints import check_features
-
 # Features and what is made of them are both held
 MEMORY_SHARE = 0.25
 
@@ -254,6 +252,17 @@ def default_memory_budget() -> float | None:
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):  # Windows
         return None
     return MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_features(features: torch.Tensor) -> None:
+    """Refuse features that do not come as a grid for each image.
+
+    Raises:
+        ValueError: If the shape is not ``(images, height, width, channels)``.
+    """
+    if features.ndim != 4:  # noqa: PLR2004
+        msg = f"Features must have the shape (images, height, width, channels), got {tuple(features.shape)}."
+        raise ValueError(msg)
 
 
 def _reserve(handle: int, size: int) -> None:

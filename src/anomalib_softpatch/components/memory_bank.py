@@ -16,49 +16,39 @@ Example:
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from anomalib.models.components.dimensionality_reduction import SparseRandomProjection
 
-from anomalib_softpatch.components.constraints import (
-    MIN_IMAGES,
-    NEIGHBORHOOD,
-    SHARE_TO_KEEP,
-    SHARE_TO_REMOVE,
-    at_least,
-    check,
-    check_discriminators,
-    one_of,
-)
 from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
+from anomalib_softpatch.components.discriminators.table import check_discriminators
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
 from anomalib_softpatch.components.search import MemoryBank
 from anomalib_softpatch.components.support_radii import Support, calibrate, find_support, support_of
 from anomalib_softpatch.components.threshold import keep_mask
+from anomalib_softpatch.options import (
+    CONSTRAINTS,
+    CORESET_SAMPLING_RATIO,
+    LOF_K,
+    MAX_REFERENCES,
+    THRESHOLD,
+    check,
+    check_choice,
+)
 
 logger = logging.getLogger(__name__)
 
 # Images known to support a patch beyond those that its radius is made of: so many may be set aside later
 SPARE_IMAGES = 8
-
-CONSTRAINTS = {
-    "thresholds": SHARE_TO_REMOVE,
-    "min_images": MIN_IMAGES,
-    "coreset_sampling_ratio": SHARE_TO_KEEP,
-    "lof_k": at_least(1),
-    "neighborhood": NEIGHBORHOOD,
-    "max_references": at_least(1),
-    "seed": at_least(0),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,20 +88,11 @@ class DenoisingMemoryBank:
         discriminators: Names of the noise discriminators. One: its scores are used as they are (SoftPatch). Several:
             the mean of their ranks (SoftPatch+).
         thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks.
-        coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
-            the papers.
         soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
             paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
             for 1 + r; ``"lof"`` for the local outlier factor; ``True`` for the default of SoftPatch+, see there.
-        min_images: Normal is what at least so many training images show: a number, a share of the images, or
-            ``"auto"`` (2, or 3 where one of them looks like a copy). Patches of the bank get support radii, see
-            :mod:`anomalib_softpatch.components.support_radii`; copies of an image count as one. 1, as in the papers:
-            no radii.
-        lof_k: Neighbors of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
-        neighborhood: Compare patches with those of other images at the same grid position (0, as in the papers), up to
-            so many positions away, or of the whole ``"image"``.
-        max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
-        seed: Seed of all random numbers: the projections, the choice of references, the first patch of a coreset.
+
+    The other options: see :class:`~anomalib_softpatch.models.SoftPatch`.
 
     Attributes:
         progress: Whether to show progress bars.
@@ -123,13 +104,14 @@ class DenoisingMemoryBank:
     def __init__(
         self,
         discriminators: Sequence[str] = ("lof",),
-        thresholds: Sequence[float] = (0.15,),
-        coreset_sampling_ratio: float = 0.1,
+        thresholds: Sequence[float] = (THRESHOLD,),
+        coreset_sampling_ratio: float = CORESET_SAMPLING_RATIO,
         soft_weight: bool | Literal["rank", "lof"] = True,
-        min_images: int | float | Literal["auto"] = 1,
-        lof_k: int = 6,
+        min_images: float | Literal["auto"] = 1,
+        lof_k: int = LOF_K,
+        discriminator_options: Mapping[str, Any] | None = None,
         neighborhood: int | Literal["image"] = 0,
-        max_references: int = 4096,
+        max_references: int = MAX_REFERENCES,
         seed: int = 0,
     ) -> None:
         self.discriminators = tuple(discriminators)
@@ -138,21 +120,20 @@ class DenoisingMemoryBank:
         self.soft_weight = soft_weight
         self.min_images = min_images
         self.lof_k = lof_k
+        self.discriminator_options = dict(discriminator_options or {})
         self.neighborhood = neighborhood
         self.max_references = max_references
         self.seed = seed
         self.progress = False
-        self._validate()
-
-    def _validate(self) -> None:
-        check_discriminators(self.discriminators, DISCRIMINATORS)
+        check_discriminators(self.discriminators, self.discriminator_options)
         if len(self.thresholds) not in {1, 2}:
             msg = f"thresholds must be one value, or two for a bank of each task, got {self.thresholds}."
             raise ValueError(msg)
         several = len(self.discriminators) > 1
         weights = {False, True} | ({"rank"} if several else set())
         weights |= {"lof"} if several and "lof" in self.discriminators else set()
-        check(vars(self), CONSTRAINTS | {"soft_weight": one_of(weights)})
+        check_choice("soft_weight", self.soft_weight, weights)
+        check(**{name: value for name, value in vars(self).items() if name in CONSTRAINTS})
 
     @property
     def needs_scores(self) -> bool:
@@ -244,6 +225,7 @@ class DenoisingMemoryBank:
             neighborhood=self.neighborhood,
             max_references=self.max_references,
             seed=self.seed,
+            options=self.discriminator_options,
             progress=self.progress,
         )
 

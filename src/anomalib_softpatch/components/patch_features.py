@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_softpatch.backbones import check_weights
 from anomalib_softpatch.components.timm_backbone import TimmBackbone, check_backbone
 from anomalib_softpatch.components.tracing import is_traced
+from anomalib_softpatch.options import check_choice
 
 # Values that "unfold" pools each layer, and the layers together, to (PatchCore; the official code of SoftPatch)
 POOLED_CHANNELS = 1024
@@ -44,9 +45,7 @@ class PatchFeatureExtractor(nn.Module):
         patch_embedding: Literal["average", "unfold"] = "average",
     ) -> None:
         super().__init__()
-        if patch_embedding not in {"average", "unfold"}:
-            msg = f"Unknown patch_embedding '{patch_embedding}': choose 'average' or 'unfold'."
-            raise ValueError(msg)
+        check_choice("patch_embedding", patch_embedding, ("average", "unfold"))
         self.layers = list(layers)
         self.patch_embedding = patch_embedding
         self.backbone = _create_backbone(backbone, self.layers, pre_trained)
@@ -196,7 +195,7 @@ def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: 
             msg = f"layers={layers} do not fit the backbone {type(backbone).__name__}: {error}"
             raise ValueError(msg) from error
     check_backbone(backbone)
-    if pre_trained and ":" not in backbone:
+    if pre_trained:
         check_weights(backbone)
     try:
         return TimmBackbone(backbone, layers, pre_trained).eval()

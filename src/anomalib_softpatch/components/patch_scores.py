@@ -12,17 +12,18 @@ Example:
 """
 
 import logging
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from anomalib_softpatch.components.constraints import check_discriminators, check_features
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
+from anomalib_softpatch.components.discriminators.table import check_discriminators
+from anomalib_softpatch.components.feature_store import check_features
 from anomalib_softpatch.components.fusion import fuse
 from anomalib_softpatch.components.references import References
+from anomalib_softpatch.options import LOF_K, MAX_REFERENCES
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,12 @@ def score_patches(
     features: torch.Tensor,
     discriminators: Sequence[str] = ("lof",),
     *,
-    lof_k: int = 6,
+    lof_k: int = LOF_K,
     knn_k: int = 2,
     neighborhood: int | Literal["image"] = 0,
-    max_references: int = 4096,
+    max_references: int = MAX_REFERENCES,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> PatchScores:
     """Score every patch by each discriminator, and fuse the scores (SoftPatch, section 3.2; SoftPatch+).
@@ -84,48 +86,45 @@ def score_patches(
         neighborhood: See :class:`References`.
         max_references: See :class:`References`.
         seed: Seed of the projection and of the choice of references.
+        options: Further parameters of the discriminators by name.
         progress: Show progress bars.
 
     Returns:
         The scores.
 
     Raises:
-        ValueError: If features have another shape, a name is unknown, there are too few images or references to
-            compare, or scores are not finite.
+        ValueError: If features have another shape, a name or an option is unknown, there are too few images or
+            references to compare, or scores are not finite.
     """
     check_features(features)
-    check_discriminators(discriminators, DISCRIMINATORS)
+    check_discriminators(discriminators, options)
     images, *grid_size, channels = features.shape
     matrix = projection_matrix(channels, features.device, seed)
     projected = features if matrix is None else features @ matrix
     references = References(neighborhood, max_references, seed, progress=progress)
-    available = _available(images, (grid_size[0], grid_size[1]), references, discriminators)
+    _check_available(images, (grid_size[0], grid_size[1]), references, discriminators)
+    given = {"lof_k": lof_k, "knn_k": knn_k, **(options or {})}
     scores = {}
     for name in discriminators:
         logger.info("Scoring %d patches: %s", features[..., 0].numel(), name)
-        k = knn_k if name == "knn" else lof_k
-        if name == "lof" and k > available:
-            warnings.warn(
-                f"lof_k={k} exceeds the {available} patches to compare with: using {available}.", stacklevel=2
-            )
-            k = available
-        scores[name] = DISCRIMINATORS[name].score(projected, references, k)
+        own = {key: given[key] for key in DISCRIMINATORS[name].parameters if key in given}
+        scores[name] = DISCRIMINATORS[name].score(projected, references, **own)
         if not scores[name].isfinite().all():
             msg = f"The discriminator '{name}' gave NaN or infinite scores: check the training images and precision."
             raise ValueError(msg)
     return PatchScores(next(iter(scores.values())) if len(scores) == 1 else fuse(list(scores.values())), scores)
 
 
-def _available(images: int, grid_size: tuple[int, int], references: References, discriminators: Sequence[str]) -> int:
-    """Return how many patches each patch is compared with, and refuse too few."""
+def _check_available(
+    images: int, grid_size: tuple[int, int], references: References, discriminators: Sequence[str]
+) -> None:
+    """Refuse too few patches to compare each patch with."""
     if images < 2:  # noqa: PLR2004
         msg = (
             f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
             f"least 2 training images, got {images}. With min_images=1, threshold=0, soft_weight=False one is enough."
         )
         raise ValueError(msg)
-    available = references.available(images, grid_size)
-    if available < 1:
+    if references.available(images, grid_size) < 1:
         msg = f"max_references={references.max_references} leaves some patches nothing to be compared with: use more."
         raise ValueError(msg)
-    return available

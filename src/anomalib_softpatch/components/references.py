@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from anomalib_softpatch.components.progress import progress_bar
+from anomalib_softpatch.options import MAX_REFERENCES
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class References:
     """
 
     neighborhood: int | Literal["image"] = 0
-    max_references: int = 4096
+    max_references: int = MAX_REFERENCES
     seed: int = 0
     block_size: int = 2**24
     progress: bool = False

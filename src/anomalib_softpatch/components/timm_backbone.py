@@ -3,11 +3,8 @@
 
 """Networks of timm whose layers give features on a grid, whatever family they are of."""
 
-import inspect
-import json
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,14 +12,10 @@ import torch
 from anomalib.models.components.feature_extractors.timm import _disable_pos_embed_antialiasing
 from torch import nn
 
-from anomalib_softpatch.backbones import LOCAL_DIR
+from anomalib_softpatch.backbones import find_source
 
-# Backbone of a checkpoint whose folder may be gone: timm's name of the architecture and arguments, as JSON
-CONFIG = "timm-config:"
 # Sides that images must be multiples of, where a network does not say so itself
 USUAL_STEPS = (32, 28, 16, 14)
-# What of timm's configuration of weights changes the network that they belong to
-SHAPE = ("num_classes", "input_size", "fixed_input_size")
 
 
 class TimmBackbone(nn.Module):
@@ -34,7 +27,7 @@ class TimmBackbone(nn.Module):
     is applied to the features of each.
 
     Args:
-        name: Name of a timm model, ``local-dir:<folder>``, or what :func:`portable_name` gives.
+        name: Name of a timm model, or one that begins as :data:`~anomalib_softpatch.backbones.SOURCES` say.
         layers: Names of the layers.
         pre_trained: Use pre-trained weights.
 
@@ -47,7 +40,8 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, layers: Sequence[str], pre_trained: bool) -> None:
         super().__init__()
         self.name = name
-        architecture, arguments = _parse(name)
+        source = find_source(name)
+        architecture, arguments = source.architecture, dict(source.arguments)
         stages: Any = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
         known = [info["module"] for info in stages.feature_info.info]
         missing = [layer for layer in layers if layer not in known]
@@ -143,66 +137,20 @@ class TimmBackbone(nn.Module):
 
 
 def check_backbone(backbone: str) -> None:
-    """Refuse names that timm does not know and folders that are not there, which needs no network.
+    """Refuse what names no network, which needs no network.
 
     Args:
-        backbone: Name of a timm model, or ``local-dir:<folder>``.
+        backbone: Name of a timm model, or one that begins as :data:`~anomalib_softpatch.backbones.SOURCES` say.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or names what is not there.
     """
-    if backbone.startswith(LOCAL_DIR):
-        folder = Path(backbone.removeprefix(LOCAL_DIR))
-        if not (folder / "config.json").is_file():
-            msg = f"backbone={backbone!r}: there is no config.json in that folder, beside which timm saves weights."
-            raise ValueError(msg)
-        return
-    architecture, _ = _parse(backbone)
+    architecture = find_source(backbone).architecture
     if ":" not in architecture and not timm.is_model(architecture):
         similar = get_close_matches(architecture, timm.list_models(), n=3)
         hint = f" Similar names: {', '.join(similar)}." if similar else ""
         msg = f"backbone={backbone!r} is not a model of timm {timm.__version__}.{hint}"
         raise ValueError(msg)
-
-
-def portable_name(backbone: str) -> str | None:
-    """Return a name that makes the network of a folder on a machine that does not have the folder.
-
-    Args:
-        backbone: ``local-dir:<folder>``.
-
-    Returns:
-        timm's name of the network and what the folder's configuration says of its shape; ``None`` if nothing can be
-        read.
-    """
-    try:
-        content = json.loads((Path(backbone.removeprefix(LOCAL_DIR)) / "config.json").read_text(encoding="utf-8"))
-        arguments = content.get("model_args", {})
-        config = content.get("pretrained_cfg", content) | {name: content[name] for name in SHAPE if name in content}
-        shape = {name: config[name] for name in SHAPE if name in config}
-        if arguments.get("dynamic_img_size"):
-            shape["fixed_input_size"] = False  # as timm has it
-        return CONFIG + json.dumps(
-            {"architecture": content["architecture"], "config": shape, "model_args": arguments}, sort_keys=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _parse(name: str) -> tuple[str, dict[str, Any]]:
-    """Return the name that timm knows, and further arguments of ``timm.create_model``."""
-    if not name.startswith(CONFIG):
-        return name, {}
-    try:
-        content = json.loads(name.removeprefix(CONFIG))
-        shape = {key: value for key, value in content["config"].items() if key in SHAPE}
-        # Those of the network only: the function's own would let a file from somebody else name files to load
-        own = inspect.signature(timm.create_model).parameters.keys()
-        arguments = {key: value for key, value in content["model_args"].items() if key not in own}
-        return content["architecture"], {"pretrained_cfg": shape} | arguments
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"backbone={name!r}: what follows {CONFIG} must be JSON with architecture, config and model_args."
-        raise ValueError(msg) from error
 
 
 def _create_transformer(architecture: str, pre_trained: bool, arguments: dict[str, Any]) -> nn.Module:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +33,7 @@ from anomalib_softpatch.data.manifest import LIST_COLUMNS, read_noise_file, writ
 from anomalib_softpatch.data.noise import NOISE_COLUMNS, largest_ratio, rotate_and_shift, select_noise
 from anomalib_softpatch.images.paths import real_folder
 from anomalib_softpatch.instantiate import instantiate
+from anomalib_softpatch.options import check
 
 if TYPE_CHECKING:
     from anomalib.data import AnomalibDataset
@@ -111,12 +111,7 @@ class NoisyDataModule(AnomalibDataModule):
         num_workers: int | None = None,
     ) -> None:
         datamodule = _as_image_datamodule(datamodule)
-        if isinstance(noise_ratio, bool) or not isinstance(noise_ratio, int | float) or not 0 <= noise_ratio < math.inf:
-            msg = f"noise_ratio={noise_ratio!r} must be a number of 0 or more, for example 0.1 for 10 %."
-            raise ValueError(msg)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            msg = f"seed={seed!r} must be a whole number of 0 or more."
-            raise ValueError(msg)
+        check(noise_ratio=noise_ratio, seed=seed)
         for name, value in (
             ("train_batch_size", train_batch_size),
             ("eval_batch_size", eval_batch_size),

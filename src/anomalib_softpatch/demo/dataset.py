@@ -29,11 +29,12 @@ from skimage.filters import gaussian
 from skimage.measure import label
 from skimage.morphology import convex_hull_image
 
+from anomalib_softpatch.image_size import SIDE
+
 CATEGORY = "gravel"
 DEFECTS = ("brick", "grass", "stain")
 HIDDEN_LIST = "hidden_defects.csv"
 
-IMAGE_SIZE = 256  # pixels, the size that PatchCore and SoftPatch resize to by default
 CROP_SIZE = 176  # pixels of the photographs, which are 512 x 512
 BRICK_CROP_SIZE = 120  # a closer look, so that a fragment shows both brick and mortar
 TRAIN_COLUMNS = (0, 300)  # of the gravel photograph
@@ -105,7 +106,7 @@ def _make(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make an image of gravel and the mask of its defect, if it is to have one."""
     rng = np.random.default_rng(seed)
-    image, mask = _crop(photographs["gravel"], rng, CROP_SIZE, columns), np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+    image, mask = _crop(photographs["gravel"], rng, CROP_SIZE, columns), np.zeros((SIDE, SIDE), dtype=bool)
     if defect is not None:
         image, mask = add_defect(image, defect, photographs, rng)
     return _relight(image, rng), mask
@@ -212,7 +213,7 @@ def _crop(
     crop = np.rot90(photograph[top : top + side, left : left + side], int(rng.integers(4)))
     if rng.integers(2):
         crop = crop[:, ::-1]
-    resized = Image.fromarray(np.ascontiguousarray(crop)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(np.ascontiguousarray(crop)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(resized), 0, 1)
 
 
@@ -226,15 +227,15 @@ def _relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _blob(rng: np.random.Generator, area: tuple[float, float]) -> np.ndarray:
     """Draw a blob with a ragged outline: a disc of ``area`` (share of the image), distorted by Perlin noise."""
-    radius = IMAGE_SIZE * np.sqrt(rng.uniform(*area) / np.pi)
+    radius = SIDE * np.sqrt(rng.uniform(*area) / np.pi)
     margin = round(1.3 * radius)
-    center_y, center_x = rng.integers(margin, IMAGE_SIZE - margin, size=2)
-    y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    center_y, center_x = rng.integers(margin, SIDE - margin, size=2)
+    y, x = np.mgrid[:SIDE, :SIDE]
     disc = 1 - np.hypot(y - center_y, x - center_x) / radius
     while True:
         with torch.random.fork_rng(devices=[]):  # the generator draws from torch's global state
             torch.manual_seed(int(rng.integers(2**31)))
-            noise = generate_perlin_noise(IMAGE_SIZE, IMAGE_SIZE, scale=(8, 8), device=torch.device("cpu")).numpy()
+            noise = generate_perlin_noise(SIDE, SIDE, scale=(8, 8), device=torch.device("cpu")).numpy()
         parts = label(disc + 0.9 * noise > 0)
         if parts.any():
             return parts == 1 + np.argmax(np.bincount(parts[parts > 0] - 1))

@@ -20,10 +20,11 @@ from anomalib.models.components import AnomalibModule
 from rich.console import Console
 from rich.table import Table
 
+from anomalib_softpatch.backbones import DEFAULT_LAYERS
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, make_dataset
 from anomalib_softpatch.demo.figure import anomaly_maps, choose_examples, draw_figure, relative_scores
-from anomalib_softpatch.demo.weights import DEFAULT_BACKBONE, DEFAULT_LAYERS, Weights, find_weights
+from anomalib_softpatch.demo.weights import DEFAULT_BACKBONE, Weights, find_weights
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.models import SoftPatch
 

@@ -13,11 +13,10 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from anomalib_softpatch.backbones import LOCAL_DIR, PACKAGES, is_installed, within
+from anomalib_softpatch.backbones import LOCAL_DIR, PACKAGES, find_source, is_installed, within
 from anomalib_softpatch.weights import write_weights
 
 DEFAULT_BACKBONE = "resnet18"
-DEFAULT_LAYERS = ("layer2", "layer3")
 PROBE_SECONDS = 5  # a firewall that swallows packets must not hold the demo up
 DOWNLOAD_SECONDS = 180
 
@@ -58,9 +57,9 @@ def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed
     Returns:
         Pre-trained weights where they can be had, else untrained ones.
     """
-    if backbone is not None and backbone.startswith(LOCAL_DIR):
-        local = Path(backbone.removeprefix(LOCAL_DIR))
-        return Weights(backbone, tuple(layers), local.name, False, f"weights from the folder {local}")
+    if backbone is not None and ":" in backbone:
+        place = next((file.parent.name for file in find_source(backbone).files), backbone)
+        return Weights(backbone, tuple(layers), place, False, f"the weights of {backbone}")
 
     name = backbone or DEFAULT_BACKBONE
     try:

@@ -8,6 +8,7 @@ What holds for the files of memory banks, too, stands here: what a file may ask 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -21,10 +22,9 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 
 from anomalib_softpatch._version import __version__
-from anomalib_softpatch.backbones import LOCAL_DIR
+from anomalib_softpatch.backbones import portable_name
 from anomalib_softpatch.components.hashing import hash_module
 from anomalib_softpatch.components.tiles import tiles_of
-from anomalib_softpatch.components.timm_backbone import portable_name
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.checkpoint_io import CheckpointIO, readable, use_own_checkpoint_io
 from anomalib_softpatch.integration.pre_processing import infer_as_trained
@@ -103,8 +103,7 @@ class CheckpointMixin(_Module):
         checkpoint[KEY] = {"format": number, "version": __version__, "model": own_name(type(self))}
         checkpoint[KEY]["components"] = {name: class_path(getattr(self, name)) for name in COMPONENTS}
         checkpoint[KEY]["largest_value"] = self.largest_value
-        backbone = self.hparams.get("backbone", "")
-        if backbone.startswith(LOCAL_DIR) and (name := portable_name(backbone)):
+        if name := portable_name(self.hparams.get("backbone", "")):
             checkpoint[KEY]["architecture"] = name  # the folder may stay on another machine
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -140,8 +139,12 @@ class CheckpointMixin(_Module):
             The model.
 
         Raises:
+            TypeError: If the model does not have an option that is given.
             ValueError: If it cannot be read, not safely, or does not fit.
         """
+        others = inspect.signature(super().load_from_checkpoint).parameters
+        # Lightning would leave out what it does not know
+        inspect.signature(cls).bind_partial(**{name: value for name, value in kwargs.items() if name not in others})
         if os.path.isfile(checkpoint_path):  # noqa: PTH113  # may be a URL or an open file
             mark, options = _read(checkpoint_path)
             theirs = OPTIONS_OF_FILES - ({"backbone", "pre_trained"} if "backbone" in kwargs else set())
@@ -269,7 +272,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     backbone = options.get("backbone")
     if backbone is not None:
         options["pre_trained"] = False
-        if backbone.startswith(LOCAL_DIR) and "architecture" in mark and portable_name(backbone) is None:
+        if "architecture" in mark and portable_name(backbone) is None:
             options["backbone"] = mark["architecture"]
     return mark, options
 

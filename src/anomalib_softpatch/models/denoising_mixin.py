@@ -36,13 +36,14 @@ from anomalib_softpatch.images.reading import EIGHT_BITS, image_size
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
 from anomalib_softpatch.models.callbacks import AnomalibReading, FeatureCaching, FitChecks, NoiseReport
-from anomalib_softpatch.models.checkpoint import GONE_OPTIONS, CheckpointMixin
+from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.models.teaching import training_facts
 from anomalib_softpatch.models.visualizer import VerdictVisualizer
+from anomalib_softpatch.options import check_choice
 from anomalib_softpatch.predictions.callback import PredictionTable
 from anomalib_softpatch.predictions.golden import golden_images
 from anomalib_softpatch.predictions.metadata import Metadata, write_metadata
@@ -63,40 +64,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     """Wire a :class:`SoftPatchModel` to Anomalib's engine.
 
     A mixin and no common base class, because Anomalib lists and finds models among the direct subclasses of
-    ``AnomalibModule`` only. An option of all models is declared here, one of the memory bank in
-    :class:`DenoisingMemoryBank`: the models hand on what they are given.
-
-    Args:
-        discriminators: Of the memory bank; each model has an option of its own for it.
-        thresholds: Of the memory bank; each model has options of its own for it.
-        backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
-        layers: Names of the layers to extract features from, the finest grid first.
-        pre_trained: Use pre-trained backbone weights.
-        num_neighbors: Neighbors that re-weight the image score as in PatchCore; 1, as in the papers, for none.
-        score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
-            becomes the image score; 0, as in the papers, for none.
-        search: How memory banks are searched on a CPU: ``"exact"``, or ``"faiss"``, which is approximate, for banks and
-            images so large that the exact search takes too long. Needs the extra ``faiss``. Exported files have the
-            exact search.
-        precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
-        patch_embedding: ``"average"``: each 3 x 3 neighborhood is averaged, as in Anomalib's PatchCore.
-            ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
-        memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
-        feature_cache: Folder in which the features of training and validation images are kept, so that another fit, or
-            one that was stopped, does not compute them again. It takes as much disk space as they are large, and can be
-            deleted. Default: none are kept.
-        noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
-        skip_unreadable: Leave out images that cannot be read, and list them in the report's ``skipped.csv``, instead of
-            refusing to fit.
-        seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
-            memory banks, whatever the data loaders drew, and on any number of devices.
-        pre_processor: Pre-processor (image size, crop, normalization), or whether to use the default one: 256 x 256, no
-            crop, statistics of ImageNet.
-        post_processor: Post-processor (decision threshold, normalization of scores), or whether to use the default one,
-            which takes the threshold from the training images where no defects are labeled.
-        evaluator: Evaluator, or whether to use the default one.
-        visualizer: Visualizer, or whether to use the default one.
-        **bank_options: Further options of :class:`DenoisingMemoryBank`.
+    ``AnomalibModule`` only. The models declare the options, with their defaults and what they mean, see
+    :class:`~anomalib_softpatch.models.SoftPatch`; discriminators and thresholds are those of the memory bank.
 
     Raises:
         ValueError: If an argument is out of range or unknown.
@@ -110,36 +79,39 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         self,
         discriminators: Sequence[str],
         thresholds: Sequence[float],
-        backbone: str | Network = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer2", "layer3"),
-        pre_trained: bool = True,
-        num_neighbors: int = 1,
-        score_smoothing: float = 0.0,
-        search: SearchName = "exact",
-        precision: str | PrecisionType = "float32",
-        patch_embedding: Literal["average", "unfold"] = "average",
-        memory_budget: float | None = None,
-        feature_cache: str | None = None,
-        noise_report: bool = True,
-        skip_unreadable: bool = False,
-        seed: int = 0,
-        pre_processor: PreProcessor | bool = True,
-        post_processor: PostProcessor | bool = True,
-        evaluator: Evaluator | bool = True,
-        visualizer: Visualizer | bool = True,
-        **bank_options: Any,
+        *,
+        soft_weight: bool | Literal["rank", "lof"],
+        min_images: float | Literal["auto"],
+        neighborhood: int | Literal["image"],
+        score_smoothing: float,
+        lof_k: int,
+        max_references: int,
+        discriminator_options: dict[str, Any] | None,
+        coreset_sampling_ratio: float,
+        backbone: str | Network,
+        layers: Sequence[str],
+        pre_trained: bool,
+        patch_embedding: Literal["average", "unfold"],
+        precision: str | PrecisionType,
+        num_neighbors: int,
+        search: SearchName,
+        memory_budget: float | None,
+        feature_cache: str | None,
+        noise_report: bool,
+        skip_unreadable: bool,
+        seed: int,
+        pre_processor: PreProcessor | bool,
+        post_processor: PostProcessor | bool,
+        evaluator: Evaluator | bool,
+        visualizer: Visualizer | bool,
     ) -> None:
-        # Checkpoints of version 0.2 bring them. pop() is not for names in a variable here: jsonargparse, which finds
-        # the options of the command line in this source, could not read it and would know no option of the memory bank
-        for name in GONE_OPTIONS & bank_options.keys():
-            del bank_options[name]
         memory_bank_builder = DenoisingMemoryBank(
-            discriminators=discriminators, thresholds=thresholds, seed=seed, **bank_options
-        )
+            discriminators, thresholds, coreset_sampling_ratio, soft_weight, min_images, lof_k=lof_k,
+            discriminator_options=discriminator_options, neighborhood=neighborhood, max_references=max_references,
+            seed=seed,
+        )  # fmt: skip
         precision = precision.value if isinstance(precision, PrecisionType) else str(precision).lower()
-        if precision not in DTYPES:
-            msg = f"Unknown precision '{precision}': choose from {', '.join(DTYPES)}."
-            raise ValueError(msg)
+        check_choice("precision", precision, DTYPES)
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
@@ -170,10 +142,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     def _clean_hyper_parameters(self, precision: str) -> None:
         """Leave the model's own options, as plain data: a checkpoint loads without code and gives them again."""
-        for name in ("thresholds", *GONE_OPTIONS):
-            self.hparams.pop(name, None)
+        self.hparams.pop("thresholds", None)
         if "discriminator" in self.hparams:
             self.hparams.pop("discriminators", None)
+        if not self.hparams.get("discriminator_options"):  # which version 0.3 does not know
+            self.hparams.pop("discriminator_options", None)
         self.hparams["precision"] = precision
         self.hparams.pop("feature_cache", None)  # a folder of this machine, and no part of what is trained
         if not isinstance(self.hparams.get("backbone", ""), str):

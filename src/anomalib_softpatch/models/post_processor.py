@@ -13,16 +13,14 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics.utilities import dim_zero_cat
 
-from anomalib_softpatch.components.constraints import Constraint, at_least, check
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, false_alarm_threshold
 from anomalib_softpatch.models.protocol import SoftPatchModule
+from anomalib_softpatch.options import FALSE_ALARMS, check
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 logger = logging.getLogger(__name__)
-
-SHARE = Constraint(lambda value: 0 < value < 1, "a share above 0 and below 1, for example 0.05")
 
 # Anomalib's names of what finds the thresholds, and what of a batch it looks at
 METRICS = {
@@ -83,7 +81,7 @@ class LabelFreePostProcessor(PostProcessor):
 
     def __init__(
         self,
-        false_alarms: float = 0.05,
+        false_alarms: float = FALSE_ALARMS,
         expected_defects: float | None = None,
         fixed_threshold: float | None = None,
         **options: Any,
@@ -92,8 +90,7 @@ class LabelFreePostProcessor(PostProcessor):
         self.false_alarms = false_alarms
         self.expected_defects = expected_defects
         self.fixed_threshold = fixed_threshold
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        check(given, {"false_alarms": SHARE, "expected_defects": SHARE, "fixed_threshold": at_least(0)})
+        check(false_alarms=false_alarms, expected_defects=expected_defects, fixed_threshold=fixed_threshold)
         self._has_labeled_defects = False
         for name, fields in METRICS.items():
             self.add_module(name, ThresholdBetweenScores(fields=fields, strict=False))

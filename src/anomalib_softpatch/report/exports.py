@@ -1,7 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A report's findings for other tools: FiftyOne, Label Studio, and whatever reads COCO's format."""
+"""A report's findings for other tools: FiftyOne, Label Studio, and whatever reads COCO's format.
+
+Torch is not imported before there are findings: commands look here for the names of the exports.
+"""
 
 import json
 import logging
@@ -9,14 +12,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.images.reading import image_size
-from anomalib_softpatch.report.findings import Findings
-from anomalib_softpatch.report.suspicious_regions import SuspiciousRegion, suspicious_regions
+from anomalib_softpatch.options import check_choice
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.report.findings import Findings
+    from anomalib_softpatch.report.suspicious_regions import SuspiciousRegion
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +65,10 @@ class ExportedImage:
     score: float
     duplicate_group: int | None
     findings: list[str]
-    regions: list[SuspiciousRegion]
+    regions: "list[SuspiciousRegion]"
 
 
-def exported_images(findings: Findings) -> list[ExportedImage]:
+def exported_images(findings: "Findings") -> list[ExportedImage]:
     """Gather what the exports say, the most suspicious image first.
 
     Images that have gone and those whose names are no Unicode, which JSON cannot hold, are left out with a warning.
@@ -73,6 +79,8 @@ def exported_images(findings: Findings) -> list[ExportedImage]:
     Returns:
         Images.
     """
+    from anomalib_softpatch.report.suspicious_regions import suspicious_regions  # noqa: PLC0415  # takes seconds
+
     images = []
     for rank, index in enumerate(findings.order, start=1):
         path = Path(os.path.abspath(findings.paths[index]))  # noqa: PTH100  # resolve() would follow links
@@ -261,28 +269,35 @@ EXPORTS: dict[str, Callable[[Sequence[ExportedImage]], Any]] = {
 }
 
 
-def check_exports(names: Sequence[str], folder: Path) -> None:
-    """Refuse to replace files that are not an earlier report's.
+def check_exports(given: str | Sequence[str], folder: Path) -> list[str]:
+    """Refuse what is no export, and to replace files that are not an earlier report's.
 
     Args:
-        names: Names of exports.
+        given: Name of an export, or several.
         folder: Folder that they are to be written to.
 
+    Returns:
+        The names, each once.
+
     Raises:
-        ValueError: If there is such a file.
+        ValueError: If there is no such export, or if there is such a file.
     """
+    names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+    for name in names:
+        check_choice("export", name, EXPORTS)
     for file in (folder / f"{name}.json" for name in names):
         if file.exists() and not (file.is_file() and b'"anomalib-softpatch ' in _beginning(file)):
             msg = f"{str(file)!r} is there and is not a noise report's. Give another folder for the report."
             raise ValueError(msg)
+    return names
 
 
-def write_exports(findings: Findings, names: Sequence[str], folder: Path) -> list[Path]:
+def write_exports(findings: "Findings", names: Sequence[str], folder: Path) -> list[Path]:
     """Write exports.
 
     Args:
         findings: Findings of the set.
-        names: Names of exports: ``fiftyone``, ``label_studio``, ``coco``.
+        names: Names of ``EXPORTS``.
         folder: Folder for ``<name>.json``.
 
     Returns:

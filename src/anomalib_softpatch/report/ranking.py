@@ -15,27 +15,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
+from anomalib_softpatch.backbones import DEFAULT_BACKBONE, DEFAULT_LAYERS
 from anomalib_softpatch.components import (
-    DISCRIMINATORS,
     FeatureCache,
     FeatureStore,
     PatchFeatureExtractor,
     keep_mask,
     score_patches,
 )
-from anomalib_softpatch.components.constraints import MIN_IMAGES, check
+from anomalib_softpatch.components.discriminators.table import check_discriminators
 from anomalib_softpatch.components.duplicates import FEWEST_IMAGES as FEWEST_COMPARED
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.feature_store import default_memory_budget
 from anomalib_softpatch.components.patch_scores import projection_matrix
 from anomalib_softpatch.components.support_radii import support_of
 from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
-from anomalib_softpatch.components.timm_backbone import check_backbone
-from anomalib_softpatch.image_size import checked_size, checked_tiles, choose_size, described, typical_image
+from anomalib_softpatch.extraction import DEFAULTS, Extraction, Size
+from anomalib_softpatch.image_size import choose_size, described, typical_image
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.reading import EIGHT_BITS, UnreadableImageError, find_largest_value, read_image
-from anomalib_softpatch.options import check_share, check_whole_number
+from anomalib_softpatch.options import LOF_K, THRESHOLD, check
 from anomalib_softpatch.report.copies import Copy, OtherFolder, find_copies
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import visible_region
@@ -50,19 +50,19 @@ MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def rank_images(
     images: str | Path | Sequence[str | Path],
     *,
-    backbone: str = "wide_resnet50_2",
-    layers: Sequence[str] = ("layer2", "layer3"),
+    backbone: str = DEFAULT_BACKBONE,
+    layers: Sequence[str] = DEFAULT_LAYERS,
     discriminators: Sequence[str] = ("knn",),
-    threshold: float = 0.15,
+    threshold: float = THRESHOLD,
     min_images: float | Literal["auto"] = "auto",
-    lof_k: int = 6,
+    lof_k: int = LOF_K,
     neighborhood: int | Literal["image"] = 1,
-    image_size: int | Sequence[int] | None = None,
-    tile: int | Sequence[int] | None = None,
-    stride: int | Sequence[int] | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    device: str = "auto",
+    image_size: Size = None,
+    tile: Size = None,
+    stride: Size = None,
+    batch_size: int = DEFAULTS.batch_size,
+    num_workers: int = DEFAULTS.num_workers,
+    device: str = DEFAULTS.device,
     feature_cache: str | Path | None = None,
     against: str | Path | None = None,
     progress: bool = False,
@@ -118,19 +118,16 @@ def rank_images(
         paths, skipped = [Path(path) for path in images], []
         source = "images"
     other_paths, other_skipped = ([], []) if against is None else find_images(Path(against))
-    given_size, tiles = checked_size("image_size", image_size), checked_tiles(tile, stride)
-    torch_device = _check_options(backbone, layers, discriminators, threshold, min_images, lof_k, neighborhood,
-                                  batch_size, num_workers, device)  # fmt: skip
+    extraction = Extraction(backbone, list(layers), image_size, tile, stride, batch_size, num_workers, device)
+    check(threshold=threshold, min_images=min_images, lof_k=lof_k, neighborhood=neighborhood)
+    check_discriminators(discriminators)
+    torch_device = check_device(device)
     console = Console(stderr=True, quiet=not progress)
     try:
-        extractor = PatchFeatureExtractor(backbone, list(layers)).eval().to(torch_device)
+        extractor = PatchFeatureExtractor(backbone, layers).eval().to(torch_device)
     except RuntimeError as error:  # its message says how to go on
         raise OSError(str(error)) from error
-    typical, tiler = typical_image(paths), make_tiler(tiles)
-    size = choose_size(typical, given_size, tiler is not None, extractor.nearest_size)
-    if tiler is not None:
-        check_tiles(tiler, extractor, size)
-    notes = typical.remarks(size, lambda: grid_of(extractor, size, tiler), tiled=tiler is not None)
+    tiles, (size, tiler, notes) = extraction.tiles, _choose_size(paths, extraction, extractor)
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     transform = Compose([Resize(size, antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
@@ -193,6 +190,17 @@ def rank_images(
         other_folder=other_folder,
         largest_value=largest_value,
     )
+
+
+def _choose_size(
+    paths: list[Path], extraction: Extraction, extractor: PatchFeatureExtractor
+) -> tuple[tuple[int, int], Tiler | None, list[str]]:
+    """Return the size that images are resized to, what cuts them into tiles, and what a reader should know of both."""
+    typical, tiler = typical_image(paths), make_tiler(extraction.tiles)
+    size = choose_size(typical, extraction.size, tiler is not None, extractor.nearest_size)
+    if tiler is not None:
+        check_tiles(tiler, extractor, size)
+    return size, tiler, typical.remarks(size, lambda: grid_of(extractor, size, tiler), tiled=tiler is not None)
 
 
 def _look_for_copies(
@@ -320,39 +328,6 @@ def _project(features: torch.Tensor) -> torch.Tensor:
     """Return projected features of shape ``(images, height, width, dimensions)``."""
     matrix = projection_matrix(features.shape[3], features.device)
     return features if matrix is None else features @ matrix
-
-
-def _check_options(
-    backbone: str,
-    layers: Sequence[str],
-    discriminators: Sequence[str],
-    threshold: float,
-    min_images: float | Literal["auto"],
-    lof_k: int,
-    neighborhood: int | Literal["image"],
-    batch_size: int,
-    num_workers: int,
-    device: str,
-) -> torch.device:
-    """Refuse bad options before images are read, and return the device."""
-    for name, value, smallest in (
-        ("lof_k", lof_k, 1),
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("neighborhood", 0 if neighborhood == "image" else neighborhood, 0),
-    ):
-        check_whole_number(name, value, smallest)
-    check_share("threshold", threshold)
-    check({"min_images": min_images}, {"min_images": MIN_IMAGES})
-    unknown = [name for name in discriminators if name not in DISCRIMINATORS]
-    if unknown or not discriminators:
-        msg = f"discriminators={list(discriminators)} must be one or more of {', '.join(DISCRIMINATORS)}."
-        raise ValueError(msg)
-    check_backbone(backbone)
-    if not layers:
-        msg = "layers must name at least one layer of the backbone."
-        raise ValueError(msg)
-    return check_device(device)
 
 
 def check_device(device: str) -> torch.device:

@@ -19,7 +19,7 @@ from typing import Any
 
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
-from anomalib_softpatch.options import check_share
+from anomalib_softpatch.options import FALSE_ALARMS, check
 from anomalib_softpatch.predictions.page import PredictionPage
 from anomalib_softpatch.predictions.predictor import Predictor, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
@@ -54,7 +54,7 @@ def predict(
     page: bool = False,
     heartbeat: float = 60,
     decisions: Path | None = None,
-    false_alarms: float = 0.05,
+    false_alarms: float = FALSE_ALARMS,
 ) -> None:
     """Say of each image whether it is anomalous, how much, and where most.
 
@@ -89,7 +89,7 @@ def predict(
     if not heartbeat > 0:
         msg = f"heartbeat={heartbeat} must be a number of seconds above 0."
         raise ValueError(msg)
-    check_share("false_alarms", false_alarms, zero=False)
+    check(false_alarms=false_alarms)
     paths, folders, others = ([], [], []) if watch else _found(images)
     decided = None if decisions is None else read_decided(decisions, paths, file)
     name = fingerprint(file)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.cleaning import stages
+from anomalib_softpatch.extraction import Extraction
 
 
 @pytest.mark.parametrize(
@@ -20,17 +20,7 @@ def test_the_neighborhood_is_the_models_own_unless_one_is_given(
     model: str, given: Any, expected: Any, tmp_path: Path
 ) -> None:
     """The papers compare patches at the same position."""
-    options = stages.Options(
-        model=model,
-        backbone=Backbone("resnet18", ["layer2"]),
-        image_size=(64, 64),
-        tiles=None,
-        neighborhood=given,
-        batch_size=1,
-        num_workers=0,
-        device="cpu",
-        feature_cache=tmp_path,
-        model_options={},
-    )
+    extraction = Extraction("resnet18", ["layer2"], (64, 64), feature_cache=tmp_path)
+    options = stages.Options(model, extraction, given, model_options={})
     made = stages._make_model(options, pre_trained=False)
     assert made.model.memory_bank_builder.neighborhood == expected

@@ -63,7 +63,7 @@ def test_any_features(
 def test_one_discriminator(features):
     """Its scores as they are."""
     scores = score_patches(features, ("gaussian",), neighborhood=1, max_references=100, seed=2)
-    expected = DISCRIMINATORS["gaussian"].score(features, References(1, 100, 2), 6)
+    expected = DISCRIMINATORS["gaussian"].score(features, References(1, 100, 2))
     assert torch.equal(scores.fused, expected)
     assert scores.by_discriminator.keys() == {"gaussian"}
     assert torch.equal(scores.by_discriminator["gaussian"], expected)
@@ -74,7 +74,10 @@ def test_several_discriminators(features):
     scores = score_patches(features, ("lof", "gaussian", "nearest"), lof_k=3)
     assert list(scores.by_discriminator) == ["lof", "gaussian", "nearest"]
     for name, own in scores.by_discriminator.items():
-        assert torch.equal(own, DISCRIMINATORS[name].score(features, References(), 3))
+        discriminator = DISCRIMINATORS[name]
+        assert torch.equal(
+            own, discriminator.score(features, References(), **dict.fromkeys(discriminator.parameters, 3))
+        )
     ranks = [(rankdata(own) - 1) / (own.numel() - 1) for own in scores.by_discriminator.values()]
     np.testing.assert_allclose(scores.fused.flatten(), np.mean(ranks, axis=0), atol=1e-6)
 
@@ -109,7 +112,7 @@ def test_nan_is_reported(features):
 @pytest.mark.parametrize(
     ("discriminators", "message"),
     [
-        (("svm",), "Unknown discriminator 'svm': choose from lof, nearest, gaussian, knn"),
+        (("svm",), "Unknown discriminator 'svm': choose from gaussian, knn, lof, nearest"),
         (("lof", "lof"), "different names"),
         ((), "at least one"),
     ],

@@ -19,8 +19,8 @@ from torch import nn
 from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Pad, Resize, Transform
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
+from anomalib_softpatch.backbones import portable_name
 from anomalib_softpatch.components import PatchFeatureExtractor
-from anomalib_softpatch.components.timm_backbone import portable_name
 from anomalib_softpatch.models import load_model
 
 SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}

@@ -213,10 +213,9 @@ def test_one_image(min_images):
 @pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
 def test_bad_values(value, model_class):
     """One line, before the backbone is made."""
-    with pytest.raises(ValueError, match="min_images must be ") as caught:
+    with pytest.raises(ValueError, match=r"min_images=.* must be ") as caught:
         model_class(backbone="no such backbone", min_images=value)
     message = str(caught.value)
     assert message == bad_input(caught.value)
-    assert message.startswith("min_images must be 'auto', a number of images of at least 1, or a share of the images")
-    assert message.endswith(f", got {value!r}.")
+    assert message.startswith(f"min_images={value!r} must be 'auto', a number of images of at least 1, or a share of ")
     assert "\n" not in message

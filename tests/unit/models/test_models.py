@@ -248,7 +248,7 @@ def test_tiles(images):
         ({"layers": ["layer7"]}, "layer7"),
         ({"memory_budget": -1.0}, "memory_budget"),
         ({"patch_embedding": "flat"}, "patch_embedding"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed=-1 must be a whole number of 0 or more"),
     ],
 )
 def test_bad_arguments(model_class, arguments, message):
@@ -259,13 +259,13 @@ def test_bad_arguments(model_class, arguments, message):
 @pytest.mark.parametrize(
     ("model_class", "arguments", "message"),
     [
-        (SoftPatch, {"threshold": 1.0}, r"thresholds .*got 1\.0"),
+        (SoftPatch, {"threshold": 1.0}, r"thresholds=1\.0 must be"),
         (SoftPatch, {"discriminator": "svm"}, "Unknown discriminator 'svm'"),
-        (SoftPatchPlus, {"segmentation_threshold": -0.5}, r"thresholds .*got -0\.5"),
+        (SoftPatchPlus, {"segmentation_threshold": -0.5}, r"thresholds=-0\.5 must be"),
         (
             SoftPatchPlus,
             {"classification_threshold": "most"},
-            r"thresholds must be at least 0 and below 1 .*got 'most'",
+            "thresholds='most' must be a share of at least 0 and below 1",
         ),
         (SoftPatchPlus, {"discriminators": []}, "different names and at least one"),
         (SoftPatchPlus, {"discriminators": ["lof", "lof"]}, "different names and at least one"),

@@ -150,9 +150,9 @@ def test_ways_to_say_how_strict(unlabeled, labeled, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"false_alarms": 0.0}, "false_alarms must be a share above 0 and below 1.*got 0.0"),
-        ({"expected_defects": 1.5}, "expected_defects must be a share"),
-        ({"fixed_threshold": -1.0}, "fixed_threshold must be at least 0"),
+        ({"false_alarms": 0.0}, "false_alarms=0.0 must be a share above 0 and below 1"),
+        ({"expected_defects": 1.5}, "expected_defects=1.5 must be a share"),
+        ({"fixed_threshold": -1.0}, "fixed_threshold=-1.0 must be at least 0"),
     ],
 )
 def test_bad_options(options, message):

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory as Folder
 from urllib.parse import unquote
@@ -27,6 +28,7 @@ from torchvision.transforms.v2.functional import normalize, resize
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.images.finding import IMAGE_EXTENSIONS, find_images
 from anomalib_softpatch.images.paths import from_text
 from anomalib_softpatch.images.reading import read_image
@@ -60,6 +62,13 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+def with_extraction(options: dict[str, object]) -> dict[str, object]:
+    """Options of the command as it takes them in Python."""
+    own = {each.name for each in fields(Extraction)} & options.keys()
+    rest = {name: value for name, value in options.items() if name not in own}
+    return rest | {"extraction": Extraction(**{name: options[name] for name in own})}
+
+
 def contents(folder: Path) -> dict[str, tuple[bytes, float]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path): (path.read_bytes(), path.stat().st_mtime) for path in files}
@@ -72,9 +81,7 @@ def test_ranks_copies_and_lists_without_touching_the_folder(
     report(
         folder,
         tmp_path / "out",
-        small_backbone,
-        LAYERS,
-        image_size=64,
+        Extraction(small_backbone, LAYERS, 64),
         suspicious=0.1,
         write_list=tmp_path / "list.txt",
         copy_rest=tmp_path / "rest",
@@ -129,7 +136,7 @@ def test_broken_and_odd_files_are_listed(folder: Path, small_backbone: str, tmp_
         image.save(folder / f"{name}.tif" if name == "cmyk" else folder / f"{name}.png")
     frames = [Image.new("L", (64, 48), value) for value in (0, 255)]
     frames[0].save(folder / "frames.tiff", save_all=True, append_images=frames[1:])
-    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64)
+    report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64))
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv", index_col="path")["reason"]
     reasons = {Path(path).name: reason for path, reason in skipped.items()}
     assert reasons.keys() == {
@@ -150,7 +157,7 @@ def test_names_that_are_no_unicode(folder: Path, small_backbone: str, tmp_path: 
     name = os.fsdecode(b"b/\xff.png")
     (folder / "b" / "odd.png").rename(folder / name)
     report(
-        folder, tmp_path / "out", small_backbone, LAYERS, image_size=64, suspicious=0.1, write_list=tmp_path / "list"
+        folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64), suspicious=0.1, write_list=tmp_path / "list"
     )
     assert (tmp_path / "list").read_bytes() == os.fsencode(folder / name) + b"\n"
     assert b"\xff.png" in (tmp_path / "out" / "images.csv").read_bytes()
@@ -197,7 +204,7 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
         ({"image_size": 0}, "image_size=0 must be a whole number of 32 or more"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"neighborhood": -1}, "neighborhood=-1"),
-        ({"min_images": 1.5}, "min_images must be 'auto', a number of images of at least 1"),
+        ({"min_images": 1.5}, "min_images=1.5 must be 'auto', a number of images of at least 1"),
         ({"layers": []}, "layers must name"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"device": "abacus"}, "device='abacus' cannot be used here"),
@@ -218,7 +225,7 @@ def test_bad_input(
     }
     defaults = {"folder": folder, "output": tmp_path / "out", "backbone": small_backbone, "layers": LAYERS}
     with pytest.raises(ValueError, match=message) as error:
-        report(**(defaults | {"image_size": 64} | arguments | paths))
+        report(**with_extraction(defaults | {"image_size": 64} | arguments | paths))
     assert str(error.value).count("\n") <= 5  # the first reasons why images cannot be read, if there are any
     assert not (tmp_path / "out").exists()
 
@@ -229,11 +236,13 @@ def test_bad_options_are_refused_before_an_image_is_read(
     monkeypatch.setattr(ranking, "read_image", lambda path: pytest.fail(f"{path} was read"))
     for options in ({"lof_k": 0}, {"image_size": 0}, {"device": "cuda:99"}, {"backbone": "resnet1o"}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            report(folder, tmp_path / "out", **({"backbone": small_backbone, "layers": LAYERS} | options))
+            report(
+                folder, tmp_path / "out", **with_extraction({"backbone": small_backbone, "layers": LAYERS} | options)
+            )
     for output in (tmp_path / "list.txt" / "out", Path("/proc/out")):
         (tmp_path / "list.txt").touch()
         with pytest.raises(OSError, match="cannot be written to"):
-            report(folder, output, small_backbone, LAYERS)
+            report(folder, output, Extraction(small_backbone, LAYERS))
 
 
 @pytest.mark.parametrize("name", ["report.html", "images.csv", "skipped.csv", "summary.json", "thumbnails"])
@@ -245,7 +254,7 @@ def test_files_of_others_are_not_overwritten(
     (tmp_path / "out" / name).write_text("<!doctype html><title>Mine</title>\nrank,name\n")
     before = contents(tmp_path / "out")
     with pytest.raises(ValueError, match=f"{name}' is there and is not a noise report's"):
-        report(folder, tmp_path / "out", small_backbone, LAYERS)
+        report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS))
     assert contents(tmp_path / "out") == before
 
 
@@ -263,7 +272,7 @@ def test_copies_in_another_folder_are_told(
     Image.fromarray(near).save(other / "near & far.png")
     (other / "broken.png").touch()
     (other / "notes.txt").touch()
-    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64, against=other)
+    report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64), against=other)
     line = (
         f"2 of 12 images in {other} (2 files not looked at) are copies of images in this set (1 exact, 1 near). Take "
         "them out of one of the two, or a test promises too much."
@@ -282,20 +291,20 @@ def test_copies_in_another_folder_are_told(
 
     (other / "same.bmp").unlink()
     (other / "near & far.png").unlink()
-    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64, against=other)
+    report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64), against=other)
     assert f"None of 10 images in {other} (2 files not looked at) is a copy" in capsys.readouterr().out
-    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64)
+    report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64))
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["other_folder"] is None
     for wrong in (folder, folder / "a", tmp_path):
         with pytest.raises(ValueError, match="lie one in the other"):
-            report(folder, tmp_path / "out", small_backbone, LAYERS, against=wrong)
+            report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS), against=wrong)
     with pytest.raises(ValueError, match="is not a folder"):
-        report(folder, tmp_path / "out", small_backbone, LAYERS, against=tmp_path / "gone")
+        report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS), against=tmp_path / "gone")
 
 
 def test_own_report_is_replaced(folder: Path, small_backbone: str, tmp_path: Path) -> None:
     for _ in range(2):
-        report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64)
+        report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64))
         (folder / "a" / "0.png").unlink(missing_ok=True)
     assert len(pd.read_csv(tmp_path / "out" / "images.csv")) == 11
     assert len(list((tmp_path / "out" / "thumbnails").iterdir())) == 11
@@ -311,7 +320,7 @@ def test_names_with_line_breaks_and_formulas(
     (folder / "b" / "odd.png").rename(folder / names[0])
     (folder / "@text.txt").touch()
     monkeypatch.chdir(folder)
-    report(Path(), tmp_path / "out", small_backbone, LAYERS, image_size=64, suspicious=0.07,
+    report(Path(), tmp_path / "out", Extraction(small_backbone, LAYERS, 64), suspicious=0.07,
            write_list=tmp_path / "list")  # fmt: skip
     table = pd.read_csv(tmp_path / "out" / "images.csv")
     assert {f"./{name}" for name in names[1:3]} | {names[0], names[3]} <= set(table["path"])

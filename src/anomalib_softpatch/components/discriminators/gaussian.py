@@ -5,13 +5,15 @@
 
 import torch
 
+from anomalib_softpatch.components.discriminators.table import discriminator
 from anomalib_softpatch.components.references import References
 
 REGULARIZATION = 0.01  # added to the diagonal of the covariance: SoftPatch, section 3.2, as in PaDiM
 SMALLEST_SHARE = 1e-12  # of the variance of all dimensions, added too: counts from variances of about 1e9 on
 
 
-def gaussian(features: torch.Tensor, references: References, k: int = 1) -> torch.Tensor:
+@discriminator(weight_offset=1.0)
+def gaussian(features: torch.Tensor, references: References) -> torch.Tensor:
     """Score patches by the Mahalanobis distance to a multivariate Gaussian of the patches they are compared with.
 
     The patch itself takes part in the fit, as in the paper.
@@ -19,12 +21,10 @@ def gaussian(features: torch.Tensor, references: References, k: int = 1) -> torc
     Args:
         features: Shape ``(images, height, width, dimensions)``.
         references: Which patches are compared.
-        k: Not used: every discriminator takes the same arguments.
 
     Returns:
         Shape ``(images, height, width)``.
     """
-    del k
     images, height, width, dimensions = features.shape
     flat = features.reshape(-1, dimensions)
     scores = flat.new_empty(len(flat))

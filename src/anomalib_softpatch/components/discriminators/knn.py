@@ -5,10 +5,13 @@
 
 import torch
 
+from anomalib_softpatch.components.discriminators.table import discriminator
 from anomalib_softpatch.components.references import References, squares_to_others
+from anomalib_softpatch.options import whole_number
 
 
-def knn(features: torch.Tensor, references: References, k: int = 2) -> torch.Tensor:
+@discriminator(weight_offset=1.0, knn_k=whole_number(1))
+def knn(features: torch.Tensor, references: References, knn_k: int = 2) -> torch.Tensor:
     """Score patches by their distance to the k-th nearest other image, divided by nothing (not in the papers).
 
     Each image counts once, by its nearest patch, so that a defect that covers several patches of an image does not
@@ -18,7 +21,7 @@ def knn(features: torch.Tensor, references: References, k: int = 2) -> torch.Ten
     Args:
         features: Shape ``(images, height, width, dimensions)``.
         references: Which patches are compared.
-        k: Which of the other images, by distance; the last one where there are fewer.
+        knn_k: Which of the other images, by distance; the last one where there are fewer.
 
     Returns:
         Shape ``(images, height, width)``.
@@ -34,7 +37,7 @@ def knn(features: torch.Tensor, references: References, k: int = 2) -> torch.Ten
         squares = squares_to_others(features, scored, compared)
         values, places = zip(*(part.min(dim=2) for part in squares.split(sizes.tolist(), dim=2)), strict=True)
         starts = sizes.cumsum(dim=0) - sizes
-        image = torch.stack(values, dim=2).topk(min(k, len(sizes) - 1), dim=2, largest=False).indices[:, :, -1:]
+        image = torch.stack(values, dim=2).topk(min(knn_k, len(sizes) - 1), dim=2, largest=False).indices[:, :, -1:]
         place = (torch.stack(places, dim=2) + starts).gather(2, image).squeeze(2)
         # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
         distances[scored] = torch.linalg.vector_norm(flat[scored] - flat[compared.gather(1, place)], dim=2)

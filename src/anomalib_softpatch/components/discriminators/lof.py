@@ -3,9 +3,13 @@
 
 """Local outlier factor of every training patch."""
 
+import warnings
+
 import torch
 
+from anomalib_softpatch.components.discriminators.table import discriminator
 from anomalib_softpatch.components.references import References, nearest_patches
+from anomalib_softpatch.options import CONSTRAINTS, LOF_K
 
 # Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
 # images, an image given twice) have finite densities and make no outliers of patches that differ by a gray level.
@@ -33,15 +37,22 @@ def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torc
     return (reachability[:, None] / reachability[indices]).mean(dim=1)
 
 
-def lof(features: torch.Tensor, references: References, k: int) -> torch.Tensor:
+@discriminator(weight_offset=0.0, lof_k=CONSTRAINTS["lof_k"])
+def lof(features: torch.Tensor, references: References, lof_k: int = LOF_K) -> torch.Tensor:
     """Score patches by their local outlier factor among the patches they are compared with (SoftPatch, equation 6).
 
     Args:
         features: Shape ``(images, height, width, dimensions)``.
         references: Which patches are compared.
-        k: Number of neighbors; 6 in the paper.
+        lof_k: Number of neighbors; 6 in the paper. As many as there are, with a warning, if there are fewer.
 
     Returns:
         Shape ``(images, height, width)``.
     """
-    return local_outlier_factor(*nearest_patches(features, references, k)).view(features.shape[:3])
+    images, height, width, _ = features.shape
+    available = references.available(images, (height, width))
+    if lof_k > available:
+        warnings.warn(
+            f"lof_k={lof_k} exceeds the {available} patches to compare with: using {available}.", stacklevel=2
+        )
+    return local_outlier_factor(*nearest_patches(features, references, min(lof_k, available))).view(features.shape[:3])

@@ -5,19 +5,19 @@
 
 import torch
 
+from anomalib_softpatch.components.discriminators.table import discriminator
 from anomalib_softpatch.components.references import References, nearest_patches
 
 
-def nearest(features: torch.Tensor, references: References, k: int = 1) -> torch.Tensor:
+@discriminator(weight_offset=1.0)
+def nearest(features: torch.Tensor, references: References) -> torch.Tensor:
     """Score patches by the distance to the nearest patch they are compared with (SoftPatch, section 3.2).
 
     Args:
         features: Shape ``(images, height, width, dimensions)``.
         references: Which patches are compared.
-        k: Not used: every discriminator takes the same arguments.
 
     Returns:
         Shape ``(images, height, width)``.
     """
-    del k
     return nearest_patches(features, references, k=1)[0].view(features.shape[:3])

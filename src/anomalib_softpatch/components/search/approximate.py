@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.constraints import check, one_of
 from anomalib_softpatch.components.search.bank import Nearest
 from anomalib_softpatch.components.search.bounds import leading_axes
 from anomalib_softpatch.components.search.exact import DIFFERENCE_BLOCK, Index, NearestNeighborSearch
@@ -40,6 +39,7 @@ from anomalib_softpatch.components.search.plain import (
     squared_lengths,
 )
 from anomalib_softpatch.components.tracing import without_autocast
+from anomalib_softpatch.options import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def check_search(name: SearchName) -> None:
     Raises:
         ValueError: If the name is unknown, or faiss is not installed.
     """
-    check({"search": name}, {"search": one_of(SEARCHES)})
+    check_choice("search", name, SEARCHES)
     if name == "faiss":
         _faiss()
 

@@ -22,6 +22,7 @@ from anomalib.models.image.patchcore.anomaly_map import AnomalyMapGenerator
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.backbones import DEFAULT_BACKBONE
 from anomalib_softpatch.components import (
     DenoisingMemoryBank,
     DenoisingResult,
@@ -51,6 +52,7 @@ from anomalib_softpatch.components.teaching import (
 )
 from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
+from anomalib_softpatch.options import check
 
 if TYPE_CHECKING:
     from anomalib.data.utils.tiler import Tiler
@@ -79,19 +81,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     its place, because the library it searches with returns squares; on real images both rank alike.
 
     Args:
-        layers: Names of the layers to extract features from.
-        backbone: Name of a timm model, ``local-dir:<folder>``, or a module.
-        pre_trained: Use pre-trained backbone weights.
-        num_neighbors: 1: the image score is the largest patch score (SoftPatch). More: that score is re-weighted by
-            so many neighbors (PatchCore, equation 7).
-        patch_embedding: See :class:`anomalib_softpatch.components.PatchFeatureExtractor`.
         memory_bank_builder: How to build the banks: the first one gives the image score, the last one the map.
-        score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
-            becomes the image score; 0, as in the papers, for none.
-        search: ``"exact"``, or ``"faiss"`` for an approximate search of large banks, see
-            :class:`anomalib_softpatch.components.search.approximate.ApproximateSearch`.
         upsampling: How patch scores become a map of the image's size before they are smoothed.
-        memory_budget: GiB of features to hold in memory while training; more go to disk. Default: no limit.
+
+    The other options: see :class:`~anomalib_softpatch.models.SoftPatch`.
 
     Attributes:
         tiler: Set by Anomalib's tiling callback, or by a checkpoint of a model that had one.
@@ -115,7 +108,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def __init__(
         self,
         layers: Sequence[str],
-        backbone: str | nn.Module = "wide_resnet50_2",
+        backbone: str | nn.Module = DEFAULT_BACKBONE,
         pre_trained: bool = True,
         num_neighbors: int = 1,
         patch_embedding: Literal["average", "unfold"] = "average",
@@ -126,15 +119,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         memory_budget: float | None = None,
     ) -> None:
         super().__init__()
-        if num_neighbors < 1:
-            msg = f"num_neighbors must be at least 1, got {num_neighbors}."
-            raise ValueError(msg)
-        if memory_budget is not None and memory_budget < 0:
-            msg = f"memory_budget must be a number of GiB of at least 0, got {memory_budget}."
-            raise ValueError(msg)
-        if score_smoothing < 0:
-            msg = f"score_smoothing must be a number of patches of at least 0, got {score_smoothing}."
-            raise ValueError(msg)
+        check(num_neighbors=num_neighbors, memory_budget=memory_budget, score_smoothing=score_smoothing)
         check_search(search)
         self.search = search
         self.tiler: Tiler | None = None

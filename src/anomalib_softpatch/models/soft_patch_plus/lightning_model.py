@@ -16,9 +16,17 @@ See Also:
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from anomalib import PrecisionType
+from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
 
-from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+from anomalib_softpatch.backbones import DEFAULT_BACKBONE, DEFAULT_LAYERS
+from anomalib_softpatch.components.search.approximate import SearchName
+from anomalib_softpatch.models.denoising_mixin import DenoisingMixin, Network
+from anomalib_softpatch.options import CORESET_SAMPLING_RATIO, LOF_K, MAX_REFERENCES, check_choice
 
 
 class SoftPatchPlus(DenoisingMixin, AnomalibModule):
@@ -46,8 +54,36 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
             ``"image"``: anywhere. 0 in the paper.
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
             becomes the image score: what single patches that are rare and normal cost is less then. 0 in the paper.
-        **options: Options that all models have: of the backbone and the fit, see :class:`DenoisingMixin`; of the
-            memory bank, see :class:`DenoisingMemoryBank`.
+        lof_k: Neighbors of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
+        max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
+        discriminator_options: Parameters, by name, of a discriminator that was added to those of this package.
+        coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
+            the papers.
+        backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
+        layers: Names of the layers to extract features from, the finest grid first.
+        pre_trained: Use pre-trained backbone weights.
+        patch_embedding: ``"average"``: each 3 x 3 neighborhood is averaged, as in Anomalib's PatchCore.
+            ``"unfold"``: it is kept and pooled to 1,024 values, as in the papers.
+        precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
+        num_neighbors: Neighbors that re-weight the image score as in PatchCore; 1, as in the papers, for none.
+        search: How memory banks are searched on a CPU: ``"exact"``, or ``"faiss"``, which is approximate, for banks and
+            images so large that the exact search takes too long. Needs the extra ``faiss``. Exported files have the
+            exact search.
+        memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
+        feature_cache: Folder in which the features of training and validation images are kept, so that another fit, or
+            one that was stopped, does not compute them again. It takes as much disk space as they are large, and can be
+            deleted. Default: none are kept.
+        noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
+        skip_unreadable: Leave out images that cannot be read, and list them in the report's ``skipped.csv``, instead of
+            refusing to fit.
+        seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
+            memory banks, whatever the data loaders drew, and on any number of devices.
+        pre_processor: Pre-processor (image size, crop, normalization), or whether to use the default one: 256 x 256, no
+            crop, statistics of ImageNet.
+        post_processor: Post-processor (decision threshold, normalization of scores), or whether to use the default one,
+            which takes the threshold from the training images where no defects are labeled.
+        evaluator: Evaluator, or whether to use the default one.
+        visualizer: Visualizer, or whether to use the default one.
 
     Raises:
         ValueError: If an argument is out of range or unknown.
@@ -61,14 +97,34 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
     def __init__(
         self,
         discriminators: Sequence[str] = ("knn",),
-        min_images: float | Literal["auto"] = "auto",
+        min_images: int | float | Literal["auto"] = "auto",
         classification_threshold: float = 0.0,
         segmentation_threshold: float = 0.0,
         task: Literal["both", "classification", "segmentation"] = "both",
         soft_weight: bool | Literal["rank", "lof"] = False,
         neighborhood: int | Literal["image"] = 1,
         score_smoothing: float = 1.0,
-        **options: Any,
+        *,
+        lof_k: int = LOF_K,
+        max_references: int = MAX_REFERENCES,
+        discriminator_options: dict[str, Any] | None = None,
+        coreset_sampling_ratio: float = CORESET_SAMPLING_RATIO,
+        backbone: str | Network = DEFAULT_BACKBONE,
+        layers: Sequence[str] = DEFAULT_LAYERS,
+        pre_trained: bool = True,
+        patch_embedding: Literal["average", "unfold"] = "average",
+        precision: str | PrecisionType = "float32",
+        num_neighbors: int = 1,
+        search: SearchName = "exact",
+        memory_budget: float | None = None,
+        feature_cache: str | None = None,
+        noise_report: bool = True,
+        skip_unreadable: bool = False,
+        seed: int = 0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
     ) -> None:
         if isinstance(discriminators, str):
             msg = f"discriminators must be a list of names, got {discriminators!r}."
@@ -78,15 +134,14 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
             "segmentation": (segmentation_threshold,),
             "both": (classification_threshold, segmentation_threshold),
         }
-        if task not in thresholds:
-            msg = f"Unknown task '{task}': choose from {', '.join(thresholds)}."
-            raise ValueError(msg)
+        check_choice("task", task, thresholds)
         super().__init__(
-            discriminators=discriminators,
-            thresholds=thresholds[task],
-            soft_weight=soft_weight,
-            min_images=min_images,
-            neighborhood=neighborhood,
-            score_smoothing=score_smoothing,
-            **options,
-        )
+            discriminators=discriminators, thresholds=thresholds[task],
+            soft_weight=soft_weight, min_images=min_images, neighborhood=neighborhood, score_smoothing=score_smoothing,
+            lof_k=lof_k, max_references=max_references, discriminator_options=discriminator_options,
+            coreset_sampling_ratio=coreset_sampling_ratio, backbone=backbone, layers=layers, pre_trained=pre_trained,
+            patch_embedding=patch_embedding, precision=precision, num_neighbors=num_neighbors, search=search,
+            memory_budget=memory_budget, feature_cache=feature_cache, noise_report=noise_report,
+            skip_unreadable=skip_unreadable, seed=seed, pre_processor=pre_processor, post_processor=post_processor,
+            evaluator=evaluator, visualizer=visualizer,
+        )  # fmt: skip

@@ -20,7 +20,8 @@ def features():
 
 
 def score(features, name, references=None, k=6):
-    return DISCRIMINATORS[name].score(features, references or References(), k)
+    discriminator = DISCRIMINATORS[name]
+    return discriminator.score(features, references or References(), **dict.fromkeys(discriminator.parameters, k))
 
 
 def positions(tensor):

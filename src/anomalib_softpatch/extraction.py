@@ -1,0 +1,96 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How the features of a folder's images are extracted: options that ``rank_images``, report and clean-train share.
+
+Torch is not imported here: options are looked at before it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from anomalib_softpatch.image_size import described
+from anomalib_softpatch.options import check
+
+# Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it. Text is
+# refused, but by Extraction: the parser would do it in ten lines
+Size: TypeAlias = int | Sequence[int] | str | None
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Options of the backbone, of the images' size, and of the machine.
+
+    Args:
+        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
+            its weights cannot be had those of an installed pip package, see weights.
+        layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
+            those that suit the weights.
+        image_size: Height and width in pixels that images are resized to, for example 512 768, or one number for a
+            square. Default: as many pixels as 256 x 256 has, in the aspect ratio of the images; with tile, their size.
+        tile: Cut the resized images into tiles of this height and width, for example 512, which go through the backbone
+            one by one: for small defects in large images.
+        stride: Pixels from one tile to the next, for example 384. Default: those of a tile, without an overlap.
+        batch_size: Number of images to send through the backbone at a time.
+        num_workers: Processes that read images, 0 for none beside this one.
+        device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
+        feature_cache: Folder in which the backbone's features are kept, so that another run, or one that was stopped,
+            does not compute them again. It may become large, and can be deleted. Default: none are kept; by clean-train
+            in features/ of the output.
+
+    Raises:
+        ValueError: If an option is out of range, or size and tiles do not fit each other.
+    """
+
+    backbone: str | None = None
+    layers: list[str] | None = None
+    image_size: Size = None
+    tile: Size = None
+    stride: Size = None
+    batch_size: int = 16
+    num_workers: int = 0
+    device: str = "auto"
+    feature_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        check(batch_size=self.batch_size, num_workers=self.num_workers)
+        _ = self.size, self.tiles
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images are resized to; ``None`` for the default."""
+        return _pair("image_size", self.image_size)
+
+    @property
+    def tiles(self) -> dict[str, tuple[int, int]] | None:
+        """``tile_size`` and ``stride``, each height and width; ``None`` for no tiles."""
+        tile, stride = _pair("tile", self.tile), _pair("stride", self.stride)
+        if tile is None:
+            if stride is not None:
+                msg = f"stride={self.stride} is that of tiles: give their size, too, for example tile=512."
+                raise ValueError(msg)
+            return None
+        stride = stride or tile
+        if stride[0] > tile[0] or stride[1] > tile[1]:
+            msg = (
+                f"stride={described(stride)} leaves gaps between tiles of {described(tile)} pixels: give a smaller one."
+            )
+            raise ValueError(msg)
+        return {"tile_size": tile, "stride": stride}
+
+
+def _pair(name: str, value: Size) -> tuple[int, int] | None:
+    """Return height and width that an option gives, in pixels."""
+    if value is None:
+        return None
+    if isinstance(value, str) or (not isinstance(value, int) and len(value) not in {1, 2}):
+        msg = f"{name}={value} must be one number of pixels, or two: height and width, for example 512 768."
+        raise ValueError(msg)
+    sides = (value,) if isinstance(value, int) else tuple(value)
+    check(**{name: sides})
+    return sides[0], sides[-1]
+
+
+DEFAULTS = Extraction()
