@@ -32,6 +32,7 @@ from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSear
 from anomalib_softpatch.components.search.bank import contains
 from anomalib_softpatch.components.support_radii import Support
 from anomalib_softpatch.components.tracing import without_autocast
+from anomalib_softpatch.images.appearance import Appearance, appearances_from_plain, appearances_to_plain
 from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, SET_ASIDE
 
 # Patches of an image that are kept with their features: those whose scores what is taught can lower or raise most
@@ -91,6 +92,7 @@ class FitRecord:
         keys: Keys of the training images; empty if some came without.
         group_of_image: Group of copies of each training image, shape ``(images,)``.
         names: What tells the training images from others, whatever their files are called; empty if not known.
+        appearances: How training images look, in any order; of several processes those that the first has read.
     """
 
     bank: MemoryBank
@@ -102,6 +104,7 @@ class FitRecord:
     keys: tuple[str, ...]
     group_of_image: torch.Tensor
     names: tuple[str, ...] = ()
+    appearances: tuple[Appearance, ...] = ()
 
     def group_of(self, name: str) -> int:
         """Return the group of copies that a training image belongs to, -1 for an image that was not in training."""
@@ -144,6 +147,7 @@ class Lesson:
         places: Positions of these patches in the grid, shape ``(r,)``.
         map: Its patch scores, of one image.
         region: Patches that the verdict is about, boolean of shape ``(height, width)``; ``None`` for all.
+        appearance: How it looks as a whole; ``None`` if that is not known.
     """
 
     name: str
@@ -154,6 +158,7 @@ class Lesson:
     places: torch.Tensor
     map: PatchScoreMaps
     region: torch.Tensor | None = None
+    appearance: Appearance | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -543,8 +548,14 @@ def to_plain(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, Any]:
         "keys": list(record.keys),
         "group_of_image": record.group_of_image,
         "names": list(record.names),
-        "lessons": [vars(lesson) | {"map": vars(lesson.map)} for lesson in lessons],
+        "appearances": appearances_to_plain(record.appearances),
+        "lessons": [_lesson_to_plain(lesson) for lesson in lessons],
     }  # fmt: skip
+
+
+def _lesson_to_plain(lesson: Lesson) -> dict[str, Any]:
+    known = [] if lesson.appearance is None else [lesson.appearance]
+    return vars(lesson) | {"map": vars(lesson.map), "appearance": appearances_to_plain(known)}
 
 
 def _moved(data: Any, device: torch.device) -> Any:
@@ -570,6 +581,12 @@ def from_plain(data: Mapping[str, Any]) -> tuple[FitRecord, list[Lesson]]:
         keys=tuple(data["keys"]),
         group_of_image=data["group_of_image"],
         names=tuple(data["names"]),
+        appearances=appearances_from_plain(data.get("appearances", ())),
     )
-    lessons = [Lesson(**(dict(each) | {"map": PatchScoreMaps(**each["map"])})) for each in data["lessons"]]
-    return record, lessons
+    return record, [_lesson_from_plain(each) for each in data["lessons"]]
+
+
+def _lesson_from_plain(data: Mapping[str, Any]) -> Lesson:
+    known = appearances_from_plain(data.get("appearance", ()))
+    changed = {"map": PatchScoreMaps(**data["map"]), "appearance": known[0] if known else None}
+    return Lesson(**(dict(data) | changed))

@@ -26,7 +26,8 @@ from anomalib_softpatch.components.teaching import (
     score_again,
     teach,
 )
-from anomalib_softpatch.images.decisions import NORMAL
+from anomalib_softpatch.images.appearance import UsualAppearance
+from anomalib_softpatch.images.decisions import ADDED, NORMAL
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor, normalize
 from anomalib_softpatch.predictions.training import TrainingFacts
 
@@ -136,6 +137,8 @@ def training_facts(module: "DenoisingMixin") -> TrainingFacts:
     if model.record is None:
         return TrainingFacts()
     names = (*model.record.names, *(lesson.name for lesson in model.lessons))
+    new = [each for each in model.lessons if each.group == NO_GROUP and each.verdict in {NORMAL, ADDED}]
+    seen = [*model.record.appearances, *(each.appearance for each in new if each.appearance is not None)]
     quantiles = None
     if isinstance(processor, LabelFreePostProcessor) and not bool(processor.image_threshold.isnan()):
         record = model.record.to(model.memory_bank.device)
@@ -149,7 +152,7 @@ def training_facts(module: "DenoisingMixin") -> TrainingFacts:
             normalized = normalize(scores, processor.image_threshold.to(scores))
             low, middle, high = (float(normalized.double().quantile(share)) for share in (0.05, 0.5, 0.95))
             quantiles = low, middle, high
-    return TrainingFacts(tuple(sorted({name for name in names if name})), quantiles)
+    return TrainingFacts(tuple(sorted({name for name in names if name})), quantiles, UsualAppearance.of(seen))
 
 
 def record_of(module: "DenoisingMixin") -> FitRecord:

@@ -6,7 +6,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.search import NearestNeighborSearch
 from anomalib_softpatch.components.teaching import NO_GROUP, FitRecord, Lesson, make_lesson
+from anomalib_softpatch.images.appearance import Appearance, appearance, mean_colors
 from anomalib_softpatch.images.decisions import (
     ADDED,
     DEFECT,
@@ -193,11 +194,11 @@ class _Images:
             maps = self.record.maps
             rows, nothing = self.record.bank.features[:0], maps.select(maps.groups < NO_GROUP)
             return Lesson(name, verdict, to_text(path), group, rows, torch.empty(0, dtype=torch.long), nothing)
-        features = self._extract(path)
+        features, seen = self._extract(path)
         if not of_folder:  # of many images, features would take much memory
             self._features[name] = features
         regions = [each.region for each in about if each.region is not None]
-        return make_lesson(
+        lesson = make_lesson(
             self.record,
             self._search,
             NORMAL if verdict == ADD else verdict,
@@ -208,6 +209,7 @@ class _Images:
             region=self._patches(path, regions, features.shape[:2]) if len(regions) == len(about) else None,
             most=self._most if of_folder else None,
         )
+        return replace(lesson, appearance=seen)
 
     def ignored(self, mask: Path) -> torch.Tensor | None:
         """Return the patches that a mask touches, boolean of the shape of the grid; ``None`` for a black mask."""
@@ -228,12 +230,13 @@ class _Images:
         seen = visible_region(self._transform, size)
         return torch.stack([true_patches(mask, seen, (grid[0], grid[1])) for mask in masks]).any(dim=0)
 
-    def _extract(self, path: Path) -> torch.Tensor:
+    def _extract(self, path: Path) -> tuple[torch.Tensor, Appearance]:
         try:
-            image = torch.from_numpy(read_image(path, self.module.largest_value)[0])[None]
+            values = read_image(path, self.module.largest_value)[0]
         except UnreadableImageError as error:
             msg = f"{str(path)!r} cannot be read: {error}. Leave it out."
             raise ValueError(msg) from error
+        image = torch.from_numpy(values)[None]
         image = image if self._transform is None else self._transform(image)
         model = self.module.model
         features = model.extract(image.to(self._device)).to(model.memory_bank)[0]
@@ -244,7 +247,7 @@ class _Images:
                 f"{grid[0]} x {grid[1]}: a model that takes images as they are can be taught images of one size only."
             )
             raise ValueError(msg)
-        return features
+        return features, appearance(path, mean_colors(values))
 
     @torch.no_grad()
     def scores(self) -> dict[str, tuple[float, float]]:
