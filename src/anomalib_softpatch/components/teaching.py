@@ -148,6 +148,7 @@ class Lesson:
         map: Its patch scores, of one image.
         region: Patches that the verdict is about, boolean of shape ``(height, width)``; ``None`` for all.
         appearance: How it looks as a whole; ``None`` if that is not known.
+        of_folder: Whether it is one of a folder of good images, which were not chosen by what they show.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Lesson:
     map: PatchScoreMaps
     region: torch.Tensor | None = None
     appearance: Appearance | None = None
+    of_folder: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anomalib_softpatch.components.out_of_bag import OutOfBagScores
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores, decided_threshold
 from anomalib_softpatch.components.teaching import (
     NO_GROUP,
     SHARE_FOR_DEFECTS,
@@ -30,6 +30,9 @@ from anomalib_softpatch.images.appearance import UsualAppearance
 from anomalib_softpatch.images.decisions import ADDED, NORMAL
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor, normalize
 from anomalib_softpatch.predictions.training import TrainingFacts
+from anomalib_softpatch.text import counted, shown
+
+MOST_NAMED = 5
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -45,6 +48,7 @@ class Change:
         thresholds: Threshold of the image score before and after.
         flipped: How many of the training images that were scored as if they were new have another verdict now.
         scored: How many of them there are.
+        rule: What the threshold follows from.
     """
 
     rows: tuple[int, int]
@@ -52,6 +56,7 @@ class Change:
     thresholds: tuple[float, float]
     flipped: int
     scored: int
+    rule: str
 
 
 @torch.no_grad()
@@ -59,7 +64,9 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     """Make a model what it would be had it been taught these lessons, and no others, since its fit.
 
     The thresholds follow from the scores of the training images as if they were new, without those that are said to be
-    defects and with the new ones that are said to be normal; where they came from labels, they stay.
+    defects and with the new ones that are said to be normal. Where people have decided about all that score highest,
+    these decisions set them, see :func:`~anomalib_softpatch.components.out_of_bag.decided_threshold`. Thresholds that
+    came from labels of a validation stay.
 
     Args:
         module: Model with a record of its fit.
@@ -96,18 +103,17 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     gone, numbers = gone_groups(lessons), groups_of_lessons(record, lessons)
     stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()], device=device)
     # As new ones, without the rows that they have brought
-    new = [
-        replace(each.map, groups=torch.tensor([numbers[each.name]], device=device))
-        for each in lessons
-        if each.verdict == NORMAL and each.group == NO_GROUP
-    ]
-    maps = join([record.maps.select(stays), *new])
+    new = [each for each in model.lessons if each.verdict == NORMAL and each.group == NO_GROUP]
+    maps_of_new = [replace(each.map, groups=torch.tensor([numbers[each.name]], device=device)) for each in new]
+    maps = join([record.maps.select(stays), *maps_of_new])
     known_defects = sum(group in gone for group in record.maps.groups.tolist())
+    rule = "It is as it was."
     if from_training_images and is_taught:
         scores = _scored_as_new(module, maps, taught, ignored)
-        image_threshold = processor.cut(scores.image_scores, known_defects)
+        sample = _Sample.of(record, maps.groups, model.lessons)
+        image_threshold, rule = sample.threshold(processor, scores.image_scores, known_defects)
         if not math.isnan(pixel_threshold):
-            pixel_threshold = processor.cut(scores.map_peaks, known_defects)
+            pixel_threshold, _ = sample.threshold(processor, scores.map_peaks, known_defects)
     processor.set_thresholds(image_threshold, pixel_threshold)
     model.taught_threshold = image_threshold
     if not is_taught:
@@ -120,7 +126,57 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
         thresholds=(before[2], image_threshold),
         flipped=int((old_verdicts != new_verdicts).sum()),
         scored=len(new_verdicts),
+        rule=rule,
     )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Which of the images that thresholds follow from were chosen regardless of what they show, and are decided.
+
+    Attributes:
+        names: What the images are called; empty for those of which that is not known.
+        in_sample: Images of training, and those of folders of good images, shape ``(n,)``. Single images that people
+            decide about are mostly the suspicious ones.
+        decided: Which images are said to be normal, as a whole, shape ``(n,)``.
+    """
+
+    names: list[str]
+    in_sample: torch.Tensor
+    decided: torch.Tensor
+
+    @classmethod
+    def of(cls, record: FitRecord, groups: torch.Tensor, lessons: Sequence[Lesson]) -> "_Sample":
+        numbers = groups_of_lessons(record, lessons)
+        of_group = {numbers[each.name]: each for each in lessons if each.verdict == NORMAL and each.region is None}
+        keys = dict(reversed(list(zip(record.group_of_image.tolist(), record.keys, strict=False))))
+        listed, last = groups.tolist(), int(record.group_of_image.max())
+        return cls(
+            [shown(keys.get(group, "")) for group in listed],
+            torch.tensor([group <= last or (group in of_group and of_group[group].of_folder) for group in listed]),
+            torch.tensor([group in of_group for group in listed]),
+        )
+
+    def threshold(
+        self, processor: LabelFreePostProcessor, scores: torch.Tensor, known_defects: int
+    ) -> tuple[float, str]:
+        """Return the threshold for scores of the images as if they were new, and a line that says where it is from."""
+        usual = processor.cut(scores, known_defects)
+        rule = f"It follows from median and spread of {counted(len(scores), 'score')} of images as if they were new."
+        share = processor.asked_false_alarms
+        if share is None:
+            return usual, rule
+        some = (self.in_sample & scores.isfinite().cpu()).nonzero().squeeze(1)
+        threshold, missing = decided_threshold(scores.cpu()[some], self.decided[some], share)
+        if math.isnan(threshold):
+            names = [name for name in (self.names[int(some[place])] for place in missing) if name]
+            more = counted(len(missing), "more training image")
+            hint = f" Decisions would set it, if there were some about {more}: {', '.join(names[:MOST_NAMED])}"
+            return usual, rule + (f"{hint}{', ...' if len(names) > MOST_NAMED else ''}." if names else "")
+        return threshold, (
+            f"It follows from decisions: of {counted(len(some), 'image')} scored as if they were new, {share:.3g} of "
+            "which may exceed it, all with the highest scores are said to be normal."
+        )
 
 
 @torch.no_grad()

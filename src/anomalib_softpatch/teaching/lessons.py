@@ -85,7 +85,7 @@ def teach_checkpoint(
     images = _Images(module, record, device)
     lessons = {} if replace else {lesson.name: lesson for lesson in module.model.lessons}
     for name, about in images.by_name(decisions, list(lessons.values())).items():
-        lesson = images.lesson(name, about, known=name in lessons)
+        lesson = images.lesson(name, about, lessons.get(name))
         if lesson is not None:
             lessons[name] = lesson
         elif about[0].verdict == FORGET:
@@ -137,6 +137,7 @@ class _Images:
         self.paths: dict[str, Path] = {}
         self._search = NearestNeighborSearch(record.bank)
         self._features: dict[str, torch.Tensor] = {}
+        self._of_folder: set[str] = set()  # names of images of folders of good ones
         self._device = check_device(device)
         module.model.feature_extractor.to(self._device)
         self._transform = getattr(module.pre_processor, "transform", None)
@@ -168,7 +169,14 @@ class _Images:
                 f"{str(unknown[0])!r} for one."
             )
             raise FileNotFoundError(msg)
-        for about in gathered.values():
+        for name, about in gathered.items():
+            verdicts = {each.verdict for each in about}
+            if ADD in verdicts:
+                self._of_folder.add(name)
+            # What is said of single images counts before what is said of a folder
+            first = [verdicts - {ADD, ADDED}, verdicts & {ADD}, verdicts]
+            counts = next(each for each in first if each)
+            gathered[name] = about = [each for each in about if each.verdict in counts]  # noqa: PLW2901
             by_verdict = {each.verdict: each for each in about}
             if len(by_verdict) > 1:
                 first, second, *_ = by_verdict.values()
@@ -179,11 +187,20 @@ class _Images:
                 raise ValueError(msg)
         return gathered
 
-    def lesson(self, name: str, about: Sequence[Decision], known: bool) -> Lesson | None:
-        """Return the lesson of what is said about an image; ``None`` if nothing new is said."""
+    def lesson(self, name: str, about: Sequence[Decision], known: Lesson | None) -> Lesson | None:
+        """Return the lesson of what is said about an image; ``None`` if nothing new is said.
+
+        Args:
+            name: What tells the image from others.
+            about: What is said.
+            known: What was said of it before; ``None`` for nothing.
+        """
         verdict, path, group = about[0].verdict, about[0].path, self.record.group_of(name)
         of_folder = verdict in {ADD, ADDED}
-        if of_folder and (known or group != NO_GROUP):  # somebody has said something about this one, or it is there
+        was_added = name in self._of_folder or (known is not None and known.of_folder)
+        if of_folder and known is not None and not (verdict == ADD and known.verdict == ADDED):
+            return replace(known, of_folder=was_added)  # somebody has said something about this one
+        if of_folder and group != NO_GROUP:  # it is there
             return None
         if verdict == FORGET:
             verdict = SET_ASIDE
@@ -193,7 +210,8 @@ class _Images:
                 return None
             maps = self.record.maps
             rows, nothing = self.record.bank.features[:0], maps.select(maps.groups < NO_GROUP)
-            return Lesson(name, verdict, to_text(path), group, rows, torch.empty(0, dtype=torch.long), nothing)
+            places = torch.empty(0, dtype=torch.long)
+            return Lesson(name, verdict, to_text(path), group, rows, places, nothing, of_folder=was_added)
         features, seen = self._extract(path)
         if not of_folder:  # of many images, features would take much memory
             self._features[name] = features
@@ -209,7 +227,7 @@ class _Images:
             region=self._patches(path, regions, features.shape[:2]) if len(regions) == len(about) else None,
             most=self._most if of_folder else None,
         )
-        return replace(lesson, appearance=seen)
+        return replace(lesson, appearance=seen, of_folder=was_added)
 
     def ignored(self, mask: Path) -> torch.Tensor | None:
         """Return the patches that a mask touches, boolean of the shape of the grid; ``None`` for a black mask."""
@@ -274,6 +292,7 @@ def _summary(verdicts: Iterable[str], change: Change) -> str:
     return (
         f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before "
         f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
-        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). Of {counted(change.scored, 'training image')} "
-        f"scored as if they were new, {change.flipped} have another verdict than before."
+        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). {change.rule} Of "
+        f"{counted(change.scored, 'training image')} scored as if they were new, "
+        f"{change.flipped} have another verdict than before."
     )
