@@ -36,7 +36,8 @@ def figure(path: str, name: str, thumbnail: str | None, folder: str | Path) -> F
 
     Returns:
         Values of the template ``gallery.html.jinja``. A page adds ``rank``, ``image_score``, ``duplicate_group``,
-        ``findings`` (what images can be filtered by) and what its own template shows.
+        ``look_alike_group`` where there are any, ``findings`` (what images can be filtered by) and what its own
+        template shows.
     """
     size = None
     if thumbnail is not None:
@@ -85,6 +86,7 @@ def render_page(
         tile=TILE,
         gap=GAP,
         groups=max((row["duplicate_group"] or 0 for row in figures), default=0),
+        alike_counts=dict(sorted(Counter(filter(None, (row.get("look_alike_group") for row in figures))).items())),
         finding_counts=Counter(name for row in figures for name in row["findings"]),
         file_lists=[(heading, listed[:MOST_FILES_LISTED], len(listed)) for heading, listed in files],
         **values,

@@ -4,14 +4,78 @@
 """Images of a noise report beside their heat maps."""
 
 from dataclasses import astuple
+from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
 
-from anomalib_softpatch.pages.drawing import TILE, draw_pair
+from anomalib_softpatch.images.reading import EIGHT_BITS, read_part, read_reduced
+from anomalib_softpatch.pages.drawing import GAP, TILE, draw_pair
 from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.image_scores import peaks
 
 # Of the heat maps' range of colors: the noisiest 1 / 10 ** COLOR_DECADES of all patches have the last color.
 COLOR_DECADES = 3
+PART, AROUND = 112, 7  # side of the square around a patch in pixels, and in patches
+
+
+def nearest_patches(findings: Findings, index: int) -> Image.Image:
+    """Draw the most suspicious patch of an image and, beside it, what it is nearest to in other images.
+
+    Args:
+        findings: Findings of the set.
+        index: Which image; its nearest patches must be known.
+
+    Returns:
+        Squares around the patches with the patches outlined, as many as there are and in their order, from left to
+        right.
+
+    Raises:
+        UnreadableImageError: If one of the files cannot be read any more.
+    """
+    _, rows, columns = peaks(findings.scores[index][None])
+    places = [(index, int(rows[0]), int(columns[0]))]
+    places += [(each.image, each.row, each.column) for each in findings.nearest[index]]
+    strip = Image.new("RGB", (len(places) * (PART + GAP) - GAP, PART), "white")
+    for number, (image, row, column) in enumerate(places):
+        region, grid = findings.regions[image], findings.scores.shape[1:]
+        wide, high = (region.right - region.left) / grid[1], (region.bottom - region.top) / grid[0]
+        x, y = region.left + (column + 0.5) * wide, region.top + (row + 0.5) * high
+        reach = AROUND / 2 * max(wide, high)
+        corners = x - reach, y - reach, x + reach, y + reach
+        part = read_part(findings.paths[image], corners, PART, findings.largest_value)
+        half = PART * wide / (4 * reach), PART * high / (4 * reach)
+        draw = ImageDraw.Draw(part)
+        for grown, color in ((1, "black"), (0, "white")):
+            inner = [PART / 2 - half[0] - grown, PART / 2 - half[1] - grown]
+            draw.rectangle((*inner, PART - inner[0], PART - inner[1]), outline=color)
+        strip.paste(part, (number * (PART + GAP), 0))
+    return strip
+
+
+def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, int]:
+    """Draw a copy of an image, and where it differs.
+
+    Args:
+        one: Image file.
+        other: File of the copy.
+        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
+
+    Returns:
+        The copy and, beside it, the difference as gray, white where it is largest; and the largest difference of a
+        value, of 255. Both are compared in the size in which they are shown.
+
+    Raises:
+        UnreadableImageError: If one of the files cannot be read any more.
+    """
+    first, second = (read_reduced(path, TILE, largest_value)[0] for path in (one, other))
+    values = np.asarray(ImageChops.difference(first, second.resize(first.size))).max(axis=2)
+    largest = int(values.max())
+    drawn = Image.new("RGB", (2 * TILE + GAP, TILE), "white")
+    gray = Image.fromarray((values * (255 / max(1, largest))).astype(np.uint8))
+    for number, half in enumerate((second, gray)):
+        drawn.paste(half, (number * (TILE + GAP) + (TILE - half.width) // 2, (TILE - half.height) // 2))
+    return drawn, largest
 
 
 def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:

@@ -3,14 +3,15 @@
 
 """The page of a report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from anomalib_softpatch.pages.rendering import figure, render_page
-from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.quality import inspection_curve
 
 BINS = 60
@@ -27,21 +28,43 @@ QUALITY = {
 }
 
 
-def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -> str:
+@dataclass(frozen=True)
+class Evidence:
+    """Why an image is thought odd, in drawings.
+
+    Attributes:
+        nearest: Link to what its oddest patch is nearest to in other images; ``None`` if that is not known.
+        copy: Link to the difference from a copy; ``None`` if it has none.
+        largest: Largest difference of a value, of 255.
+    """
+
+    nearest: str | None
+    copy: str | None
+    largest: int
+
+
+def render(
+    findings: Findings, thumbnails: dict[int, str], folder: str | Path, evidence: Mapping[int, Evidence] | None = None
+) -> str:
     """Write the page.
 
     Args:
         findings: Findings of the set.
         thumbnails: Link to the drawing of each image, by its index; images that could not be drawn are left out.
         folder: Folder that the page will lie in.
+        evidence: Why images are thought odd, by their indices. Default: of none.
 
     Returns:
         HTML text.
     """
+    evidence = evidence or {}
     rows = findings.table.astype(object).where(findings.table.notna(), None).to_dict("records")
     for index, row in zip(findings.order, rows, strict=True):
         row.update(figure(row["path"], findings.names[index], thumbnails.get(index), folder))
         row["findings"] = findings.oddities[index] if findings.oddities else []
+        row["evidence"] = evidence.get(index)
+        row["nearest"] = [_place(findings, each) for each in findings.nearest.get(index, [])]
+        row["copy_name"] = findings.names[findings.copies[index]] if index in findings.copies else None
     level = findings.noise_level
     other = findings.other_folder
     copies = [] if other is None else [(copy.path, copy.reason) for copy in other.copies]
@@ -68,6 +91,13 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         curve=_curve(findings),
         other=other,
     )
+
+
+def _place(findings: Findings, patch: NearestPatch) -> str:
+    """Return where a patch is, for people."""
+    grid = findings.scores.shape[1], findings.scores.shape[2]
+    x, y = findings.regions[patch.image].patch_center(patch.row, patch.column, grid)
+    return f"{findings.names[patch.image]} at {x}, {y}"
 
 
 def self_check_block(lines: Sequence[str]) -> str:
