@@ -161,6 +161,8 @@ class _Sample:
         self, processor: LabelFreePostProcessor, scores: torch.Tensor, known_defects: int
     ) -> tuple[float, str]:
         """Return the threshold for scores of the images as if they were new, and a line that says where it is from."""
+        if not len(scores):  # of maps whose size depends on the image
+            return math.nan, ""
         usual = processor.cut(scores, known_defects)
         rule = f"It follows from median and spread of {counted(len(scores), 'score')} of images as if they were new."
         share = processor.asked_false_alarms

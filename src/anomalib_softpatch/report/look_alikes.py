@@ -14,7 +14,8 @@ from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.image_scores import peaks
 
 MOST_EXPLAINED = 50  # images, the most suspicious ones
-MOST_COMPARED = 200  # images, likewise, among which look-alikes are found
+# Of the images, likewise, look-alikes are found among: more where more stand out, but at most half of all
+COMPARED_SHARE, MOST_COMPARED = 0.2, 200
 NEAREST = 3  # images that a patch is shown with
 
 
@@ -34,9 +35,8 @@ def with_look_alikes(findings: Findings, features: torch.Tensor, neighborhood: i
     assert findings.groups is not None
     first, group_of_image = representatives(findings.groups), findings.groups.tolist()
     order = list(dict.fromkeys(group_of_image[index] for index in findings.order))
-    scores = findings.image_scores[first]
-    odd = [group for group in order if float(scores[group]) > findings.noise_level.score]
-    odd = odd[: min(MOST_COMPARED, len(order) // 2)]
+    above = int((findings.image_scores[first] > findings.noise_level.score).sum())
+    odd = order[: min(max(above, round(COMPARED_SHARE * len(order))), len(order) // 2, MOST_COMPARED)]
     queries = list(dict.fromkeys([*odd, *order[:MOST_EXPLAINED]]))
     width = findings.scores.shape[2]
     _, rows, columns = peaks(findings.scores[first])

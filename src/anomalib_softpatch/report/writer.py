@@ -137,11 +137,15 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
         name = f"{rank:05}"
         try:
             _save(image_pair(findings, index), folder / THUMBNAILS / f"{name}.jpg")
-            thumbnails[index] = f"{THUMBNAILS}/{name}.jpg"
-            if rank <= MOST_EXPLAINED:
-                evidence[index] = _draw_evidence(findings, index, folder, f"{THUMBNAILS}/{name}")
         except ValueError as error:  # gone or changed since it was scored
             logger.warning("%s is not shown in the noise report: %s", findings.paths[index], error)
+            continue
+        thumbnails[index] = f"{THUMBNAILS}/{name}.jpg"
+        if rank <= MOST_EXPLAINED:
+            try:
+                evidence[index] = _draw_evidence(findings, index, folder, f"{THUMBNAILS}/{name}")
+            except ValueError as error:  # another image has
+                logger.warning("%s is shown without images like it: %s", findings.paths[index], error)
     (folder / PAGE).write_text(render(findings, thumbnails, final_folder, evidence), encoding="utf-8")
 
 
