@@ -86,8 +86,8 @@ def look_alike_groups(anywhere: torch.Tensor, images: Sequence[int]) -> list[lis
     """Group suspicious images that show the same odd thing.
 
     Two of them do if the oddest patch of either is nearer to the other image, wherever in it, than to all images that
-    are not suspicious. By chance the nearest of ``n + 1`` images is that one in one of ``n + 1`` cases only, and in both
-    directions more seldom. In a group, this is so of every pair (complete linkage).
+    are not suspicious. By chance the nearest of ``n + 1`` images is that one in one of ``n + 1`` cases only, and in
+    both directions more seldom. In a group, this is so of every pair (complete linkage).
 
     Args:
         anywhere: Distance of the oddest patch of each suspicious image to the nearest patch of every image, infinite

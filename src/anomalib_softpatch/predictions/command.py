@@ -317,7 +317,7 @@ class Run:
             current = each.verdict != UNREADABLE and each.modified == time_of_change(each.path)
             if current and not page.is_drawn(each):
                 self._judge(each.path)
-        page.write(predictions, self._file, self._exported)
+        page.write(predictions, self._file, self._exported, self._load().largest_value)
         sys.stdout.write(f"Page: {page.path}\n")
 
     def _tell(self, prediction: Prediction, earlier: Mapping[str, tuple[str, str]]) -> None:

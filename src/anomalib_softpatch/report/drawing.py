@@ -4,12 +4,10 @@
 """Images of a noise report beside their heat maps."""
 
 from dataclasses import astuple
-from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageDraw
 
-from anomalib_softpatch.images.reading import EIGHT_BITS, read_part, read_reduced
+from anomalib_softpatch.images.reading import read_part
 from anomalib_softpatch.pages.drawing import GAP, TILE, draw_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.image_scores import peaks
@@ -51,31 +49,6 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
             draw.rectangle((*inner, PART - inner[0], PART - inner[1]), outline=color)
         strip.paste(part, (number * (PART + GAP), 0))
     return strip
-
-
-def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, int]:
-    """Draw a copy of an image, and where it differs.
-
-    Args:
-        one: Image file.
-        other: File of the copy.
-        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
-
-    Returns:
-        The copy and, beside it, the difference as gray, white where it is largest; and the largest difference of a
-        value, of 255. Both are compared in the size in which they are shown.
-
-    Raises:
-        UnreadableImageError: If one of the files cannot be read any more.
-    """
-    first, second = (read_reduced(path, TILE, largest_value)[0] for path in (one, other))
-    values = np.asarray(ImageChops.difference(first, second.resize(first.size))).max(axis=2)
-    largest = int(values.max())
-    drawn = Image.new("RGB", (2 * TILE + GAP, TILE), "white")
-    gray = Image.fromarray((values * (255 / max(1, largest))).astype(np.uint8))
-    for number, half in enumerate((second, gray)):
-        drawn.paste(half, (number * (TILE + GAP) + (TILE - half.width) // 2, (TILE - half.height) // 2))
-    return drawn, largest
 
 
 def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:

@@ -14,6 +14,7 @@ import torch
 
 from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.images.reading import EIGHT_BITS
+from anomalib_softpatch.pages.rendering import another_of_group
 from anomalib_softpatch.report.copies import OtherFolder
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity, removed_shares
@@ -154,12 +155,8 @@ class Findings:
     @cached_property
     def copies(self) -> dict[int, int]:
         """For each image that has copies another one of its group, the most suspicious one or the next."""
-        members: dict[int, list[int]] = {}
-        for index in self.order:
-            number = self.duplicate_groups[index]
-            if number is not None:
-                members.setdefault(number, []).append(index)
-        return {index: group[index == group[0]] for group in members.values() for index in group}
+        others = another_of_group([self.duplicate_groups[index] for index in self.order])
+        return {self.order[place]: self.order[other] for place, other in others.items()}
 
     @cached_property
     def table(self) -> pd.DataFrame:

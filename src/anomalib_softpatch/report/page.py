@@ -4,13 +4,12 @@
 """The page of a report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from anomalib_softpatch.pages.rendering import figure, render_page
+from anomalib_softpatch.pages.rendering import Figure, figure, render_page
 from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.quality import inspection_curve
 
@@ -28,23 +27,8 @@ QUALITY = {
 }
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Why an image is thought odd, in drawings.
-
-    Attributes:
-        nearest: Link to what its oddest patch is nearest to in other images; ``None`` if that is not known.
-        copy: Link to the difference from a copy; ``None`` if it has none.
-        largest: Largest difference of a value, of 255.
-    """
-
-    nearest: str | None
-    copy: str | None
-    largest: int
-
-
 def render(
-    findings: Findings, thumbnails: dict[int, str], folder: str | Path, evidence: Mapping[int, Evidence] | None = None
+    findings: Findings, thumbnails: dict[int, str], folder: str | Path, evidence: Mapping[int, Figure] | None = None
 ) -> str:
     """Write the page.
 
@@ -52,7 +36,8 @@ def render(
         findings: Findings of the set.
         thumbnails: Link to the drawing of each image, by its index; images that could not be drawn are left out.
         folder: Folder that the page will lie in.
-        evidence: Why images are thought odd, by their indices. Default: of none.
+        evidence: Why images are thought odd, by their indices: ``nearest_drawn`` is a link to a drawing, ``difference``
+            what :func:`~anomalib_softpatch.pages.rendering.shown_difference` returns. Default: of none.
 
     Returns:
         HTML text.
@@ -62,9 +47,8 @@ def render(
     for index, row in zip(findings.order, rows, strict=True):
         row.update(figure(row["path"], findings.names[index], thumbnails.get(index), folder))
         row["findings"] = findings.oddities[index] if findings.oddities else []
-        row["evidence"] = evidence.get(index)
+        row.update(evidence.get(index, {}))
         row["nearest"] = [_place(findings, each) for each in findings.nearest.get(index, [])]
-        row["copy_name"] = findings.names[findings.copies[index]] if index in findings.copies else None
     level = findings.noise_level
     other = findings.other_folder
     copies = [] if other is None else [(copy.path, copy.reason) for copy in other.copies]

@@ -16,12 +16,12 @@ from PIL import Image
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.images.paths import in_spreadsheet
-from anomalib_softpatch.pages.drawing import JPEG_QUALITY
-from anomalib_softpatch.pages.rendering import is_page
-from anomalib_softpatch.report.drawing import difference, image_pair, nearest_patches
+from anomalib_softpatch.pages.drawing import JPEG_QUALITY, difference
+from anomalib_softpatch.pages.rendering import Figure, is_page, shown_difference
+from anomalib_softpatch.report.drawing import image_pair, nearest_patches
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.look_alikes import MOST_EXPLAINED
-from anomalib_softpatch.report.page import Evidence, render, with_self_check
+from anomalib_softpatch.report.page import render, with_self_check
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
     (folder / THUMBNAILS).mkdir()
     thumbnails = {}
-    evidence: dict[int, Evidence] = {}
+    evidence: dict[int, Figure] = {}
     for rank, index in enumerate(findings.order, start=1):
         name = f"{rank:05}"
         try:
@@ -149,18 +149,18 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
     (folder / PAGE).write_text(render(findings, thumbnails, final_folder, evidence), encoding="utf-8")
 
 
-def _draw_evidence(findings: Findings, index: int, folder: Path, name: str) -> Evidence:
-    """Draw why an image is thought odd; return links to the drawings."""
-    nearest, copy, largest = None, None, 0
+def _draw_evidence(findings: Findings, index: int, folder: Path, name: str) -> Figure:
+    """Draw why an image is thought odd; return what the page shows of it."""
+    shown: Figure = {}
     if findings.nearest.get(index):
         _save(nearest_patches(findings, index), folder / f"{name}_nearest.jpg")
-        nearest = f"{name}_nearest.jpg"
+        shown["nearest_drawn"] = f"{name}_nearest.jpg"
     if index in findings.copies:
-        paths = findings.paths[index], findings.paths[findings.copies[index]]
-        drawn, largest = difference(*paths, findings.largest_value)
+        copy = findings.copies[index]
+        drawn, largest = difference(findings.paths[index], findings.paths[copy], findings.largest_value)
         _save(drawn, folder / f"{name}_copy.jpg")
-        copy = f"{name}_copy.jpg"
-    return Evidence(nearest, copy, largest)
+        shown["difference"] = shown_difference(f"{name}_copy.jpg", findings.names[copy], largest)
+    return shown
 
 
 def _save(image: Image.Image, file: Path) -> None:

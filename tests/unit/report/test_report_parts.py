@@ -20,9 +20,9 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resiz
 
 from anomalib_softpatch.components import keep_mask
 from anomalib_softpatch.images.reading import read_part
-from anomalib_softpatch.pages.drawing import GAP, TILE
+from anomalib_softpatch.pages.drawing import GAP
 from anomalib_softpatch.report import writer
-from anomalib_softpatch.report.drawing import PART, difference, image_pair, nearest_patches
+from anomalib_softpatch.report.drawing import PART, image_pair, nearest_patches
 from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
@@ -415,21 +415,6 @@ def test_the_oddest_patch_is_drawn_beside_its_nearest(tmp_path: Path) -> None:
     assert middles[0] < 10
     assert all(abs(middle - 160) < 5 for middle in middles[1:])
     assert strip[: PART // 7, -PART:].max() < 10  # beyond the corner of the image there is nothing
-
-
-@pytest.mark.parametrize("largest_value", [255, 4095])
-def test_the_difference_of_a_copy_is_where_it_differs(tmp_path: Path, largest_value: int) -> None:
-    pixels = np.full((TILE, TILE), largest_value // 2, dtype=np.uint8 if largest_value == 255 else np.uint16)
-    for name in ("one.png", "same.png", "other.png"):
-        if name == "other.png":
-            pixels[100:120, 40:60] += largest_value // 4
-        Image.fromarray(pixels).save(tmp_path / name)
-    drawn, largest = difference(tmp_path / "one.png", tmp_path / "other.png", largest_value)
-    assert largest == pytest.approx(63, abs=1)
-    right = np.asarray(drawn)[:, TILE + GAP :, 0]
-    assert right[100:120, 40:60].min() == 255
-    assert right[:100].max() == 0
-    assert difference(tmp_path / "one.png", tmp_path / "same.png", largest_value)[1] == 0
 
 
 def test_a_part_of_an_image_is_what_it_shows(tmp_path: Path) -> None:
