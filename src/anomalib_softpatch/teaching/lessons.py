@@ -3,7 +3,6 @@
 
 """From decisions about images to a checkpoint that knows them."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -141,8 +140,6 @@ class _Images:
         self._device = check_device(device)
         module.model.feature_extractor.to(self._device)
         self._transform = getattr(module.pre_processor, "transform", None)
-        # Rows that an image brings that nobody has looked at: as many as a training image has
-        self._most = math.ceil(len(record.bank.features) / len(record.group_of_image))
 
     def by_name(self, decisions: Sequence[Decision], lessons: Sequence[Lesson]) -> dict[str, list[Decision]]:
         """Gather what is said about each image, by what tells it from others.
@@ -225,7 +222,7 @@ class _Images:
             features,
             group,
             region=self._patches(path, regions, features.shape[:2]) if len(regions) == len(about) else None,
-            most=self._most if of_folder else None,
+            most=self.record.rows_of_an_image if of_folder else None,
         )
         return replace(lesson, appearance=seen, of_folder=was_added)
 
