@@ -172,9 +172,9 @@ class _Sample:
         threshold, missing = decided_threshold(scores.cpu()[some], self.decided[some], share)
         if math.isnan(threshold):
             names = [name for name in (self.names[int(some[place])] for place in missing) if name]
-            more = counted(len(missing), "more training image")
-            hint = f" Decisions would set it, if there were some about {more}: {', '.join(names[:MOST_NAMED])}"
-            return usual, rule + (f"{hint}{', ...' if len(names) > MOST_NAMED else ''}." if names else "")
+            listed = ", ".join([*names[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])])
+            hint = f" Once all with the highest scores are decided, decisions set it; next {listed}."
+            return usual, rule + (hint if names else "")
         return threshold, (
             f"It follows from decisions: of {counted(len(some), 'image')} scored as if they were new, {share:.3g} of "
             "which may exceed it, all with the highest scores are said to be normal."
