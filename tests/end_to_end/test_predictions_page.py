@@ -21,6 +21,9 @@ from conftest import COMMAND
 VALUES = {"far.png": 250, "near, 1.png": 130, "under.png": 120, "dark.png": 20, "tiff.tif": 200}
 
 
+DRAWINGS = "*[!y].jpg"  # without the differences from copies, ..._copy.jpg
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "model.onnx", NAMES)
@@ -168,14 +171,14 @@ def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> 
     assert 'data-name="gone.png"' not in text
     assert text.count("is not there any more") == 1
     assert len(table(tmp_path / "out.csv")) == 4  # drawing adds no rows
-    drawings = set((tmp_path / "out_thumbnails").iterdir())
+    drawings = set((tmp_path / "out_thumbnails").glob(DRAWINGS))
     assert len(drawings) == 3
     with Image.open(min(drawings)) as image:
         assert image.size == (456, 224)
     save(images / "a.png", 90)
     predict(images, model=model, output=tmp_path / "out.csv", page=True)
-    assert len(set((tmp_path / "out_thumbnails").iterdir()) - drawings) == 1  # that of the new content
-    assert len(list((tmp_path / "out_thumbnails").iterdir())) == 3
+    assert len(set((tmp_path / "out_thumbnails").glob(DRAWINGS)) - drawings) == 1  # that of the new content
+    assert len(list((tmp_path / "out_thumbnails").glob(DRAWINGS))) == 3
 
 
 def test_a_failed_run_leaves_the_earlier_page(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,3 +221,22 @@ def test_what_cannot_be_is_said_in_one_line(
     assert len(result.stderr.strip().splitlines()) == 1
     assert (tmp_path / "mine.html").read_text() == "my own page"
     assert not (tmp_path / "out.html").exists()
+
+
+def test_copies_are_shown_with_their_difference(model: Path, tmp_path: Path) -> None:
+    """Also by a later run, and no more when one of them has gone."""
+    images, output = tmp_path / "images", tmp_path / "out.csv"
+    for name, brightest in (("one.png", 200), ("other.png", 90), ("same.png", 200)):
+        save(images / name, brightest)
+    for _ in range(2):
+        predict(images, model=model, output=output, page=True)
+        text = output.with_suffix(".html").read_text(encoding="utf-8")
+        assert text.count("Difference from a copy") == 2
+        assert "Left the copy same.png, right the difference: none." in text
+        drawings = list((tmp_path / "out_thumbnails").glob("*_copy.jpg"))
+        assert len(drawings) == 2
+        assert all(f"out_thumbnails/{drawing.name}" in text for drawing in drawings)
+    (images / "same.png").unlink()
+    predict(images, model=model, output=output, page=True)
+    assert "Difference from a copy" not in output.with_suffix(".html").read_text(encoding="utf-8")
+    assert not list((tmp_path / "out_thumbnails").glob("*_copy.jpg"))

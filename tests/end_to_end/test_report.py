@@ -24,7 +24,7 @@ from anomalib_softpatch.images.decisions import read_decisions
 from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.report.command import report
 from anomalib_softpatch.report.decisions import apply
-from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.writer import write_report
 from browser import drive, layout
@@ -275,6 +275,93 @@ def test_image_is_shown_larger_from_its_own_file(reported: tuple[Path, Path], ru
     assert (opened, size, title) == (True, [64, 64], TWINS[1])
     assert moved not in TWINS
     assert closed == [False, moved]
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> Path:
+    """Page of ten images, the first four of which show the same odd thing; one of them was copied."""
+    (tmp_path / "images").mkdir()
+    paths = []
+    for number in range(10):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        paths.append(str(tmp_path / "images" / f"{number}.png"))
+    findings = Findings(
+        paths=paths,
+        scores=torch.linspace(1, 0, 10)[:, None, None] * torch.ones(10, 4, 4),
+        kept=torch.ones(10, 4, 4, dtype=torch.bool),
+        regions=[Region(0, 0, 64, 64)] * 10,
+        groups=torch.tensor([0, 1, 2, 2, 3, 4, 5, 6, 7, 8]),
+        nearest={0: [NearestPatch(number, 1, 1, 1.0) for number in (7, 8, 9)]},
+        look_alikes=torch.tensor([0, 0, 0, 0, -1, 1, 1, -1, -1, -1]),
+    )
+    return write_report(findings, tmp_path / "report")
+
+
+def test_one_decision_for_all_that_show_the_same(alike: Path, run_browser: Callable[..., str]) -> None:
+    states = drive(
+        alike,
+        """
+        const states = [];
+        const all = (rank) => document.querySelector(`#image-${rank} button.all`);
+        states.push([all(1).textContent, all(1).disabled, all(5)]);
+        all(1).click(); states.push(defects());
+        click("#image-3 button[value=normal]"); click("#image-1 button[value=defect]");
+        all(1).click(); states.push([defects(), normal()]);
+        press("u"); states.push([defects(), normal()]);
+        press("u"); press("u");
+        click("#image-6 button[value=set_aside]"); press("s"); states.push(aside());
+        click("#image-2 .chip[data-alike]"); states.push([visible(), document.getElementById("alike").value]);
+        document.getElementById("alike").value = "any";
+        document.getElementById("alike").dispatchEvent(new Event("change")); states.push(visible().length);
+        result(states);
+        """,
+        run_browser,
+    )
+    files = [f"{number}.png" for number in range(10)]
+    assert (
+        states
+        == [
+            ["The same for all 4", True, None],
+            [],
+            [[files[0], files[1], files[3]], [files[2]]],  # what is decided already stays as it is
+            [[files[0]], [files[2]]],  # one step
+            files[5:7],
+            [files[:4], "1"],
+            6,
+        ]
+    )
+
+
+def test_why_an_image_is_thought_odd_is_told_on_demand(alike: Path, run_browser: Callable[..., str]) -> None:
+    """By a click that does nothing else."""
+    before, after, chosen, sizes = drive(
+        alike,
+        """
+        const details = [...document.querySelectorAll("details")];
+        const before = details.map((one) => [one.querySelector("summary").textContent, one.open]);
+        details[0].querySelector("summary").click();
+        const images = details.map((one) => one.querySelector("img"));
+        for (const one of details) one.open = true;
+        Promise.all(images.map((one) => { one.loading = "eager"; return one.decode(); })).then(() => result([
+          before, details[0].open, document.querySelectorAll("figure.current").length,
+          images.map((one) => [one.naturalWidth, one.naturalHeight])]));
+        """,
+        run_browser,
+    )
+    assert before == [["Why it is thought odd", False], *2 * [["Difference from a copy", False]]]
+    assert after
+    assert chosen == 0
+    assert sizes == [[4 * 112 + 3 * 8, 112], [2 * 224 + 8, 224], [2 * 224 + 8, 224]]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_page_with_all_that_can_be_opened_fits_its_window(
+    alike: Path, run_browser: Callable[..., str], width: int
+) -> None:
+    opened = alike.with_name("opened.html")
+    opened.write_text(alike.read_text(encoding="utf-8").replace("<details>", "<details open>"), encoding="utf-8")
+    assert layout(opened, width, run_browser) == [width, width, 10, True]
 
 
 @pytest.mark.parametrize("width", [1280, 400])

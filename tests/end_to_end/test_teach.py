@@ -15,7 +15,11 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
+from anomalib_softpatch.images.appearance import Appearance
 from anomalib_softpatch.models import load_model
+from anomalib_softpatch.models.teaching import training_facts
+from anomalib_softpatch.scoring.command import Run
+from anomalib_softpatch.scoring.log import PredictionLog
 from conftest import COMMAND, save
 
 SIZE = 96
@@ -209,7 +213,34 @@ def test_a_folder_that_differs_as_a_whole_is_said(folder, checkpoint, run):
         save(draw(400 + number) // 2, folder / "dark" / f"{number:02}.png")
     said = run("predict", "dark", "--ckpt_path", checkpoint, "--output", "dark.csv")
     assert "These images differ as a whole from the training images" in said
-    assert "differ as a whole" not in run("predict", "many", "--ckpt_path", checkpoint, "--output", "same.csv")
+    assert "These images are darker than the training images: mean brightness 70 of 255 against 140 (98 %" in said
+    same = run("predict", "many", "--ckpt_path", checkpoint, "--output", "same.csv")
+    assert not any(words in same for words in ("differ as a whole", "than the training images"))
+
+
+def test_an_exported_file_knows_how_its_images_look_and_so_does_teaching(folder, checkpoint, taught, run):
+    """Dark and small images that are said to be normal are news no more."""
+    for number in range(12):
+        save(draw(500 + number)[::2, ::2] // 2, folder / "small" / f"{number:02}.png")
+    said = run("predict", "small", "--model", taught[2], "--output", "small.csv")
+    assert "mean brightness 70 of 255 against 140" in said
+    assert "another size than the training images: 48 x 48 pixels (width x height) against 96 x 96" in said
+    run("teach", checkpoint, "--add", "small", "--output", "small.ckpt")
+    again = run("predict", "small", "--ckpt_path", folder / "small.ckpt", "--output", "again.csv")
+    assert "than the training images" not in again
+    run("teach", folder / "small.ckpt", "--replace", "--output", "as_before.ckpt")
+    assert training_facts(load_model(folder / "as_before.ckpt")) == training_facts(load_model(checkpoint))
+
+
+def test_watching_says_once_how_the_last_images_differ(folder, checkpoint):
+    images = [Appearance(SIZE, SIZE, "gray, 8 bits", brightness) for brightness in (140.0, 70.0)]
+    with PredictionLog(folder / "watched.csv", "model") as log:
+        watching = Run(log, checkpoint, "model", "cpu", exported=False)
+        watching.scored.extend([(images[0], 0.4)] * 30)
+        assert not [line for line in watching.news() if "darker" in line]
+        watching.scored.extend([(images[1], 0.4)] * 40)
+        assert [line for line in watching.news() if "darker" in line]
+        assert not [line for line in watching.news() if "darker" in line]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@
 import inspect
 
 import pytest
-from anomalib_softpatch.predictions.command import predict
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, options, rank_images
 from anomalib_softpatch.cleaning.command import clean_train
@@ -15,6 +14,7 @@ from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.report.command import report
+from anomalib_softpatch.scoring.command import predict
 
 
 @pytest.mark.parametrize(

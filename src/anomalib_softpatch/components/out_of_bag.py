@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from scipy.stats import median_abs_deviation, norm
 
+ROUNDING = 1e-9  # 0.05 of 20 images is one of them
+
 
 @dataclass(frozen=True)
 class OutOfBagScores:
@@ -22,6 +24,33 @@ class OutOfBagScores:
 
     image_scores: torch.Tensor
     map_peaks: torch.Tensor
+
+
+def decided_threshold(scores: torch.Tensor, decided: torch.Tensor, false_alarms: float) -> tuple[float, list[int]]:
+    """Return the score that an allowed share of good images reaches, where people have decided about the highest ones.
+
+    People decide about images that look suspicious, so that the scores of those that they call good are no sample of
+    good images. But where all images from some score on are decided, it does not matter how they were chosen: how many
+    good images score as much is known. Of ``n`` images, a new one scores above the ``k``-th highest in ``k / (n + 1)``
+    of cases, if it is drawn from the same (the rank of any of ``n + 1`` is as likely as any other). So the threshold is
+    the ``k``-th highest score with the largest ``k`` for which that is the share or less.
+
+    Args:
+        scores: Scores of images as if they were new, without those that are known to be defects, chosen regardless of
+            what they show, shape ``(n,)``.
+        decided: Which of them are said to be normal, boolean of shape ``(n,)``.
+        false_alarms: Share of normal images that may exceed the threshold, above 0 and below 1.
+
+    Returns:
+        The threshold, not a number if it cannot be said; and which of the images it takes decisions about, the highest
+        first: none also if there are fewer images than that share can be told of.
+    """
+    count = math.floor(false_alarms * (len(scores) + 1) + ROUNDING)
+    if count < 1 or not bool(scores.isfinite().all()):
+        return math.nan, []
+    highest = scores.sort(descending=True, stable=True).indices[:count].tolist()
+    missing = [index for index in highest if not decided[index]]
+    return (math.nan, missing) if missing else (float(scores[highest[-1]]), [])
 
 
 def false_alarm_threshold(scores: torch.Tensor, false_alarms: float) -> float:

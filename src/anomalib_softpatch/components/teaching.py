@@ -9,8 +9,9 @@ image is a :class:`Lesson`, made from the record and the image alone. :func:`tea
 and a set of lessons. So the order of the lessons does not matter, and a lesson that is taken back leaves no trace.
 
 - *normal*: what the image shows is normal, whatever other images show. Its rows have the support radius 0, and patches
-  of it that are far from the bank become rows, farthest first, until none of it is
-  farther than half as far as the farthest patch of a typical image.
+  of it that are far from the bank become rows, farthest first, until none of it is farther than half as far as the
+  farthest patch of a typical image. All such images together bring as many rows as the bank has, and a training image's
+  share for each, at most.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
 - *defect*: likewise; and all patches that stand out in a region that a person has shown become rows of a second, small
   bank of defects. Without a region it is the patch that stands out most, of images that would not be found otherwise.
@@ -27,11 +28,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.search.bank import contains
 from anomalib_softpatch.components.support_radii import Support
 from anomalib_softpatch.components.tracing import without_autocast
+from anomalib_softpatch.images.appearance import Appearance, appearances_from_plain, appearances_to_plain
 from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, SET_ASIDE
 
 # Patches of an image that are kept with their features: those whose scores what is taught can lower or raise most
@@ -91,6 +94,7 @@ class FitRecord:
         keys: Keys of the training images; empty if some came without.
         group_of_image: Group of copies of each training image, shape ``(images,)``.
         names: What tells the training images from others, whatever their files are called; empty if not known.
+        appearances: How training images look, in any order; of several processes those that the first has read.
     """
 
     bank: MemoryBank
@@ -102,10 +106,16 @@ class FitRecord:
     keys: tuple[str, ...]
     group_of_image: torch.Tensor
     names: tuple[str, ...] = ()
+    appearances: tuple[Appearance, ...] = ()
 
     def group_of(self, name: str) -> int:
         """Return the group of copies that a training image belongs to, -1 for an image that was not in training."""
         return int(self.group_of_image[self.names.index(name)]) if name in self.names else NO_GROUP
+
+    @property
+    def rows_of_an_image(self) -> int:
+        """Rows of the memory bank for each training image, rounded up."""
+        return -(-len(self.bank.features) // len(self.group_of_image))
 
     @property
     def weight_of_new_rows(self) -> float:
@@ -144,6 +154,8 @@ class Lesson:
         places: Positions of these patches in the grid, shape ``(r,)``.
         map: Its patch scores, of one image.
         region: Patches that the verdict is about, boolean of shape ``(height, width)``; ``None`` for all.
+        appearance: How it looks as a whole; ``None`` if that is not known.
+        of_folder: Whether it is one of a folder of good images, which were not chosen by what they show.
     """
 
     name: str
@@ -154,6 +166,8 @@ class Lesson:
     places: torch.Tensor
     map: PatchScoreMaps
     region: torch.Tensor | None = None
+    appearance: Appearance | None = None
+    of_folder: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,7 +363,8 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     radii = radii.masked_fill(is_normal, 0)
     weights = torch.where(is_normal, bank.weights.clamp(max=record.weight_of_new_rows), bank.weights)
 
-    rows, row_radii, row_groups = _new_rows(record, lessons, stays, ignored)
+    vouches = stays & (radii <= NORMAL_SHARE * record.typical)
+    rows, row_radii, row_groups = _new_rows(record, lessons, stays, vouches, ignored)
     parts = []
     if any(not bool(stays[start:stop].any()) for start, stop in bank.bank_ranges) and not len(rows):
         msg = "Nothing is left of the memory bank: too many of its images are set aside. Train with the others."
@@ -394,9 +409,17 @@ def _counted(lesson: Lesson, rows: torch.Tensor, ignored: torch.Tensor | None) -
 
 
 def _new_rows(
-    record: FitRecord, lessons: Sequence[Lesson], stays: torch.Tensor, ignored: torch.Tensor | None
+    record: FitRecord,
+    lessons: Sequence[Lesson],
+    stays: torch.Tensor,
+    vouches: torch.Tensor,
+    ignored: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the rows that lessons add, their support radii, and the groups of their images."""
+    """Return the rows that lessons add, their support radii, and the groups of their images.
+
+    Those of normal images are at most as many as the record's memory bank has, and for each image as many more as a
+    training image has in it. Of more, the coreset goes on from the rows of the memory bank that make patches normal.
+    """
     device, numbers = record.bank.features.device, groups_of_lessons(record, lessons)
     rows, groups, unsure = [record.bank.features[:0]], [record.groups[:0]], [stays[:0]]
     for each in lessons:
@@ -405,6 +428,13 @@ def _new_rows(
             groups.append(torch.full((len(rows[-1]),), numbers[each.name], device=device))
             unsure.append(torch.full((len(rows[-1]),), each.verdict == ADDED, device=device))
     new, row_groups, are_unsure = torch.cat(rows), torch.cat(groups), torch.cat(unsure)
+    count = sum(each.verdict == NORMAL for each in lessons)
+    most = len(record.bank.features) + count * record.rows_of_an_image
+    if int((~are_unsure).sum()) > most:
+        sure = (~are_unsure).nonzero().squeeze(1)
+        chosen = are_unsure.clone()
+        chosen[sure[_farthest_first(record.bank.features[vouches], new[sure], most)]] = True
+        new, row_groups, are_unsure = new[chosen], row_groups[chosen], are_unsure[chosen]
     radii = torch.zeros(len(new), device=device)
     if are_unsure.any() and record.support is not None:
         others = torch.cat((record.bank.features[stays], new))
@@ -413,6 +443,12 @@ def _new_rows(
             new[are_unsure], row_groups[are_unsure], others, other_groups, record.factors
         )
     return new, radii, row_groups
+
+
+def _farthest_first(bank: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+    """Choose rows as a coreset that goes on from a memory bank, or from the first row where it has none."""
+    first = torch.arange(max(1, len(bank)), device=rows.device)
+    return k_center_greedy(torch.cat((bank, rows)), len(bank) + size, first)[len(bank) :] - len(bank)
 
 
 def _radii_by_rows(
@@ -543,8 +579,14 @@ def to_plain(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, Any]:
         "keys": list(record.keys),
         "group_of_image": record.group_of_image,
         "names": list(record.names),
-        "lessons": [vars(lesson) | {"map": vars(lesson.map)} for lesson in lessons],
+        "appearances": appearances_to_plain(record.appearances),
+        "lessons": [_lesson_to_plain(lesson) for lesson in lessons],
     }  # fmt: skip
+
+
+def _lesson_to_plain(lesson: Lesson) -> dict[str, Any]:
+    known = [] if lesson.appearance is None else [lesson.appearance]
+    return vars(lesson) | {"map": vars(lesson.map), "appearance": appearances_to_plain(known)}
 
 
 def _moved(data: Any, device: torch.device) -> Any:
@@ -570,6 +612,12 @@ def from_plain(data: Mapping[str, Any]) -> tuple[FitRecord, list[Lesson]]:
         keys=tuple(data["keys"]),
         group_of_image=data["group_of_image"],
         names=tuple(data["names"]),
+        appearances=appearances_from_plain(data.get("appearances", ())),
     )
-    lessons = [Lesson(**(dict(each) | {"map": PatchScoreMaps(**each["map"])})) for each in data["lessons"]]
-    return record, lessons
+    return record, [_lesson_from_plain(each) for each in data["lessons"]]
+
+
+def _lesson_from_plain(data: Mapping[str, Any]) -> Lesson:
+    known = appearances_from_plain(data.get("appearance", ()))
+    changed = {"map": PatchScoreMaps(**data["map"]), "appearance": known[0] if known else None}
+    return Lesson(**(dict(data) | changed))

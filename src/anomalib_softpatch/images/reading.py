@@ -85,6 +85,39 @@ def read_reduced(path: str | Path, side: int, largest_value: int = EIGHT_BITS) -
         return small.convert("RGB").resize(size, reducing_gap=3.0), (full_width, full_height)
 
 
+def read_part(
+    path: str | Path, part: tuple[float, float, float, float], side: int, largest_value: int = EIGHT_BITS
+) -> Image.Image:
+    """Read a part of an image, to be shown.
+
+    Args:
+        path: Image file.
+        part: Left, top, right and bottom of the part in pixels of the image as it is displayed; what lies beyond the
+            image is black.
+        side: Width and height that the part is resized to, in pixels.
+        largest_value: See :func:`read_image`.
+
+    Returns:
+        The part.
+
+    Raises:
+        UnreadableImageError: If it cannot be read.
+    """
+    with _opened(path) as image:
+        width, height = displayed_size(image)
+        if is_deep(image):
+            values = _values(_displayed(image), largest_value)
+            whole = Image.fromarray((255 * values[..., 0]).round().astype(np.uint8))
+        else:
+            scale = min(1.0, side / min(part[2] - part[0], part[3] - part[1]))
+            image.draft("RGB", (round(scale * image.width), round(scale * image.height)))  # as in read_reduced
+            whole = _displayed(image)
+        scales = (whole.width / width, whole.height / height) * 2
+        left, top, right, bottom = (round(edge * scale) for edge, scale in zip(part, scales, strict=True))
+        box = (left, top, max(left + 1, right), max(top + 1, bottom))
+        return whole.crop(box).convert("RGB").resize((side, side), reducing_gap=3.0)
+
+
 def displayed_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height of an image as it is displayed, in pixels.
 

@@ -5,17 +5,20 @@
 
 import logging
 from collections.abc import Sequence, Sized
+from contextlib import suppress
 from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.nn import functional
 
 from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.components.tiles import check_tiles
 from anomalib_softpatch.data.protocols import ReadsDeepImages
 from anomalib_softpatch.data.unreadable import leave_out, listed, misread_images, unreadable_images
+from anomalib_softpatch.images.appearance import GRID, appearance
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
 from anomalib_softpatch.models.protocol import SoftPatchModule
@@ -122,6 +125,30 @@ class FitChecks(Callback):
         if isinstance(exception, ValueError) and test_data is not None and len(test_data) == 0:
             # Anomalib's own message, of a splitting that has nothing to split, names no cause.
             exception.args = (TOO_FEW.format(count=len(getattr(datamodule, "train_data", ())), error=exception),)
+
+
+class ImageAppearance(Callback):
+    """Note how training images look as a whole, as they go by: predictions tell by it whether others differ.
+
+    It comes before the pre-processor, which is a callback, too, and whose normalized images have no brightness.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+        """Forget images of an earlier fit."""
+        del trainer
+        pl_module.appearances = {}
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: SoftPatchModule, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        """Look at a batch of images in [0, 1]."""
+        del trainer, batch_idx
+        if batch.image is None or pl_module.appearances is None:
+            return
+        colors = functional.adaptive_avg_pool2d(batch.image.as_subclass(torch.Tensor).float(), GRID).cpu().numpy()
+        for path, each in zip(batch.image_path or [], colors, strict=False):
+            with suppress(OSError):  # paths need not be files
+                pl_module.appearances[str(path)] = appearance(path, each)
 
 
 class FeatureCaching(Callback):

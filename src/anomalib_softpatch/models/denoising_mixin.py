@@ -31,11 +31,12 @@ from anomalib_softpatch.components.memory_bank import seeded
 from anomalib_softpatch.components.search.approximate import SearchName
 from anomalib_softpatch.components.self_check import SelfCheck, self_check
 from anomalib_softpatch.data.protocols import NamesImages
+from anomalib_softpatch.images.appearance import Appearance
 from anomalib_softpatch.images.hashing import hash_files
 from anomalib_softpatch.images.reading import EIGHT_BITS, image_size
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
-from anomalib_softpatch.models.callbacks import AnomalibReading, FeatureCaching, FitChecks, NoiseReport
+from anomalib_softpatch.models.callbacks import AnomalibReading, FeatureCaching, FitChecks, ImageAppearance, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
 from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
@@ -74,6 +75,8 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     model: SoftPatchModel
     default_devices = 1  # see anomalib_softpatch.integration.engine
+    # How training images look, by their paths, in a fit, see ImageAppearance
+    appearances: dict[str, Appearance] | None = None
 
     def __init__(
         self,
@@ -219,7 +222,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
         callbacks += [DistributedFit(), FitChecks(), AnomalibReading(), PredictionTable()]
         callbacks += [FeatureCaching(self.feature_cache)] if self.feature_cache is not None else []
-        return [*callbacks, NoiseReport()] if self.noise_report else callbacks
+        return [ImageAppearance(), *callbacks, *([NoiseReport()] if self.noise_report else [])]
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Extract and store the features of a batch.
@@ -250,8 +253,10 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         record = self.model.record
         if record is not None:
             # On the CPU, where it takes no memory from the next fit
-            self.model.record = replace(record.to(torch.device("cpu")), names=self._names_of(record.keys))
-        self._files = {}
+            appearances = tuple(each for _, each in sorted((self.appearances or {}).items()))
+            names = self._names_of(record.keys)
+            self.model.record = replace(record.to(torch.device("cpu")), names=names, appearances=appearances)
+        self._files, self.appearances = {}, None
 
     def ensure_fitted(self) -> None:
         """Build the memory bank, unless validation has done so.

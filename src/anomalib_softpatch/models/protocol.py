@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from anomalib_softpatch.components.self_check import SelfCheck
+    from anomalib_softpatch.images.appearance import Appearance
     from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 
@@ -26,6 +27,7 @@ class SoftPatchModule(Protocol):
         skip_unreadable: Whether a fit leaves out images that cannot be read.
         skipped: Images that were left out of the fit, and why.
         largest_value: White of the images that it was trained on.
+        appearances: How the training images of a fit look, by their paths; ``None`` outside of one.
     """
 
     model: SoftPatchModel
@@ -34,6 +36,7 @@ class SoftPatchModule(Protocol):
     skip_unreadable: bool
     skipped: list[tuple[str, str]]
     largest_value: int
+    appearances: dict[str, Appearance] | None
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anomalib_softpatch.components.out_of_bag import OutOfBagScores
+from anomalib_softpatch.components.out_of_bag import OutOfBagScores, decided_threshold
 from anomalib_softpatch.components.teaching import (
     NO_GROUP,
     SHARE_FOR_DEFECTS,
@@ -26,9 +26,13 @@ from anomalib_softpatch.components.teaching import (
     score_again,
     teach,
 )
-from anomalib_softpatch.images.decisions import NORMAL
+from anomalib_softpatch.images.appearance import UsualAppearance
+from anomalib_softpatch.images.decisions import ADDED, NORMAL
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor, normalize
 from anomalib_softpatch.predictions.training import TrainingFacts
+from anomalib_softpatch.text import counted, shown
+
+MOST_NAMED = 5
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -44,6 +48,7 @@ class Change:
         thresholds: Threshold of the image score before and after.
         flipped: How many of the training images that were scored as if they were new have another verdict now.
         scored: How many of them there are.
+        rule: What the threshold follows from.
     """
 
     rows: tuple[int, int]
@@ -51,6 +56,7 @@ class Change:
     thresholds: tuple[float, float]
     flipped: int
     scored: int
+    rule: str
 
 
 @torch.no_grad()
@@ -58,7 +64,9 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     """Make a model what it would be had it been taught these lessons, and no others, since its fit.
 
     The thresholds follow from the scores of the training images as if they were new, without those that are said to be
-    defects and with the new ones that are said to be normal; where they came from labels, they stay.
+    defects and with the new ones that are said to be normal. Where people have decided about all that score highest,
+    these decisions set them, see :func:`~anomalib_softpatch.components.out_of_bag.decided_threshold`. Thresholds that
+    came from labels of a validation stay.
 
     Args:
         module: Model with a record of its fit.
@@ -95,18 +103,17 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     gone, numbers = gone_groups(lessons), groups_of_lessons(record, lessons)
     stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()], device=device)
     # As new ones, without the rows that they have brought
-    new = [
-        replace(each.map, groups=torch.tensor([numbers[each.name]], device=device))
-        for each in lessons
-        if each.verdict == NORMAL and each.group == NO_GROUP
-    ]
-    maps = join([record.maps.select(stays), *new])
+    new = [each for each in model.lessons if each.verdict == NORMAL and each.group == NO_GROUP]
+    maps_of_new = [replace(each.map, groups=torch.tensor([numbers[each.name]], device=device)) for each in new]
+    maps = join([record.maps.select(stays), *maps_of_new])
     known_defects = sum(group in gone for group in record.maps.groups.tolist())
+    rule = "It is as it was."
     if from_training_images and is_taught:
         scores = _scored_as_new(module, maps, taught, ignored)
-        image_threshold = processor.cut(scores.image_scores, known_defects)
+        sample = _Sample.of(record, maps.groups, model.lessons)
+        image_threshold, rule = sample.threshold(processor, scores.image_scores, known_defects)
         if not math.isnan(pixel_threshold):
-            pixel_threshold = processor.cut(scores.map_peaks, known_defects)
+            pixel_threshold, _ = sample.threshold(processor, scores.map_peaks, known_defects)
     processor.set_thresholds(image_threshold, pixel_threshold)
     model.taught_threshold = image_threshold
     if not is_taught:
@@ -119,7 +126,59 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
         thresholds=(before[2], image_threshold),
         flipped=int((old_verdicts != new_verdicts).sum()),
         scored=len(new_verdicts),
+        rule=rule,
     )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Which of the images that thresholds follow from were chosen regardless of what they show, and are decided.
+
+    Attributes:
+        names: What the images are called; empty for those of which that is not known.
+        in_sample: Images of training, and those of folders of good images, shape ``(n,)``. Single images that people
+            decide about are mostly the suspicious ones.
+        decided: Which images are said to be normal, as a whole, shape ``(n,)``.
+    """
+
+    names: list[str]
+    in_sample: torch.Tensor
+    decided: torch.Tensor
+
+    @classmethod
+    def of(cls, record: FitRecord, groups: torch.Tensor, lessons: Sequence[Lesson]) -> "_Sample":
+        numbers = groups_of_lessons(record, lessons)
+        of_group = {numbers[each.name]: each for each in lessons if each.verdict == NORMAL and each.region is None}
+        keys = dict(reversed(list(zip(record.group_of_image.tolist(), record.keys, strict=False))))
+        listed, last = groups.tolist(), int(record.group_of_image.max())
+        return cls(
+            [shown(keys.get(group, "")) for group in listed],
+            torch.tensor([group <= last or (group in of_group and of_group[group].of_folder) for group in listed]),
+            torch.tensor([group in of_group for group in listed]),
+        )
+
+    def threshold(
+        self, processor: LabelFreePostProcessor, scores: torch.Tensor, known_defects: int
+    ) -> tuple[float, str]:
+        """Return the threshold for scores of the images as if they were new, and a line that says where it is from."""
+        if not len(scores):  # of maps whose size depends on the image
+            return math.nan, ""
+        usual = processor.cut(scores, known_defects)
+        rule = f"It follows from median and spread of {counted(len(scores), 'score')} of images as if they were new."
+        share = processor.asked_false_alarms
+        if share is None:
+            return usual, rule
+        some = (self.in_sample & scores.isfinite().cpu()).nonzero().squeeze(1)
+        threshold, missing = decided_threshold(scores.cpu()[some], self.decided[some], share)
+        if math.isnan(threshold):
+            names = [name for name in (self.names[int(some[place])] for place in missing) if name]
+            listed = ", ".join([*names[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])])
+            hint = f" Once all with the highest scores are decided, decisions set it; next {listed}."
+            return usual, rule + (hint if names else "")
+        return threshold, (
+            f"It follows from decisions: of {counted(len(some), 'image')} scored as if they were new, {share:.3g} of "
+            "which may exceed it, all with the highest scores are said to be normal."
+        )
 
 
 @torch.no_grad()
@@ -136,6 +195,8 @@ def training_facts(module: "DenoisingMixin") -> TrainingFacts:
     if model.record is None:
         return TrainingFacts()
     names = (*model.record.names, *(lesson.name for lesson in model.lessons))
+    new = [each for each in model.lessons if each.group == NO_GROUP and each.verdict in {NORMAL, ADDED}]
+    seen = [*model.record.appearances, *(each.appearance for each in new if each.appearance is not None)]
     quantiles = None
     if isinstance(processor, LabelFreePostProcessor) and not bool(processor.image_threshold.isnan()):
         record = model.record.to(model.memory_bank.device)
@@ -149,7 +210,7 @@ def training_facts(module: "DenoisingMixin") -> TrainingFacts:
             normalized = normalize(scores, processor.image_threshold.to(scores))
             low, middle, high = (float(normalized.double().quantile(share)) for share in (0.05, 0.5, 0.95))
             quantiles = low, middle, high
-    return TrainingFacts(tuple(sorted({name for name in names if name})), quantiles)
+    return TrainingFacts(tuple(sorted({name for name in names if name})), quantiles, UsualAppearance.of(seen))
 
 
 def record_of(module: "DenoisingMixin") -> FitRecord:

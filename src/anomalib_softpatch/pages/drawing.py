@@ -5,9 +5,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from anomalib.visualization.image.functional import overlay_image, visualize_anomaly_map, visualize_gt_mask
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.images.reading import EIGHT_BITS, read_reduced
@@ -64,6 +65,31 @@ def draw_pair(
         x = number * (tile + GAP) + (tile - half.width) // 2
         pair.paste(half, (x, (tile - half.height) // 2))
     return pair
+
+
+def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, int]:
+    """Draw a copy of an image, and where it differs.
+
+    Args:
+        one: Image file.
+        other: File of the copy.
+        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
+
+    Returns:
+        The copy and, beside it, the difference as gray, white where it is largest; and the largest difference of a
+        value, of 255. Both are compared in the size in which they are shown.
+
+    Raises:
+        UnreadableImageError: If one of the files cannot be read any more.
+    """
+    first, second = (read_reduced(path, TILE, largest_value)[0] for path in (one, other))
+    values = np.asarray(ImageChops.difference(first, second.resize(first.size))).max(axis=2)
+    largest = int(values.max())
+    drawn = Image.new("RGB", (2 * TILE + GAP, TILE), "white")
+    gray = Image.fromarray((values * (255 / max(1, largest))).astype(np.uint8))
+    for number, half in enumerate((second, gray)):
+        drawn.paste(half, (number * (TILE + GAP) + (TILE - half.width) // 2, (TILE - half.height) // 2))
+    return drawn, largest
 
 
 def color_bar(width: int, height: int) -> Image.Image:

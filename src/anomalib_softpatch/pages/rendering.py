@@ -36,7 +36,8 @@ def figure(path: str, name: str, thumbnail: str | None, folder: str | Path) -> F
 
     Returns:
         Values of the template ``gallery.html.jinja``. A page adds ``rank``, ``image_score``, ``duplicate_group``,
-        ``findings`` (what images can be filtered by) and what its own template shows.
+        ``look_alike_group`` where there are any, ``findings`` (what images can be filtered by) ``difference`` where
+        there is one (:func:`shown_difference`), and what its own template shows.
     """
     size = None
     if thumbnail is not None:
@@ -45,6 +46,34 @@ def figure(path: str, name: str, thumbnail: str | None, folder: str | Path) -> F
         except OSError:  # gone since it was drawn
             thumbnail = None
     return {"name": name, "location": to_text(path), "link": link(path, folder), "thumbnail": thumbnail, "size": size}
+
+
+def shown_difference(drawing: str, name: str, largest: int) -> Figure:
+    """Return what a page shows of the difference from a copy, as ``difference`` of a :func:`figure`.
+
+    Args:
+        drawing: Link to what :func:`~anomalib_softpatch.pages.drawing.difference` has drawn.
+        name: What the copy is called.
+        largest: Largest difference of a value, of 255.
+    """
+    return {"drawing": drawing, "name": name, "largest": largest}
+
+
+def another_of_group(groups: Sequence[int | None]) -> dict[int, int]:
+    """Return for each image of a group another one of it: the first, or the second for the first.
+
+    Args:
+        groups: Number of each image's group; ``None`` for an image without one.
+
+    Returns:
+        Places of the others by places.
+    """
+    members: dict[int, list[int]] = {}
+    for place, group in enumerate(groups):
+        if group is not None:
+            members.setdefault(group, []).append(place)
+    some = [group for group in members.values() if len(group) > 1]
+    return {place: group[place == group[0]] for group in some for place in group}
 
 
 def render_page(
@@ -85,6 +114,7 @@ def render_page(
         tile=TILE,
         gap=GAP,
         groups=max((row["duplicate_group"] or 0 for row in figures), default=0),
+        alike_counts=dict(sorted(Counter(filter(None, (row.get("look_alike_group") for row in figures))).items())),
         finding_counts=Counter(name for row in figures for name in row["findings"]),
         file_lists=[(heading, listed[:MOST_FILES_LISTED], len(listed)) for heading, listed in files],
         **values,

@@ -86,8 +86,7 @@ def read_metadata(model: "onnxruntime.InferenceSession | openvino.Model") -> Met
     content = json.loads(text)
     golden = [GoldenImage(**image) for image in content["golden"]]
     largest_value = content.get("largest_value", EIGHT_BITS)
-    said = content.get("training", {})
-    training = TrainingFacts(tuple(said.get("names", ())), tuple(said["scores"]) if said.get("scores") else None)
+    training = TrainingFacts.from_plain(content.get("training", {}))
     specification = content["transform"]
     if _names(specification) <= WHOLE_IMAGE:
         return Metadata(None, golden, largest_value, training)

@@ -18,13 +18,15 @@ import numpy as np
 
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.images.paths import to_text
+from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.predictions.table import UNREADABLE, Prediction, time_of_change
 
 if TYPE_CHECKING:
     from anomalib_softpatch.predictions.predictor import Predictor
 
 TITLE = "Predictions: "
-THUMBNAIL = r"[0-9a-f]{20}\.jpg"
+THUMBNAIL = r"[0-9a-f]{20}(_copy)?\.jpg"
+MOST_DIFFERENCES = 50  # images, the first ones, among which copies are compared
 BORDERLINE_SHARE, MOST_BORDERLINE = 0.1, 20  # of the images, on either side of the threshold
 COLORED = 0.15  # from the threshold to the anomaly scores that have the last and the first color
 SIDE, CELL = 32, 4  # pixels of the small images by which near copies are told, and of one of their patches
@@ -102,15 +104,23 @@ class PredictionPage:
         """
         return self._thumbnail(prediction).is_file()
 
-    def write(self, predictions: Sequence[Prediction], model: Path, exported: bool) -> None:
+    def write(
+        self, predictions: Sequence[Prediction], model: Path, exported: bool, largest_value: int = EIGHT_BITS
+    ) -> None:
         """Write the page.
 
         Args:
             predictions: Of all images. Those that have gone or changed since are left out.
             model: Checkpoint or exported model.
             exported: Whether it is an exported model.
+            largest_value: By which it reads images, see :func:`~anomalib_softpatch.images.reading.read_image`.
         """
-        from anomalib_softpatch.pages.rendering import figure, render_page  # noqa: PLC0415  # not needed without a page
+        from anomalib_softpatch.pages.rendering import (  # noqa: PLC0415  # not needed without a page
+            another_of_group,
+            figure,
+            render_page,
+            shown_difference,
+        )
 
         current: list[Prediction] = []
         gone: list[Prediction] = []
@@ -139,6 +149,14 @@ class PredictionPage:
             )
         for shown, number in zip(figures, _numbered([groups[index] for index in order]), strict=True):
             shown["duplicate_group"] = number
+        wanted = {file.name for file in files}
+        copies = another_of_group([shown["duplicate_group"] for shown in figures[:MOST_DIFFERENCES]])
+        for place, other in copies.items():
+            paths = scored[order[place]].path, scored[order[other]].path
+            drawing = self._draw_difference(files[order[place]], *paths, largest_value)
+            if drawing is not None:
+                wanted.add(Path(drawing[0]).name)
+                figures[place]["difference"] = shown_difference(drawing[0], figures[other]["name"], drawing[1])
         thresholds = {each.threshold for each in scored if not math.isnan(each.threshold)}
         page = render_page(
             "anomalib_softpatch.predictions",
@@ -156,10 +174,23 @@ class PredictionPage:
         )
         with atomic_output(self.path) as temporary:
             temporary.write_text(page, encoding="utf-8")
-        wanted = {file.name for file in files}
         for file in self.thumbnails.iterdir() if self.thumbnails.is_dir() else ():
             if file.name not in wanted:
                 file.unlink()
+
+    def _draw_difference(self, drawing: Path, one: str, other: str, largest_value: int) -> tuple[str, int] | None:
+        """Draw where a copy of an image differs; return a link and the largest difference, none if one has gone."""
+        from anomalib_softpatch.images.reading import UnreadableImageError  # noqa: PLC0415  # likewise
+        from anomalib_softpatch.pages.drawing import JPEG_QUALITY, difference  # noqa: PLC0415  # imports torch
+
+        try:
+            drawn, largest = difference(one, other, largest_value)
+        except UnreadableImageError:
+            return None
+        file = drawing.with_name(f"{drawing.stem}_copy.jpg")
+        with atomic_output(file) as temporary:
+            drawn.save(temporary, "JPEG", quality=JPEG_QUALITY)
+        return f"{self.thumbnails.name}/{file.name}", largest
 
     def _thumbnail(self, prediction: Prediction) -> Path:
         """Return the file of a drawing. Another content or another model has another one."""

@@ -3,11 +3,12 @@
 
 """What a model, or the file that it was exported to, says of the images that it was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
-FEWEST = 10  # images of which a median is worth a line
+from anomalib_softpatch.images.appearance import FEWEST, Appearance, UsualAppearance
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,36 @@ class TrainingFacts:
         names: SHA-256 of the files of training images and of images that the model was taught.
         scores: 5, 50 and 95 % quantiles of the normalized scores of training images as if they were new; ``None`` if
             they are not known.
+        appearance: How the images look as a whole; ``None`` if that is not known.
     """
 
     names: tuple[str, ...] = ()
     scores: tuple[float, float, float] | None = None
+    appearance: UsualAppearance | None = None
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> "TrainingFacts":
+        """Return what :func:`dataclasses.asdict` was given, before or after JSON; files of before 0.3 say nothing."""
+        scores = data.get("scores")
+        return cls(
+            tuple(data.get("names", ())),
+            tuple(scores) if scores else None,
+            UsualAppearance.from_plain(data.get("appearance")),
+        )
+
+    def remarks(self, scores: Sequence[float], images: Sequence[Appearance]) -> dict[str, str]:
+        """Return a line for each way in which the images of a run differ as a whole from the training images.
+
+        Args:
+            scores: Normalized scores of the run.
+            images: How its images look.
+
+        Returns:
+            Lines by ``"score"``, ``"size"``, ``"kind"`` and ``"brightness"``.
+        """
+        score = self.remark(scores)
+        said = {"score": score} if score else {}
+        return said if self.appearance is None else said | self.appearance.remarks(images)
 
     def remark(self, scores: Sequence[float]) -> str:
         """Return a line where the images of a run differ as a whole from the training images; else nothing.

@@ -5,13 +5,50 @@
 
 from dataclasses import astuple
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from anomalib_softpatch.pages.drawing import TILE, draw_pair
+from anomalib_softpatch.images.reading import read_part
+from anomalib_softpatch.pages.drawing import GAP, TILE, draw_pair
 from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.image_scores import peaks
 
 # Of the heat maps' range of colors: the noisiest 1 / 10 ** COLOR_DECADES of all patches have the last color.
 COLOR_DECADES = 3
+PART, AROUND = 112, 7  # side of the square around a patch in pixels, and in patches
+
+
+def nearest_patches(findings: Findings, index: int) -> Image.Image:
+    """Draw the most suspicious patch of an image and, beside it, what it is nearest to in other images.
+
+    Args:
+        findings: Findings of the set.
+        index: Which image; its nearest patches must be known.
+
+    Returns:
+        Squares around the patches with the patches outlined, as many as there are and in their order, from left to
+        right.
+
+    Raises:
+        UnreadableImageError: If one of the files cannot be read any more.
+    """
+    _, rows, columns = peaks(findings.scores[index][None])
+    places = [(index, int(rows[0]), int(columns[0]))]
+    places += [(each.image, each.row, each.column) for each in findings.nearest[index]]
+    strip = Image.new("RGB", (len(places) * (PART + GAP) - GAP, PART), "white")
+    for number, (image, row, column) in enumerate(places):
+        region, grid = findings.regions[image], findings.scores.shape[1:]
+        wide, high = (region.right - region.left) / grid[1], (region.bottom - region.top) / grid[0]
+        x, y = region.left + (column + 0.5) * wide, region.top + (row + 0.5) * high
+        reach = AROUND / 2 * max(wide, high)
+        corners = x - reach, y - reach, x + reach, y + reach
+        part = read_part(findings.paths[image], corners, PART, findings.largest_value)
+        half = PART * wide / (4 * reach), PART * high / (4 * reach)
+        draw = ImageDraw.Draw(part)
+        for grown, color in ((1, "black"), (0, "white")):
+            inner = [PART / 2 - half[0] - grown, PART / 2 - half[1] - grown]
+            draw.rectangle((*inner, PART - inner[0], PART - inner[1]), outline=color)
+        strip.paste(part, (number * (PART + GAP), 0))
+    return strip
 
 
 def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:

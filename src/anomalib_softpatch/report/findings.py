@@ -4,6 +4,7 @@
 """Findings: what a noise report says, before it is drawn or written."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,29 @@ import torch
 
 from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.images.reading import EIGHT_BITS
+from anomalib_softpatch.pages.rendering import another_of_group
 from anomalib_softpatch.report.copies import OtherFolder
 from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity, removed_shares
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
 from anomalib_softpatch.report.quality import FOUND_SHARES, detection_quality, images_to_inspect
+
+
+@dataclass(frozen=True)
+class NearestPatch:
+    """A patch of another image that a patch is near to.
+
+    Attributes:
+        image: Number of its image.
+        row: Row in the grid.
+        column: Column in the grid.
+        distance: Distance of the features.
+    """
+
+    image: int
+    row: int
+    column: int
+    distance: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,10 @@ class Findings:
         skipped: Files that were not looked at, and why.
         other_folder: Which images of another folder are copies of these; ``None`` if there was none to look at.
         largest_value: Value that was read as white in images of more than 8 bits per value.
+        nearest: What the oddest patch of the most suspicious images is nearest to in other images, nearest first, by
+            the number of the image; empty if the features are not known.
+        look_alikes: Number of each image's group of images that show the same odd thing, -1 for none, shape
+            ``(images,)``; ``None`` if they were not looked for.
     """
 
     paths: list[str]
@@ -61,6 +84,8 @@ class Findings:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     other_folder: OtherFolder | None = None
     largest_value: int = EIGHT_BITS
+    nearest: dict[int, list[NearestPatch]] = field(default_factory=dict)
+    look_alikes: torch.Tensor | None = None
 
     @cached_property
     def rarity(self) -> torch.Tensor:
@@ -111,15 +136,27 @@ class Findings:
     @cached_property
     def duplicate_groups(self) -> list[int | None]:
         """Number of each image's group of duplicates, 1 for the most suspicious group; ``None`` for a single image."""
-        if self.groups is None:
-            return [None] * len(self.paths)
-        sizes = self.groups.bincount().tolist()
-        groups = self.groups.tolist()
+        return [None] * len(self.paths) if self.groups is None else self._numbered(self.groups.tolist())
+
+    @cached_property
+    def look_alike_groups(self) -> list[int | None]:
+        """Number of each image's group of images that show the same odd thing, 1 for the most suspicious group."""
+        return [None] * len(self.paths) if self.look_alikes is None else self._numbered(self.look_alikes.tolist())
+
+    def _numbered(self, groups: list[int]) -> list[int | None]:
+        """Number the groups that have more than one image in the order of the images; those below 0 are none."""
+        sizes = Counter(groups)
         numbers: dict[int, int] = {}
         for index in self.order:
-            if sizes[groups[index]] > 1:
+            if groups[index] >= 0 and sizes[groups[index]] > 1:
                 numbers.setdefault(groups[index], len(numbers) + 1)
         return [numbers.get(group) for group in groups]
+
+    @cached_property
+    def copies(self) -> dict[int, int]:
+        """For each image that has copies another one of its group, the most suspicious one or the next."""
+        others = another_of_group([self.duplicate_groups[index] for index in self.order])
+        return {self.order[place]: self.order[other] for place, other in others.items()}
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -127,7 +164,8 @@ class Findings:
 
         Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score`` (on the scale of
         :attr:`scores`), ``highest_patch_x``, ``highest_patch_y`` (pixel at that patch's center), ``duplicate_group``
-        (missing for an image without copies), ``findings`` (what else is odd, separated by semicolons) and, where the
+        (missing for an image without copies), ``look_alike_group`` (missing where no other image shows the same odd
+        thing), ``findings`` (what else is odd, separated by semicolons) and, where the
         truth is known, ``label``.
         """
         values, rows, columns = peaks(self.scores)
@@ -145,6 +183,7 @@ class Findings:
                 "highest_patch_x": [x for x, _ in centers],
                 "highest_patch_y": [y for _, y in centers],
                 "duplicate_group": pd.array(self.duplicate_groups, dtype="Int64"),
+                "look_alike_group": pd.array(self.look_alike_groups, dtype="Int64"),
                 "findings": ["; ".join(names) for names in self.oddities or [[]] * len(self.paths)],
             }
         )

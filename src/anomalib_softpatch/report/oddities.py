@@ -18,12 +18,13 @@ import torch
 from scipy.stats import median_abs_deviation
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
+from anomalib_softpatch.images.appearance import COLORED
+
 DEVIATIONS = 5.0  # scaled median absolute deviations from the median
 MATTERS = 0.5  # share of the usual brightness, darkness, sharpness or entropy that is little
 OTHER_ASPECT = 1.1  # times the usual width over height, or its inverse
 BLACK, WHITE, FLAT = 0.05, 0.95, 0.5  # brightest and darkest value, entropy in bits, whatever is usual
 SMALLEST_CONTRAST = 1 / 255
-COLORED = 0.02  # mean difference between an image's largest and smallest channel
 STATISTICS_SIDE = 256  # pixels of the shorter side that sharpness is measured at, as it depends on the scale
 
 

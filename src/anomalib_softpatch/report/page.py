@@ -3,14 +3,14 @@
 
 """The page of a report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from anomalib_softpatch.pages.rendering import figure, render_page
-from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.pages.rendering import Figure, figure, render_page
+from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.quality import inspection_curve
 
 # Images on the page, the most suspicious ones: a browser shows that many, and nobody looks at more
@@ -29,22 +29,29 @@ QUALITY = {
 }
 
 
-def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -> str:
+def render(
+    findings: Findings, thumbnails: dict[int, str], folder: str | Path, evidence: Mapping[int, Figure] | None = None
+) -> str:
     """Write the page of the images, at most the 5,000 most suspicious ones.
 
     Args:
         findings: Findings of the set.
         thumbnails: Link to the drawing of each image, by its index; images that could not be drawn are left out.
         folder: Folder that the page will lie in.
+        evidence: Why images are thought odd, by their indices: ``nearest_drawn`` is a link to a drawing, ``difference``
+            what :func:`~anomalib_softpatch.pages.rendering.shown_difference` returns. Default: of none.
 
     Returns:
         HTML text.
     """
+    evidence = evidence or {}
     table = findings.table[:MOST_SHOWN].astype(object)
     rows = table.where(table.notna(), None).to_dict("records")
     for index, row in zip(findings.order[:MOST_SHOWN], rows, strict=True):
         row.update(figure(row["path"], findings.names[index], thumbnails.get(index), folder))
         row["findings"] = findings.oddities[index] if findings.oddities else []
+        row.update(evidence.get(index, {}))
+        row["nearest"] = [_place(findings, each) for each in findings.nearest.get(index, [])]
     level = findings.noise_level
     other = findings.other_folder
     copies = [] if other is None else [(copy.path, copy.reason) for copy in other.copies]
@@ -71,6 +78,13 @@ def render(findings: Findings, thumbnails: dict[int, str], folder: str | Path) -
         curve=_curve(findings),
         other=other,
     )
+
+
+def _place(findings: Findings, patch: NearestPatch) -> str:
+    """Return where a patch is, for people."""
+    grid = findings.scores.shape[1], findings.scores.shape[2]
+    x, y = findings.regions[patch.image].patch_center(patch.row, patch.column, grid)
+    return f"{findings.names[patch.image]} at {x}, {y}"
 
 
 def self_check_block(lines: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ from anomalib_softpatch.options import LOF_K, THRESHOLD, check
 from anomalib_softpatch.report.copies import Copy, OtherFolder, find_copies
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import visible_region
+from anomalib_softpatch.report.look_alikes import with_look_alikes
 from anomalib_softpatch.report.oddities import ImageStatistics, find_oddities, image_statistics
 from anomalib_softpatch.text import counted
 
@@ -165,11 +166,10 @@ def rank_images(
             compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood, progress=progress
         )
         scores = scored.fused.float().cpu()
-        kept = keep_mask(scores, threshold)
-    return Findings(
+    findings = Findings(
         paths=[str(item.path) for item in read],
         scores=scores[groups],
-        kept=kept[groups],
+        kept=keep_mask(scores, threshold)[groups],
         regions=[visible_region(transform, (item.statistics.width, item.statistics.height)) for item in read],
         groups=groups,
         oddities=find_oddities([item.statistics for item in read]),
@@ -190,6 +190,7 @@ def rank_images(
         other_folder=other_folder,
         largest_value=largest_value,
     )
+    return with_look_alikes(findings, compared, neighborhood)
 
 
 def _choose_size(

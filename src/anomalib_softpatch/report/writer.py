@@ -11,14 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+from PIL import Image
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.files import atomic_output, check_writable
 from anomalib_softpatch.images.paths import in_spreadsheet
-from anomalib_softpatch.pages.drawing import JPEG_QUALITY
-from anomalib_softpatch.pages.rendering import is_page
-from anomalib_softpatch.report.drawing import image_pair
+from anomalib_softpatch.pages.drawing import JPEG_QUALITY, difference
+from anomalib_softpatch.pages.rendering import Figure, is_page, shown_difference
+from anomalib_softpatch.report.drawing import image_pair, nearest_patches
 from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.look_alikes import MOST_EXPLAINED
 from anomalib_softpatch.report.page import MOST_SHOWN, render, with_self_check
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def _is_replaceable(path: Path) -> bool:
     if not path.exists():
         return True
     if path.name == THUMBNAILS:
-        return path.is_dir() and all(re.fullmatch(r"\d+\.jpg", file.name) for file in path.iterdir())
+        return path.is_dir() and all(re.fullmatch(r"\d+(_nearest|_copy)?\.jpg", file.name) for file in path.iterdir())
     beginnings = {
         IMAGES: b"rank,path,image_score,",
         SKIPPED: b"path,reason",
@@ -130,19 +132,36 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
     (folder / THUMBNAILS).mkdir()
     thumbnails = {}
+    evidence: dict[int, Figure] = {}
     for rank, index in enumerate(findings.order[:MOST_SHOWN], start=1):
-        name = f"{rank:05}.jpg"
-        if _draw(findings, index, folder / THUMBNAILS / name):
-            thumbnails[index] = f"{THUMBNAILS}/{name}"
-    (folder / PAGE).write_text(render(findings, thumbnails, final_folder), encoding="utf-8")
+        name = f"{rank:05}"
+        try:
+            _save(image_pair(findings, index), folder / THUMBNAILS / f"{name}.jpg")
+        except ValueError as error:  # gone or changed since it was scored
+            logger.warning("%s is not shown in the noise report: %s", findings.paths[index], error)
+            continue
+        thumbnails[index] = f"{THUMBNAILS}/{name}.jpg"
+        if rank <= MOST_EXPLAINED:
+            try:
+                evidence[index] = _draw_evidence(findings, index, folder, f"{THUMBNAILS}/{name}")
+            except ValueError as error:  # another image has
+                logger.warning("%s is shown without images like it: %s", findings.paths[index], error)
+    (folder / PAGE).write_text(render(findings, thumbnails, final_folder, evidence), encoding="utf-8")
 
 
-def _draw(findings: Findings, index: int, file: Path) -> bool:
-    """Draw an image; one that has gone or changed since it was scored is left out."""
-    try:
-        pair = image_pair(findings, index)
-    except ValueError as error:
-        logger.warning("%s is not shown in the noise report: %s", findings.paths[index], error)
-        return False
-    pair.save(file, "JPEG", quality=JPEG_QUALITY)
-    return True
+def _draw_evidence(findings: Findings, index: int, folder: Path, name: str) -> Figure:
+    """Draw why an image is thought odd; return what the page shows of it."""
+    shown: Figure = {}
+    if findings.nearest.get(index):
+        _save(nearest_patches(findings, index), folder / f"{name}_nearest.jpg")
+        shown["nearest_drawn"] = f"{name}_nearest.jpg"
+    if index in findings.copies:
+        copy = findings.copies[index]
+        drawn, largest = difference(findings.paths[index], findings.paths[copy], findings.largest_value)
+        _save(drawn, folder / f"{name}_copy.jpg")
+        shown["difference"] = shown_difference(f"{name}_copy.jpg", findings.names[copy], largest)
+    return shown
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    image.save(file, "JPEG", quality=JPEG_QUALITY)

@@ -10,13 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from anomalib_softpatch.images.appearance import Appearance, appearance, mean_colors
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.options import FALSE_ALARMS, check
@@ -42,6 +43,7 @@ from anomalib_softpatch.text import counted, shown
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
 INTERRUPTED = 130
 PAUSE = 0.5  # seconds between two looks into a folder that is watched
+WATCHED = 100  # images of a folder that is watched, the last ones, that are compared with the training images
 
 
 def predict(
@@ -108,7 +110,9 @@ def predict(
         said = {path: (row.verdict, row.score) for path, row in log.predictions(paths).items()}
     sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
     if said:
-        sys.stdout.write("".join(f"{line}\n" for line in _remarks(run.training, said, decided, false_alarms)))
+        sys.stdout.writelines(f"{line}\n" for line in _remarks(run, said, decided, false_alarms))
+    if watch:
+        sys.stdout.writelines(f"{line}\n" for line in run.news())
     if run.verdicts[UNREADABLE]:
         raise SystemExit(SOME_UNREADABLE)
 
@@ -148,11 +152,12 @@ def _found(images: Path) -> tuple[list[str], list[str], list[Path]]:
 
 
 def _remarks(
-    training: TrainingFacts, said: Mapping[str, tuple[str, float]], decided: Decided | None, false_alarms: float
+    run: "Run", said: Mapping[str, tuple[str, float]], decided: Decided | None, false_alarms: float
 ) -> list[str]:
     """Return what a run as a whole says: whether the images are like the training images, and what can be promised."""
-    remark = training.remark([score for word, score in said.values() if word != UNREADABLE])
-    lines = [remark] if remark else []
+    training = run.training
+    scores = [score for word, score in said.values() if word != UNREADABLE]
+    lines = list(training.remarks(scores, [image for image, _ in run.scored]).values())
     return lines if decided is None else [*lines, *about(decided.without(training.names), said, false_alarms)]
 
 
@@ -166,6 +171,10 @@ class Run:
         device: Device for a checkpoint.
         exported: Whether it is an exported model.
         page: Page that the images are drawn for; ``None`` for no page.
+
+    Attributes:
+        scored: How the images look that this run has scored, and their scores; in a folder that is watched, the last
+            :data:`WATCHED`.
     """
 
     def __init__(
@@ -179,12 +188,14 @@ class Run:
     ) -> None:
         self.log = log
         self.verdicts: Counter[str] = Counter()
+        self.scored: deque[tuple[Appearance, float]] = deque()
         self._file = file
         self._name = name
         self._device = device
         self._exported = exported
         self._page = page
         self._model: Predictor | None = None
+        self._said: set[str] = set()
 
     @property
     def training(self) -> TrainingFacts:
@@ -204,7 +215,9 @@ class Run:
             if path in earlier and earlier[path].verdict != UNREADABLE:
                 self.verdicts[earlier[path].verdict] += 1
             else:
-                self._tell(self._judge(path), earlier)
+                prediction, image = self._judge(path)
+                self._note(prediction, image)
+                self._tell(prediction, earlier)
         if self._page is not None:
             self._write(self._page)
 
@@ -216,6 +229,7 @@ class Run:
             heartbeat: Seconds between two lines that say what has been done.
         """
         self._load()  # what is wrong with the model is said at once, and the first image need not wait
+        self.scored = deque(maxlen=WATCHED)
         arrivals = Arrivals(folder)
         earlier: dict[str, Prediction] | None = None
         beat = time.monotonic()
@@ -229,9 +243,10 @@ class Run:
                 assert earlier is not None
                 row = earlier.get(str(path))
                 if row is None or row.verdict == UNREADABLE:
-                    prediction = self._judge(str(path))
+                    prediction, image = self._judge(str(path))
                     if prediction.verdict == UNREADABLE and not arrivals.given_up(path, time.monotonic()):
                         continue
+                    self._note(prediction, image)
                     self._tell(prediction, earlier)
                 earlier.pop(str(path), None)
                 arrivals.done(path)
@@ -247,8 +262,21 @@ class Run:
         trouble = f"; {arrivals.trouble}" if arrivals.trouble else ""
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         sys.stdout.write(f"{now} watching {shown(folder)}: {summary(self.verdicts)}{waiting}{trouble}\n")
+        sys.stdout.writelines(f"{line}\n" for line in self.news())
         sys.stdout.flush()
         return time.monotonic()
+
+    def news(self) -> list[str]:
+        """Return what was not so when this was last asked: lines about the last images, by which they differ."""
+        remarks = self.training.remarks([score for _, score in self.scored], [image for image, _ in self.scored])
+        lines = [line for name, line in remarks.items() if name not in self._said]
+        self._said = set(remarks)
+        return lines
+
+    def _note(self, prediction: Prediction, image: Appearance | None) -> None:
+        """Note how an image looks that was scored."""
+        if image is not None and prediction.verdict != UNREADABLE:
+            self.scored.append((image, prediction.score))
 
     def _earlier(self, paths: Sequence[str]) -> dict[str, Prediction]:
         """Return what earlier runs have said of files that are as they were then."""
@@ -264,13 +292,13 @@ class Run:
             self._model = load_checkpoint(self._file, self._device)
         return self._model
 
-    def _judge(self, path: str) -> Prediction:
-        """Return what there is to be said of a file, whatever is wrong with it."""
+    def _judge(self, path: str) -> tuple[Prediction, Appearance | None]:
+        """Return what there is to be said of a file, whatever is wrong with it, and how it looks if it can be read."""
         modified = time_of_change(path)
 
-        def unreadable(reason: str) -> Prediction:
+        def unreadable(reason: str) -> tuple[Prediction, None]:
             nan = float("nan")
-            return Prediction(path, nan, nan, UNREADABLE, None, None, reason, modified, self._name)
+            return Prediction(path, nan, nan, UNREADABLE, None, None, reason, modified, self._name), None
 
         if Path(path).is_dir():
             return unreadable(LINKED_FOLDER if Path(path).is_symlink() else "folder cannot be read")
@@ -290,7 +318,10 @@ class Run:
         prediction = Prediction(path, score, predictor.threshold, said, x, y, "", modified, self._name)
         if self._page is not None:
             self._page.draw(prediction, anomaly_map, predictor)
-        return prediction
+        try:
+            return prediction, appearance(path, mean_colors(image))
+        except OSError:  # gone since it was scored
+            return prediction, None
 
     def _write(self, page: PredictionPage) -> None:
         """Write the page of all images of the table, and draw those that no run has drawn yet."""
@@ -299,7 +330,7 @@ class Run:
             current = each.verdict != UNREADABLE and each.modified == time_of_change(each.path)
             if current and not page.is_drawn(each):
                 self._judge(each.path)
-        page.write(predictions, self._file, self._exported)
+        page.write(predictions, self._file, self._exported, self._load().largest_value)
         sys.stdout.write(f"Page: {page.path}\n")
 
     def _tell(self, prediction: Prediction, earlier: Mapping[str, Prediction]) -> None:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, UNDECIDED, Decision, read_decisions
+from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, Decision, read_decisions
 from anomalib_softpatch.images.finding import find_images
-from anomalib_softpatch.images.paths import from_text, real_folder
+from anomalib_softpatch.images.paths import from_text
 from anomalib_softpatch.text import counted, shown
 
 # Beside the verdicts of decisions: what is said of all images of a folder, or of a list
@@ -88,18 +88,15 @@ def teach(
 
 
 def _said(decisions: Path | None, add: Path | None, add_unlabeled: Path | None, forget: Path | None) -> list[Decision]:
-    """Gather what is said about images; what is said of single images counts before what is said of a folder."""
+    """Gather what is said about images, one by one and of folders."""
     said = [] if decisions is None else read_decisions(decisions)
     if forget is not None:
         lines = forget.read_text(encoding="utf-8-sig").splitlines()
         folder = forget.absolute().parent
         said += [Decision(folder / from_text(line.strip()), FORGET) for line in lines if line.strip()]
-    known = {real_folder(each.path) for each in said if each.verdict != UNDECIDED}
     for images, verdict in ((add, ADD), (add_unlabeled, ADDED)):
         paths = [] if images is None else find_images(images)[0]
-        new = [Path(path) for path in paths if real_folder(Path(path)) not in known]
-        said += [Decision(path, verdict) for path in new]
-        known |= {real_folder(path) for path in new}
+        said += [Decision(Path(path), verdict) for path in paths]
     return said
 
 

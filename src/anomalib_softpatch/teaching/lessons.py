@@ -3,10 +3,9 @@
 
 """From decisions about images to a checkpoint that knows them."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.components.search import NearestNeighborSearch
 from anomalib_softpatch.components.teaching import NO_GROUP, FitRecord, Lesson, make_lesson
+from anomalib_softpatch.images.appearance import Appearance, appearance, mean_colors
 from anomalib_softpatch.images.decisions import (
     ADDED,
     DEFECT,
@@ -84,7 +84,7 @@ def teach_checkpoint(
     images = _Images(module, record, device)
     lessons = {} if replace else {lesson.name: lesson for lesson in module.model.lessons}
     for name, about in images.by_name(decisions, list(lessons.values())).items():
-        lesson = images.lesson(name, about, known=name in lessons)
+        lesson = images.lesson(name, about, lessons.get(name))
         if lesson is not None:
             lessons[name] = lesson
         elif about[0].verdict == FORGET:
@@ -136,11 +136,10 @@ class _Images:
         self.paths: dict[str, Path] = {}
         self._search = NearestNeighborSearch(record.bank)
         self._features: dict[str, torch.Tensor] = {}
+        self._of_folder: set[str] = set()  # names of images of folders of good ones
         self._device = check_device(device)
         module.model.feature_extractor.to(self._device)
         self._transform = getattr(module.pre_processor, "transform", None)
-        # Rows that an image brings that nobody has looked at: as many as a training image has
-        self._most = math.ceil(len(record.bank.features) / len(record.group_of_image))
 
     def by_name(self, decisions: Sequence[Decision], lessons: Sequence[Lesson]) -> dict[str, list[Decision]]:
         """Gather what is said about each image, by what tells it from others.
@@ -167,22 +166,38 @@ class _Images:
                 f"{str(unknown[0])!r} for one."
             )
             raise FileNotFoundError(msg)
-        for about in gathered.values():
+        for name, about in gathered.items():
+            verdicts = {each.verdict for each in about}
+            if ADD in verdicts:
+                self._of_folder.add(name)
+            # What is said of single images counts before what is said of a folder
+            first = [verdicts - {ADD, ADDED}, verdicts & {ADD}, verdicts]
+            counts = next(each for each in first if each)
+            gathered[name] = about = [each for each in about if each.verdict in counts]  # noqa: PLW2901
             by_verdict = {each.verdict: each for each in about}
             if len(by_verdict) > 1:
-                first, second, *_ = by_verdict.values()
+                one, other, *_ = by_verdict.values()
                 msg = (
-                    f"The same image is {first.verdict} as {str(first.path)!r} and {second.verdict} as "
-                    f"{str(second.path)!r}. Leave one of them."
+                    f"The same image is {one.verdict} as {str(one.path)!r} and {other.verdict} as "
+                    f"{str(other.path)!r}. Leave one of them."
                 )
                 raise ValueError(msg)
         return gathered
 
-    def lesson(self, name: str, about: Sequence[Decision], known: bool) -> Lesson | None:
-        """Return the lesson of what is said about an image; ``None`` if nothing new is said."""
+    def lesson(self, name: str, about: Sequence[Decision], known: Lesson | None) -> Lesson | None:
+        """Return the lesson of what is said about an image; ``None`` if nothing new is said.
+
+        Args:
+            name: What tells the image from others.
+            about: What is said.
+            known: What was said of it before; ``None`` for nothing.
+        """
         verdict, path, group = about[0].verdict, about[0].path, self.record.group_of(name)
         of_folder = verdict in {ADD, ADDED}
-        if of_folder and (known or group != NO_GROUP):  # somebody has said something about this one, or it is there
+        was_added = name in self._of_folder or (known is not None and known.of_folder)
+        if of_folder and known is not None and not (verdict == ADD and known.verdict == ADDED):
+            return replace(known, of_folder=was_added)  # somebody has said something about this one
+        if of_folder and group != NO_GROUP:  # it is there
             return None
         if verdict == FORGET:
             verdict = SET_ASIDE
@@ -192,12 +207,13 @@ class _Images:
                 return None
             maps = self.record.maps
             rows, nothing = self.record.bank.features[:0], maps.select(maps.groups < NO_GROUP)
-            return Lesson(name, verdict, to_text(path), group, rows, torch.empty(0, dtype=torch.long), nothing)
-        features = self._extract(path)
+            places = torch.empty(0, dtype=torch.long)
+            return Lesson(name, verdict, to_text(path), group, rows, places, nothing, of_folder=was_added)
+        features, seen = self._extract(path)
         if not of_folder:  # of many images, features would take much memory
             self._features[name] = features
         regions = [each.region for each in about if each.region is not None]
-        return make_lesson(
+        lesson = make_lesson(
             self.record,
             self._search,
             NORMAL if verdict == ADD else verdict,
@@ -206,8 +222,9 @@ class _Images:
             features,
             group,
             region=self._patches(path, regions, features.shape[:2]) if len(regions) == len(about) else None,
-            most=self._most if of_folder else None,
+            most=self.record.rows_of_an_image if of_folder else None,
         )
+        return replace(lesson, appearance=seen, of_folder=was_added)
 
     def ignored(self, mask: Path) -> torch.Tensor | None:
         """Return the patches that a mask touches, boolean of the shape of the grid; ``None`` for a black mask."""
@@ -228,12 +245,13 @@ class _Images:
         seen = visible_region(self._transform, size)
         return torch.stack([true_patches(mask, seen, (grid[0], grid[1])) for mask in masks]).any(dim=0)
 
-    def _extract(self, path: Path) -> torch.Tensor:
+    def _extract(self, path: Path) -> tuple[torch.Tensor, Appearance]:
         try:
-            image = torch.from_numpy(read_image(path, self.module.largest_value)[0])[None]
+            values = read_image(path, self.module.largest_value)[0]
         except UnreadableImageError as error:
             msg = f"{str(path)!r} cannot be read: {error}. Leave it out."
             raise ValueError(msg) from error
+        image = torch.from_numpy(values)[None]
         image = image if self._transform is None else self._transform(image)
         model = self.module.model
         features = model.extract(image.to(self._device)).to(model.memory_bank)[0]
@@ -244,7 +262,7 @@ class _Images:
                 f"{grid[0]} x {grid[1]}: a model that takes images as they are can be taught images of one size only."
             )
             raise ValueError(msg)
-        return features
+        return features, appearance(path, mean_colors(values))
 
     @torch.no_grad()
     def scores(self) -> dict[str, tuple[float, float]]:
@@ -271,6 +289,7 @@ def _summary(verdicts: Iterable[str], change: Change) -> str:
     return (
         f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before "
         f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
-        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). Of {counted(change.scored, 'training image')} "
-        f"scored as if they were new, {change.flipped} have another verdict than before."
+        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). {change.rule} Of "
+        f"{counted(change.scored, 'training image')} scored as if they were new, "
+        f"{change.flipped} have another verdict than before."
     )

@@ -344,3 +344,38 @@ def test_plain_data_and_back(record, tmp_path):
     assert torch.equal(first.bank.radii, second.bank.radii)
     assert torch.equal(first.defects, second.defects)
     assert again.keys == record.keys
+
+
+def farthest_first(start, rows, count):
+    """The definition, in float64: again and again the row that is farthest from all chosen ones."""
+    start, rows = start.double().numpy(), rows.double().numpy()
+    distances = np.linalg.norm(rows[:, None] - start[None], axis=2).min(axis=1)
+    chosen = []
+    for _ in range(count):
+        chosen.append(int(distances.argmax()))
+        distances = np.minimum(distances, np.linalg.norm(rows - rows[chosen[-1]], axis=1))
+    return chosen
+
+
+def test_many_normal_images_bring_no_more_rows_than_the_bank_has(record):
+    """And a training image's share for each: those that are farthest from what is normal and from each other."""
+    generator = torch.Generator().manual_seed(4)
+    strange = 2 * torch.randn(40, HEIGHT, WIDTH, CHANNELS, generator=generator)
+    lessons = [lesson(record, NORMAL, features=each, name=f"new {number:02}") for number, each in enumerate(strange)]
+    all_rows = torch.cat([each.rows for each in lessons])
+    most = len(record.bank.features) + 40 * -(-len(record.bank.features) // IMAGES)
+    assert len(all_rows) > most
+    taught = teach(record, lessons)
+    new = taught.groups > int(record.group_of_image.max())
+    assert int(new.sum()) == most
+    radii = torch.zeros(len(record.groups)) if record.bank.radii is None else record.bank.radii
+    start = record.bank.features[radii <= 0.5 * record.typical]
+    assert len(start)
+    assert torch.equal(taught.bank.features[new], all_rows[sorted(farthest_first(start, all_rows, most))])
+    for order in (lessons[::-1], lessons[7:] + lessons[:7]):
+        assert torch.equal(teach(record, order).bank.features, taught.bank.features)
+    fewer = teach(record, lessons[:3])
+    assert torch.equal(
+        fewer.bank.features[fewer.groups > int(record.group_of_image.max())],
+        torch.cat([each.rows for each in lessons[:3]]),
+    )

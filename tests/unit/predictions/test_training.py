@@ -3,10 +3,14 @@
 
 """What is known of the training images: whether a folder differs as a whole."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
-from anomalib_softpatch.predictions.training import FEWEST, TrainingFacts
+from anomalib_softpatch.images.appearance import FEWEST, Appearance, UsualAppearance
+from anomalib_softpatch.predictions.training import TrainingFacts
 
 FACTS = TrainingFacts(scores=(0.3, 0.4, 0.5))
 
@@ -29,3 +33,17 @@ def test_a_quarter_of_defects_is_no_drift():
 def test_nothing_is_said_of_few_images_or_by_old_models():
     assert FACTS.remark([0.9] * (FEWEST - 1)) == ""
     assert TrainingFacts().remark([0.9] * 50) == ""
+
+
+def test_facts_survive_a_file():
+    """Of a model that knows how its images look, and of one that does not."""
+    looks = UsualAppearance((9.0, 9.0, 9.0), (8.0, 8.0, 8.0), (1.0, 2.0, 3.0), {"gray, 8 bits": 1.0})
+    for facts in (TrainingFacts(("a",), (0.3, 0.4, 0.5), looks), TrainingFacts(("a",)), TrainingFacts()):
+        assert TrainingFacts.from_plain(json.loads(json.dumps(asdict(facts)))) == facts
+    assert TrainingFacts.from_plain({}) == TrainingFacts()
+
+
+def test_old_models_say_nothing_of_how_images_look():
+    images = [Appearance(9, 9, "gray, 8 bits", 90.0)] * FEWEST
+    assert FACTS.remarks([0.9] * FEWEST, images).keys() == {"score"}
+    assert TrainingFacts().remarks([0.9] * FEWEST, images) == {}

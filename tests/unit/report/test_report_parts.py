@@ -19,11 +19,14 @@ from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resize
 
 from anomalib_softpatch.components import keep_mask
+from anomalib_softpatch.images.reading import read_part
+from anomalib_softpatch.pages.drawing import GAP
 from anomalib_softpatch.report import writer
-from anomalib_softpatch.report.drawing import image_pair
-from anomalib_softpatch.report.findings import Findings
+from anomalib_softpatch.report.drawing import PART, image_pair, nearest_patches
+from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
 from anomalib_softpatch.report.image_scores import image_scores, peaks, removed_shares
+from anomalib_softpatch.report.look_alikes import with_look_alikes
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
 from anomalib_softpatch.report.page import self_check_block, with_self_check
 from anomalib_softpatch.report.quality import detection_quality, images_to_inspect, inspection_curve
@@ -400,3 +403,63 @@ def test_a_later_self_check_takes_the_place_of_an_earlier_one():
     assert "Second." not in twice
     assert with_self_check(twice, []) == written
     assert with_self_check("<h1>of an earlier version</h1>", ["Other."]) == "<h1>of an earlier version</h1>"
+
+
+def test_the_oddest_patch_is_drawn_beside_its_nearest(tmp_path: Path) -> None:
+    """In the middle of each square: the black one of the image, gray ones of others."""
+    nearest = {BAD: [NearestPatch(0, 1, 2, 1.0), NearestPatch(5, 0, 0, 2.0)]}
+    findings = make_findings(tmp_path / "images", nearest=nearest)
+    strip = np.asarray(nearest_patches(findings, BAD)).astype(int)
+    assert strip.shape == (PART, 3 * PART + 2 * GAP, 3)
+    middles = [strip[PART // 2, number * (PART + GAP) + PART // 2, 0] for number in range(3)]
+    assert middles[0] < 10
+    assert all(abs(middle - 160) < 5 for middle in middles[1:])
+    assert strip[: PART // 7, -PART:].max() < 10  # beyond the corner of the image there is nothing
+
+
+def test_a_part_of_an_image_is_what_it_shows(tmp_path: Path) -> None:
+    """Against a crop by hand, of a large JPEG file that is decoded smaller, too."""
+    gradient = np.linspace(0, 255, 1200).round().astype(np.uint8)
+    pixels = np.stack(
+        [np.tile(gradient, (800, 1)), np.tile(gradient[:800, None], (1, 1200)), np.full((800, 1200), 9)], 2
+    )
+    for name in ("image.png", "image.jpg"):
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name, quality=95)
+        part = np.asarray(read_part(tmp_path / name, (600.0, 200.0, 1000.0, 600.0), 50)).astype(int)
+        expected = pixels[204:600:8, 604:1000:8].astype(int)
+        assert np.abs(part - expected)[1:-1, 1:-1].max() <= 6
+
+
+def test_look_alikes_are_those_of_the_features(tmp_path: Path) -> None:
+    """Two images with the same odd patch at other places, one of them copied."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 6, 8, generator=generator) + 0.1 * torch.randn(20, 4, 6, 8, generator=generator)
+    odd = 5 * torch.randn(8, generator=generator)
+    features[2, 0, 1], features[9, 3, 3], features[12, 2, 2] = odd, odd + 0.05, -odd
+    scores = torch.linalg.vector_norm(features - features.mean(dim=0), dim=3)
+    groups = torch.tensor([*range(20), 9])  # the last one is a copy of number 9
+    findings = make_findings(tmp_path / "images", count=21, groups=groups)
+    findings = Findings(**(vars(findings) | {"scores": scores[groups]}))
+    seen = with_look_alikes(findings, features, 1)
+    assert [number for number, group in enumerate(seen.look_alike_groups) if group == 1] == [2, 9, 20]
+    assert set(seen.look_alike_groups) == {1, None}
+    assert seen.table["look_alike_group"].notna().sum() == 3
+    for image, place in ((2, (0, 1)), (20, (3, 3))):
+        others = [(each.image, each.row, each.column) for each in seen.nearest[image]]
+        assert len({other for other, _, _ in others}) == 3
+        assert all(max(abs(row - place[0]), abs(column - place[1])) <= 1 for _, row, column in others)
+        assert image not in {other for other, _, _ in others}
+    page = write_report(seen, tmp_path / "report").read_text(encoding="utf-8")
+    assert page.count("the same odd thing in 3 images") == 3
+    assert page.count("Why it is thought odd") == 21
+    assert page.count("Difference from a copy") == 2
+
+
+def test_an_image_is_shown_although_one_that_is_like_it_has_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    findings = make_findings(tmp_path / "images", nearest={BAD: [NearestPatch(0, 1, 2, 1.0)]})
+    Path(findings.paths[0]).unlink()
+    page = write_report(findings, tmp_path / "report").read_text(encoding="utf-8")
+    assert page.count("The file could not be drawn.") == 1
+    assert "003.png is shown without images like it" in caplog.text

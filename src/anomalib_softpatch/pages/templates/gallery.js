@@ -38,6 +38,8 @@
     for (const button of figure.querySelectorAll("button.verdict")) {
       button.setAttribute("aria-pressed", String(button.value === decision));
     }
+    const all = figure.querySelector("button.all");
+    if (all) all.disabled = !decision;
     const link = figure.querySelector("a.larger");
     link.querySelector(".box")?.remove();
     if (region && link.querySelector("img")) {
@@ -80,6 +82,12 @@
     change(some.filter((figure) => decisions.get(figure) !== decision).map((figure) => [figure, decision]));
   }
 
+  // One decision for all images that show the same odd thing; those that were decided about stay as they are
+  function decideAlike(figure) {
+    const alike = figures.filter((other) => other.dataset.alike === figure.dataset.alike && !decisions.has(other));
+    if (figure.dataset.alike && decisions.has(figure)) decide(alike, decisions.get(figure));
+  }
+
   // What has a region is a defect; without one, the whole image is meant
   function mark(figure, region) {
     if (String(regions.get(figure)) === String(region)) return;
@@ -98,11 +106,13 @@
   // Filter and order
 
   function filter() {
-    const [decision, group, finding] = ["decision", "group", "finding"].map((id) => find(id)?.value ?? "");
+    const values = ["decision", "group", "alike", "finding"].map((id) => find(id)?.value ?? "");
+    const [decision, group, alike, finding] = values;
     const text = find("search").value.toLowerCase();
     const matches = (figure) =>
       (!decision || (decisions.get(figure) ?? "undecided") === decision) &&
       (!group || (group === "any" ? figure.dataset.group !== "" : figure.dataset.group === group)) &&
+      (!alike || (alike === "any" ? figure.dataset.alike !== "" : figure.dataset.alike === alike)) &&
       (!finding || JSON.parse(figure.dataset.findings).includes(finding)) &&
       (!text || figure.dataset.name.toLowerCase().includes(text));
     for (const figure of figures) figure.hidden = !matches(figure);
@@ -188,16 +198,20 @@
     const figure = event.target.closest("figure");
     if (!figure) return;
     const button = event.target.closest("button");
-    if (button?.dataset.group) {
-      find("group").value = button.dataset.group;
+    const chip = ["group", "alike"].find((name) => button?.dataset[name]);
+    if (chip) {
+      find(chip).value = button.dataset[chip];
       filter();
+    } else if (button?.classList.contains("all")) {
+      choose(figure);
+      decideAlike(figure);
     } else if (button) {
       choose(figure);
       decide([figure], button.value);
     } else if (event.target.closest("a.larger") && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
       view(figure);
-    } else if (!event.target.closest("a")) {
+    } else if (!event.target.closest("a, summary")) {
       choose(figure);
     }
   });
@@ -215,8 +229,9 @@
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
     if (event.key in steps) move(steps[event.key]);
     else if (event.key === "u") undo();
+    else if (event.key === "s" && current) decideAlike(current);
     else if (keys.has(event.key) && current) decideAndGoOn(keys.get(event.key));
-    else if (event.key === "Enter" && current && !event.target.closest("a, button")) view(current);
+    else if (event.key === "Enter" && current && !event.target.closest("a, button, summary")) view(current);
     else if (event.key === "r" && current) {
       view(current);
       find("region").focus();
@@ -378,7 +393,7 @@
 
   find("undo").addEventListener("click", undo);
   find("order").addEventListener("change", order);
-  for (const id of ["decision", "group", "finding"]) find(id)?.addEventListener("change", filter);
+  for (const id of ["decision", "group", "alike", "finding"]) find(id)?.addEventListener("change", filter);
   find("search").addEventListener("input", filter);
   try {
     for (const [id, decision, region] of JSON.parse(localStorage.getItem(key)) ?? []) {

@@ -1,0 +1,112 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Look-alikes: what a suspicious patch is nearest to in other images, and which images show the same odd thing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+BLOCK = 2**24  # distances at a time
+
+
+@dataclass(frozen=True)
+class NearestInImages:
+    """The nearest patch of each image to some patches.
+
+    Attributes:
+        images: Image of each of the patches, shape ``(q,)``.
+        distances: To the nearest patch that it may be compared with, of every image, shape ``(q, images)``; infinite
+            for the patch's own image.
+        places: Position of that patch in the grid, shape ``(q, images)``.
+        anywhere: Distance to the nearest of all patches of every image, likewise.
+    """
+
+    images: torch.Tensor
+    distances: torch.Tensor
+    places: torch.Tensor
+    anywhere: torch.Tensor
+
+    def nearest(self, query: int, count: int) -> list[tuple[int, int, float]]:
+        """Return image, position and distance of the patches that are nearest, one of each image, nearest first.
+
+        Args:
+            query: Number of the patch.
+            count: How many, if there are as many images.
+        """
+        order = self.distances[query].sort(stable=True)
+        found = zip(order.indices[:count].tolist(), order.values[:count].tolist(), strict=True)
+        return [(image, int(self.places[query, image]), each) for image, each in found if each < float("inf")]
+
+
+@torch.no_grad()
+def nearest_in_images(
+    features: torch.Tensor, images: Sequence[int], places: Sequence[int], neighborhood: int | Literal["image"]
+) -> NearestInImages:
+    """Find the nearest patch of each image to some patches.
+
+    Args:
+        features: Features of all patches, shape ``(images, height, width, channels)``.
+        images: Image of each of the patches.
+        places: Position of each of the patches in the grid.
+        neighborhood: Compare patches up to so many grid positions away, or of the whole image (``"image"``).
+    """
+    count, height, width, channels = features.shape
+    own = torch.tensor(images, dtype=torch.long, device=features.device)
+    at = torch.tensor(places, dtype=torch.long, device=features.device)
+    flat = features.reshape(count, height * width, channels)
+    queries = flat[own, at]
+    rows, columns = at // width, at % width
+    grid = torch.arange(height * width, device=features.device)
+    if neighborhood == "image":
+        compared = torch.ones(len(own), height * width, dtype=torch.bool, device=features.device)
+    else:
+        away = torch.maximum((rows[:, None] - grid // width).abs(), (columns[:, None] - grid % width).abs())
+        compared = away <= neighborhood
+    step = max(1, BLOCK // max(1, len(own) * height * width))
+    distances, nearest, anywhere = [], [], []
+    for part in flat.split(step):
+        every = torch.cdist(queries, part.reshape(-1, channels)).view(len(own), len(part), height * width)
+        anywhere.append(every.amin(dim=2))
+        least = every.masked_fill_(~compared[:, None], torch.inf).min(dim=2)
+        distances.append(least.values)
+        nearest.append(least.indices)
+    joined = [torch.cat(each, dim=1) for each in (distances, nearest, anywhere)]
+    for each in (joined[0], joined[2]):
+        each.scatter_(1, own[:, None], torch.inf)
+    return NearestInImages(own.cpu(), joined[0].cpu(), joined[1].cpu(), joined[2].cpu())
+
+
+def look_alike_groups(anywhere: torch.Tensor, images: Sequence[int]) -> list[list[int]]:
+    """Group suspicious images that show the same odd thing.
+
+    Two of them do if the oddest patch of either is nearer to the other image, wherever in it, than to all images that
+    are not suspicious. By chance the nearest of ``n + 1`` images is that one in one of ``n + 1`` cases only, and in
+    both directions more seldom. In a group, this is so of every pair (complete linkage).
+
+    Args:
+        anywhere: Distance of the oddest patch of each suspicious image to the nearest patch of every image, infinite
+            for its own, shape ``(q, all images)``.
+        images: Number of each suspicious image among all, ``q`` of them.
+
+    Returns:
+        The images of each group of two or more, as places in the order given; the groups in the order of their first.
+    """
+    usual = torch.ones(anywhere.shape[1], dtype=torch.bool)
+    usual[list(images)] = False
+    if len(images) < 2 or not bool(usual.any()):  # noqa: PLR2004  # nothing to group, or to compare with
+        return []
+    to_usual = anywhere[:, usual].amin(dim=1).double()
+    between = anywhere[:, list(images)].double()
+    ratios = torch.where(between < to_usual[:, None], between / to_usual[:, None], torch.inf)
+    apart = torch.maximum(ratios, ratios.T).clamp(max=2.0).fill_diagonal_(0).numpy()  # 2: more than 1, and finite
+    numbers = fcluster(linkage(squareform(apart, checks=False), "complete"), np.nextafter(1, 0), "distance")
+    groups: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers.tolist()):
+        groups.setdefault(number, []).append(place)
+    return [group for group in groups.values() if len(group) > 1]

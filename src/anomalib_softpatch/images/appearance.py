@@ -1,0 +1,191 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How images look as a whole: size, color and brightness, by which other images than those of training are told.
+
+No torch is imported: machines that run exported files may not have the time for it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from anomalib_softpatch.images.reading import displayed_size
+
+FEWEST = 10  # images of which a median is worth a line
+USUAL = 0.98  # share of the training images that the range in a line is of
+MATTERS = 0.02  # of white, or of the usual width or height: a smaller difference is no news
+COLORED = 0.02  # mean difference between an image's largest and smallest channel
+GRID = 16  # cells on a side of which the mean colors are taken: they hardly depend on the size of the image
+WHITE = 255
+Quantiles: TypeAlias = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """How an image looks as a whole.
+
+    Attributes:
+        width: Pixels, as it is displayed.
+        height: Pixels, likewise.
+        kind: ``"gray, 8 bits"``, ``"color, 8 bits"``, ``"gray, 16 bits"`` and so on.
+        brightness: Mean of all values, from 0 to 255 however many bits they have.
+    """
+
+    width: int
+    height: int
+    kind: str
+    brightness: float
+
+
+def mean_colors(values: np.ndarray) -> np.ndarray:
+    """Return the mean colors of the cells of a grid over an image.
+
+    Args:
+        values: Shape ``(3, height, width)``, in [0, 1].
+
+    Returns:
+        Shape ``(3, rows, columns)``. Rows and columns of pixels that do not fill a cell are left out.
+    """
+    _, height, width = values.shape
+    rows, columns = min(GRID, height), min(GRID, width)
+    high, wide = height // rows, width // columns
+    cells = values[:, : rows * high, : columns * wide].reshape(3, rows, high, columns, wide)
+    return cells.mean(axis=(2, 4))
+
+
+def appearance(path: str | Path, colors: np.ndarray) -> Appearance:
+    """Say how an image looks, from the header of its file and from what has been read of it. Nothing is decoded.
+
+    Args:
+        path: Image file.
+        colors: From :func:`mean_colors`.
+
+    Raises:
+        OSError: If the file is not there, or is not an image.
+    """
+    with Image.open(path) as image:
+        width, height = displayed_size(image)
+        mode = image.mode
+    color = float((colors.max(axis=0) - colors.min(axis=0)).mean()) > COLORED
+    depth = {"F": "floating-point", "I": "32 bits"}.get(mode, "16 bits" if mode.startswith("I;16") else "8 bits")
+    return Appearance(width, height, f"{'color' if color else 'gray'}, {depth}", WHITE * float(colors.mean()))
+
+
+@dataclass(frozen=True)
+class UsualAppearance:
+    """How many images look, as figures that do not grow with their number.
+
+    Attributes:
+        width: 1, 50 and 99 % quantiles of the width.
+        height: Likewise.
+        brightness: Likewise.
+        kinds: Share of the images of each kind.
+    """
+
+    width: Quantiles
+    height: Quantiles
+    brightness: Quantiles
+    kinds: Mapping[str, float]
+
+    @classmethod
+    def of(cls, images: Sequence[Appearance]) -> "UsualAppearance | None":
+        """Sum up how images look.
+
+        Args:
+            images: The images; of fewer than :data:`FEWEST` nothing is said.
+        """
+        if len(images) < FEWEST:
+            return None
+        kinds = Counter(each.kind for each in images)
+        return cls(
+            _quantiles([each.width for each in images]),
+            _quantiles([each.height for each in images]),
+            _quantiles([each.brightness for each in images]),
+            {kind: number / len(images) for kind, number in kinds.most_common()},
+        )
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any] | None) -> "UsualAppearance | None":
+        """Return what :func:`dataclasses.asdict` was given.
+
+        Args:
+            data: Its values by name; ``None`` or nothing for none.
+        """
+        if not data:
+            return None
+        width, height, brightness = (tuple(data[name]) for name in ("width", "height", "brightness"))
+        return cls(width, height, brightness, dict(data["kinds"]))
+
+    def remarks(self, images: Sequence[Appearance]) -> dict[str, str]:
+        """Return a line for each way in which other images differ as a whole.
+
+        Their median counts, so that a few that differ are nothing. It differs where it lies outside of what 98 % of the
+        usual images have, and by more than is nothing to a model.
+
+        Args:
+            images: The other images; of fewer than :data:`FEWEST` nothing is said.
+
+        Returns:
+            Lines by ``"size"``, ``"kind"`` and ``"brightness"``.
+        """
+        other = UsualAppearance.of(images)
+        if other is None:
+            return {}
+        lines = {}
+        if any(_differs(other, self, name, getattr(self, name)[1]) for name in ("width", "height")):
+            lines["size"] = (
+                f"These images have another size than the training images: {_size(other)} pixels (width x height) "
+                f"against {_size(self)} ({USUAL:.0%} of the training images are {_range(self.width)} pixels wide and "
+                f"{_range(self.height)} high)."
+            )
+        kind, share = next(iter(other.kinds.items()))
+        if share > 0.5 and self.kinds.get(kind, 0) <= 1 - USUAL:  # noqa: PLR2004  # most of them
+            usual, usual_share = next(iter(self.kinds.items()))
+            lines["kind"] = (
+                f"These images are of another kind than the training images: {share:.0%} are {kind}, as "
+                f"{self.kinds.get(kind, 0):.0%} of the training images are, of which {usual_share:.0%} are {usual}."
+            )
+        if _differs(other, self, "brightness", WHITE):
+            word = "darker" if other.brightness[1] < self.brightness[1] else "lighter"
+            lines["brightness"] = (
+                f"These images are {word} than the training images: mean brightness {other.brightness[1]:.0f} of "
+                f"{WHITE} against {self.brightness[1]:.0f} ({USUAL:.0%} of the training images lie between "
+                f"{self.brightness[0]:.0f} and {self.brightness[2]:.0f})."
+            )
+        return {name: line.replace("%", " %") for name, line in lines.items()}
+
+
+def appearances_to_plain(images: Sequence[Appearance]) -> list[list[Any]]:
+    """Return images as plain data."""
+    return [list(astuple(each)) for each in images]
+
+
+def appearances_from_plain(data: Sequence[Sequence[Any]]) -> tuple[Appearance, ...]:
+    """Return what :func:`appearances_to_plain` was given."""
+    return tuple(Appearance(*each) for each in data)
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles:
+    low, middle, high = np.quantile(np.asarray(values, dtype=np.float64), [(1 - USUAL) / 2, 0.5, (1 + USUAL) / 2])
+    return float(low), float(middle), float(high)
+
+
+def _differs(other: UsualAppearance, usual: UsualAppearance, name: str, whole: float) -> bool:
+    low, middle, high = getattr(usual, name)
+    median = getattr(other, name)[1]
+    return not low <= median <= high and abs(median - middle) > MATTERS * whole
+
+
+def _size(images: UsualAppearance) -> str:
+    return f"{images.width[1]:.0f} x {images.height[1]:.0f}"
+
+
+def _range(quantiles: Quantiles) -> str:
+    low, high = f"{quantiles[0]:.0f}", f"{quantiles[2]:.0f}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,60 @@
+# Copyright (C) 2026 The anomalib-softpatch authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Why images of a report are thought odd: what they are nearest to, and which others show the same."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from anomalib_softpatch.components.duplicates import representatives
+from anomalib_softpatch.components.look_alikes import look_alike_groups, nearest_in_images
+from anomalib_softpatch.report.findings import Findings, NearestPatch
+from anomalib_softpatch.report.image_scores import peaks
+
+MOST_EXPLAINED = 50  # images, the most suspicious ones
+# Of the images, likewise, look-alikes are found among: more where more stand out, but at most half of all
+COMPARED_SHARE, MOST_COMPARED = 0.2, 200
+NEAREST = 3  # images that a patch is shown with
+
+
+def with_look_alikes(findings: Findings, features: torch.Tensor, neighborhood: int | Literal["image"]) -> Findings:
+    """Add to findings what their most suspicious images are nearest to, and which of them show the same odd thing.
+
+    Copies of an image count as that image.
+
+    Args:
+        findings: Findings of a set, with groups of duplicates.
+        features: Features of one image of each group, shape ``(groups, height, width, channels)``.
+        neighborhood: With which patches of other images patches were compared.
+
+    Returns:
+        The findings, and both.
+    """
+    assert findings.groups is not None
+    first, group_of_image = representatives(findings.groups), findings.groups.tolist()
+    order = list(dict.fromkeys(group_of_image[index] for index in findings.order))
+    above = int((findings.image_scores[first] > findings.noise_level.score).sum())
+    odd = order[: min(max(above, round(COMPARED_SHARE * len(order))), len(order) // 2, MOST_COMPARED)]
+    queries = list(dict.fromkeys([*odd, *order[:MOST_EXPLAINED]]))
+    width = findings.scores.shape[2]
+    _, rows, columns = peaks(findings.scores[first])
+    places = (rows * width + columns).tolist()
+    found = nearest_in_images(features, queries, [places[group] for group in queries], neighborhood)
+    nearest_of_group = {
+        group: [
+            NearestPatch(int(first[other]), place // width, place % width, distance)
+            for other, place, distance in found.nearest(number, NEAREST)
+        ]
+        for number, group in enumerate(queries)
+    }
+    shown = findings.order[:MOST_EXPLAINED]
+    look_alikes = torch.full((len(first),), -1)
+    for number, members in enumerate(look_alike_groups(found.anywhere[: len(odd)], odd)):
+        look_alikes[[odd[place] for place in members]] = number
+    return replace(
+        findings,
+        nearest={index: nearest_of_group[group_of_image[index]] for index in shown},
+        look_alikes=look_alikes[findings.groups],
+    )
