@@ -28,6 +28,7 @@ from PIL import Image
 from anomalib_softpatch.cleaning import stages as cleaning
 from anomalib_softpatch.cleaning.command import clean_train
 from anomalib_softpatch.components import memory_bank
+from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 from anomalib_softpatch.report import ranking
 from common import PeakMemory, accuracy_parser, describe_machine, in_process, print_table, save_results
@@ -87,9 +88,7 @@ def run(options: argparse.Namespace, count: int) -> Stages:
             clean_train(
                 folder,
                 output,
-                backbone=options.backbone,
-                layers=options.layers,
-                image_size=options.image_size,
+                extraction=Extraction(options.backbone, options.layers, options.image_size),
                 model_options={"coreset_sampling_ratio": options.coreset},
                 export="none",
             )

@@ -369,7 +369,7 @@ def test_a_page_has_no_more_images_than_a_browser_shows(
 ) -> None:
     monkeypatch.setattr(page, "MOST_SHOWN", 5)
     monkeypatch.setattr(writer, "MOST_SHOWN", 5)
-    report(folder, tmp_path / "out", small_backbone, LAYERS, image_size=64)
+    report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64))
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "shows the 5 most suspicious images" in text
     assert "<b>12</b>images looked at" in text
