@@ -161,6 +161,25 @@ def test_folders_and_undecided_rows_replace_nothing(folder, taught, run):
         "variant.png": "normal", "spot.png": "defect", "variant0.png": "normal", "variant1.png": "normal",
         "0.png": "normal", "1.png": "normal", "2.png": "normal",
     }  # fmt: skip
+    # What is in a folder of good images is part of it, whatever was said before
+    chosen_by_nobody = {
+        Path(each.path).name for each in load_model(folder / "added.ckpt").model.lessons if each.of_folder
+    }
+    assert chosen_by_nobody == {"0.png", "1.png", "2.png", "variant0.png"}
+
+
+def test_the_order_of_folders_does_not_matter(folder, checkpoint, run):
+    """Images of which nobody had said anything, and that are then said to be normal."""
+    for number in range(2):
+        save(draw(600 + number), folder / "unsure" / f"{number}.png")
+    run("teach", checkpoint, "--add_unlabeled", "unsure", "--output", "unsure.ckpt")
+    run("teach", folder / "unsure.ckpt", "--add", "unsure", "--output", "sure.ckpt")
+    run("teach", checkpoint, "--add", "unsure", "--add_unlabeled", "unsure", "--output", "at_once.ckpt")
+    first, second = (load_model(folder / name) for name in ("sure.ckpt", "at_once.ckpt"))
+    assert [each.verdict for each in first.model.lessons] == ["normal", "normal"]
+    for name in ("memory_bank", "radii"):
+        assert torch.equal(getattr(first.model, name), getattr(second.model, name)), name
+    assert torch.equal(first.post_processor.image_threshold, second.post_processor.image_threshold)
 
 
 def test_good_images_stay_normal_when_as_many_are_added(folder, checkpoint, run):

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.search.bank import contains
@@ -363,8 +362,7 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     radii = radii.masked_fill(is_normal, 0)
     weights = torch.where(is_normal, bank.weights.clamp(max=record.weight_of_new_rows), bank.weights)
 
-    vouches = stays & (radii <= NORMAL_SHARE * record.typical)
-    rows, row_radii, row_groups = _new_rows(record, lessons, stays, vouches, ignored)
+    rows, row_radii, row_groups = _new_rows(record, lessons, stays, ignored)
     parts = []
     if any(not bool(stays[start:stop].any()) for start, stop in bank.bank_ranges) and not len(rows):
         msg = "Nothing is left of the memory bank: too many of its images are set aside. Train with the others."
@@ -409,31 +407,31 @@ def _counted(lesson: Lesson, rows: torch.Tensor, ignored: torch.Tensor | None) -
 
 
 def _new_rows(
-    record: FitRecord,
-    lessons: Sequence[Lesson],
-    stays: torch.Tensor,
-    vouches: torch.Tensor,
-    ignored: torch.Tensor | None,
+    record: FitRecord, lessons: Sequence[Lesson], stays: torch.Tensor, ignored: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the rows that lessons add, their support radii, and the groups of their images.
 
     Those of normal images are at most as many as the record's memory bank has, and for each image as many more as a
-    training image has in it. Of more, the coreset goes on from the rows of the memory bank that make patches normal.
+    training image has in it. Of more, the coreset goes on from the memory bank: the farthest one again and again.
     """
     device, numbers = record.bank.features.device, groups_of_lessons(record, lessons)
     rows, groups, unsure = [record.bank.features[:0]], [record.groups[:0]], [stays[:0]]
+    scores = [record.bank.weights[:0]]
     for each in lessons:
         if each.verdict in {NORMAL, ADDED}:
             rows.append(_counted(each, each.rows, ignored).to(device))
             groups.append(torch.full((len(rows[-1]),), numbers[each.name], device=device))
             unsure.append(torch.full((len(rows[-1]),), each.verdict == ADDED, device=device))
+            of_rows = each.map.scores[0, 0].flatten()[each.places.to(each.map.scores.device)]
+            scores.append(_counted(each, of_rows, ignored).to(device))
     new, row_groups, are_unsure = torch.cat(rows), torch.cat(groups), torch.cat(unsure)
     count = sum(each.verdict == NORMAL for each in lessons)
     most = len(record.bank.features) + count * record.rows_of_an_image
     if int((~are_unsure).sum()) > most:
         sure = (~are_unsure).nonzero().squeeze(1)
         chosen = are_unsure.clone()
-        chosen[sure[_farthest_first(record.bank.features[vouches], new[sure], most)]] = True
+        first = torch.cat(scores)[sure]
+        chosen[sure[_farthest(new[sure], first, 0, record.weight_of_new_rows, most)]] = True
         new, row_groups, are_unsure = new[chosen], row_groups[chosen], are_unsure[chosen]
     radii = torch.zeros(len(new), device=device)
     if are_unsure.any() and record.support is not None:
@@ -443,12 +441,6 @@ def _new_rows(
             new[are_unsure], row_groups[are_unsure], others, other_groups, record.factors
         )
     return new, radii, row_groups
-
-
-def _farthest_first(bank: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
-    """Choose rows as a coreset that goes on from a memory bank, or from the first row where it has none."""
-    first = torch.arange(max(1, len(bank)), device=rows.device)
-    return k_center_greedy(torch.cat((bank, rows)), len(bank) + size, first)[len(bank) :] - len(bank)
 
 
 def _radii_by_rows(

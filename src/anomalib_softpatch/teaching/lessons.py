@@ -171,8 +171,7 @@ class _Images:
             if ADD in verdicts:
                 self._of_folder.add(name)
             # What is said of single images counts before what is said of a folder
-            first = [verdicts - {ADD, ADDED}, verdicts & {ADD}, verdicts]
-            counts = next(each for each in first if each)
+            counts = verdicts - {ADD, ADDED} or verdicts & {ADD} or verdicts
             gathered[name] = about = [each for each in about if each.verdict in counts]  # noqa: PLW2901
             by_verdict = {each.verdict: each for each in about}
             if len(by_verdict) > 1:

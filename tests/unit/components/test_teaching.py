@@ -346,11 +346,9 @@ def test_plain_data_and_back(record, tmp_path):
     assert again.keys == record.keys
 
 
-def farthest_first(start, rows, count):
-    """The definition, in float64: again and again the row that is farthest from all chosen ones."""
-    start, rows = start.double().numpy(), rows.double().numpy()
-    distances = np.linalg.norm(rows[:, None] - start[None], axis=2).min(axis=1)
-    chosen = []
+def farthest_first(distances, rows, count):
+    """The definition, in float64: again and again the row that is farthest from the bank and all chosen ones."""
+    rows, chosen = rows.double().numpy(), []
     for _ in range(count):
         chosen.append(int(distances.argmax()))
         distances = np.minimum(distances, np.linalg.norm(rows - rows[chosen[-1]], axis=1))
@@ -368,10 +366,8 @@ def test_many_normal_images_bring_no_more_rows_than_the_bank_has(record):
     taught = teach(record, lessons)
     new = taught.groups > int(record.group_of_image.max())
     assert int(new.sum()) == most
-    radii = torch.zeros(len(record.groups)) if record.bank.radii is None else record.bank.radii
-    start = record.bank.features[radii <= 0.5 * record.typical]
-    assert len(start)
-    assert torch.equal(taught.bank.features[new], all_rows[sorted(farthest_first(start, all_rows, most))])
+    expected = sorted(farthest_first(brute_force(record.bank, all_rows), all_rows, most))
+    assert torch.equal(taught.bank.features[new], all_rows[expected])
     for order in (lessons[::-1], lessons[7:] + lessons[:7]):
         assert torch.equal(teach(record, order).bank.features, taught.bank.features)
     fewer = teach(record, lessons[:3])
