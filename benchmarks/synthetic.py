@@ -23,9 +23,10 @@ import numpy as np
 from scipy.ndimage import affine_transform, gaussian_filter
 from skimage.draw import disk, line
 
-from anomalib_softpatch.demo.dataset import IMAGE_SIZE, _blob, _relight, _save, make_dataset
+from anomalib_softpatch.demo.dataset import _blob, _relight, _save, make_dataset
+from anomalib_softpatch.image_size import SIDE
 
-HALF = IMAGE_SIZE // 2
+HALF = SIDE // 2
 PLATE = (36, 84)  # half height and half width of the plate
 HOLES = ((0, -56), (0, 0), (0, 56))
 FOURTH_HOLE = (20, 28)

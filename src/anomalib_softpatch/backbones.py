@@ -113,10 +113,11 @@ def _timm_config(text: str) -> Source:
         # Those of the network only: the function's own would let a file from somebody else name files to load
         own = inspect.signature(timm.create_model).parameters.keys()
         arguments = {key: value for key, value in content["model_args"].items() if key not in own}
-        return Source(content["architecture"], {"pretrained_cfg": shape} | arguments)
+        return Source(content["architecture"], {"pretrained_cfg": shape} | arguments, portable=f"{TIMM_CONFIG}{text}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = (
-            f"backbone='{TIMM_CONFIG}{text}': behind {TIMM_CONFIG} must be JSON with architecture, config, model_args."
+            f"backbone='{TIMM_CONFIG}{text}': what follows {TIMM_CONFIG} must be JSON with architecture, config, and "
+            "model_args."
         )
         raise ValueError(msg) from error
 
@@ -145,9 +146,9 @@ def portable_name(backbone: str) -> str | None:
         backbone: Name of the backbone.
 
     Returns:
-        The name; ``None`` if there is none, or the files are not there.
+        The name; ``None`` if there is none, or the files are not there or not for this user.
     """
-    with suppress(ValueError):
+    with suppress(ValueError, OSError):
         return find_source(backbone).portable
     return None
 

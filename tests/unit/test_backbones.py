@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import timm
+from timm.models import save_for_hf
 
 from anomalib_softpatch import backbones
 from anomalib_softpatch.backbones import (
@@ -19,6 +20,7 @@ from anomalib_softpatch.backbones import (
     NoWeightsError,
     check_weights,
     choose_backbone,
+    portable_name,
 )
 
 
@@ -108,3 +110,20 @@ def test_next_command(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
         f": {install}anomalib-softpatch weights efficientnet-lite2 weights/lite2 && anomalib train --model SoftPatch "
         "--data Folder --model.backbone local-dir:weights/lite2 --model.layers '[blocks.2,blocks.4]'"
     )
+
+
+def test_weights_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose folder cannot be looked into, as is one that is gone: the checkpoint has the network's name for it."""
+
+    def refuse(*_: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert portable_name("local-dir:/root/weights") is None
+
+
+def test_a_portable_name_stays_one(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("resnet18", pretrained=False), tmp_path)
+    name = portable_name(f"local-dir:{tmp_path}")
+    assert name is not None
+    assert portable_name(name) == name

@@ -89,7 +89,8 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
     known = list(vars(parser.get_defaults()))
-    for name in options.model_options:
+    asked = _nested(options.model_options)
+    for name in asked:
         if name not in known:
             others = [*inspect.signature(clean_train).parameters, *vars(options.extraction)]
             similar = get_close_matches(name, [*known, *others], n=1)
@@ -97,12 +98,12 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
             msg = f"--{name} is an option neither of this command nor of {options.model}. {hint}"
             raise ValueError(msg)
     try:
-        parsed = parser.parse_object(options.model_options)
+        parsed = parser.parse_object(asked)
     except ArgumentError as error:
         msg = " ".join(str(error).split())
         raise ValueError(msg) from error
     model_class, extraction = MODELS[options.model], options.extraction
-    given = {name: parsed[name] for name in options.model_options} | options.comparison | more
+    given = {name: parsed[name] for name in asked} | options.comparison | more
     given |= {"backbone": extraction.backbone, "layers": extraction.layers}
     with _quiet():
         model = model_class(
@@ -115,6 +116,18 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     if "memory_budget" not in given:
         model.model.feature_store.memory_budget = default_memory_budget()
     return model
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with those that a dot names as parts of others, such as ``discriminator_options.knn_k``."""
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        whole, dot, part = name.partition(".")
+        if dot:
+            nested[whole] = {**nested.get(whole, {}), part: value}
+        else:
+            nested[name] = value
+    return nested
 
 
 def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:

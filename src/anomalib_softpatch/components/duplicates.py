@@ -55,8 +55,7 @@ def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor, progres
     """
     exact = _number(hashes)
     first = representatives(exact)
-    different = features if len(first) == len(features) else features[first.to(features.device)]
-    pairs = near_pairs(different, progress)
+    pairs = near_pairs(features, progress, first)
     return _number(_join(len(first), pairs.tolist())[exact].tolist())
 
 
@@ -75,7 +74,7 @@ def representatives(groups: torch.Tensor) -> torch.Tensor:
     return first.scatter_reduce(0, groups, torch.arange(len(groups)), reduce="amin")
 
 
-def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
+def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Tensor | None = None) -> torch.Tensor:
     """Find pairs of images that are nearer to each other than different images are.
 
     Most patches of each have the other image nearer than the k-th nearest image by the factor ``(k / 4)^(-1/3)``, for a
@@ -91,11 +90,14 @@ def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
         progress: Show a progress bar.
+        chosen: Indices of the images to look at, shape ``(images,)``. Default: all. Features on disk stay there.
 
     Returns:
-        Indices of the images, each pair once, ascending, shape ``(pairs, 2)``.
+        Places in ``chosen``, each pair once, ascending, shape ``(pairs, 2)``.
     """
-    images, height, width, channels = features.shape
+    _, height, width, channels = features.shape
+    rows = torch.arange(len(features)) if chosen is None else chosen
+    images, rows = len(rows), rows.to(features.device)
     if images < FEWEST_IMAGES:
         return torch.empty(0, 2, dtype=torch.long)
     device = features.device
@@ -105,7 +107,7 @@ def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
     spread = torch.linspace(0, images - 1, compared, dtype=torch.double, device=device).round().long()
     ranks = torch.tensor([k for k in RANKS if k < compared / 2], device=device)
     factors = (ranks * images / compared / 4) ** (-2 / DIMENSION)  # of squares
-    pairs = None if compared == images else _likely_pairs(features)
+    pairs = None if compared == images else _likely_pairs(features, rows)
     window = References(RADIUS).positions((height, width))[1].to(device)
     flat = features.flatten(1, 2)
     places = _places(height, width, LARGEST_PRODUCT // (images * compared))
@@ -114,9 +116,9 @@ def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
     with progress_bar(images * len(places), "Looking for copies", "patch", progress) as bar:
         for place in places:
             # Expanded squares lose digits far from the origin
-            center = flat[:, place].mean(dim=0)
-            others = (flat[spread[:, None], window[place]] - center).float().reshape(-1, channels)
-            queries = (flat[:, place] - center).float()
+            center = flat[rows, place].mean(dim=0)
+            others = (flat[rows[spread][:, None], window[place]] - center).float().reshape(-1, channels)
+            queries = (flat[rows, place] - center).float()
             norms = others.square().sum(dim=1)
             limits = queries.new_empty(len(ranks), images)
             size = max(1, min(IMAGES_AT_A_TIME, BLOCK // len(others)))
@@ -132,7 +134,7 @@ def near_pairs(features: torch.Tensor, progress: bool = False) -> torch.Tensor:
                 if pairs is None:
                     counts[:, own] += squares < limits[:, own, None]
             if pairs is not None:
-                windows = flat[:, window[place]]
+                windows = flat[rows[:, None], window[place]]
                 for way, (one, other) in enumerate((pairs.T, pairs.T.flip(0))):
                     counts[:, way] += _squares_of_pairs(queries, windows, center, one, other) < limits[:, one]
     most = (counts > len(places) // 2).any(dim=0)
@@ -165,23 +167,24 @@ def _squares_of_pairs(
     )
 
 
-def _likely_pairs(features: torch.Tensor) -> torch.Tensor:
+def _likely_pairs(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return each image with those that are most like it as a whole.
 
     Images are alike whose mean features in 4 x 4 regions are, which a shift of a few percent hardly changes.
 
     Args:
-        features: Shape ``(images, height, width, channels)``.
+        features: Shape ``(n, height, width, channels)``.
+        rows: Indices of the images, shape ``(images,)``.
 
     Returns:
-        Indices of the images, each pair once, ascending, shape ``(pairs, 2)``.
+        Places in ``rows``, each pair once, ascending, shape ``(pairs, 2)``.
     """
-    images, *_, channels = features.shape
+    images, channels = len(rows), features.shape[-1]
     matrix = torch.randn(channels * REGIONS**2, DIMENSIONS, generator=torch.Generator().manual_seed(0))
     matrix = matrix.to(features.device)
     parts = []
-    for part in features.split(IMAGES_AT_A_TIME):
-        regions = torch.nn.functional.adaptive_avg_pool2d(part.permute(0, 3, 1, 2).float(), REGIONS)
+    for part in rows.split(IMAGES_AT_A_TIME):
+        regions = torch.nn.functional.adaptive_avg_pool2d(features[part].permute(0, 3, 1, 2).float(), REGIONS)
         parts.append(regions.flatten(1) @ matrix)
     wholes = torch.cat(parts)
     wholes -= wholes.mean(dim=0)

@@ -125,12 +125,12 @@ class FeatureStore:
 
     def _to_disk(self, features: torch.Tensor) -> torch.Tensor:
         """Return features that are mapped from a file."""
-        mapped = self._map(features.shape, features.dtype)
+        mapped = self._map(features.shape, features.dtype, f"Features of image {len(self._keys) + 1} and on")
         mapped.copy_(features)
         return mapped
 
-    def _map(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return a tensor of zeros that is mapped from a new file."""
+    def _map(self, shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.Tensor:
+        """Return a tensor of zeros, for what is said, that is mapped from a new file."""
         if self._spill is None:
             self._spill = tempfile.TemporaryDirectory(prefix="anomalib-softpatch-", dir=self.folder)
         size = math.prod(shape)
@@ -139,12 +139,12 @@ class FeatureStore:
             # Room that is only promised would end the process with a bus error once the disk is full.
             _reserve(handle, size * dtype.itemsize)
         except OSError as error:
-            used, folder = self.shape[0], self._spill.name
+            folder = self._spill.name
             os.close(handle)
             self.clear()
             msg = (
-                f"Features of image {used + 1} and on do not fit on the disk that holds {folder}: {error}. Free "
-                "space there, set the environment variable TMPDIR to a folder on a larger disk, or raise memory_budget."
+                f"{what} do not fit on the disk that holds {folder}: {error}. Free space there, set the environment "
+                "variable TMPDIR to a folder on a larger disk, or hold more in memory (memory_budget of a model)."
             )
             raise OSError(msg) from error
         os.close(handle)
@@ -183,7 +183,9 @@ class FeatureStore:
         shape = (len(chosen), height, width, channels if matrix is None else matrix.shape[1])
         large = self.memory_budget is not None and 4 * math.prod(shape) > self.memory_budget
         on_disk = large and device.type == "cpu"
-        projected = self._map(shape, torch.float32) if on_disk else torch.empty(shape, device=device)
+        projected = (
+            self._map(shape, torch.float32, "Projected features") if on_disk else torch.empty(shape, device=device)
+        )
         for numbers, batch in self.numbered_batches(device):
             taken = place[numbers] >= 0
             if taken.any():

@@ -6,6 +6,7 @@
 No torch is imported: machines that run exported files may not have the time for it.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -69,7 +70,10 @@ def appearance(path: str | Path, colors: np.ndarray) -> Appearance:
     Raises:
         OSError: If the file is not there, or is not an image.
     """
-    with Image.open(path) as image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
+        opened = Image.open(path)
+    with opened as image:
         width, height = displayed_size(image)
         mode = image.mode
     color = float((colors.max(axis=0) - colors.min(axis=0)).mean()) > COLORED
@@ -148,11 +152,11 @@ class UsualAppearance:
         if share > 0.5 and self.kinds.get(kind, 0) <= 1 - USUAL:  # noqa: PLR2004  # most of them
             usual, usual_share = next(iter(self.kinds.items()))
             lines["kind"] = (
-                f"These images are of another kind than the training images: {share:.0%} are {kind}, as "
-                f"{self.kinds.get(kind, 0):.0%} of the training images are, of which {usual_share:.0%} are {usual}."
+                f"These images are of another kind than the training images: {share:.0%} are {kind}. Of the training "
+                f"images {self.kinds.get(kind, 0):.0%} are ({usual_share:.0%} are {usual})."
             )
         if _differs(other, self, "brightness", WHITE):
-            word = "darker" if other.brightness[1] < self.brightness[1] else "lighter"
+            word = "darker" if other.brightness[1] < self.brightness[1] else "brighter"
             lines["brightness"] = (
                 f"These images are {word} than the training images: mean brightness {other.brightness[1]:.0f} of "
                 f"{WHITE} against {self.brightness[1]:.0f} ({USUAL:.0%} of the training images lie between "

@@ -107,7 +107,7 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     maps_of_new = [replace(each.map, groups=torch.tensor([numbers[each.name]], device=device)) for each in new]
     maps = join([record.maps.select(stays), *maps_of_new])
     known_defects = sum(group in gone for group in record.maps.groups.tolist())
-    rule = "It is as it was."
+    rule = "It is as it was." if is_taught else "It is that of the fit."
     if from_training_images and is_taught:
         scores = _scored_as_new(module, maps, taught, ignored)
         sample = _Sample.of(record, maps.groups, model.lessons)
@@ -173,11 +173,14 @@ class _Sample:
         if math.isnan(threshold):
             names = [name for name in (self.names[int(some[place])] for place in missing) if name]
             listed = ", ".join([*names[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])])
-            hint = f" Once all with the highest scores are decided, decisions set it; next {listed}."
+            hint = (
+                " Once the images with the highest scores are all decided, the decisions set it. Decide next about: "
+                f"{listed}."
+            )
             return usual, rule + (hint if names else "")
         return threshold, (
-            f"It follows from decisions: of {counted(len(some), 'image')} scored as if they were new, {share:.3g} of "
-            "which may exceed it, all with the highest scores are said to be normal."
+            f"It follows from decisions: the highest-scored of {counted(len(some), 'image')} are all said to be "
+            f"normal, and {100 * share:.3g} % of good images may exceed it."
         )
 
 

@@ -71,7 +71,11 @@ class OtherFolder:
 
 
 def find_copies(
-    hashes: Sequence[str], features: torch.Tensor, other_hashes: Sequence[str], other_features: torch.Tensor
+    hashes: Sequence[str],
+    features: torch.Tensor,
+    other_hashes: Sequence[str],
+    other_features: torch.Tensor,
+    progress: bool = False,
 ) -> list[tuple[int, int, bool]]:
     """Find images of a set that are copies of images of another set.
 
@@ -83,6 +87,7 @@ def find_copies(
         features: Features of its patches, shape ``(images, height, width, channels)``.
         other_hashes: The same of the other set.
         other_features: Likewise.
+        progress: Show a progress bar.
 
     Returns:
         For each image of the other set that is a copy: its index, that of the image of the first set that it is a
@@ -94,7 +99,7 @@ def find_copies(
     chosen = torch.tensor(list(first.values()), device=features.device)
     own = chosen < len(hashes)
     different = torch.cat([features[chosen[own]], other_features[chosen[~own] - len(hashes)]])
-    pairs = near_pairs(different).to(features.device)  # those of the first set come first
+    pairs = near_pairs(different, progress).to(features.device)  # those of the first set come first
     pairs = pairs[(pairs[:, 0] < own.sum()) & (pairs[:, 1] >= own.sum())]
     twins: dict[int, tuple[float, int]] = {}  # distance to, and number of, the nearest
     for one, other in pairs.tolist():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.pages.rendering import Figure, figure, render_page
 from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.quality import inspection_curve
@@ -77,6 +78,7 @@ def render(
         inspection=[(f"{100 * share:.0f} %", count) for share, count in findings.inspection.items()],
         curve=_curve(findings),
         other=other,
+        not_shown=[to_text(path) for path in findings.table["path"][MOST_SHOWN:]],
     )
 
 

@@ -158,7 +158,7 @@ def rank_images(
     with torch.inference_mode():
         compared = store.project()
         groups = duplicate_groups([item.content for item in read], compared, progress)
-        other_folder = other and _look_for_copies(str(against), *other, len(other_skipped), read, compared)
+        other_folder = other and _look_for_copies(str(against), *other, len(other_skipped), read, compared, progress)
         del compared  # there may not be room for both
         compared = store.project(images=representatives(groups))
         knn_k = max(support_of(min_images, len(compared)), default=1)
@@ -212,6 +212,7 @@ def _look_for_copies(
     other_files: int,
     read: list["ReadImage"],
     features: torch.Tensor,
+    progress: bool,
 ) -> OtherFolder:
     """Say which images of another folder are copies.
 
@@ -223,9 +224,10 @@ def _look_for_copies(
         other_files: Number of its files that are no images.
         read: The images of the set.
         features: Their features.
+        progress: Show a progress bar.
     """
     contents, other_contents = ([item.content for item in items] for items in (read, other_read))
-    found = find_copies(contents, features, other_contents, other_store.project()) if other_read else []
+    found = find_copies(contents, features, other_contents, other_store.project(), progress) if other_read else []
     return OtherFolder(
         folder=folder,
         images=len(other_read),

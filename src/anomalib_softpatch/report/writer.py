@@ -142,24 +142,24 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
             continue
         thumbnails[index] = f"{THUMBNAILS}/{name}.jpg"
         if rank <= MOST_EXPLAINED:
-            try:
-                evidence[index] = _draw_evidence(findings, index, folder, f"{THUMBNAILS}/{name}")
-            except ValueError as error:  # another image has
-                logger.warning("%s is shown without images like it: %s", findings.paths[index], error)
+            evidence[index] = _draw_evidence(findings, index, folder, f"{THUMBNAILS}/{name}")
     (folder / PAGE).write_text(render(findings, thumbnails, final_folder, evidence), encoding="utf-8")
 
 
 def _draw_evidence(findings: Findings, index: int, folder: Path, name: str) -> Figure:
     """Draw why an image is thought odd; return what the page shows of it."""
     shown: Figure = {}
-    if findings.nearest.get(index):
-        _save(nearest_patches(findings, index), folder / f"{name}_nearest.jpg")
-        shown["nearest_drawn"] = f"{name}_nearest.jpg"
-    if index in findings.copies:
-        copy = findings.copies[index]
-        drawn, largest = difference(findings.paths[index], findings.paths[copy], findings.largest_value)
-        _save(drawn, folder / f"{name}_copy.jpg")
-        shown["difference"] = shown_difference(f"{name}_copy.jpg", findings.names[copy], largest)
+    try:
+        if index in findings.copies:
+            copy = findings.copies[index]
+            drawn, largest = difference(findings.paths[index], findings.paths[copy], findings.largest_value)
+            _save(drawn, folder / f"{name}_copy.jpg")
+            shown["difference"] = shown_difference(f"{name}_copy.jpg", findings.names[copy], largest)
+        if findings.nearest.get(index):
+            _save(nearest_patches(findings, index), folder / f"{name}_nearest.jpg")
+            shown["nearest_drawn"] = f"{name}_nearest.jpg"
+    except ValueError as error:  # another image has gone or changed
+        logger.warning("%s is shown without all images like it: %s", findings.paths[index], error)
     return shown
 
 

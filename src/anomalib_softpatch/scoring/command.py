@@ -111,7 +111,7 @@ def predict(
     sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
     if said:
         sys.stdout.writelines(f"{line}\n" for line in _remarks(run, said, decided, false_alarms))
-    if watch:
+    if watch and run.scored:
         sys.stdout.writelines(f"{line}\n" for line in run.news())
     if run.verdicts[UNREADABLE]:
         raise SystemExit(SOME_UNREADABLE)

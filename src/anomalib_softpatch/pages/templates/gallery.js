@@ -377,7 +377,8 @@
     const lines = figures
       .filter((figure) => saveUndecided || decisions.has(figure))
       .map((figure) => `${cell(figure.dataset.location)},${decisions.get(figure) ?? ""},${regions.get(figure)?.join(" ") ?? ""}`);
-    return ["path,verdict,region", ...lines, ""].join("\n");
+    const others = JSON.parse(find("not-shown")?.textContent ?? "[]").map((path) => `${cell(path)},,`);
+    return ["path,verdict,region", ...lines, ...others, ""].join("\n");
   }
   find("download").addEventListener("click", () => {
     const anchor = document.createElement("a");
