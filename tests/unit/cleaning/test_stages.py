@@ -29,9 +29,9 @@ def test_the_neighborhood_is_the_models_own_unless_one_is_given(
 def test_a_dot_names_a_part_of_an_option(tmp_path: Path) -> None:
     """As on the command line of anomalib train."""
     extraction = Extraction("resnet18", ["layer2"], (64, 64), feature_cache=tmp_path)
-    given = {"discriminator_options.knn_k": 3, "coreset_sampling_ratio": 0.5}
+    given = {"discriminator_options.lof_k": 3, "coreset_sampling_ratio": 0.5}
     builder = stages._make_model(
         stages.Options("SoftPatch", extraction, None, model_options=given), pre_trained=False
     ).model.memory_bank_builder
-    assert builder.discriminator_options == {"knn_k": 3}
+    assert builder.discriminator_options == {"lof_k": 3}
     assert builder.coreset_sampling_ratio == 0.5

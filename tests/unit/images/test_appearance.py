@@ -84,10 +84,10 @@ def test_what_differs_is_said_with_figures() -> None:
     other = [Appearance(640, 480, "gray, 16 bits", 61.2)] * 12
     said = usual.remarks(other)
     assert "640 x 480 pixels (width x height) against 1280 x 960 (98 % of the training images are 1280" in said["size"]
-    assert "100 % are gray, 16 bits, as 0 % of the training images are, of which 100 % are color, 8" in said["kind"]
+    assert "100 % are gray, 16 bits. Of the training images 0 % are (100 % are color, 8 bits)." in said["kind"]
     assert "darker than the training images: mean brightness 61 of 255 against 112 (98 %" in said["brightness"]
     assert "lie between 105 and 119" in said["brightness"]
-    assert "lighter" in usual.remarks([Appearance(1280, 960, "color, 8 bits", 130.0)] * 12)["brightness"]
+    assert "brighter" in usual.remarks([Appearance(1280, 960, "color, 8 bits", 130.0)] * 12)["brightness"]
 
 
 def test_small_differences_and_few_images_are_no_news() -> None:

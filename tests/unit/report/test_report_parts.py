@@ -462,4 +462,4 @@ def test_an_image_is_shown_although_one_that_is_like_it_has_gone(
     Path(findings.paths[0]).unlink()
     page = write_report(findings, tmp_path / "report").read_text(encoding="utf-8")
     assert page.count("The file could not be drawn.") == 1
-    assert "003.png is shown without images like it" in caplog.text
+    assert "003.png is shown without all images like it" in caplog.text
