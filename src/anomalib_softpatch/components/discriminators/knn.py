@@ -35,10 +35,17 @@ def knn(features: torch.Tensor, references: References, knn_k: int = 2) -> torch
         # The images of the references are the same for all groups, and in order
         _, sizes = (compared[0] // patches).unique_consecutive(return_counts=True)
         squares = squares_to_others(features, scored, compared)
-        values, places = zip(*(part.min(dim=2) for part in squares.split(sizes.tolist(), dim=2)), strict=True)
+        if bool((sizes == sizes[0]).all()):
+            of_images = squares.unflatten(2, (len(sizes), -1)).amin(dim=3)
+        else:
+            of_images = torch.stack([part.amin(dim=2) for part in squares.split(sizes.tolist(), dim=2)], dim=2)
+        image = of_images.topk(min(knn_k, len(sizes) - 1), dim=2, largest=False).indices[:, :, -1]
+        # Which of the image's references it is: that takes as long for all images as their distances do
         starts = sizes.cumsum(dim=0) - sizes
-        image = torch.stack(values, dim=2).topk(min(knn_k, len(sizes) - 1), dim=2, largest=False).indices[:, :, -1:]
-        place = (torch.stack(places, dim=2) + starts).gather(2, image).squeeze(2)
+        offsets = torch.arange(int(sizes.max()), device=sizes.device)
+        candidates = (starts[image][:, :, None] + offsets).clamp_max(compared.shape[1] - 1)
+        of_image = squares.gather(2, candidates).masked_fill_(offsets >= sizes[image][:, :, None], torch.inf)
+        place = starts[image] + of_image.argmin(dim=2)
         # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
         distances[scored] = torch.linalg.vector_norm(flat[scored] - flat[compared.gather(1, place)], dim=2)
     return distances.view(images, height, width)
