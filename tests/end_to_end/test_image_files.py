@@ -97,10 +97,12 @@ def test_report_shows_images_as_they_are_displayed(options: dict, tmp_path: Path
             save(STORED[orientation](pixels), tmp_path / kind / f"{number}.png", orientation)
         output = tmp_path / f"report of {kind}"
         report(tmp_path / kind, output, **options, export=["coco", "fiftyone", "label_studio"])
-        thumbnails = [np.asarray(Image.open(file)) for file in sorted((output / "thumbnails").iterdir())]
-        found[kind] = scores(output), boxes(output), np.stack(thumbnails)
+        drawings = {file.name: np.asarray(Image.open(file)) for file in (output / "thumbnails").iterdir()}
+        found[kind] = scores(output), boxes(output), drawings
     assert found["turned"][:2] == found["upright"][:2]
-    assert np.array_equal(found["turned"][2], found["upright"][2])
+    assert found["turned"][2].keys() == found["upright"][2].keys()
+    for name, drawn in found["upright"][2].items():
+        assert np.array_equal(found["turned"][2][name], drawn), name
     assert max(found["turned"][0], key=found["turned"][0].get) == str(DEFECT)
     left, top, width, height = found["turned"][1][str(DEFECT)][0]
     rows, columns = SQUARE
