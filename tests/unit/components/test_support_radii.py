@@ -88,6 +88,17 @@ def test_copies_count_as_one_image(neighborhood, k):
     assert (radii > 0.1).all()
 
 
+def test_the_larger_product_is_the_radius():
+    """Of the default: the second image counts where the nearest one is much nearer, and where it is not, the first."""
+    features = random_features(12)
+    features[5] = features[4] + 0.2 * random_features(1, seed=3)[0]
+    indices = every_patch(features)
+    radii = support_radii(store_of(features), indices, torch.arange(12), {1: 1.0, 2: 0.9}, 0)
+    first, second = (brute_force(features, indices, range(12), k, 0) for k in (1, 2))
+    np.testing.assert_allclose(radii, np.maximum(first, 0.9 * second), rtol=1e-5)
+    assert 0 < (0.9 * second > first).mean() < 1
+
+
 def test_copies_of_one_image_count_as_different_ones():
     features = random_features(1).repeat(5, 1, 1, 1)
     indices, groups = every_patch(features), torch.zeros(5, dtype=torch.long)
