@@ -111,3 +111,14 @@ def test_many_images_are_compared_with_some(candidates: int, monkeypatch: pytest
     monkeypatch.setattr(duplicates, "CANDIDATES", candidates)
     assert torch.equal(near_pairs(images), expected)
     assert len(near_pairs(originals)) == 0
+
+
+def test_a_sample_of_the_images_makes_no_more_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among all images the nearest ones are nearer than among some: what is near by chance is told all the same."""
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.randn(3, 12, 12, 8, generator=generator)
+    images = torch.einsum("nw,whij->nhij", torch.randn(600, 3, generator=generator), basis)
+    pairs = len(near_pairs(images))
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 30)
+    monkeypatch.setattr(duplicates, "FEWEST_COMPARED", 30)
+    assert 0 < len(near_pairs(images)) <= pairs
