@@ -35,6 +35,7 @@ from anomalib_softpatch.components.support_radii import Support
 from anomalib_softpatch.components.tracing import without_autocast
 from anomalib_softpatch.images.appearance import Appearance, appearances_from_plain, appearances_to_plain
 from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, SET_ASIDE
+from anomalib_softpatch.options import FALSE_ALARMS
 
 # Patches of an image that are kept with their features: those whose scores what is taught can lower or raise most
 KEPT_PATCHES = 32
@@ -48,7 +49,6 @@ LARGEST_RAISE = 4.0
 SCALE_OF_GUESSES = 2.0
 # Share of the false alarms asked for that similarity to defects may add
 SHARE_FOR_DEFECTS = 0.2
-USUAL_FALSE_ALARMS = 0.05
 SMALLEST = 1e-12  # squared distance
 NO_GROUP = -1
 
@@ -131,7 +131,7 @@ class FitRecord:
 
         Such an image needs no patch among the defects. Which one to take would be a guess.
         """
-        return false_alarm_threshold(self.maps.peaks, USUAL_FALSE_ALARMS)
+        return false_alarm_threshold(self.maps.peaks, FALSE_ALARMS)
 
     @property
     def typical(self) -> float:

@@ -6,7 +6,6 @@
 No torch is imported: machines that run exported files may not have the time for it.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from anomalib_softpatch.images.reading import displayed_size
+from anomalib_softpatch.images.reading import displayed_size, header
 
 FEWEST = 10  # images of which a median is worth a line
 USUAL = 0.98  # share of the training images that the range in a line is of
@@ -70,10 +68,7 @@ def appearance(path: str | Path, colors: np.ndarray) -> Appearance:
     Raises:
         OSError: If the file is not there, or is not an image.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
-        opened = Image.open(path)
-    with opened as image:
+    with header(path) as image:
         width, height = displayed_size(image)
         mode = image.mode
     color = float((colors.max(axis=0) - colors.min(axis=0)).mean()) > COLORED

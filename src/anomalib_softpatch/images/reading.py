@@ -137,8 +137,25 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         OSError: If it cannot be read, or is not an image.
     """
-    with Image.open(path) as image:
+    with header(path) as image:
         return displayed_size(image)
+
+
+@contextmanager
+def header(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image of which nothing is to be decoded, however large it is.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        OSError: If it cannot be read, or is not an image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(path)
+    with image:
+        yield image
 
 
 def orientation(image: Image.Image) -> int:

@@ -159,8 +159,10 @@ def rank_images(
         compared = store.project()
         groups = duplicate_groups([item.content for item in read], compared, progress)
         other_folder = other and _look_for_copies(str(against), *other, len(other_skipped), read, compared, progress)
-        del compared  # there may not be room for both
-        compared = store.project(images=representatives(groups))
+        first = representatives(groups)
+        if len(first) < len(read):
+            del compared  # there may not be room for both
+            compared = store.project(images=first)
         knn_k = max(support_of(min_images, len(compared)), default=1)
         scored = score_patches(
             compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood, progress=progress

@@ -4,6 +4,7 @@
 """How images look as a whole, and whether others differ from them."""
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from anomalib_softpatch.images.appearance import (
     appearances_to_plain,
     mean_colors,
 )
-from anomalib_softpatch.images.reading import read_image
+from anomalib_softpatch.images.reading import image_size, read_image
 
 
 def look_at(path: Path, largest_value: int = 255) -> Appearance:
@@ -127,3 +128,13 @@ def test_real_test_images_do_not_differ_from_real_training_images(name: str, kol
     usual = UsualAppearance.of([look_at(path) for path in train])
     assert usual is not None
     assert usual.remarks([look_at(path) for path in good]) == {}
+
+
+def test_the_header_of_a_large_image_is_read_without_a_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns of what takes much memory to decode, which nobody does here."""
+    Image.new("RGB", (30, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_size(tmp_path / "large.png") == (30, 20)
+        assert appearance(tmp_path / "large.png", np.zeros((3, 1, 1))).width == 30
