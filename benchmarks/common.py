@@ -72,6 +72,7 @@ def accuracy_parser(
     result.add_argument("--root", default=DATASETS, help="folder that holds the category in MVTec AD's layout")
     if sets:
         result.add_argument("--sets", nargs="+", default=list(sets), help="folders in --root, or sets that are made")
+        result.add_argument("--elpv", type=Path, help="folder of the unpacked package elpv-dataset, for the set solar")
     else:
         result.add_argument("--category", default="kolektor")
     result.add_argument("--backbone", default=BACKBONE, help="timm's name, or local-dir:<folder>")

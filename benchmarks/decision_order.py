@@ -3,15 +3,16 @@
 
 r"""Which training images to look at first: what a number of decisions is worth in different orders.
 
-For each set, 120 good images and 12 defects are trained on: noise of 10 %. The truth is the person: of the first
-images of an order, the good ones are said to be normal and the others to be defects, without a region. The orders:
+For each set, 120 good images and 12 defects are trained on: noise of 10 %. Of solar cells, 120 are trained on as they
+are, without those that are neither surely good nor surely bad. The truth is the person: of the first images of an
+order, the good ones are said to be normal and the others to be defects, without a region. The orders:
 
 - ``most suspicious``: by the scores of the training images as if they were new, the highest first;
 - ``borderline``: by the distance of these scores to the threshold, the smallest first;
 - ``random``.
 
-A cell has defects left undecided in training, false alarms on good test images, and defects found among those that were
-not trained on.
+A cell has the share of the defects in training that is left undecided, false alarms on good test images, and defects
+found among those that were not trained on.
 
 Example::
 
@@ -23,7 +24,7 @@ import torch
 
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL
 from anomalib_softpatch.models.teaching import teach_model
-from teaching import NOISE, Person, run
+from teaching import NOISE, Person, is_bad, run
 
 COUNTS = (5, 10, 20, 40)
 KEYS = ("defects left", "false alarms", "found")
@@ -31,8 +32,11 @@ KEYS = ("defects left", "false alarms", "found")
 
 def measure(person: Person) -> dict[str, list[dict[str, float]]]:
     """Return the figures of each order, after each number of decisions."""
-    train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
-    images = torch.cat((train, defects[:NOISE]))
+    images, good, defects = (person.features[name] for name in ("train", "good", "defects"))
+    bad = [is_bad(path) for path in person.paths["train"]]
+    if not any(bad):
+        images, defects = torch.cat((images, defects[:NOISE])), defects[NOISE:]
+        bad += [True] * NOISE
     person.fit(images)
     assert person.model.out_of_bag is not None
     assert person.model.record is not None
@@ -55,12 +59,12 @@ def measure(person: Person) -> dict[str, list[dict[str, float]]]:
             # Copies count as one image, and one verdict about it is enough
             groups = {int(record.group_of_image[image]): image for image in reversed(decided)}
             lessons = [
-                person.lesson(DEFECT if image >= len(train) else NORMAL, f"{image:03}", images[image], image)
+                person.lesson(DEFECT if bad[image] else NORMAL, f"{image:03}", images[image], image)
                 for image in groups.values()
             ]
             teach_model(person.module, lessons)
-            alarms, found = (100 * float(person.anomalous(each).float().mean()) for each in (good, defects[NOISE:]))
-            left = 100 * (1 - sum(image >= len(train) for image in decided) / NOISE)
+            alarms, found = (100 * float(person.anomalous(each).float().mean()) for each in (good, defects))
+            left = 100 * (1 - sum(bad[image] for image in decided) / sum(bad))
             rows.setdefault(name, []).append(dict(zip(KEYS, (left, alarms, found), strict=True)))
     return rows
 

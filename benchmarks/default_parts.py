@@ -99,7 +99,7 @@ def main() -> None:
     """Measure all sets, print the table."""
     parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.4], sets=["kolektor", "mtile", "visa_macaroni1"])
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
-    parser.set_defaults(seeds=[0], elpv=None)
+    parser.set_defaults(seeds=[0])
     options = parser.parse_args()
     check(options, parser)
     torch.set_num_threads(options.threads)

@@ -403,7 +403,6 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Measure all sets, print the tables."""
     parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.2, 0.4], sets=["kolektor"])
-    parser.add_argument("--elpv", type=Path, help=f"folder of the unpacked package elpv-dataset, for the set {SOLAR}")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
     parser.add_argument("--plot", type=new_file, help="PNG file to draw the curves to")

@@ -164,7 +164,6 @@ def measure(
 def main() -> None:
     """Measure all folders, print the table."""
     parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
-    parser.add_argument("--elpv", type=Path, help=f"folder of the unpacked package elpv-dataset, for the set {SOLAR}")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
     parser.set_defaults(seeds=[0])
     options = parser.parse_args()

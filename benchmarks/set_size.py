@@ -28,7 +28,6 @@ KEYS = ("image", "had", "found")
 def main() -> None:
     """Measure all sets, print the table."""
     parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
-    parser.set_defaults(elpv=None)
     options = parser.parse_args()
     check(options, parser)
     torch.set_num_threads(options.threads)

@@ -112,6 +112,15 @@ def write_plates(
         _save(mask, category / f"ground_truth/{kind}/{number:03d}_mask.png")
 
 
+def write_holes(folder: Path, count: int, seed: int) -> list[Path]:
+    """Write plates with the fourth hole alone, and return their files."""
+    files = [folder / f"{number:03d}.png" for number in range(count)]
+    for number, file in enumerate(files):
+        rng = np.random.default_rng((seed, 4, number))
+        _save(_relight(plate(rng, fourth_hole=True), rng), file)
+    return files
+
+
 def write_gravel(category: Path, seed: int) -> None:
     """Write the demo's set without its hidden defects."""
     made = make_dataset(

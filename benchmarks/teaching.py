@@ -7,6 +7,8 @@ For each set, 120 images are trained on. The rows:
 
 - ``mirrored variant``, ``reddish variant``: three of the training images are mirrored, or have 0.3 times as much red.
   They are said to be normal. Given are the false alarms on test images that are changed alike.
+- ``fourth hole`` (of the set ``plates``, which has this row alone): the model is told that new plates with a further
+  hole are normal. Given are the false alarms on others of them.
 - ``12 defects``: twelve defective test images were among the training images, and leave the test set. They are set
   aside, or said to be defects, without and with the region that their masks show.
 - ``6 missed defects``: six test images that were called normal are said to be defects, likewise.
@@ -20,6 +22,7 @@ Example::
     python benchmarks/teaching.py --sets kolektor mtile visa_macaroni1 --save docs/results/teaching.json
 """
 
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,13 +41,26 @@ from anomalib_softpatch.models import SoftPatchModel
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.teaching import teach_model
 from anomalib_softpatch.report.geometry import true_patches, visible_region
+from anomalib_softpatch.text import counted
 from common import accuracy_parser, describe_machine, print_table, save_results
-from robustness import SETTINGS, fit
+from robustness import SETTINGS, NoisySet, check, fit
+from synthetic import write_holes
 
 TRAIN, GOOD, DEFECTS = 120, 60, 60
 NOISE, TAUGHT, VARIANTS = 12, 6, 3
+HOLES = (1, 2, 3, 4, 6, 12)
 RED = (0.3, 1.0, 1.0)
 KEYS = ("false alarms", "found", "taught")
+
+
+def is_doubtful(path: Path) -> bool:
+    """Tell whether a training image of solar cells is neither surely good nor surely bad."""
+    return path.name.startswith("doubtful_")
+
+
+def is_bad(path: Path) -> bool:
+    """Tell whether a training image of solar cells is surely bad; those of other sets are all good."""
+    return path.name.startswith("defect_")
 
 
 class Person:
@@ -64,7 +80,7 @@ class Person:
         rng = np.random.default_rng(seed)
         test = [Path(path) for path in find_images(folder / "test")[0]]
         paths = {
-            "train": [Path(path) for path in find_images(folder / "train")[0]],
+            "train": [Path(path) for path in find_images(folder / "train")[0] if not is_doubtful(Path(path))],
             "good": [path for path in test if path.parent.name == "good"],
             "defects": [path for path in test if path.parent.name != "good"],
         }
@@ -120,8 +136,26 @@ class Person:
         }
 
 
+def measure_holes(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Return the figures before and after the model was told of some plates with a fourth hole, by their number."""
+    train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = write_holes(Path(temporary), max(HOLES) + GOOD, person.seed)
+        holes = person.extract(paths)
+    told, like = holes[: max(HOLES)], holes[max(HOLES) :]
+    person.fit(train)
+    before = person.figures(good, defects, like)
+    rows = {}
+    for count in HOLES:
+        teach_model(person.module, [person.lesson(NORMAL, f"{i:03}", told[i]) for i in range(count)])
+        rows[f"fourth hole, {counted(count, 'image')} normal"] = before, person.figures(good, defects, like)
+    return rows
+
+
 def measure(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
     """Return the figures of each row, before and after."""
+    if person.folder.name == "plates":
+        return measure_holes(person)
     train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
     rows = {}
     for name, change in (("mirrored", {"mirrored": True}), ("reddish", {"colors": RED})):
@@ -184,19 +218,23 @@ def run(
     """
     parser = accuracy_parser(description, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
     options = parser.parse_args()
+    check(options, parser)
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
     headings = [f"{' / '.join(keys)} [%]", *columns]
     rows: dict[str, list[list[dict[str, float]]]] = {}
     model = SoftPatchModel(options.layers, options.backbone).eval()
-    for name in options.sets:
-        for seed in options.seeds:
-            for text, figures in measured(Person(Path(options.root, name), options, model, seed)).items():
-                cells = rows.setdefault(f"{name}: {text}", [[] for _ in columns])
-                for cell, each in zip(cells, figures, strict=True):
-                    cell.append(each | {"seed": seed})
-                print(f"# {name}, seed {seed}: {text}: {figures}", flush=True)
-            save_results(options.save, title, headings, rows, keys)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in options.sets:
+            for seed in options.seeds:
+                place = NoisySet(name, seed, options, Path(temporary), model).place
+                person = Person(Path(place.root, place.category), options, model, seed)
+                for text, figures in measured(person).items():
+                    cells = rows.setdefault(f"{name}: {text}", [[] for _ in columns])
+                    for cell, each in zip(cells, figures, strict=True):
+                        cell.append(each | {"seed": seed})
+                    print(f"# {name}, seed {seed}: {text}: {figures}", flush=True)
+                save_results(options.save, title, headings, rows, keys)
     print_table(headings, rows, keys)
 
 

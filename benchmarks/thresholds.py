@@ -34,7 +34,7 @@ from anomalib_softpatch.components import FeatureCache
 from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, print_table, save_results
-from robustness import ASKED, NO_OVERLAP, SETTINGS, SOLAR, NoisySet, check, fit, score
+from robustness import ASKED, NO_OVERLAP, SETTINGS, NoisySet, check, fit, score
 
 SUPERADD_PERCENTILE, SUPERADD_FACTOR = 0.95, 1.421
 # MEBin's own defaults, for maps scaled to 0 to 255
@@ -89,7 +89,6 @@ def verdicts(scores: torch.Tensor, maps: torch.Tensor, training: torch.Tensor) -
 def main() -> None:
     """Measure all sets, print a table."""
     parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.4], sets=["kolektor"])
-    parser.add_argument("--elpv", type=Path, help=f"folder of the unpacked package elpv-dataset, for the set {SOLAR}")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
     options = parser.parse_args()
     check(options, parser)
