@@ -19,9 +19,11 @@ table are what it said.
 Example::
 
     python benchmarks/self_check.py --sets kolektor mtile visa_macaroni1 --save docs/results/self_check.json
+    python benchmarks/self_check.py --cuts docs/results/self_check.json  # what any one fact could have said at best
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ MOST = 150
 LOWEST_AUROC = 70.0
 VERDICTS = (TRUST, LOOK, REFUSE)
 KEYS = ("image", "had", "found", "labeled")
+# What a check without labels can know
+FACTS = ("images", "scored", "above", "low", "high", "repeatability", "radii", "same place")
 # Share of defects among the training images, and how many images there are
 CONDITIONS = {
     "clean": (0.0, MOST),
@@ -161,12 +165,27 @@ def measure(
     return said.verdict, figures
 
 
+def print_cuts(file: Path) -> None:
+    """Print of each fact how many runs of a saved file its best cut is right for, chosen with the truth at hand."""
+    cells = json.loads(file.read_text(encoding="utf-8"))["rows"].values()
+    runs = [run for columns in cells for column in columns for run in column]
+    bad = np.array([run["bad"] for run in runs], dtype=bool)
+    for fact in FACTS:
+        values = np.array([run[fact] for run in runs])
+        verdicts = [side * (values - cut) >= 0 for cut in values for side in (1, -1)]
+        print(f"{fact}: right for {max(int((verdict == bad).sum()) for verdict in verdicts)} of {len(runs)}")
+
+
 def main() -> None:
     """Measure all folders, print the table."""
     parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
+    parser.add_argument("--cuts", type=Path, help="measure nothing: print what the facts of a saved file say at best")
     parser.set_defaults(seeds=[0])
     options = parser.parse_args()
+    if options.cuts is not None:
+        print_cuts(options.cuts)
+        return
     check(options, parser)
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)
