@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, NamedTuple
 
+from anomalib_softpatch.text import first_line
+
 LOCAL_DIR, TIMM_CONFIG = "local-dir:", "timm-config:"
 # What of timm's configuration of weights changes the network that they belong to
 SHAPE = ("num_classes", "input_size", "fixed_input_size")
@@ -289,8 +291,7 @@ def check_weights(backbone: str) -> None:
         url = hf_hub_url(repository, WEIGHTS_FILES[0])
         within(ANSWER_SECONDS, get_hf_file_metadata, url, timeout=ANSWER_SECONDS)
     except Exception as error:  # whatever keeps the weights away
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise NoWeightsError(backbone, reason.rstrip(".")) from error
+        raise NoWeightsError(backbone, first_line(error).rstrip(".")) from error
 
 
 def is_installed(name: str) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.predictions.runtimes import Output, Runtime, load_runtime
+from anomalib_softpatch.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,7 @@ def _compare_folder(exact: Runtime, chosen: Runtime, images: Path) -> Comparison
             prediction = chosen.predict(pixels[None])
             times.append(perf_counter() - start)
         except Exception as error:  # as of a file of one image size: the runtimes have exceptions of their own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            skipped.append((str(path), f"cannot be scored: {reason}"))
+            skipped.append((str(path), f"cannot be scored: {first_line(error)}"))
             continue
         expected.append((reference.score, reference.label))
         found.append(prediction)

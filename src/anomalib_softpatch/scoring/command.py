@@ -38,7 +38,7 @@ from anomalib_softpatch.predictions.training import TrainingFacts
 from anomalib_softpatch.scoring.arrivals import Arrivals
 from anomalib_softpatch.scoring.decided import Decided, about, read_decided
 from anomalib_softpatch.scoring.log import PredictionLog
-from anomalib_softpatch.text import counted, shown
+from anomalib_softpatch.text import counted, first_line, shown
 
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
 INTERRUPTED = 130
@@ -310,7 +310,7 @@ class Run:
         try:
             score, label, anomaly_map = predictor.run(image[None])
         except Exception as error:  # one image must not keep all others from being looked at
-            return unreadable(f"cannot be scored: {next(iter(str(error).splitlines()), type(error).__name__)}")
+            return unreadable(f"cannot be scored: {first_line(error)}")
         said = verdict(score, predictor.threshold, label)
         if said == UNREADABLE:
             return unreadable("its score is not a number")
