@@ -3,9 +3,7 @@
 
 """What an exported file says of itself: how it prepares images, and what it must say of golden images.
 
-The first tells which part of an image an anomaly map covers and how images of more than 8 bits are scaled, the second
-whether a runtime does what the model did. It is in the metadata of an ONNX file, which OpenVINO takes over when it
-converts one.
+It is in the metadata of an ONNX file, which OpenVINO takes over when it converts one.
 """
 
 import json
@@ -47,12 +45,7 @@ class Metadata:
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:
-    """Write into an ONNX file what it is to say.
-
-    Args:
-        path: The file.
-        metadata: What to say.
-    """
+    """Write into an ONNX file what it is to say."""
     import onnx  # noqa: PLC0415  # needed by exports only
     from anomalib.pre_processing.utils.spec import transform_to_spec  # noqa: PLC0415  # imports torch
 
@@ -70,11 +63,7 @@ def write_metadata(path: Path, metadata: Metadata) -> None:
 
 
 def read_metadata(model: "onnxruntime.InferenceSession | openvino.Model") -> Metadata:
-    """Return what a loaded ONNX or OpenVINO file says; files of before 0.3 say nothing.
-
-    Args:
-        model: What the runtime has made of the file.
-    """
+    """Return what a loaded ONNX or OpenVINO file says; files of before 0.3 say nothing."""
     text: Any
     if hasattr(model, "get_modelmeta"):
         text = model.get_modelmeta().custom_metadata_map.get(KEY)

@@ -55,20 +55,12 @@ class PredictionPage:
         self.thumbnails = output.with_name(f"{output.stem}_thumbnails")
         foreign = [path for path in (self.path, self.thumbnails) if not self._is_replaceable(path)]
         if foreign or self.path == output:
-            msg = (
-                f"{str((foreign or [output])[0])!r} is where the page would be and is not a page of predictions. Give "
-                "another name for output."
-            )
+            place = str((foreign or [output])[0])
+            msg = f"{place!r} is where the page would be and is not a page of predictions. Give another output."
             raise ValueError(msg)
 
     def draw(self, prediction: Prediction, anomaly_map: np.ndarray, predictor: "Predictor") -> None:
-        """Draw an image.
-
-        Args:
-            prediction: What the model says of it.
-            anomaly_map: Shape ``(height, width)``.
-            predictor: The model.
-        """
+        """Draw an image, given what the model says of it and its anomaly map, of shape ``(height, width)``."""
         import torch  # noqa: PLC0415  # not needed without a page
 
         from anomalib_softpatch.images.reading import UnreadableImageError, image_size  # noqa: PLC0415
@@ -84,24 +76,15 @@ class PredictionPage:
         assert prediction.y is not None
         try:
             covered = visible_region(predictor.transform, image_size(prediction.path))
-            pair = draw_pair(
-                prediction.path,
-                heat,
-                astuple(covered),
-                predictor.largest_value,
-                marked=(prediction.x, prediction.y),
-            )
+            marked = (prediction.x, prediction.y)
+            pair = draw_pair(prediction.path, heat, astuple(covered), predictor.largest_value, marked=marked)
         except (UnreadableImageError, OSError):  # gone since it was scored
             return
         with atomic_output(self._thumbnail(prediction)) as temporary:
             pair.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
     def is_drawn(self, prediction: Prediction) -> bool:
-        """Whether this or an earlier run has drawn an image.
-
-        Args:
-            prediction: What the model says of it.
-        """
+        """Tell whether this or an earlier run has drawn an image."""
         return self._thumbnail(prediction).is_file()
 
     def write(
@@ -217,10 +200,6 @@ def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) ->
     Borderline is a tenth of the images on either side of the threshold, 20 at most and one at least, those that are
     nearest to it. Of each group of near copies it is one.
 
-    Args:
-        predictions: What the model says of each image.
-        groups: Number of each image's group of near copies.
-
     Returns:
         Indices of the images, and how many of them, the first ones, are borderline.
     """
@@ -241,14 +220,14 @@ def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) ->
 
 
 def near_copies(drawings: Sequence[Path]) -> list[int]:
-    """Group images that are copies of each other, exact ones and near ones.
+    """Number the groups of images that are copies of each other, exact ones and near ones.
 
     An exported model gives no features, so that the images themselves are compared, in small: see
-    :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`.
+    :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`. An image without a drawing is a group of its
+    own.
 
     Args:
-        drawings: Drawing of each image, from :func:`~anomalib_softpatch.pages.drawing.draw_pair`. An image without one
-            is a group of its own.
+        drawings: Drawing of each image, from :func:`~anomalib_softpatch.pages.drawing.draw_pair`.
 
     Returns:
         Number of each image's group.

@@ -20,11 +20,11 @@ RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "Open
 
 @dataclass(frozen=True)
 class Output:
-    """What a file says of an image.
+    """What a model says of an image.
 
     Attributes:
         score: Image score.
-        label: The file's own verdict; ``None`` where it gives none.
+        label: The model's own verdict; ``None`` where it gives none.
         anomaly_map: Shape ``(height, width)``.
     """
 
@@ -53,9 +53,6 @@ class Runtime:
 def check_exported(file: Path) -> None:
     """Refuse an exported model that cannot be run here, without the seconds that loading it takes.
 
-    Args:
-        file: Exported model.
-
     Raises:
         ValueError: If it is of an unknown kind, or if its runtime is not installed.
     """
@@ -69,14 +66,7 @@ def check_exported(file: Path) -> None:
 
 
 def load_runtime(file: Path, exact: bool = True) -> Runtime:
-    """Load an exported file.
-
-    Args:
-        file: File that ends in ``.onnx`` or ``.xml``.
-        exact: Compute in float32 where the runtime would choose another type.
-
-    Returns:
-        The loaded file.
+    """Load an ``.onnx`` or ``.xml`` file, and have it computed in float32 or, if not ``exact``, as the runtime would.
 
     Raises:
         ValueError: If it cannot be read, if it is another kind of model, or if its runtime is not installed.

@@ -51,11 +51,7 @@ class TrainingFacts:
         return said if self.appearance is None else said | self.appearance.remarks(images)
 
     def remark(self, scores: Sequence[float]) -> str:
-        """Return a line where the images of a run differ as a whole from the training images; else nothing.
-
-        Args:
-            scores: Normalized scores of the run.
-        """
+        """Return a line where the normalized scores of a run differ as a whole from those of training; else nothing."""
         if self.scores is None or len(scores) < FEWEST:
             return ""
         low, middle, high = self.scores

@@ -77,11 +77,7 @@ def verify(file: Path, images: Path | None = None) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Compare a file that has just been exported with its model, and say so in the log.
-
-    Args:
-        file: Exported file.
-    """
+    """Compare a file that has just been exported with its model, and say so in the log."""
     try:
         runtime = load_runtime(file)
         comparison = compare_golden(runtime)
@@ -94,12 +90,6 @@ def check_file(file: Path) -> None:
 
 def compare_golden(runtime: Runtime) -> Comparison:
     """Compare what a file says of its golden images with what the model said.
-
-    Args:
-        runtime: The loaded file.
-
-    Returns:
-        The comparison.
 
     Raises:
         ValueError: If it holds none.

@@ -308,16 +308,16 @@ class Run:
         except UnreadableImageError as error:
             return unreadable(str(error))
         try:
-            score, label, anomaly_map = predictor.run(image[None])
+            output = predictor.run(image[None])
         except Exception as error:  # one image must not keep all others from being looked at
             return unreadable(f"cannot be scored: {first_line(error)}")
-        said = verdict(score, predictor.threshold, label)
+        said = verdict(output.score, predictor.threshold, output.label)
         if said == UNREADABLE:
             return unreadable("its score is not a number")
-        x, y = peak(anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
-        prediction = Prediction(path, score, predictor.threshold, said, x, y, "", modified, self._name)
+        x, y = peak(output.anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
+        prediction = Prediction(path, output.score, predictor.threshold, said, x, y, "", modified, self._name)
         if self._page is not None:
-            self._page.draw(prediction, anomaly_map, predictor)
+            self._page.draw(prediction, output.anomaly_map, predictor)
         try:
             return prediction, appearance(path, mean_colors(image))
         except OSError:  # gone since it was scored
