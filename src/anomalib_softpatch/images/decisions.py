@@ -1,10 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decisions of people about images, in the one form that the pages write and all commands read. No torch is imported.
-
-A file of decisions is a CSV table with the columns ``path``, ``verdict`` and ``region``.
-"""
+"""Decisions of people about images, as the pages write and all commands read them. No torch is imported."""
 
 import os
 import re
@@ -29,13 +26,7 @@ NUMBERS = re.compile(r"[-+.\d\s]+")
 
 @dataclass(frozen=True)
 class Box:
-    """Part of an image as it is displayed.
-
-    Attributes:
-        x: Columns left of it, in pixels of the image.
-        y: Rows above it.
-        width: Width in pixels.
-        height: Height in pixels.
+    """Part of an image as it is displayed, in pixels: from column ``x`` and row ``y`` on.
 
     Raises:
         ValueError: If it has no area, or begins outside of the image.
@@ -47,7 +38,6 @@ class Box:
     height: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no part of any image."""
         if min(self.width, self.height) < 1:
             msg = f"the box '{self}' has no area: its width and height must be 1 or more"
             raise ValueError(msg)
@@ -56,7 +46,6 @@ class Box:
             raise ValueError(msg)
 
     def __str__(self) -> str:
-        """Return the box as a file of decisions has it."""
         return f"{self.x} {self.y} {self.width} {self.height}"
 
 
@@ -120,7 +109,7 @@ def read_decisions(file: Path) -> list[Decision]:
 
 
 def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a region.
+    """Return the pixels of a region of an image.
 
     Args:
         region: Box, or path of a mask file.

@@ -17,7 +17,7 @@ LINKED_FOLDER = "link to a folder, which is not followed"
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in a folder and in all folders in it.
+    """What is in a folder and in all folders in it, sorted.
 
     Attributes:
         images: Image files, by their extension.
@@ -33,11 +33,7 @@ class Listing:
 
 
 def list_files(folder: Path) -> Listing:
-    """List the files of a folder and of all folders in it.
-
-    Returns:
-        What is there, all sorted.
-    """
+    """List the files of a folder and of all folders in it."""
     found = Listing()
 
     def note(error: OSError) -> None:
@@ -54,11 +50,7 @@ def list_files(folder: Path) -> Listing:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what is not a folder.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Refuse with a ``ValueError`` what is not a folder."""
     if not folder.is_dir():
         msg = f"folder={str(folder)!r} is not a folder. Give one that has images in it."
         raise ValueError(msg)
@@ -92,14 +84,7 @@ def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
 
 
 def about_links(skipped: Iterable[tuple[str, str]]) -> str:
-    """Say that links to folders are not followed.
-
-    Args:
-        skipped: From :func:`find_images`.
-
-    Returns:
-        A line for the terminal; empty if there are none.
-    """
+    """Return a line for the terminal if any of what :func:`find_images` skipped is a link to a folder; else nothing."""
     linked = [path for path, reason in skipped if reason == LINKED_FOLDER]
     if not linked:
         return ""
