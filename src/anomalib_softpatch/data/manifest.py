@@ -8,9 +8,8 @@ the dataset has none), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
 :func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test`` (whether the image stays in the test set). One row
 per injected image, in the order of injection.
 
-Others publish plain lists of images instead. Such a file is read too: a CSV file with a column ``filename`` and, if it
-has several categories, a column ``clsname``; a CSV file with one column; or a text file with one path a line. Each path
-is relative to the dataset's root or to the category's folder, or absolute. The header tells a list from a manifest.
+Lists as others publish them are read, too: a CSV file with a column ``filename`` and perhaps ``clsname`` (category), or
+a file with one path a line. Paths are relative to the dataset's root or to the category's folder, or absolute.
 """
 
 import csv
@@ -29,15 +28,7 @@ PATH_COLUMN, CATEGORY_COLUMN = "filename", "clsname"  # in the header of a publi
 
 
 def write_manifest(noise: pd.DataFrame, path: str | Path) -> Path:
-    """Write a manifest. The file is either complete or not there.
-
-    Args:
-        noise: Table with the manifest's columns.
-        path: CSV file to write; its folder is made if need be.
-
-    Returns:
-        Path of the file.
-    """
+    """Write a table with the columns of a manifest. The file is either complete or not there."""
     with atomic_output(path) as temporary:
         noise.to_csv(temporary, columns=list(MANIFEST_COLUMNS), index=False)
     return Path(path)
@@ -45,9 +36,6 @@ def write_manifest(noise: pd.DataFrame, path: str | Path) -> Path:
 
 def read_noise_file(path: str | Path) -> pd.DataFrame:
     """Read a manifest or a list of images, whichever it is.
-
-    Args:
-        path: The file, see above.
 
     Returns:
         Table with the columns of :data:`MANIFEST_COLUMNS` for a manifest, of :data:`LIST_COLUMNS` for a list: the path
@@ -99,11 +87,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
-    """Read a manifest and check it.
-
-    Args:
-        path: CSV file with the manifest's columns. Paths in it may also have backslashes as separators, and the column
-            ``mask_path`` may be missing.
+    """Read a manifest and check it. Paths may have backslashes, and the column ``mask_path`` may be missing.
 
     Returns:
         Table with the columns of :data:`MANIFEST_COLUMNS`.
