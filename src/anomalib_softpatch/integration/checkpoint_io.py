@@ -3,9 +3,8 @@
 
 """Checkpoint files that are whole or not there, and errors that say why one cannot be read.
 
-Lightning writes a checkpoint to the system's temporary folder and moves it to its place, which copies it where that
-folder is on another file system: a killed process then leaves half of one. Anomalib reads a checkpoint without mapping
-it to a device that this machine has. Both are done by the trainer's checkpoint plugin.
+Lightning writes a checkpoint to the system's temporary folder and moves it to its place: a killed process may leave
+half of one. Anomalib reads a checkpoint without mapping it to a device that this machine has.
 """
 
 import os
@@ -20,6 +19,7 @@ import torch
 from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
+from typing_extensions import override
 
 from anomalib_softpatch.files import atomic_output
 
@@ -38,17 +38,8 @@ def use_own_checkpoint_io(strategy: Strategy, safe_globals: Sequence[Any] = ()) 
 class CheckpointIO(AnomalibCheckpointIO):
     """Anomalib's checkpoint plugin, with checkpoints that are written whole and load on any device."""
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; it is complete when it is there.
-
-        Args:
-            checkpoint: What to save.
-            path: File to write or replace, or a URL, which is left to Lightning.
-            storage_options: Not used, see Lightning.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -62,22 +53,10 @@ class CheckpointIO(AnomalibCheckpointIO):
             )
             raise OSError(msg) from error
 
+    @override
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint without running code that it may hold.
-
-        Args:
-            path: Checkpoint file.
-            map_location: Device for its tensors, whichever they were saved on.
-            weights_only: ``False`` runs code that the file holds.
-
-        Returns:
-            The checkpoint.
-
-        Raises:
-            ValueError: If it cannot be read, or not safely.
-        """
         with readable(path):
             # Lightning hands on None where the user has said nothing; only an explicit False is one.
             return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
@@ -85,10 +64,7 @@ class CheckpointIO(AnomalibCheckpointIO):
 
 @contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """Say what is wrong with a checkpoint file where PyTorch's error does not.
-
-    Args:
-        path: File that is read in the block.
+    """Say what is wrong with a checkpoint file that is read in the block, where PyTorch's error does not.
 
     Raises:
         ValueError: If it is cut off, no checkpoint, or holds code.
