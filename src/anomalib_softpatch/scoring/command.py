@@ -178,13 +178,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        log: PredictionLog,
-        file: Path,
-        name: str,
-        device: str,
-        exported: bool,
-        page: PredictionPage | None = None,
+        self, log: PredictionLog, file: Path, name: str, device: str, exported: bool, page: PredictionPage | None
     ) -> None:
         self.log = log
         self.verdicts: Counter[str] = Counter()
@@ -203,11 +197,7 @@ class Run:
         return self._load().training
 
     def score(self, paths: Sequence[str]) -> None:
-        """Score images; those that have a row already are counted only. Then write the page.
-
-        Args:
-            paths: Image files.
-        """
+        """Score images; those that have a row already are counted only. Then write the page."""
         earlier = self._earlier(paths)
         if earlier:
             sys.stdout.write(f"{counted(len(earlier), 'image')} of {len(paths)} judged by an earlier run.\n")
@@ -216,8 +206,7 @@ class Run:
                 self.verdicts[earlier[path].verdict] += 1
             else:
                 prediction, image = self._judge(path)
-                self._note(prediction, image)
-                self._tell(prediction, earlier)
+                self._tell(prediction, image, earlier)
         if self._page is not None:
             self._write(self._page)
 
@@ -225,7 +214,7 @@ class Run:
         """Score the images of a folder as they arrive, until the process is interrupted.
 
         Args:
-            folder: Folder.
+            folder: Folder that is watched.
             heartbeat: Seconds between two lines that say what has been done.
         """
         self._load()  # what is wrong with the model is said at once, and the first image need not wait
@@ -246,8 +235,7 @@ class Run:
                     prediction, image = self._judge(str(path))
                     if prediction.verdict == UNREADABLE and not arrivals.given_up(path, time.monotonic()):
                         continue
-                    self._note(prediction, image)
-                    self._tell(prediction, earlier)
+                    self._tell(prediction, image, earlier)
                 earlier.pop(str(path), None)
                 arrivals.done(path)
                 beat = self._beat(folder, arrivals, beat, heartbeat)
@@ -272,11 +260,6 @@ class Run:
         lines = [line for name, line in remarks.items() if name not in self._said]
         self._said = set(remarks)
         return lines
-
-    def _note(self, prediction: Prediction, image: Appearance | None) -> None:
-        """Note how an image looks that was scored."""
-        if image is not None and prediction.verdict != UNREADABLE:
-            self.scored.append((image, prediction.score))
 
     def _earlier(self, paths: Sequence[str]) -> dict[str, Prediction]:
         """Return what earlier runs have said of files that are as they were then."""
@@ -333,8 +316,10 @@ class Run:
         page.write(predictions, self._file, self._exported, self._load().largest_value)
         sys.stdout.write(f"Page: {page.path}\n")
 
-    def _tell(self, prediction: Prediction, earlier: Mapping[str, Prediction]) -> None:
-        """Write a row unless an earlier run has said the same, print a line and count."""
+    def _tell(self, prediction: Prediction, image: Appearance | None, earlier: Mapping[str, Prediction]) -> None:
+        """Write a row unless an earlier run has said the same, print a line, count, and note how the image looks."""
+        if image is not None:
+            self.scored.append((image, prediction.score))
         row = earlier.get(prediction.path)
         if row is None or (row.verdict, row.modified) != (prediction.verdict, prediction.modified):
             self.log.append(prediction)

@@ -7,7 +7,6 @@ import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 from anomalib_softpatch.files import check_writable
 from anomalib_softpatch.predictions.table import COLUMNS, Prediction, csv_lines, read_predictions
@@ -50,13 +49,9 @@ class PredictionLog:
             raise
 
     def __enter__(self) -> "PredictionLog":
-        """Return the log."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the file."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -88,22 +83,12 @@ class PredictionLog:
                 raise ValueError(msg)
 
     def predictions(self, paths: Iterable[str]) -> dict[str, Prediction]:
-        """Look up what this and earlier runs have said.
-
-        Args:
-            paths: Image files.
-
-        Returns:
-            For each of them that has a row, its last row.
-        """
+        """Return the last row, of this or an earlier run, for each of some image files that has one."""
         wanted = {os.path.abspath(path): path for path in paths}  # noqa: PTH100  # resolve() would follow links
         return {wanted[each.path]: each for each in read_predictions(self.path) if each.path in wanted}
 
     def append(self, prediction: Prediction) -> None:
         """Write a row.
-
-        Args:
-            prediction: What it says.
 
         Raises:
             OSError: If the disk is full, for example. All rows that were written before are there and whole.
