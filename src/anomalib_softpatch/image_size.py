@@ -47,16 +47,13 @@ class TypicalImage:
         return height, width
 
     def remarks(self, size: tuple[int, int], grid_size: Callable[[], tuple[int, int]], tiled: bool) -> list[str]:
-        """Say what a model does not see of the images, or not as it is.
+        """Say what a model does not see of the images, or not as it is, in sentences of one line each.
 
         Args:
             size: Height and width that they are resized to, in pixels.
             grid_size: Returns height and width of the grid of patches; called where it counts only, since an image has
                 to go through the backbone for it.
             tiled: Whether they are cut into tiles.
-
-        Returns:
-            Sentences of one line each; none if there is nothing to say.
         """
         own = (self.height, self.width)
         factors = [whole / part for whole, part in zip(own, size, strict=True)]
@@ -86,16 +83,13 @@ def choose_size(
     tiled: bool,
     nearest_size: Callable[[int, int], tuple[int, int]],
 ) -> tuple[int, int]:
-    """Choose the size that images are resized to.
+    """Choose the height and width in pixels that images are resized to.
 
     Args:
         typical: What the images are like.
         given: What a user has chosen; ``None`` for the default.
         tiled: Whether they are cut into tiles: by default they keep their own size then.
         nearest_size: Returns the size nearest to one that the backbone takes.
-
-    Returns:
-        Height and width in pixels.
     """
     if given is not None:
         return given
@@ -103,19 +97,12 @@ def choose_size(
 
 
 def described(size: Sequence[int]) -> str:
-    """Return a size in words, height first.
-
-    Args:
-        size: Height and width.
-    """
+    """Return a size in words, height first."""
     return f"{size[0]} x {size[1]}"
 
 
 def typical_image(paths: Iterable[Path]) -> TypicalImage:
-    """Look at the sizes of images: what their files say, which are not decoded.
-
-    Args:
-        paths: Image files. Those that are not, or are broken, are left out.
+    """Look at the sizes of image files, which are not decoded. Those that are broken or no images are left out.
 
     Returns:
         Of the images of the median aspect ratio, the most common size. A square where no size is known.

@@ -45,12 +45,12 @@ def weights(name: str, folder: Path) -> None:
 def write_weights(name: str, folder: Path) -> WeightsPackage:
     """Write the weights of an installed pip package as a folder that timm reads as ``local-dir:<folder>``.
 
-    The networks were trained on images scaled by mean 0.5 and standard deviation 0.5; the written ones take images
-    that are normalized by ImageNet's, as Anomalib's pre-processors do (see :func:`fold_normalization`).
+    The written weights take images that are normalized as Anomalib's pre-processors do (see
+    :func:`fold_normalization`). If the folder already holds them, it is left as it is.
 
     Args:
         name: Name of the network, one of ``PACKAGES``.
-        folder: Folder to write. If it already holds these weights, it is left as it is.
+        folder: Folder to write.
 
     Returns:
         Where the weights came from, and the layers that suit.
@@ -116,13 +116,6 @@ def load_network(package: WeightsPackage) -> nn.Module:
 def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give tensors the names of another implementation of the same network, which has them in the same order.
 
-    Args:
-        source: The tensors by their own names.
-        target: Tensors of the other implementation, by the names that are wanted.
-
-    Returns:
-        The tensors of ``source`` by the names of ``target``.
-
     Raises:
         ValueError: If the numbers of tensors differ, or a pair differs in shape or in the last part of the name.
     """
@@ -144,20 +137,15 @@ def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch
 
 @torch.no_grad()
 def fold_normalization(network: nn.Module) -> None:
-    """Change a network, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalization.
+    """Change a timm EfficientNet, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalization.
 
     For an image ``p`` in [0, 1] the network expects ``(p - 0.5) / 0.5`` and Anomalib gives ``y = (p - mean) / std``.
     The first is ``2 std y + 2 mean - 1``: the factor goes into the weights of the first convolution, and what the
     remaining constant adds to its output into the batch norm behind it.
 
-    This is exact but where the convolution reaches beyond the image. Its padding is zero before and after the change,
-    which was mid gray and becomes ImageNet's mean color: at an even image size (the padding is then right and bottom
-    only) the features of the patches along these two borders differ. Compared with the network before the change,
-    at 256 x 256, the mean relative difference is 2 % at ``blocks.2`` and 7 % at ``blocks.4``, and zero left and
-    above of the padding's reach; without the change it is 69 % and 55 % everywhere.
-
-    Args:
-        network: A timm EfficientNet; changed in place.
+    This is exact but where the convolution reaches beyond the image: its padding, zero before and after, was mid gray
+    and becomes ImageNet's mean color. At 256 x 256, the mean relative difference there is 2 % at ``blocks.2`` and 7 %
+    at ``blocks.4``; without the change it is 69 % and 55 % everywhere.
     """
     mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
     weight = cast("nn.Conv2d", network.conv_stem).weight  # (channels, 3, height, width)
