@@ -34,21 +34,13 @@ PREFERRED: tuple[WeightsName, ...] = ("lite2", "lite0")  # the more accurate one
 
 
 class WeightsPackage(NamedTuple):
-    """A pip package that carries the weights of one network, trained on ImageNet-1k.
-
-    Attributes:
-        package: Name of the pip package.
-        file: Path of its weights file below the folder of installed packages.
-        sha256: Hash of that file.
-        architecture: The same network in timm.
-        layers: Layers at strides 8 and 16, which suit PatchCore and SoftPatch.
-    """
+    """A pip package that carries the weights of one network, trained on ImageNet-1k."""
 
     package: str
-    file: str
-    sha256: str
-    architecture: str
-    layers: tuple[str, ...]
+    file: str  # its weights, below the folder of installed packages
+    sha256: str  # of that file
+    architecture: str  # the same network in timm
+    layers: tuple[str, ...]  # at strides 8 and 16, which suit PatchCore and SoftPatch
 
 
 PACKAGES = {
@@ -70,19 +62,12 @@ PACKAGES = {
 
 
 class Source(NamedTuple):
-    """What the name of a backbone stands for.
+    """What the name of a backbone stands for."""
 
-    Attributes:
-        architecture: Name of the network, as ``timm.create_model`` knows it.
-        arguments: Further arguments of ``timm.create_model``.
-        files: Files of this machine that the weights are in, all in one folder; none for weights that are elsewhere.
-        portable: Name that makes the same network, without its weights, where these files are not.
-    """
-
-    architecture: str
-    arguments: Mapping[str, Any] = {}
-    files: Sequence[Path] = ()
-    portable: str | None = None
+    architecture: str  # as timm.create_model knows it
+    arguments: Mapping[str, Any] = {}  # further ones of timm.create_model
+    files: Sequence[Path] = ()  # that the weights are in, all in one folder; none for weights that are elsewhere
+    portable: str | None = None  # name that makes the same network, without its weights, where these files are not
 
 
 def _local_dir(place: str) -> Source:
@@ -149,14 +134,9 @@ def portable_name(backbone: str) -> str | None:
 
 
 class NoWeightsError(RuntimeError):
-    """The weights of a backbone are not on this machine, and no hub can be reached.
+    """The weights of a backbone are not on this machine, and no hub can be reached for a reason.
 
-    Args:
-        backbone: Name of a timm model.
-        reason: Why the hub cannot be reached.
-
-    Attributes:
-        problem: The first sentence of the message, behind which a command names its own next one.
+    A command names its own next step behind :attr:`problem`, the first sentence of the message.
     """
 
     def __init__(self, backbone: str, reason: str) -> None:
@@ -193,19 +173,12 @@ class NoWeightsError(RuntimeError):
 
 
 class Backbone(NamedTuple):
-    """A backbone that was chosen.
+    """A backbone that was chosen."""
 
-    Attributes:
-        name: Name of a timm model, or ``local-dir:<folder>``.
-        layers: Names of the layers.
-        weights: Name of the pip package's weights that have to be in that folder, see :data:`PREFERRED`.
-        remark: What is to be said of the choice; empty if it is what was asked for.
-    """
-
-    name: str
+    name: str  # of a timm model, or local-dir:<folder>
     layers: list[str]
-    weights: WeightsName | None = None
-    remark: str = ""
+    weights: WeightsName | None = None  # of a pip package, that have to be in that folder; see PREFERRED
+    remark: str = ""  # on the choice; empty if it is what was asked for
 
     def prepare(self) -> None:
         """Write the weights of a pip package to the folder where the backbone is looked for."""

@@ -25,19 +25,12 @@ TILE, STRIDE = 512, 384  # pixels, of the tiles that are advised
 
 @dataclass(frozen=True)
 class TypicalImage:
-    """What images of a folder have in common.
+    """What images of a folder have in common."""
 
-    Args:
-        height: Height in pixels of an image of the median aspect ratio.
-        width: Its width.
-        images: Number of images whose size is known.
-        others: Number of those of another aspect ratio.
-    """
-
-    height: int
+    height: int  # pixels, of an image of the median aspect ratio
     width: int
-    images: int
-    others: int
+    images: int  # number of those whose size is known
+    others: int  # number of those of another aspect ratio
 
     @property
     def model_size(self) -> tuple[int, int]:

@@ -30,17 +30,11 @@ DATA_OPTIONS = "data.init_args."
 
 @dataclass(frozen=True)
 class Measure:
-    """A column with numbers to compare models by.
-
-    Attributes:
-        name: What it is called in texts.
-        unit: Unit to show it in.
-        factor: Factor to that unit from the file's: shares in [0, 1], durations in seconds.
-    """
+    """A column with numbers to compare models by."""
 
     name: str
-    unit: str
-    factor: float
+    unit: str  # to show it in
+    factor: float  # to that unit from the file's: shares in [0, 1], durations in seconds
 
     @property
     def heading(self) -> str:

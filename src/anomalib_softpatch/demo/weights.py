@@ -24,21 +24,13 @@ DOWNLOAD_SECONDS = 180
 
 @dataclass(frozen=True)
 class Weights:
-    """The backbone that the models get.
+    """The backbone that the models get."""
 
-    Attributes:
-        backbone: Name for timm: that of a model, or ``local-dir:<folder>``.
-        layers: Names of the layers whose features are used.
-        title: Short name for a figure.
-        untrained: Whether its weights are random.
-        description: What the weights are and why, in words.
-    """
-
-    backbone: str
-    layers: tuple[str, ...]
-    title: str
-    untrained: bool
-    description: str
+    backbone: str  # name for timm: that of a model, or local-dir:<folder>
+    layers: tuple[str, ...]  # whose features are used
+    title: str  # for a figure
+    untrained: bool  # random weights
+    description: str  # what the weights are and why, in words
 
 
 def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed: int) -> Weights:

@@ -27,19 +27,12 @@ Quantiles: TypeAlias = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Appearance:
-    """How an image looks as a whole.
+    """How an image looks as a whole."""
 
-    Attributes:
-        width: Pixels, as it is displayed.
-        height: Pixels, likewise.
-        kind: ``"gray, 8 bits"``, ``"color, 8 bits"``, ``"gray, 16 bits"`` and so on.
-        brightness: Mean of all values, from 0 to 255 however many bits they have.
-    """
-
-    width: int
+    width: int  # pixels, as it is displayed
     height: int
-    kind: str
-    brightness: float
+    kind: str  # "gray, 8 bits", "color, 16 bits" and so on
+    brightness: float  # mean of all values, from 0 to 255 however many bits they have
 
 
 def mean_colors(values: np.ndarray) -> np.ndarray:

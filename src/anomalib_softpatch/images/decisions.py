@@ -54,17 +54,11 @@ Region = Box | Path  # a path is that of a mask: pixels other than zero are the 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person has said of an image.
-
-    Attributes:
-        path: Image file.
-        verdict: ``NORMAL``, ``DEFECT``, ``SET_ASIDE`` (not to be trained on, whatever it shows) or ``UNDECIDED``.
-        region: Where in the image the verdict holds; ``None`` for the whole image.
-    """
+    """What a person has said of an image."""
 
     path: Path
-    verdict: str
-    region: Region | None = None
+    verdict: str  # NORMAL, DEFECT, SET_ASIDE (not to be trained on, whatever it shows) or UNDECIDED
+    region: Region | None = None  # where the verdict holds; None for the whole image
 
 
 def read_decisions(file: Path) -> list[Decision]:

@@ -17,19 +17,12 @@ LINKED_FOLDER = "link to a folder, which is not followed"
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in a folder and in all folders in it, sorted.
+    """What is in a folder and in all folders in it, sorted."""
 
-    Attributes:
-        images: Image files, by their extension.
-        others: The other files.
-        unreadable: Folders that cannot be read, with the reason.
-        linked: Links to folders. They are not followed: they may lead back, or to images that are there already.
-    """
-
-    images: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)  # by their extension
     others: list[Path] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    linked: list[Path] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders, with the reason
+    linked: list[Path] = field(default_factory=list)  # folders; they may lead back, or to images that are there
 
 
 def list_files(folder: Path) -> Listing:

@@ -22,21 +22,13 @@ SQUARE = 16  # pixels of one color
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """An image, and what the model that a file was exported from says of it.
+    """An image, and what the model that a file was exported from says of it."""
 
-    Attributes:
-        seed: Of the random number generator that makes it.
-        height: Height in pixels.
-        width: Width in pixels.
-        score: Image score; normalized where the model normalizes.
-        anomalous: Verdict; ``None`` where the model gives none.
-    """
-
-    seed: int
-    height: int
+    seed: int  # of the random number generator that makes it
+    height: int  # pixels
     width: int
-    score: float
-    anomalous: bool | None
+    score: float  # normalized where the model normalizes
+    anomalous: bool | None  # None where the model gives no verdict
 
     def pixels(self) -> np.ndarray:
         """Return the image, shape ``(1, 3, height, width)``, in [0, 1]."""

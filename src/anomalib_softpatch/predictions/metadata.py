@@ -29,18 +29,11 @@ WHOLE_IMAGE = {"Compose", "Grayscale", "Normalize", "Resize"}
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says.
+    """What a file says."""
 
-    Attributes:
-        transform: The transform of its pre-processor; ``None`` for one that shows the model the whole image.
-        golden: Golden images.
-        largest_value: Value that becomes 1 when an image of whole numbers of more than 8 bits is read.
-        training: What is known of the training images.
-    """
-
-    transform: "Transform | None" = None
+    transform: "Transform | None" = None  # of its pre-processor; None for one that shows the model the whole image
     golden: Sequence[GoldenImage] = ()
-    largest_value: int = EIGHT_BITS
+    largest_value: int = EIGHT_BITS  # that becomes 1 when an image of whole numbers of more than 8 bits is read
     training: TrainingFacts = field(default_factory=TrainingFacts)
 
 

@@ -21,21 +21,12 @@ NORMALIZED_THRESHOLD = 0.5  # of exported files, whose post-processor is inside
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that scores images one by one.
+    """A model that scores images one by one."""
 
-    Attributes:
-        run: Scores an image of shape ``(1, 3, height, width)`` in [0, 1].
-        threshold: Threshold of the scores.
-        transform: The pre-processor's transform; ``None`` for one that shows the model the whole image.
-        largest_value: By which it was trained to read images, see
-            :func:`~anomalib_softpatch.images.reading.read_image`.
-        training: What is known of its training images.
-    """
-
-    run: Callable[[np.ndarray], Output]
-    threshold: float
-    transform: "Transform | None"
-    largest_value: int
+    run: Callable[[np.ndarray], Output]  # scores an image of shape (1, 3, height, width) in [0, 1]
+    threshold: float  # of the scores; not a number where there is none
+    transform: "Transform | None"  # the pre-processor's; None for one that shows the model the whole image
+    largest_value: int  # by which it was trained to read images, see read_image
     training: TrainingFacts
 
 

@@ -20,34 +20,21 @@ RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "Open
 
 @dataclass(frozen=True)
 class Output:
-    """What a model says of an image.
-
-    Attributes:
-        score: Image score.
-        label: The model's own verdict; ``None`` where it gives none.
-        anomaly_map: Shape ``(height, width)``.
-    """
+    """What a model says of an image."""
 
     score: float
-    label: bool | None
-    anomaly_map: np.ndarray
+    label: bool | None  # the model's own verdict; None where it gives none
+    anomaly_map: np.ndarray  # shape (height, width)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A loaded file.
+    """A loaded file."""
 
-    Attributes:
-        name: Name and version of the runtime.
-        precision: Type in which it computes.
-        metadata: What the file says of itself.
-        predict: Scores an image of shape ``(1, 3, height, width)`` in [0, 1].
-    """
-
-    name: str
-    precision: str
+    name: str  # and version of the runtime
+    precision: str  # type in which it computes
     metadata: Metadata
-    predict: Callable[[np.ndarray], Output]
+    predict: Callable[[np.ndarray], Output]  # scores an image of shape (1, 3, height, width) in [0, 1]
 
 
 def check_exported(file: Path) -> None:

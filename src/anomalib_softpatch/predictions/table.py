@@ -29,31 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image. The attributes are the columns of the table.
+    """What a model says of an image. The attributes are the columns of the table."""
 
-    Attributes:
-        path: Image file.
-        score: Normalized image score, in [0, 1] (as it is where the model has no threshold); not a number where there
-            is none.
-        threshold: Score above which the image is anomalous; not a number where the model has none.
-        verdict: ``"anomalous"``, ``"normal"``, ``"unreadable"`` for a file that nothing could be said of, or ``""``
-            where the model has no threshold.
-        x: Column of the highest pixel of the anomaly map, in the pixels of the image; ``None`` where there is none.
-        y: Its row.
-        reason: Why nothing could be said of the file; else empty.
-        modified: When the file was last changed, see :func:`time_of_change`.
-        model: Which model said it, see :func:`fingerprint`.
-    """
-
-    path: str
-    score: float
-    threshold: float
-    verdict: str
-    x: int | None
-    y: int | None
-    reason: str = ""
-    modified: str = ""
-    model: str = ""
+    path: str  # of the image
+    score: float  # in [0, 1], normalized unless there is no threshold; not a number where there is none
+    threshold: float  # not a number where the model has none
+    verdict: str  # "anomalous", "normal", UNREADABLE if nothing could be said, or "" where there is no threshold
+    x: int | None  # column of the highest pixel of the anomaly map, in the pixels of the image
+    y: int | None  # its row
+    reason: str = ""  # why nothing could be said of the file
+    modified: str = ""  # see time_of_change
+    model: str = ""  # see fingerprint
 
     def line(self) -> str:
         """Return the prediction as a line for the terminal."""

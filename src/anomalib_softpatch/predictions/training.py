@@ -13,18 +13,11 @@ from anomalib_softpatch.images.appearance import FEWEST, Appearance, UsualAppear
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What is known of the training images.
+    """What is known of the training images."""
 
-    Attributes:
-        names: SHA-256 of the files of training images and of images that the model was taught.
-        scores: 5, 50 and 95 % quantiles of the normalized scores of training images as if they were new; ``None`` if
-            they are not known.
-        appearance: How the images look as a whole; ``None`` if that is not known.
-    """
-
-    names: tuple[str, ...] = ()
-    scores: tuple[float, float, float] | None = None
-    appearance: UsualAppearance | None = None
+    names: tuple[str, ...] = ()  # SHA-256 of the files of training images, and of images that were taught
+    scores: tuple[float, float, float] | None = None  # normalized, as if the images were new: 5, 50, 95 %
+    appearance: UsualAppearance | None = None  # as a whole
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> "TrainingFacts":

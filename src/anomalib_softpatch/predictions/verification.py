@@ -26,19 +26,12 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """How predictions of the same images differ.
+    """How predictions of the same images differ."""
 
-    Attributes:
-        images: Number of images.
-        difference: Largest difference of two scores.
-        flips: Number of verdicts that differ.
-        milliseconds: Median time of an image.
-    """
-
-    images: int
-    difference: float
-    flips: int
-    milliseconds: float
+    images: int  # number of images
+    difference: float  # largest one of two scores
+    flips: int  # verdicts that differ
+    milliseconds: float  # median time of an image
 
     @property
     def alike(self) -> bool:

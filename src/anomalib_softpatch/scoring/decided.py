@@ -26,35 +26,21 @@ ASSUMPTION = (
 
 @dataclass(frozen=True)
 class DecidedImage:
-    """What a person has said of an image of a run.
+    """What a person has said of an image of a run."""
 
-    Attributes:
-        path: The image, as the run names it.
-        defect: Whether it shows a defect.
-        whole: Whether the verdict is about the whole image. That a region is normal says little of the rest.
-        content: Hash of its file.
-    """
-
-    path: str
+    path: str  # as the run names it
     defect: bool
-    whole: bool
-    content: str = field(default="", compare=False)
+    whole: bool  # the verdict is about the whole image: that a region is normal says little of the rest
+    content: str = field(default="", compare=False)  # hash of its file
 
 
 @dataclass(frozen=True)
 class Decided:
-    """Decisions about the images of a run.
+    """Decisions about the images of a run."""
 
-    Attributes:
-        images: Images that are good or have a defect, each content once.
-        untouched: Images that nobody has decided about.
-        trained: Number of decided images that do not count: the model was trained on them or copies of them, or taught
-            them.
-    """
-
-    images: Sequence[DecidedImage]
-    untouched: Sequence[str]
-    trained: int
+    images: Sequence[DecidedImage]  # good ones or with a defect, each content once
+    untouched: Sequence[str]  # images that nobody has decided about
+    trained: int  # decided images that do not count: they, or copies, were trained on or taught
 
     def without(self, names: Collection[str]) -> "Decided":
         """Return what is left when images that a model was trained on or taught do not count, by hashes of files."""
