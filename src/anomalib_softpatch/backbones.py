@@ -102,10 +102,7 @@ def _timm_config(text: str) -> Source:
         arguments = {key: value for key, value in content["model_args"].items() if key not in own}
         return Source(content["architecture"], {"pretrained_cfg": shape} | arguments, portable=f"{TIMM_CONFIG}{text}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = (
-            f"backbone='{TIMM_CONFIG}{text}': what follows {TIMM_CONFIG} must be JSON with architecture, config, and "
-            "model_args."
-        )
+        msg = f"backbone='{TIMM_CONFIG}{text}' must be JSON with architecture, config, and model_args."
         raise ValueError(msg) from error
 
 

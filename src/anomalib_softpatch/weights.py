@@ -98,10 +98,8 @@ def load_network(package: WeightsPackage) -> nn.Module:
         raise FileNotFoundError(msg)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != package.sha256:
-        msg = (
-            f"{path} is not the file that is known (its SHA-256 should be {package.sha256}): it was not read. "
-            f"Repair it: {install} --force-reinstall"
-        )
+        reason = f"{path} is not the known file, of the SHA-256 {package.sha256}, and was not read."
+        msg = f"{reason} Repair it: {install} --force-reinstall"
         raise ValueError(msg)
     source = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     network = timm.create_model(
@@ -126,10 +124,8 @@ def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch
     for (source_name, tensor), (target_name, like) in zip(source.items(), target.items(), strict=True):
         # batch norm has four tensors of one shape, which only the last part of the name (weight, bias, ...) tells apart
         if tensor.shape != like.shape or source_name.split(".")[-1] != target_name.split(".")[-1]:
-            msg = (
-                f"{source_name} {tuple(tensor.shape)} of the weights does not fit {target_name} {tuple(like.shape)} of "
-                f"timm {timm.__version__}."
-            )
+            pair = f"{source_name} {tuple(tensor.shape)} does not fit {target_name} {tuple(like.shape)}"
+            msg = f"{pair} of timm {timm.__version__}."
             raise ValueError(msg)
         matched[target_name] = tensor
     return matched

@@ -55,10 +55,8 @@ def read_noise_file(path: str | Path) -> pd.DataFrame:
     elif not header or (len(header) > 1 and set(header) & set(MANIFEST_COLUMNS)):
         return read_manifest(path)
     elif len(header) > 1 and not PurePath(header[-1]).suffix:  # with a suffix it is a path that has a comma
-        msg = (
-            f"manifest={str(path)!r} has the columns {header}. A list of images needs the column {PATH_COLUMN!r}, or "
-            f"nothing but paths; a manifest needs {list(MANIFEST_COLUMNS)}."
-        )
+        needed = f"A list needs the column {PATH_COLUMN!r} or only paths, a manifest needs {list(MANIFEST_COLUMNS)}."
+        msg = f"manifest={str(path)!r} has the columns {header}. {needed}"
         raise ValueError(msg)
     else:
         rows_of_paths = lines[not PurePath(header[-1]).suffix :]  # without the header, if there is one
@@ -74,10 +72,7 @@ def _cells(line: str) -> list[str]:
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        msg = (
-            f"manifest={str(path)!r} is not a file. Give the CSV file that an earlier run wrote beside its results, or "
-            "a list of images."
-        )
+        msg = f"manifest={str(path)!r} is not a file. Give a manifest that an earlier run wrote, or a list of images."
         raise FileNotFoundError(msg)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -141,8 +136,6 @@ def _refuse(path: Path, table: pd.DataFrame, column: str, wrong: pd.Series, expe
     """Raise an error that names the first wrong row, if there is one."""
     if wrong.any():
         row = table[wrong].iloc[0]
-        msg = (
-            f"manifest={str(path)!r}: {column}={str(row[column])!r} of {row['image_path']!r} is wrong; "
-            f"it must be {expected}."
-        )
+        place = f"{column}={str(row[column])!r} of {row['image_path']!r}"
+        msg = f"manifest={str(path)!r}: {place} must be {expected}."
         raise ValueError(msg)

@@ -252,10 +252,7 @@ class NoisyDataModule(AnomalibDataModule):
             if hasattr(self, "val_data"):
                 self.val_data = _without(self.val_data, removed)
             if not self.test_data.has_anomalous:  # a selection has been checked before, a manifest has not
-                msg = (
-                    f"manifest={str(self.manifest)!r} takes every anomalous image out of the test set of "
-                    f"{self.datamodule.name}. At least one must remain to test with."
-                )
+                msg = f"manifest={str(self.manifest)!r} takes all anomalous images. At least one must remain to test with."
                 raise ValueError(msg)
         logger.info(
             "Injected %d images into %s: %.1f %% of its %d training images.",
@@ -325,8 +322,7 @@ class NoisyDataModule(AnomalibDataModule):
         if unknown:
             msg = (
                 f"manifest={str(self.manifest)!r} lists {len(unknown)} images that are not anomalous test images "
-                f"of {self.datamodule.name}, for example {unknown[0]!r}. Paths are relative to the dataset's root. "
-                "Is it the manifest of this dataset and category?"
+                f"of {self.datamodule.name}, for example {unknown[0]!r}. Is it that of this dataset and category?"
             )
             raise ValueError(msg)
         self.overlap = bool(listed["in_test"].all())
@@ -382,8 +378,7 @@ class NoisyDataModule(AnomalibDataModule):
         if unknown:
             msg = (
                 f"{name} lists {len(unknown)} images that {self.datamodule.name} does not have in {folder}, for "
-                f"example {unknown[0]!r}. Paths are relative to the dataset's root or to the category's folder, or "
-                "absolute. Correct the list, or complete the dataset."
+                f"example {unknown[0]!r}. Correct the list, or complete the dataset."
             )
             raise ValueError(msg)
         if not found:
@@ -460,9 +455,7 @@ def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping[str, Any] | st
     if isinstance(datamodule, ADAM3D | Folder3D | MVTec3D | AnomalibVideoDataModule):
         raise TypeError(_not_images_message(datamodule))
     if not isinstance(datamodule, AnomalibDataModule) or isinstance(datamodule, NoisyDataModule):
-        msg = (
-            f"datamodule={datamodule!r} must be an Anomalib image datamodule, without noise yet, or its configuration."
-        )
+        msg = f"datamodule={datamodule!r} must be an Anomalib image datamodule without noise, or its configuration."
         raise TypeError(msg)
     test_type = getattr(datamodule, "test_type", "public")
     if test_type != "public":  # MVTecAD2

@@ -130,10 +130,8 @@ def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
         msg = f"The mask {str(region)!r} cannot be used: {error}."
         raise ValueError(msg) from error
     if mask.shape != (height, width):
-        msg = (
-            f"The mask {str(region)!r} has {mask.shape[1]} x {mask.shape[0]} pixels and its image {width} x {height}. "
-            "Give one of the same size."
-        )
+        found = f"{mask.shape[1]} x {mask.shape[0]}"
+        msg = f"The mask {str(region)!r} has {found} pixels and its image {width} x {height}. Give one of that size."
         raise ValueError(msg)
     if not mask.any():
         msg = f"The mask {str(region)!r} has no pixel other than zero. Mark a region in it."

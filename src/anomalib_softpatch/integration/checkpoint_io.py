@@ -47,10 +47,7 @@ class CheckpointIO(AnomalibCheckpointIO):
             with atomic_output(path) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
-            msg = (
-                f"The checkpoint {path} could not be written: {error}. Is there space left, and may the folder be "
-                "written to? Earlier checkpoints are as they were."
-            )
+            msg = f"The checkpoint {path} could not be written: {error}. Is there space left? Others are unchanged."
             raise OSError(msg) from error
 
     @override

@@ -25,10 +25,8 @@ def load_checkpoint(path: Path, device: str) -> Predictor:
         ValueError: If it cannot be read, or is another model's.
     """
     if read_options(path)[0] is None:
-        msg = (
-            f"ckpt_path={str(path)!r} is not a checkpoint of SoftPatch or SoftPatchPlus. anomalib predict can use it, "
-            "with the model that it was trained with."
-        )
+        reason = "is not a checkpoint of SoftPatch or SoftPatchPlus. anomalib predict can use it, with its own model."
+        msg = f"ckpt_path={str(path)!r} {reason}"
         raise ValueError(msg)
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     training = training_facts(cast("DenoisingMixin", model))

@@ -79,16 +79,12 @@ def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
         image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in said), content)
         first = found.setdefault(content, image)
         if first.defect != image.defect:
-            msg = (
-                f"decisions={str(file)!r} calls one of {first.path!r} and {path!r} normal and the other a defect, but "
-                "they are copies. Correct one of them."
-            )
+            pair = f"one of {first.path!r} and {path!r} normal and the other a defect"
+            msg = f"decisions={str(file)!r} calls {pair}, but they are copies. Correct one of them."
             raise ValueError(msg)
     if not known:
-        msg = (
-            f"decisions={str(file)!r} decides about {counted(len(decisions), 'image')}, none of which is among the "
-            f"{len(images)} of this run."
-        )
+        number = counted(len(decisions), "image")
+        msg = f"decisions={str(file)!r} decides about {number}, none of which is among the {len(images)} of this run."
         raise ValueError(msg)
     return Decided(list(found.values()), untouched, trained)
 

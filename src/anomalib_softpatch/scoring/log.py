@@ -76,10 +76,7 @@ class PredictionLog:
             os.ftruncate(self._file, whole)
         with self.path.open(encoding="utf-8", newline="") as file:
             if any(row["model"] != self._model for row in csv.DictReader(file)):
-                msg = (
-                    f"output={str(self.path)!r} holds verdicts of another model. Give the name of a new file, or "
-                    "remove that one."
-                )
+                msg = f"output={str(self.path)!r} holds verdicts of another model. Give a new file, or remove that one."
                 raise ValueError(msg)
 
     def predictions(self, paths: Iterable[str]) -> dict[str, Prediction]:
@@ -100,8 +97,6 @@ class PredictionLog:
                 content = content[os.write(self._file, content) :]
         except OSError as error:
             os.ftruncate(self._file, size)
-            msg = (
-                f"{str(self.path)!r} cannot be written to any more: {error.strerror}. All rows before are there; once "
-                "this is mended, the same command goes on."
-            )
+            reason = f"{str(self.path)!r} cannot be written to any more: {error.strerror}."
+            msg = f"{reason} All rows before are there; once this is mended, the same command goes on."
             raise OSError(msg) from error

@@ -143,10 +143,8 @@ class _Images:
             else:
                 unknown.append(path)
         if unknown:
-            msg = (
-                f"{counted(len(unknown), 'decided image')} cannot be found and is not known to the model, "
-                f"{str(unknown[0])!r} for one."
-            )
+            number = counted(len(unknown), "decided image")
+            msg = f"{number} cannot be found and is not known to the model, {str(unknown[0])!r} for one."
             raise FileNotFoundError(msg)
         for name, about in gathered.items():
             verdicts = {each.verdict for each in about}
@@ -158,10 +156,8 @@ class _Images:
             by_verdict = {each.verdict: each for each in about}
             if len(by_verdict) > 1:
                 one, other, *_ = by_verdict.values()
-                msg = (
-                    f"The same image is {one.verdict} as {str(one.path)!r} and {other.verdict} as "
-                    f"{str(other.path)!r}. Leave one of them."
-                )
+                both = f"{one.verdict} as {str(one.path)!r} and {other.verdict} as {str(other.path)!r}"
+                msg = f"The same image is {both}. Leave one of them."
                 raise ValueError(msg)
         return gathered
 
