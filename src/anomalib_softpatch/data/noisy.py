@@ -252,7 +252,7 @@ class NoisyDataModule(AnomalibDataModule):
             if hasattr(self, "val_data"):
                 self.val_data = _without(self.val_data, removed)
             if not self.test_data.has_anomalous:  # a selection has been checked before, a manifest has not
-                msg = f"manifest={str(self.manifest)!r} takes all anomalous images. At least one must remain to test with."
+                msg = f"manifest={str(self.manifest)!r} takes all anomalous images. At least one must remain to test."
                 raise ValueError(msg)
         logger.info(
             "Injected %d images into %s: %.1f %% of its %d training images.",

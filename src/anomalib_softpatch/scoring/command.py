@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalib_softpatch.images.appearance import Appearance, appearance, mean_colors
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.options import FALSE_ALARMS, check
-from anomalib_softpatch.predictions.page import PredictionPage
 from anomalib_softpatch.predictions.predictor import Predictor, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
 from anomalib_softpatch.predictions.table import (
@@ -39,6 +38,9 @@ from anomalib_softpatch.scoring.arrivals import Arrivals
 from anomalib_softpatch.scoring.decided import Decided, about, read_decided
 from anomalib_softpatch.scoring.log import PredictionLog
 from anomalib_softpatch.text import counted, first_line, shown
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.predictions.page import PredictionPage
 
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
 INTERRUPTED = 130
@@ -95,7 +97,11 @@ def predict(
     paths, folders, others = ([], [], []) if watch else _found(images)
     decided = None if decisions is None else read_decided(decisions, paths, file)
     name = fingerprint(file)
-    drawn = PredictionPage(output) if page else None
+    drawn = None
+    if page:
+        from anomalib_softpatch.predictions.page import PredictionPage  # noqa: PLC0415  # imports torch
+
+        drawn = PredictionPage(output)
     with PredictionLog(output, name) as log, _terminated_as_interrupted():
         run = Run(log, file, name, device, exported=ckpt_path is None, page=drawn)
         try:
@@ -178,7 +184,7 @@ class Run:
     """
 
     def __init__(
-        self, log: PredictionLog, file: Path, name: str, device: str, exported: bool, page: PredictionPage | None
+        self, log: PredictionLog, file: Path, name: str, device: str, exported: bool, page: "PredictionPage | None"
     ) -> None:
         self.log = log
         self.verdicts: Counter[str] = Counter()
@@ -306,7 +312,7 @@ class Run:
         except OSError:  # gone since it was scored
             return prediction, None
 
-    def _write(self, page: PredictionPage) -> None:
+    def _write(self, page: "PredictionPage") -> None:
         """Write the page of all images of the table, and draw those that no run has drawn yet."""
         predictions = read_predictions(self.log.path)
         for each in predictions:
