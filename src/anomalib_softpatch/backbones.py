@@ -188,14 +188,9 @@ class Backbone(NamedTuple):
 def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights: WeightsName | None) -> Backbone:
     """Choose the backbone of a command, and see that its weights can be had.
 
-    Args:
-        backbone: What was asked for: name of a timm model or ``local-dir:<folder>``.
-        layers: Layers that were asked for.
-        weights: Weights of a pip package that were asked for.
-
     Returns:
-        What was asked for. If nothing was: the default, or where its weights cannot be had those of an installed pip
-        package.
+        What was asked for. If nothing was (``None``): the default, or where its weights cannot be had those of an
+        installed pip package.
 
     Raises:
         ValueError: If two backbones were asked for, or a pip package is not installed.

@@ -44,11 +44,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def read_table(file: Path, *columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a CSV file whose columns are known.
-
-    Args:
-        file: CSV file in UTF-8.
-        *columns: The columns that it should have; what else it may have instead.
+    """Read a CSV file in UTF-8 that has the first of some lists of columns, or one of the others instead.
 
     Returns:
         Its columns, and the cells of each row that is not empty, with the number of the row, that of the columns

@@ -76,13 +76,10 @@ def choose_size(
     tiled: bool,
     nearest_size: Callable[[int, int], tuple[int, int]],
 ) -> tuple[int, int]:
-    """Choose the height and width in pixels that images are resized to.
+    """Choose the height and width in pixels that images are resized to: those given by a user, if any.
 
-    Args:
-        typical: What the images are like.
-        given: What a user has chosen; ``None`` for the default.
-        tiled: Whether they are cut into tiles: by default they keep their own size then.
-        nearest_size: Returns the size nearest to one that the backbone takes.
+    Else images that are cut into tiles keep their own size, and others get the size nearest to the model's that the
+    backbone takes (``nearest_size``).
     """
     if given is not None:
         return given

@@ -100,10 +100,7 @@ CONSTRAINTS = {
 
 
 def check(**options: Any) -> None:
-    """Refuse the first option that breaks its constraint; of a tuple, each value is looked at.
-
-    Args:
-        **options: Values by the names of ``CONSTRAINTS``.
+    """Refuse the first option that breaks its constraint in ``CONSTRAINTS``; of a tuple, each value is looked at.
 
     Raises:
         ValueError: If a value is not allowed; the message names the option, the value, and what is allowed.

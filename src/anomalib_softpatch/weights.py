@@ -45,18 +45,11 @@ def weights(name: str, folder: Path) -> None:
 def write_weights(name: str, folder: Path) -> WeightsPackage:
     """Write the weights of an installed pip package as a folder that timm reads as ``local-dir:<folder>``.
 
-    The written weights take images that are normalized as Anomalib's pre-processors do (see
-    :func:`fold_normalization`). If the folder already holds them, it is left as it is.
-
-    Args:
-        name: Name of the network, one of ``PACKAGES``.
-        folder: Folder to write.
-
-    Returns:
-        Where the weights came from, and the layers that suit.
+    They take images that are normalized as Anomalib's pre-processors do (see :func:`fold_normalization`). If the folder
+    already holds them, it is left as it is. Returned is where they came from, and the layers that suit.
 
     Raises:
-        ValueError: If the name is unknown, or the package holds another file than the known one.
+        ValueError: If the name is none of ``PACKAGES``, or the package holds another file than the known one.
         FileNotFoundError: If the package is not installed.
         FileExistsError: If the folder holds anything that this function did not write.
     """

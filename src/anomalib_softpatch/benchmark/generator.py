@@ -45,12 +45,7 @@ class NoiseBenchmarkJob(BenchmarkJob):
 
 @dataclass(frozen=True)
 class NoiseBenchmarkJobGenerator:
-    """Make the jobs of a benchmark.
-
-    Args:
-        accelerator: ``"cpu"`` or ``"cuda"``.
-        manifests: Folder for the manifests of the injected images.
-    """
+    """Make the jobs of a benchmark on ``"cpu"`` or ``"cuda"``, which leave manifests of their noise in a folder."""
 
     accelerator: str
     manifests: Path

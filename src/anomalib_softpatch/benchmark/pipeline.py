@@ -68,13 +68,10 @@ class NoiseBenchmark(Benchmark):
 def make_runner(accelerator: str, table: ResultTable, console: Console) -> NoiseBenchmarkRunner:
     """Make a runner, which uses all GPUs if there are several and the accelerator is ``"cuda"``.
 
-    Args:
-        accelerator: ``"cpu"`` or ``"cuda"``.
-        table: Table that the results are added to; the manifests go to its folder.
-        console: Where progress is shown.
+    The manifests go to the folder of the table.
 
     Raises:
-        ValueError: If there is no such accelerator.
+        ValueError: If the accelerator is neither ``"cpu"`` nor ``"cuda"``.
     """
     if accelerator not in {"cpu", "cuda"}:
         msg = f"accelerator={accelerator!r} of the benchmark configuration must be 'cpu', 'cuda' or a list of both."

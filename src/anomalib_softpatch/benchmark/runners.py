@@ -49,13 +49,7 @@ def run_job(generator: NoiseBenchmarkJobGenerator, config: dict[str, Any], devic
 
 
 class NoiseBenchmarkRunner(ABC):
-    """What the runners share.
-
-    Args:
-        generator: Maker of the jobs.
-        table: Table that the results are added to.
-        console: Where progress is shown.
-    """
+    """Has the generator make jobs, adds what they measure to the table, and shows progress on the console."""
 
     def __init__(self, generator: NoiseBenchmarkJobGenerator, table: ResultTable, console: Console) -> None:
         self.generator = generator
@@ -105,14 +99,11 @@ class SerialRunner(NoiseBenchmarkRunner):
 
 
 class ParallelRunner(NoiseBenchmarkRunner):
-    """Run as many jobs at a time as there are devices, each in a process of its own.
+    """Run as many jobs at a time as there are devices, each in a process of its own, which the generator is sent to.
 
     A process that dies costs its run and no other. After an interruption, runs that are under way are waited for.
 
     Args:
-        generator: Maker of the jobs, which is sent to the processes.
-        table: Table that the results are added to.
-        console: Where progress is shown.
         devices: Index of each device; ``None`` leaves the choice to Lightning.
         log_file: File for the log messages of the processes.
     """

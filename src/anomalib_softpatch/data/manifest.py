@@ -109,7 +109,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     for column in ("image_path", "mask_path"):
         table[column] = table[column].str.replace("\\", "/", regex=False)
     for column in ("repeat", "angle", "shift_x", "shift_y"):
-        numbers = table[column].map(_number).astype(float)
+        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
         _refuse(path, table, column, ~np.isfinite(numbers), "a number")
         if column == "repeat":
             _refuse(path, table, column, (numbers < 0) | (numbers % 1 != 0), "a whole number, 0 or more")
@@ -122,14 +122,6 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     undecided = table.groupby("image_path")["in_test"].transform("nunique") > 1
     _refuse(path, table, "in_test", undecided, "the same for all rows of an image")
     return table
-
-
-def _number(text: str) -> float:
-    """Number that a text stands for, not a number where it stands for none."""
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 def _refuse(path: Path, table: pd.DataFrame, column: str, wrong: pd.Series, expected: str) -> None:

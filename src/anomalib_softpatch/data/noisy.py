@@ -57,8 +57,8 @@ class NoisyDataModule(AnomalibDataModule):
     wrapped datamodule trains with, by path, then the injected ones in the order of injection.
 
     With a list of images as others publish them (``manifest=``), its anomalous test images are the noise. Where it also
-    names normal training images, it states the training set: those that it leaves out are left out here, too. Where it
-    names none, all of them stay. It does not say what becomes of the test set: ``overlap`` does.
+    names normal training images, those that it does not name are left out. It does not say what becomes of the test
+    set: ``overlap`` does.
 
     The splits and augmentations are those of the wrapped datamodule, and so are batch sizes and workers unless they are
     given here. Its datasets are left as they are.

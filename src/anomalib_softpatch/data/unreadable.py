@@ -25,14 +25,9 @@ def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
 
 
 def misread_images(datasets: Iterable[Any], largest_value: int = EIGHT_BITS) -> dict[str, str]:
-    """Find the images that Anomalib would read otherwise than this package's commands.
+    """Return why Anomalib would read images otherwise than this package's commands, by path.
 
-    Args:
-        datasets: Datasets; only those whose images Anomalib reads are looked at.
-        largest_value: The model's, see :func:`~anomalib_softpatch.images.reading.read_image`.
-
-    Returns:
-        Why, by path.
+    Only datasets whose images Anomalib reads are looked at.
     """
     return _reasons(partial(_misread, largest_value=largest_value), _paths(read_by_anomalib(datasets)))
 

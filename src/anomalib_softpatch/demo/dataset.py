@@ -47,16 +47,8 @@ def make_dataset(
 
     The training folder then holds ``num_train + num_hidden`` images. Which of them are the hidden ones is written to
     ``hidden_defects.csv`` (columns ``train_image``, ``test_image``, ``mask``, relative to the file), which no model
-    reads.
-
-    Args:
-        root: Folder to write to; created if need be.
-        num_train: Number of normal training images.
-        num_test_good: Number of normal test images.
-        num_test_per_defect: Number of test images of each kind of defect.
-        num_hidden: Number of defective test images of which a copy is hidden among the training images; the kinds
-            take turns.
-        seed: The same seed gives the same images.
+    reads. The kinds of defects take turns among the hidden ones, copies of test images. The same seed gives the same
+    images.
 
     Raises:
         FileExistsError: If ``root/gravel`` exists.
@@ -147,13 +139,7 @@ def load_photographs() -> dict[str, np.ndarray]:
 def add_defect(
     image: np.ndarray, defect: str, photographs: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put one defect into a gray image of gravel, of shape ``(256, 256)`` and in [0, 1].
-
-    Args:
-        image: The image.
-        defect: One of ``DEFECTS``.
-        photographs: What :func:`load_photographs` returned.
-        rng: Source of chance.
+    """Put one of ``DEFECTS`` into a gray image of gravel, of shape ``(256, 256)`` and in [0, 1].
 
     Returns:
         The image with the defect, and its boolean mask, both of shape ``(256, 256)``.

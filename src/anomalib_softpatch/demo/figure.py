@@ -68,12 +68,9 @@ def relative_scores(maps: np.ndarray, good_maps: np.ndarray) -> np.ndarray:
     A model's scores have a scale of their own. Stretched between its lowest and highest ones, a map would look fainter
     the more strongly the model scores the defects of other images.
 
-    Args:
-        maps: Heat maps of shape ``(images, height, width)``.
-        good_maps: The same of images without defects.
-
     Returns:
-        Shape of ``maps``: 0 for the median score of a good pixel, 1 for the score that one in a thousand exceeds.
+        Shape of ``maps``, (images, height, width): 0 for the median score of a pixel of good images, 1 for the score
+        that one in a thousand exceeds.
     """
     low, high = np.quantile(good_maps, (0.5, REDDEST))
     return (maps - low) / (high - low)
@@ -82,7 +79,7 @@ def relative_scores(maps: np.ndarray, good_maps: np.ndarray) -> np.ndarray:
 def draw_figure(
     examples: Sequence[Example], maps: Mapping[str, np.ndarray], title: str, subtitle: str, path: Path
 ) -> None:
-    """Draw images, true defects and heat maps below each other, and save the figure.
+    """Draw images, true defects and heat maps below each other, and save the figure as a PNG file.
 
     Args:
         examples: The test images, one a column.
@@ -90,7 +87,7 @@ def draw_figure(
             ``(len(examples), height, width)``, drawn from 0 (pale) to 1 (red).
         title: Title of the figure.
         subtitle: Smaller line below the title.
-        path: PNG file to write.
+        path: File to write.
     """
     rows = 2 + len(maps)
     width = ROW_LABEL_INCHES + COLUMN_INCHES * len(examples)

@@ -36,15 +36,10 @@ class Weights:
 def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed: int) -> Weights:
     """Find pre-trained weights: in a local folder, in the local cache, on the Hugging Face hub, or in a pip package.
 
-    Nothing here waits long for a hub that cannot be reached. Where there is none, the default backbone gives way to the
-    first of :data:`anomalib_softpatch.backbones.PACKAGES` that is installed; a backbone that was asked for by name does
-    not. What is left are untrained weights. Either are written to a folder, so that both models get the same.
-
-    Args:
-        backbone: Name of a timm model, ``local-dir:<folder>``, or ``None`` for the default.
-        layers: Layers of that backbone.
-        folder: Folder in which to write folders of weights.
-        seed: Seed of untrained weights.
+    Nothing here waits long for a hub that cannot be reached. Where there is none, the default backbone (``None``) gives
+    way to the first of :data:`anomalib_softpatch.backbones.PACKAGES` that is installed; a backbone that was asked for
+    by name does not. What is left are untrained weights, from the seed. Either are written to the folder, so that both
+    models get the same.
     """
     if backbone is not None and ":" in backbone:
         place = next((file.parent.name for file in find_source(backbone).files), backbone)

@@ -103,11 +103,7 @@ def read_decisions(file: Path) -> list[Decision]:
 
 
 def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a region of an image.
-
-    Args:
-        region: Box, or path of a mask file.
-        size: Width and height of the image as it is displayed, in pixels.
+    """Return the pixels of a region, a box or a mask file, of an image of a width and height as it is displayed.
 
     Returns:
         Shape ``(height, width)``, true in the region.

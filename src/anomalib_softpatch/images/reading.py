@@ -56,12 +56,7 @@ def read_image(path: str | Path, largest_value: int = EIGHT_BITS) -> tuple[np.nd
 
 
 def read_reduced(path: str | Path, side: int, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, tuple[int, int]]:
-    """Read an image fitted into a square, to be shown.
-
-    Args:
-        path: Image file.
-        side: Side of the square in pixels.
-        largest_value: See :func:`read_image`.
+    """Read an image fitted into a square of a side in pixels, to be shown; ``largest_value`` as in :func:`read_image`.
 
     Returns:
         The small image, and width and height of the whole one, both as it is displayed.
@@ -80,7 +75,7 @@ def read_reduced(path: str | Path, side: int, largest_value: int = EIGHT_BITS) -
 def read_part(
     path: str | Path, part: tuple[float, float, float, float], side: int, largest_value: int = EIGHT_BITS
 ) -> Image.Image:
-    """Read a part of an image, to be shown.
+    """Read a part of an image, to be shown as a square of a side in pixels.
 
     Args:
         path: Image file.
@@ -88,9 +83,6 @@ def read_part(
             image is black.
         side: Width and height that the part is resized to, in pixels.
         largest_value: See :func:`read_image`.
-
-    Returns:
-        The part.
 
     Raises:
         UnreadableImageError: If it cannot be read.
@@ -188,12 +180,7 @@ def reason_against(path: str | Path) -> str:
 
 
 def reason_against_anomalib(path: str | Path, largest_value: int = EIGHT_BITS) -> str:
-    """Say why Anomalib would read an image otherwise than :func:`read_image`; empty if both read the same.
-
-    Args:
-        path: Image file that can be read.
-        largest_value: The model's, see :func:`read_image`.
-    """
+    """Say why Anomalib would read a readable image otherwise than :func:`read_image`; empty if both read the same."""
     with _opened(path) as image:
         if orientation(image) != 1:
             return f"is turned by its EXIF orientation, which Anomalib does not see: {REMEDY}"

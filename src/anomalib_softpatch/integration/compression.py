@@ -143,10 +143,7 @@ def search_operations(
 ) -> list[str]:
     """Return the names of the operations on the memory bank, on what comes of them, and on the queries.
 
-    Args:
-        model: Exported model.
-        memory_bank: Its memory bank, shape ``(m, channels)``.
-        defects: Its patches of defects, likewise.
+    The memory bank has the shape ``(m, channels)``; so have the patches of defects.
 
     Raises:
         ValueError: If the model does not search in this memory bank.

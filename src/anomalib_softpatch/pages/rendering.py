@@ -61,11 +61,7 @@ def shown_difference(drawing: str, name: str, largest: int) -> Figure:
 def another_of_group(groups: Sequence[int | None]) -> dict[int, int]:
     """Return for each image of a group another one of it: the first, or the second for the first.
 
-    Args:
-        groups: Number of each image's group; ``None`` for an image without one.
-
-    Returns:
-        Places of the others by places.
+    Groups are numbers, ``None`` for an image without one. Returned are places of the others by places.
     """
     members: dict[int, list[int]] = {}
     for place, group in enumerate(groups):

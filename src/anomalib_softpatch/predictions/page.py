@@ -47,11 +47,8 @@ WORDS = {
 class PredictionPage:
     """Draws images while they are scored, and writes the page in the end.
 
-    The page lies beside the table and has its name. The drawings lie in a folder beside it, from where a later run
-    takes them. Those of an earlier page stay until the new page is there.
-
-    Args:
-        output: Table of the predictions.
+    The page lies beside the table of the predictions (``output``) and has its name. The drawings lie in a folder beside
+    it, from where a later run takes them. Those of an earlier page stay until the new page is there.
 
     Raises:
         ValueError: If files of these names are there that are no page's.
@@ -88,10 +85,10 @@ class PredictionPage:
         return self._thumbnail(prediction).is_file()
 
     def write(self, predictions: Sequence[Prediction], model: Path, exported: bool, largest_value: int) -> None:
-        """Write the page.
+        """Write the page of the predictions of all images. Those that have gone or changed since are left out.
 
         Args:
-            predictions: Of all images. Those that have gone or changed since are left out.
+            predictions: The predictions.
             model: Checkpoint or exported model.
             exported: Whether it is an exported model.
             largest_value: By which it reads images, see :func:`~anomalib_softpatch.images.reading.read_image`.
@@ -207,12 +204,9 @@ def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) ->
 def near_copies(drawings: Sequence[Path]) -> list[int]:
     """Number the groups of images that are copies of each other, exact ones and near ones.
 
-    An exported model gives no features, so that the images themselves are compared, in small: see
-    :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`. An image without a drawing is a group of its
-    own.
-
-    Args:
-        drawings: Drawing of each image, from :func:`~anomalib_softpatch.pages.drawing.draw_pair`.
+    An exported model gives no features, so that the drawings of :func:`~anomalib_softpatch.pages.drawing.draw_pair` are
+    compared, in small, as features are by :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`. An image
+    without a drawing is a group of its own.
 
     Returns:
         Number of each image's group.

@@ -81,12 +81,9 @@ def verdict(score: float, threshold: float, label: object = None) -> str:
 
 
 def peak(anomaly_map: np.ndarray, size: tuple[int, int], transform: "Transform | None" = None) -> tuple[int, int]:
-    """Return the column and row of the highest value of a map, in the pixels of the image.
+    """Return the column and row of the highest value of a map, in the pixels of an image of a width and height.
 
-    Args:
-        anomaly_map: Shape ``(height, width)``.
-        size: Width and height of the image, in pixels.
-        transform: The pre-processor's, which may show the model a part of the image only. Default: the whole image.
+    A transform of the pre-processor may show the model a part of the image only. Default: the whole image.
     """
     row, column = np.unravel_index(int(np.argmax(anomaly_map)), anomaly_map.shape)
     if transform is None:

@@ -32,12 +32,7 @@ class TrainingFacts:
     def remarks(self, scores: Sequence[float], images: Sequence[Appearance]) -> dict[str, str]:
         """Return a line for each way in which the images of a run differ as a whole from the training images.
 
-        Args:
-            scores: Normalized scores of the run.
-            images: How its images look.
-
-        Returns:
-            Lines by ``"score"``, ``"size"``, ``"kind"`` and ``"brightness"``.
+        They are named ``"score"`` (normalized), ``"size"``, ``"kind"`` and ``"brightness"``.
         """
         score = self.remark(scores)
         said = {"score": score} if score else {}

@@ -168,15 +168,7 @@ def _remarks(
 
 
 class Run:
-    """Scores images, and says and writes down the verdicts.
-
-    Args:
-        log: Table that rows are added to.
-        file: Checkpoint or exported model, which is loaded with the first image.
-        name: Its fingerprint.
-        device: Device for a checkpoint.
-        exported: Whether it is an exported model.
-        page: Page that the images are drawn for; ``None`` for no page.
+    """Scores images, and says and writes down the verdicts of a model, which is loaded with the first image.
 
     Attributes:
         scored: How the images look that this run has scored, and their scores; in a folder that is watched, the last
@@ -217,12 +209,7 @@ class Run:
             self._write(self._page)
 
     def watch(self, folder: Path, heartbeat: float) -> None:
-        """Score the images of a folder as they arrive, until the process is interrupted.
-
-        Args:
-            folder: Folder that is watched.
-            heartbeat: Seconds between two lines that say what has been done.
-        """
+        """Score images as they arrive until interrupted; every ``heartbeat`` seconds, say what has been done."""
         self._load()  # what is wrong with the model is said at once, and the first image need not wait
         self.scored = deque(maxlen=WATCHED)
         arrivals = Arrivals(folder)

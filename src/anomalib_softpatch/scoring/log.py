@@ -20,12 +20,8 @@ class PredictionLog:
     A row is never changed or removed. Of an image that was looked at again, because its file has changed or could not
     be read before, the last row counts. A file without rows is not left behind.
 
-    Args:
-        path: CSV file, new or left by an earlier run.
-        model: Fingerprint of the model.
-
     Raises:
-        ValueError: If the file is something else, or holds verdicts of another model.
+        ValueError: If the file is something else, or holds verdicts of another model than that of the fingerprint.
         OSError: If it cannot be written to.
     """
 

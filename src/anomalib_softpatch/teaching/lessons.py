@@ -57,10 +57,10 @@ def teach_checkpoint(
     replace: bool = False,
     device: str = "auto",
 ) -> Report:
-    """Teach the model of a checkpoint, and write another checkpoint.
+    """Teach the model of a checkpoint, which stays as it is, and write another checkpoint.
 
     Args:
-        checkpoint: Checkpoint of SoftPatch or SoftPatchPlus; it stays as it is.
+        checkpoint: Checkpoint of SoftPatch or SoftPatchPlus.
         decisions: What is said about images, see :func:`~anomalib_softpatch.images.decisions.read_decisions`.
         output: Checkpoint to write.
         ignore: Mask of what nothing is said about; ``None``: as before.
