@@ -254,13 +254,8 @@ class NoisyDataModule(AnomalibDataModule):
             if not self.test_data.has_anomalous:  # a selection has been checked before, a manifest has not
                 msg = f"manifest={str(self.manifest)!r} takes all anomalous images. At least one must remain to test."
                 raise ValueError(msg)
-        logger.info(
-            "Injected %d images into %s: %.1f %% of its %d training images.",
-            len(rows),
-            self.datamodule.name,
-            100 * self.noise_share,
-            len(self.train_data),
-        )
+        share = f"{100 * self.noise_share:.1f} % of its {len(self.train_data)} training images"
+        logger.info("Injected %d images into %s: %s.", len(rows), self.datamodule.name, share)
 
     def _create_test_split(self) -> None:
         """Nothing to do: the wrapped datamodule has split its datasets."""
@@ -274,11 +269,8 @@ class NoisyDataModule(AnomalibDataModule):
         if self.val_split_mode == ValSplitMode.FROM_TEST:
             subsets["val"] = self.val_data
         if self.noise_ratio and isinstance(self.test_data, SyntheticAnomalyDataset):
-            logger.warning(
-                "%s makes its anomalous test images anew each time it is set up: another run injects other images, "
-                "whatever the seed or the manifest.",
-                self.datamodule.name,
-            )
+            consequence = "another run injects other images, whatever the seed or the manifest"
+            logger.warning("%s makes its anomalous test images anew: %s.", self.datamodule.name, consequence)
         samples = pd.concat([data.samples.assign(tested=name == "test") for name, data in subsets.items()])
         samples = samples[samples["label_index"] == LabelName.ABNORMAL]
         root = _common_root(samples["image_path"], getattr(self.datamodule, "root", None))

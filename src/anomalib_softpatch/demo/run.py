@@ -38,13 +38,7 @@ METHODS: dict[str, type[AnomalibModule]] = {"PatchCore": Patchcore, "SoftPatch":
 
 
 def run_demo(
-    output: Path,
-    *,
-    backbone: str | None,
-    layers: Sequence[str] | None,
-    num_train: int,
-    num_hidden: int,
-    seed: int,
+    output: Path, *, backbone: str | None, layers: Sequence[str] | None, num_train: int, num_hidden: int, seed: int
 ) -> Path:
     """Run the demo with the options of :func:`anomalib_softpatch.demo.main`.
 

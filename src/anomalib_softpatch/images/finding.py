@@ -61,18 +61,13 @@ def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """
     check_folder(folder)
     found = list_files(folder)
-    if not found.images:
-        number = len(found.linked)
-        linked = (
-            f" {counted(number, 'link')} to folders {'is' if number == 1 else 'are'} not followed." if number else ""
-        )
-        msg = (
-            f"folder={str(folder)!r} has no images ({', '.join(IMAGE_EXTENSIONS)}) in it or in its subfolders, "
-            f"among {counted(len(found.others), 'file')}.{linked}"
-        )
-        raise ValueError(msg)
     others = [(str(file), f"not an image file: '{file.suffix}'") for file in found.others]
     linked_folders = [(str(path), LINKED_FOLDER) for path in found.linked]
+    if not found.images:
+        among = f"among {counted(len(others), 'file')}. {about_links(linked_folders)}".rstrip()
+        extensions = ", ".join(IMAGE_EXTENSIONS)
+        msg = f"folder={str(folder)!r} has no images ({extensions}) in it or in its subfolders, {among}"
+        raise ValueError(msg)
     return found.images, sorted([*found.unreadable, *others, *linked_folders])
 
 
