@@ -40,13 +40,10 @@ class TypicalImage:
         return height, width
 
     def remarks(self, size: tuple[int, int], grid_size: Callable[[], tuple[int, int]], tiled: bool) -> list[str]:
-        """Say what a model does not see of the images, or not as it is, in sentences of one line each.
+        """Say in lines what a model does not see of images resized to a height and width, and perhaps cut into tiles.
 
-        Args:
-            size: Height and width that they are resized to, in pixels.
-            grid_size: Returns height and width of the grid of patches; called where it counts only, since an image has
-                to go through the backbone for it.
-            tiled: Whether they are cut into tiles.
+        The height and width of the grid of patches are asked for only where they count: for them, an image has to go
+        through the backbone.
         """
         own = (self.height, self.width)
         factors = [whole / part for whole, part in zip(own, size, strict=True)]

@@ -1,10 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``anomalib benchmark`` for benchmarks that use a class of this package.
+"""``anomalib benchmark`` for benchmarks that use a class of this package; Anomalib's own code runs the others.
 
-Every run is one of Anomalib's benchmark jobs, and results are where Anomalib puts them, with the manifests of the
-injected images beside them. A benchmark that names no class of ours runs Anomalib's own code. For the others:
+Every run is one of Anomalib's benchmark jobs, and results are where Anomalib puts them. What differs:
 
 - The CSV file is written after every run. Anomalib writes it at the end, so an interrupted benchmark loses everything.
 - Runs may have different options, and progress is shown.

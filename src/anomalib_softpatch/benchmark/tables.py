@@ -70,7 +70,7 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
             "model": _model_names(table),
             "noise_ratio": pd.to_numeric(_option(table, "noise_ratio")).fillna(0.0),
             "protocol": _option(table, "overlap").map({"True": "overlap", "False": "no overlap"}).fillna(""),
-            "dataset": _class_names(_option(table, "class_path")),
+            "dataset": _option(table, "class_path").str.rpartition(".")[2],
             "category": _option(table, "category").fillna(_option(table, "name")).fillna(""),
             "seed": pd.to_numeric(table[SEED]),
         },
@@ -109,13 +109,9 @@ def _option(table: pd.DataFrame, name: str) -> pd.Series:
     return values
 
 
-def _class_names(class_paths: pd.Series) -> pd.Series:
-    return class_paths.str.rpartition(".")[2]
-
-
 def _model_names(table: pd.DataFrame) -> pd.Series:
     """Class of the model, followed by those options that are not the same in all runs of the class."""
-    names = _class_names(table[MODEL])
+    names = table[MODEL].str.rpartition(".")[2]
     options = [column for column in table if column.startswith(MODEL_OPTIONS) or column == ACCELERATOR]
     for _, group in table.groupby(names):
         varied = [

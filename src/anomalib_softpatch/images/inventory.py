@@ -33,7 +33,7 @@ def inventory(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def linked_names(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return what leads to another one of the named files of a folder: names of files by names of links, sorted."""
+    """Return the links among some files of a folder that lead to another of them: names of files by names of links."""
     paths = {name: folder / name for name in sorted(names)}
     originals = {os.path.realpath(path): name for name, path in paths.items() if not path.is_symlink()}
     led_to = {name: originals.get(os.path.realpath(path)) for name, path in paths.items() if path.is_symlink()}

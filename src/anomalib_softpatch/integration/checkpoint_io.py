@@ -25,7 +25,7 @@ from anomalib_softpatch.files import atomic_output
 
 
 def use_own_checkpoint_io(strategy: Strategy, safe_globals: Sequence[Any] = ()) -> None:
-    """Replace the checkpoint plugin of Anomalib or Lightning by one that may read some classes; a user's own stays."""
+    """Replace the checkpoint plugin of Anomalib or Lightning by one that reads some classes; a user's own stays."""
     if type(strategy.checkpoint_io) in {AnomalibCheckpointIO, TorchCheckpointIO}:
         strategy.checkpoint_io = CheckpointIO(extra_safe_globals=safe_globals)
 

@@ -83,11 +83,11 @@ def render_page(
 
     Args:
         package: Package of the template.
-        template: Template, which extends ``gallery.html.jinja``.
+        template: Template, which extends ``gallery.html.jinja`` and takes the values.
         folder: Folder that the page will lie in.
         figures: From :func:`figure`, in the order of the page.
         files: Headings and lists of files with what there is to say of them; empty lists are left out.
-        **values: What the template takes beside these.
+        **values: For the template.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("anomalib_softpatch.pages")]),
