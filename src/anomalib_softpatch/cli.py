@@ -38,11 +38,7 @@ EXTRACTION = "extraction"  # parameter of commands that have the options of Extr
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command.
-
-    Args:
-        arguments: Arguments of the command line, by default those of the process.
-    """
+    """Run the command, by default with the arguments of the process."""
     if not sys.warnoptions:  # what is about to change in libraries of libraries asks nothing of the user
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -85,11 +81,7 @@ def _parameters(function: Callable[..., None]) -> dict[str, inspect.Parameter]:
 
 
 def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., None]]) -> list[str]:
-    """Write values as the parser takes them.
-
-    Switches that stand alone get ``true``: ``--watch`` is ``--watch true``. Numbers behind a size become a list:
-    ``--image_size 512 768`` is ``--image_size [512,768]``.
-    """
+    """Write values as the parser takes them: ``true`` behind a switch that stands alone, and sizes as lists."""
     parameters = [each for function in functions for each in _parameters(function).values()]
     switches = {f"--{parameter.name}" for parameter in parameters if parameter.default is False}
     sizes = {f"--{parameter.name}" for parameter in parameters if parameter.annotation == Size}
@@ -108,10 +100,7 @@ def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., Non
 
 
 def _with_model_options(arguments: Sequence[str], function: Callable[..., None]) -> list[str]:
-    """Hand options that a command does not have on to the model that it trains, where it trains one.
-
-    They may be given as Anomalib's command has them, too: ``--model.seed 1`` for ``--seed 1``.
-    """
+    """Hand on to the model what a command does not have; ``--model.seed 1``, as in Anomalib's, is ``--seed 1``."""
     own = {*_parameters(function), "help"}
     if MODEL_OPTIONS not in own:
         return list(arguments)

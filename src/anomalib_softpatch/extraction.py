@@ -74,9 +74,7 @@ class Extraction:
             return None
         stride = stride or tile
         if stride[0] > tile[0] or stride[1] > tile[1]:
-            msg = (
-                f"stride={described(stride)} leaves gaps between tiles of {described(tile)} pixels: give a smaller one."
-            )
+            msg = f"stride={described(stride)} leaves gaps between tiles of {described(tile)} pixels: make it smaller."
             raise ValueError(msg)
         return {"tile_size": tile, "stride": stride}
 

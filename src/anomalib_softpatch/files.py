@@ -14,11 +14,7 @@ from tempfile import TemporaryDirectory
 def atomic_output(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write to, and move what was written to its place when the block ends without an error.
 
-    Args:
-        path: File to be written or replaced; its folder is made if need be.
-
-    Yields:
-        Temporary path on the same file system, with the same file name.
+    The folder of the path is made if need be. The temporary path is on the same file system, with the same file name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,10 +28,7 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Refuse a folder that nothing can be written to. Nothing is left behind.
-
-    Args:
-        folder: Folder, which need not exist.
+    """Refuse a folder, which need not exist, that nothing can be written to. Nothing is left behind.
 
     Raises:
         OSError: If nothing can be written there.
@@ -51,11 +44,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def read_table(file: Path, *columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a CSV file whose columns are known.
-
-    Args:
-        file: CSV file in UTF-8.
-        *columns: The columns that it should have; what else it may have instead.
+    """Read a CSV file in UTF-8 that has the first of some lists of columns, or one of the others instead.
 
     Returns:
         Its columns, and the cells of each row that is not empty, with the number of the row, that of the columns
@@ -82,13 +71,7 @@ def read_table(file: Path, *columns: Sequence[str]) -> tuple[list[str], list[tup
 
 
 def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV file.
-
-    Args:
-        file: File to write to.
-        columns: Names of the columns.
-        rows: Cells of each row.
-    """
+    """Write a CSV file."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([columns, *rows])

@@ -25,19 +25,12 @@ TILE, STRIDE = 512, 384  # pixels, of the tiles that are advised
 
 @dataclass(frozen=True)
 class TypicalImage:
-    """What images of a folder have in common.
+    """What images of a folder have in common."""
 
-    Args:
-        height: Height in pixels of an image of the median aspect ratio.
-        width: Its width.
-        images: Number of images whose size is known.
-        others: Number of those of another aspect ratio.
-    """
-
-    height: int
+    height: int  # pixels, of an image of the median aspect ratio
     width: int
-    images: int
-    others: int
+    images: int  # number of those whose size is known
+    others: int  # number of those of another aspect ratio
 
     @property
     def model_size(self) -> tuple[int, int]:
@@ -47,16 +40,10 @@ class TypicalImage:
         return height, width
 
     def remarks(self, size: tuple[int, int], grid_size: Callable[[], tuple[int, int]], tiled: bool) -> list[str]:
-        """Say what a model does not see of the images, or not as it is.
+        """Say in lines what a model does not see of images resized to a height and width, and perhaps cut into tiles.
 
-        Args:
-            size: Height and width that they are resized to, in pixels.
-            grid_size: Returns height and width of the grid of patches; called where it counts only, since an image has
-                to go through the backbone for it.
-            tiled: Whether they are cut into tiles.
-
-        Returns:
-            Sentences of one line each; none if there is nothing to say.
+        The height and width of the grid of patches are asked for only where they count: for them, an image has to go
+        through the backbone.
         """
         own = (self.height, self.width)
         factors = [whole / part for whole, part in zip(own, size, strict=True)]
@@ -86,16 +73,10 @@ def choose_size(
     tiled: bool,
     nearest_size: Callable[[int, int], tuple[int, int]],
 ) -> tuple[int, int]:
-    """Choose the size that images are resized to.
+    """Choose the height and width in pixels that images are resized to: those given by a user, if any.
 
-    Args:
-        typical: What the images are like.
-        given: What a user has chosen; ``None`` for the default.
-        tiled: Whether they are cut into tiles: by default they keep their own size then.
-        nearest_size: Returns the size nearest to one that the backbone takes.
-
-    Returns:
-        Height and width in pixels.
+    Else images that are cut into tiles keep their own size, and others get the size nearest to the model's that the
+    backbone takes (``nearest_size``).
     """
     if given is not None:
         return given
@@ -103,19 +84,12 @@ def choose_size(
 
 
 def described(size: Sequence[int]) -> str:
-    """Return a size in words, height first.
-
-    Args:
-        size: Height and width.
-    """
+    """Return a size in words, height first."""
     return f"{size[0]} x {size[1]}"
 
 
 def typical_image(paths: Iterable[Path]) -> TypicalImage:
-    """Look at the sizes of images: what their files say, which are not decoded.
-
-    Args:
-        paths: Image files. Those that are not, or are broken, are left out.
+    """Look at the sizes of image files, which are not decoded. Those that are broken or no images are left out.
 
     Returns:
         Of the images of the median aspect ratio, the most common size. A square where no size is known.

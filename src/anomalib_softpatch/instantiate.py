@@ -4,8 +4,7 @@
 """Objects from configurations, as the command line makes them.
 
 ``anomalib benchmark`` hands configurations over as raw mappings, and Anomalib's ``get_model`` and ``get_datamodule``
-pass what is nested in them on as it is. Here nested objects (a wrapped datamodule, a pre-processor, augmentations) are
-instantiated and types are checked, both by jsonargparse.
+pass what is nested in them on as it is. Here jsonargparse instantiates nested objects and checks types.
 """
 
 from collections.abc import Mapping
@@ -21,14 +20,8 @@ T = TypeVar("T")
 def instantiate(base_class: type[T], config: Mapping[str, Any] | str, argument: str) -> T:
     """Instantiate a subclass from its configuration.
 
-    Args:
-        base_class: Class that the object must be a subclass of.
-        config: Mapping with ``class_path`` (a dotted path, or the bare name of a subclass that is imported) and
-            ``init_args``, or the class path alone.
-        argument: Name of the argument that holds the configuration, for error messages.
-
-    Returns:
-        The object.
+    That is a mapping with ``class_path`` (a dotted path, or the bare name of a subclass that is imported) and
+    ``init_args``, or the class path alone. The argument that holds it is named in error messages.
 
     Raises:
         ValueError: If it is not the configuration of such a class.

@@ -24,12 +24,7 @@ FALSE_ALARMS = 0.05
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an option may be.
-
-    Args:
-        holds: Whether a value is allowed.
-        text: The same for users, as the end of "must be ...".
-    """
+    """What an option may be: whether a value is allowed, and the same for users, as the end of "must be ..."."""
 
     holds: Callable[[Any], bool]
     text: str
@@ -105,10 +100,7 @@ CONSTRAINTS = {
 
 
 def check(**options: Any) -> None:
-    """Refuse the first option that breaks its constraint.
-
-    Args:
-        **options: Values by the names of ``CONSTRAINTS``; of a tuple, each value is looked at.
+    """Refuse the first option that breaks its constraint in ``CONSTRAINTS``; of a tuple, each value is looked at.
 
     Raises:
         ValueError: If a value is not allowed; the message names the option, the value, and what is allowed.
@@ -119,32 +111,14 @@ def check(**options: Any) -> None:
 
 
 def check_value(name: str, value: object, constraint: Constraint) -> None:
-    """Refuse a value that breaks a constraint, see :func:`check`.
-
-    Args:
-        name: Name of the option.
-        value: Its value.
-        constraint: What it may be.
-
-    Raises:
-        ValueError: If it is not allowed.
-    """
+    """Refuse with a ``ValueError`` a value that breaks a constraint, see :func:`check`."""
     if not constraint.holds(value):
         msg = f"{name}={value!r} must be {constraint.text}."
         raise ValueError(msg)
 
 
 def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
-    """Refuse what is none of some values.
-
-    Args:
-        name: Name of the option.
-        value: Its value.
-        choices: Values that are allowed.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
+    """Refuse with a ``ValueError`` what is none of some values."""
     if value not in choices:
         msg = f"Unknown {name} {value!r}: choose from {', '.join(map(str, choices)) or 'none'}."
         raise ValueError(msg)

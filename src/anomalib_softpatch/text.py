@@ -1,20 +1,13 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Numbers and names in what is said to people."""
+"""Numbers, names and reasons in what is said to people."""
 
 from pathlib import Path
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things in words.
-
-    Args:
-        number: How many.
-        noun: What, for one of them.
-
-    Returns:
-        The number and the noun, with an s unless there is one.
+    """Return a number of things in words, given what one of them is called.
 
     Example:
         >>> counted(1, "image"), counted(0, "image"), counted(2, "suspicious path")
@@ -24,10 +17,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as one line for the terminal, whatever its name.
-
-    Returns:
-        The path, or its representation in Python if it holds characters that cannot be printed.
-    """
+    """Return a path as one line for the terminal; in Python's notation if it has characters that cannot be printed."""
     text = str(path)
     return text if text.isprintable() else repr(text)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its class where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -45,18 +45,11 @@ def weights(name: str, folder: Path) -> None:
 def write_weights(name: str, folder: Path) -> WeightsPackage:
     """Write the weights of an installed pip package as a folder that timm reads as ``local-dir:<folder>``.
 
-    The networks were trained on images scaled by mean 0.5 and standard deviation 0.5; the written ones take images
-    that are normalized by ImageNet's, as Anomalib's pre-processors do (see :func:`fold_normalization`).
-
-    Args:
-        name: Name of the network, one of ``PACKAGES``.
-        folder: Folder to write. If it already holds these weights, it is left as it is.
-
-    Returns:
-        Where the weights came from, and the layers that suit.
+    They take images that are normalized as Anomalib's pre-processors do (see :func:`fold_normalization`). If the folder
+    already holds them, it is left as it is. Returned is where they came from, and the layers that suit.
 
     Raises:
-        ValueError: If the name is unknown, or the package holds another file than the known one.
+        ValueError: If the name is none of ``PACKAGES``, or the package holds another file than the known one.
         FileNotFoundError: If the package is not installed.
         FileExistsError: If the folder holds anything that this function did not write.
     """
@@ -98,10 +91,8 @@ def load_network(package: WeightsPackage) -> nn.Module:
         raise FileNotFoundError(msg)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != package.sha256:
-        msg = (
-            f"{path} is not the file that is known (its SHA-256 should be {package.sha256}): it was not read. "
-            f"Repair it: {install} --force-reinstall"
-        )
+        reason = f"{path} is not the known file, of the SHA-256 {package.sha256}, and was not read."
+        msg = f"{reason} Repair it: {install} --force-reinstall"
         raise ValueError(msg)
     source = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     network = timm.create_model(
@@ -116,13 +107,6 @@ def load_network(package: WeightsPackage) -> nn.Module:
 def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give tensors the names of another implementation of the same network, which has them in the same order.
 
-    Args:
-        source: The tensors by their own names.
-        target: Tensors of the other implementation, by the names that are wanted.
-
-    Returns:
-        The tensors of ``source`` by the names of ``target``.
-
     Raises:
         ValueError: If the numbers of tensors differ, or a pair differs in shape or in the last part of the name.
     """
@@ -133,10 +117,8 @@ def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch
     for (source_name, tensor), (target_name, like) in zip(source.items(), target.items(), strict=True):
         # batch norm has four tensors of one shape, which only the last part of the name (weight, bias, ...) tells apart
         if tensor.shape != like.shape or source_name.split(".")[-1] != target_name.split(".")[-1]:
-            msg = (
-                f"{source_name} {tuple(tensor.shape)} of the weights does not fit {target_name} {tuple(like.shape)} of "
-                f"timm {timm.__version__}."
-            )
+            pair = f"{source_name} {tuple(tensor.shape)} does not fit {target_name} {tuple(like.shape)}"
+            msg = f"{pair} of timm {timm.__version__}."
             raise ValueError(msg)
         matched[target_name] = tensor
     return matched
@@ -144,20 +126,15 @@ def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch
 
 @torch.no_grad()
 def fold_normalization(network: nn.Module) -> None:
-    """Change a network, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalization.
+    """Change a timm EfficientNet, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalization.
 
     For an image ``p`` in [0, 1] the network expects ``(p - 0.5) / 0.5`` and Anomalib gives ``y = (p - mean) / std``.
     The first is ``2 std y + 2 mean - 1``: the factor goes into the weights of the first convolution, and what the
     remaining constant adds to its output into the batch norm behind it.
 
-    This is exact but where the convolution reaches beyond the image. Its padding is zero before and after the change,
-    which was mid gray and becomes ImageNet's mean color: at an even image size (the padding is then right and bottom
-    only) the features of the patches along these two borders differ. Compared with the network before the change,
-    at 256 x 256, the mean relative difference is 2 % at ``blocks.2`` and 7 % at ``blocks.4``, and zero left and
-    above of the padding's reach; without the change it is 69 % and 55 % everywhere.
-
-    Args:
-        network: A timm EfficientNet; changed in place.
+    This is exact but where the convolution reaches beyond the image: its padding, zero before and after, was mid gray
+    and becomes ImageNet's mean color. At 256 x 256, the mean relative difference there is 2 % at ``blocks.2`` and 7 %
+    at ``blocks.4``; without the change it is 69 % and 55 % everywhere.
     """
     mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
     weight = cast("nn.Conv2d", network.conv_stem).weight  # (channels, 3, height, width)

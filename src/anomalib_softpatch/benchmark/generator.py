@@ -3,76 +3,65 @@
 
 """Jobs from the configuration of a benchmark, and short names for them."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule
 from anomalib.metrics import AUPRO, Evaluator
 from anomalib.models.components import AnomalibModule
-from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
+from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from anomalib.utils.config import flatten_dict
 from anomalib.utils.logging import hide_output
 from lightning import seed_everything
 from omegaconf import OmegaConf
+from typing_extensions import override
 
-from anomalib_softpatch.benchmark.job import NoiseBenchmarkJob
-from anomalib_softpatch.benchmark.results import MODEL
+from anomalib_softpatch.benchmark.results import DATA_OPTIONS, MODEL, NOISE_SHARE
+from anomalib_softpatch.data.noisy import NoisyDataModule
 from anomalib_softpatch.instantiate import instantiate
 
 
-class NoiseBenchmarkJobGenerator(BenchmarkJobGenerator):
-    """Make the jobs of a benchmark.
+class NoiseBenchmarkJob(BenchmarkJob):
+    """Anomalib's benchmark job, which also leaves the manifest of its noise in a folder."""
 
-    Args:
-        accelerator: ``"cpu"`` or ``"cuda"``.
-        manifests: Folder for the manifests of the injected images.
-    """
-
-    def __init__(self, accelerator: str, manifests: Path) -> None:
-        super().__init__(accelerator)
+    def __init__(self, manifests: Path, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.manifests = manifests
 
-    @property
-    def job_class(self) -> type[NoiseBenchmarkJob]:
-        """Class of the jobs."""
-        return NoiseBenchmarkJob
+    @override
+    def run(self, task_id: int | None = None) -> dict[str, Any]:
+        row = super().run(task_id)
+        if isinstance(self.datamodule, NoisyDataModule):
+            name = "-".join(filter(None, ("manifest", self.datamodule.name, self.datamodule.category)))
+            self.datamodule.write_manifest(self.manifests / f"{name}.csv")
+            noise = {"noise_ratio": self.datamodule.noise_ratio, "overlap": self.datamodule.overlap}
+            row.update({f"{DATA_OPTIONS}{key}": value for key, value in noise.items()})  # defaults too
+            row[NOISE_SHARE] = self.datamodule.noise_share
+        return row
+
+
+@dataclass(frozen=True)
+class NoiseBenchmarkJobGenerator:
+    """Make the jobs of a benchmark on ``"cpu"`` or ``"cuda"``, which leave manifests of their noise in a folder."""
+
+    accelerator: str
+    manifests: Path
 
     @staticmethod
     def configurations(args: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return a configuration for every combination of the values of the grids.
-
-        Args:
-            args: The part ``benchmark`` of the configuration.
-        """
+        """Return a configuration for every combination of the grids in the part ``benchmark`` of a configuration."""
         return list(get_iterator_from_grid_dict(args))
-
-    def generate_jobs(
-        self, args: dict[str, Any] | None = None, prev_stage_result: Any = None
-    ) -> Generator[NoiseBenchmarkJob, None, None]:
-        """Make the jobs one after another.
-
-        Args:
-            args: The part ``benchmark`` of the configuration.
-            prev_stage_result: Not used.
-
-        Yields:
-            A job for every combination of the values of the grids.
-        """
-        for config in self.configurations(args or {}):
-            yield self.make_job(config)
 
     @hide_output
     def make_job(self, config: dict[str, Any]) -> NoiseBenchmarkJob:
-        """Make the job of one combination.
+        """Make the job of one combination, with a model that also measures the pixel AUPRO.
 
         Args:
             config: Configuration without grids, with ``seed``, ``model`` and ``data``; OmegaConf's interpolations, such
                 as ``${seed}`` and ``${oc.env:NAME,default}``, are resolved.
-
-        Returns:
-            The job, with a model that also measures the pixel AUPRO.
 
         Raises:
             LoggerRedirectError: If it cannot be made; the reason is the error's cause.
@@ -102,11 +91,8 @@ class NoiseBenchmarkJobGenerator(BenchmarkJobGenerator):
 def describe(configs: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Name each run by its model and by the values that are not the same in all runs of the model.
 
-    Args:
-        configs: Configurations without grids.
-
     Yields:
-        A short name for each, for example ``Patchcore, noise_ratio=0.1, seed=2``.
+        A short name for each configuration, for example ``Patchcore, noise_ratio=0.1, seed=2``.
     """
     runs = [flatten_dict(config) for config in configs]
     models = [str(run.get(MODEL, "?")).rpartition(".")[2] for run in runs]

@@ -1,22 +1,16 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``anomalib benchmark`` for benchmarks that use a class of this package.
+"""``anomalib benchmark`` for benchmarks that use a class of this package; Anomalib's own code runs the others.
 
-A benchmark that names no class of ours runs Anomalib's own code as before. What is changed for the others, and why
-Anomalib 2.7 could not be left as it is:
+Every run is one of Anomalib's benchmark jobs, and results are where Anomalib puts them. What differs:
 
 - The CSV file is written after every run. Anomalib writes it at the end, so an interrupted benchmark loses everything.
-- Runs may have different options. Anomalib's table needs the same ones in every run.
-- Progress is shown. Anomalib counts the runs without saying of how many, which, and with what result.
+- Runs may have different options, and progress is shown.
 - Nested objects, such as a pre-processor with the papers' crop, are made. Anomalib hands their configuration on.
 - An option can be tied to another: ``seed: ${seed}`` gives the noise the seed of the run, where two grids would cross.
-- The pixel AUPRO is measured too, for every model. Anomalib's models have no other way of taking a metric by name.
-- The seed is set before the model is made, so that an untrained backbone is the same one again.
+- The pixel AUPRO is measured too, and the seed is set before the model is made.
 - A failed run is reported at once, and the command's exit status is 1. Log messages go to the log file only.
-
-The measurement is Anomalib's: every run is one of its benchmark jobs. Results are where Anomalib puts them,
-``runs/benchmark/<time>/results.csv``, with the manifests of the injected images beside them.
 """
 
 import sys
@@ -31,6 +25,7 @@ from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib.pipelines.components.base.pipeline import log_file
 from jsonargparse import Namespace
 from rich.console import Console
+from typing_extensions import override
 
 from anomalib_softpatch.benchmark.generator import NoiseBenchmarkJobGenerator
 from anomalib_softpatch.benchmark.progress import log_to_file_only
@@ -40,18 +35,10 @@ from anomalib_softpatch.integration.registration import DATAMODULES, MODELS
 
 
 class NoiseBenchmark(Benchmark):
-    """Benchmarking pipeline for evaluating anomaly detection models."""
+    """Anomalib's benchmark, for classes of this package, too. The other runs are finished if one fails."""
 
+    @override
     def run(self, args: Namespace | None = None) -> None:
-        """Run the benchmark of a configuration file.
-
-        Args:
-            args: Parsed command line, with the file's path as ``config``. Default: that of the process.
-
-        Raises:
-            ValueError: If the configuration lacks a part, or asks for an accelerator that is none.
-            SystemExit: If a run failed; the other runs are finished first.
-        """
         args = self.get_parser().parse_args() if args is None else args
         config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
         if not uses_own_class(config):
@@ -80,16 +67,10 @@ class NoiseBenchmark(Benchmark):
 def make_runner(accelerator: str, table: ResultTable, console: Console) -> NoiseBenchmarkRunner:
     """Make a runner, which uses all GPUs if there are several and the accelerator is ``"cuda"``.
 
-    Args:
-        accelerator: ``"cpu"`` or ``"cuda"``.
-        table: Table that the results are added to; the manifests go to its folder.
-        console: Where progress is shown.
-
-    Returns:
-        The runner.
+    The manifests go to the folder of the table.
 
     Raises:
-        ValueError: If there is no such accelerator.
+        ValueError: If the accelerator is neither ``"cpu"`` nor ``"cuda"``.
     """
     if accelerator not in {"cpu", "cuda"}:
         msg = f"accelerator={accelerator!r} of the benchmark configuration must be 'cpu', 'cuda' or a list of both."
@@ -102,14 +83,7 @@ def make_runner(accelerator: str, table: ResultTable, console: Console) -> Noise
 
 
 def uses_own_class(config: Any) -> bool:
-    """Whether a configuration names a class of this package.
-
-    Args:
-        config: Configuration of mappings, lists and values.
-
-    Returns:
-        Whether one of the values, at any depth, is the bare name or the dotted path of such a class.
-    """
+    """Tell whether a configuration names a class of this package, at any depth and with or without its path."""
     if isinstance(config, dict):
         return any(uses_own_class(value) for value in config.values())
     if isinstance(config, list):

@@ -13,16 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-LOG_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
-
 
 class RunProgress:
-    """Progress bar with the runs that are under way, and a line for each that has ended. A context manager.
-
-    Args:
-        console: Where it is shown.
-        total: Number of runs.
-    """
+    """Progress bar with the runs that are under way, and a line for each that has ended. A context manager."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.console = console
@@ -42,21 +35,12 @@ class RunProgress:
         self._bar.stop()
 
     def begin(self, name: str) -> None:
-        """Show that a run has begun.
-
-        Args:
-            name: Its name.
-        """
+        """Show that a run has begun."""
         self._under_way.append(name)
         self._bar.update(self._task, description=escape("; ".join(self._under_way)))
 
     def end(self, name: str, outcome: str) -> None:
-        """Show that a run has ended.
-
-        Args:
-            name: Its name.
-            outcome: What it has measured, or why it failed.
-        """
+        """Show that a run has ended, and what it has measured, or why it failed."""
         self.ended += 1
         self._under_way.remove(name)
         line = f"{self.ended}/{self.total} {name}: {outcome}"
@@ -66,16 +50,10 @@ class RunProgress:
 
 @contextmanager
 def log_to_file_only(path: Path) -> Iterator[None]:
-    """Send all log messages and warnings to a file. On the terminal they would tear the progress bar.
+    """Append all log messages and warnings to a file. On the terminal they would tear the progress bar.
 
     Anomalib's ``redirect_logs`` leaves the handlers of the root logger, writes a message once per parent logger, and
     cannot be undone.
-
-    Args:
-        path: File to append to; its folder is made if need be.
-
-    Yields:
-        Nothing. Afterwards, logging is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     root, *others = loggers = [
@@ -84,7 +62,7 @@ def log_to_file_only(path: Path) -> Iterator[None]:
     ]
     before = [(each, each.handlers[:], each.propagate) for each in loggers]
     with closing(logging.FileHandler(path, encoding="utf-8")) as handler:
-        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
         root.handlers = [handler]
         for other in others:
             other.handlers = []

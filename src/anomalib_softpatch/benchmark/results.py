@@ -30,17 +30,11 @@ DATA_OPTIONS = "data.init_args."
 
 @dataclass(frozen=True)
 class Measure:
-    """A column with numbers to compare models by.
-
-    Attributes:
-        name: What it is called in texts.
-        unit: Unit to show it in.
-        factor: Factor from the unit of the file, in which shares are in [0, 1] and durations in seconds, to that one.
-    """
+    """A column with numbers to compare models by."""
 
     name: str
-    unit: str
-    factor: float
+    unit: str  # to show it in
+    factor: float  # to that unit from the file's: shares in [0, 1], durations in seconds
 
     @property
     def heading(self) -> str:
@@ -62,36 +56,21 @@ REQUIRED = (MODEL, DATA, SEED, "image_AUROC")  # without which a file is none of
 
 
 class ResultTable:
-    """Table of the finished runs, in a CSV file that is complete after every run.
-
-    Args:
-        path: CSV file to write.
-    """
+    """Table of the finished runs, in a CSV file that is complete after every run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Mapping[str, Any]] = []
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a run and write the file.
-
-        Args:
-            row: Options and measurements of the run by name. Runs need not have the same names.
-        """
+        """Add the options and measurements of a run by name, and write the file. Runs need not have the same names."""
         self.rows.append(row)
         with atomic_output(self.path) as temporary:
             pd.DataFrame(self.rows).to_csv(temporary, index=False)
 
 
 def summary(row: Mapping[str, Any]) -> str:
-    """Say in short what a run has measured.
-
-    Args:
-        row: Options and measurements of the run by name.
-
-    Returns:
-        Its AUROCs and its duration, for example ``Image AUROC 98.1 %, 12 s``.
-    """
+    """Say in short what a run has measured, for example ``Image AUROC 98.1 %, 12 s``."""
     values = [
         f"{measure.name} {measure.factor * row[column]:.1f} {measure.unit}"
         for column, measure in MEASURES.items()

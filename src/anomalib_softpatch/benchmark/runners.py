@@ -10,7 +10,7 @@ import atexit
 import logging
 import multiprocessing
 import traceback
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,8 +20,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from anomalib.pipelines.components.base import Runner
 from rich.console import Console
+from typing_extensions import override
 
 from anomalib_softpatch.benchmark.generator import NoiseBenchmarkJobGenerator, describe
 from anomalib_softpatch.benchmark.progress import RunProgress, log_to_file_only
@@ -34,57 +34,31 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run has no result.
-
-    Attributes:
-        reason: In one line.
-        details: The traceback.
-    """
+    """Why a run has no result: in one line, and the traceback."""
 
     reason: str
     details: str = ""
 
 
 def run_job(generator: NoiseBenchmarkJobGenerator, config: dict[str, Any], device: int | None = None) -> Row | Failure:
-    """Make a job and run it.
-
-    Args:
-        generator: Maker of the job.
-        config: Its configuration.
-        device: Index of the device to use. Default: one that Lightning chooses.
-
-    Returns:
-        Options and measurements of the run by name, or why there are none.
-    """
+    """Make a job and run it, by default on a device that Lightning chooses."""
     try:
         return generator.make_job(config).run(device)
     except Exception as error:  # whatever it is, the other runs must go on
         return Failure(str(error.__cause__ or error), traceback.format_exc())
 
 
-class NoiseBenchmarkRunner(Runner):
-    """What the runners share.
-
-    Args:
-        generator: Maker of the jobs.
-        table: Table that the results are added to.
-        console: Where progress is shown.
-    """
-
-    generator: NoiseBenchmarkJobGenerator
+class NoiseBenchmarkRunner(ABC):
+    """Has the generator make jobs, adds what they measure to the table, and shows progress on the console."""
 
     def __init__(self, generator: NoiseBenchmarkJobGenerator, table: ResultTable, console: Console) -> None:
-        super().__init__(generator)
+        self.generator = generator
         self.table = table
         self.console = console
         self.failures = 0
 
-    def run(self, args: dict[str, Any], prev_stage_results: Any = None) -> list[Row]:
-        """Run all jobs.
-
-        Args:
-            args: The part ``benchmark`` of the configuration.
-            prev_stage_results: Not used.
+    def run(self, args: dict[str, Any]) -> list[Row]:
+        """Run all jobs of the part ``benchmark`` of a configuration.
 
         Returns:
             The results of those that have one, in the order in which they ended; how many have none is in
@@ -109,38 +83,27 @@ class NoiseBenchmarkRunner(Runner):
     def outcomes(
         self, configs: Sequence[dict[str, Any]], begin: Callable[[int], None]
     ) -> Iterator[tuple[int, Row | Failure]]:
-        """Run the jobs.
-
-        Args:
-            configs: Their configurations.
-            begin: To be called with the number of a job when it begins.
-
-        Yields:
-            Number and outcome of each job when it has ended.
-        """
+        """Yield number and outcome of each job when it has ended; ``begin`` is called when one begins."""
 
 
 class SerialRunner(NoiseBenchmarkRunner):
     """Run one job after another, here."""
 
+    @override
     def outcomes(
         self, configs: Sequence[dict[str, Any]], begin: Callable[[int], None]
     ) -> Iterator[tuple[int, Row | Failure]]:
-        """Run the jobs, see :class:`NoiseBenchmarkRunner`."""
         for number, config in enumerate(configs):
             begin(number)
             yield number, run_job(self.generator, config)
 
 
 class ParallelRunner(NoiseBenchmarkRunner):
-    """Run as many jobs at a time as there are devices, each in a process of its own.
+    """Run as many jobs at a time as there are devices, each in a process of its own, which the generator is sent to.
 
     A process that dies costs its run and no other. After an interruption, runs that are under way are waited for.
 
     Args:
-        generator: Maker of the jobs, which is sent to the processes.
-        table: Table that the results are added to.
-        console: Where progress is shown.
         devices: Index of each device; ``None`` leaves the choice to Lightning.
         log_file: File for the log messages of the processes.
     """
@@ -157,10 +120,10 @@ class ParallelRunner(NoiseBenchmarkRunner):
         self.devices = devices
         self.log_file = log_file
 
+    @override
     def outcomes(
         self, configs: Sequence[dict[str, Any]], begin: Callable[[int], None]
     ) -> Iterator[tuple[int, Row | Failure]]:
-        """Run the jobs, see :class:`NoiseBenchmarkRunner`."""
         processes: dict[int, ProcessPoolExecutor] = {}
         free: SimpleQueue[int] = SimpleQueue()
         for place in range(len(self.devices)):

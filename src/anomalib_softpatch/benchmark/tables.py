@@ -52,10 +52,7 @@ def compare(results: Path, output: Path | None = None) -> None:
 
 
 def read_results(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read the runs of one or more benchmarks.
-
-    Args:
-        paths: CSV files that ``anomalib benchmark`` wrote.
+    """Read the runs of CSV files that ``anomalib benchmark`` wrote.
 
     Returns:
         One row per run with the columns ``model`` (class, with those options that differ between runs of the class),
@@ -72,8 +69,8 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
         {
             "model": _model_names(table),
             "noise_ratio": pd.to_numeric(_option(table, "noise_ratio")).fillna(0.0),
-            "protocol": _option(table, "overlap").map(_protocol),
-            "dataset": _class_names(_option(table, "class_path")),
+            "protocol": _option(table, "overlap").map({"True": "overlap", "False": "no overlap"}).fillna(""),
+            "dataset": _option(table, "class_path").str.rpartition(".")[2],
             "category": _option(table, "category").fillna(_option(table, "name")).fillna(""),
             "seed": pd.to_numeric(table[SEED]),
         },
@@ -112,19 +109,9 @@ def _option(table: pd.DataFrame, name: str) -> pd.Series:
     return values
 
 
-def _protocol(overlap: object) -> str:
-    """Name of the noise protocol that an option's text stands for."""
-    names: dict[object, str] = {"True": "overlap", "False": "no overlap"}
-    return names.get(overlap, "")
-
-
-def _class_names(class_paths: pd.Series) -> pd.Series:
-    return class_paths.str.rpartition(".")[2]
-
-
 def _model_names(table: pd.DataFrame) -> pd.Series:
     """Class of the model, followed by those options that are not the same in all runs of the class."""
-    names = _class_names(table[MODEL])
+    names = table[MODEL].str.rpartition(".")[2]
     options = [column for column in table if column.startswith(MODEL_OPTIONS) or column == ACCELERATOR]
     for _, group in table.groupby(names):
         varied = [
@@ -147,10 +134,7 @@ def _is_seed_of_run(column: str, runs: pd.DataFrame) -> bool:
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Average over categories, then over seeds.
-
-    Args:
-        runs: Runs as :func:`read_results` gives them.
+    """Average runs, as :func:`read_results` gives them, over categories, then over seeds.
 
     Returns:
         One row per dataset, protocol, noise ratio and model, in the order in which the models first appear. For every
@@ -167,15 +151,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """Write the tables, one per dataset, protocol and noise ratio.
-
-    Args:
-        summary: Averages as :func:`summarise` gives them.
-        runs: The runs that were averaged, to say how many they are.
-
-    Returns:
-        Markdown text.
-    """
+    """Write tables of the averages of some runs in Markdown, one per dataset, protocol and noise ratio."""
     measured = [name for name in MEASURES if (name, "mean") in summary]
     lines = []
     keys = ["dataset", "protocol", "noise_ratio"]
@@ -221,14 +197,9 @@ def _cell(mean: float, std: float) -> str:
 
 
 def draw(summary: pd.DataFrame, runs: pd.DataFrame, path: Path) -> None:
-    """Draw AUROC against noise ratio: a line per model, image and pixel side by side.
+    """Draw averages of some runs as AUROC against noise ratio: a line per model, image and pixel side by side.
 
     Each dataset and protocol has a row of panels.
-
-    Args:
-        summary: Averages as :func:`summarise` gives them.
-        runs: The runs that were averaged, to say of what.
-        path: Image file to write.
     """
     curves = [name for name in CURVES if (name, "mean") in summary and summary[name, "mean"].notna().any()]
     settings = list(summary.index.droplevel(["noise_ratio", "model"]).unique())

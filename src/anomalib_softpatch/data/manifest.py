@@ -8,9 +8,8 @@ the dataset has none), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
 :func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test`` (whether the image stays in the test set). One row
 per injected image, in the order of injection.
 
-Others publish plain lists of images instead. Such a file is read too: a CSV file with a column ``filename`` and, if it
-has several categories, a column ``clsname``; a CSV file with one column; or a text file with one path a line. Each path
-is relative to the dataset's root or to the category's folder, or absolute. The header tells a list from a manifest.
+Lists as others publish them are read, too: a CSV file with a column ``filename`` and perhaps ``clsname`` (category), or
+a file with one path a line. Paths are relative to the dataset's root or to the category's folder, or absolute.
 """
 
 import csv
@@ -29,15 +28,7 @@ PATH_COLUMN, CATEGORY_COLUMN = "filename", "clsname"  # in the header of a publi
 
 
 def write_manifest(noise: pd.DataFrame, path: str | Path) -> Path:
-    """Write a manifest. The file is either complete or not there.
-
-    Args:
-        noise: Table with the manifest's columns.
-        path: CSV file to write; its folder is made if need be.
-
-    Returns:
-        Path of the file.
-    """
+    """Write a table with the columns of a manifest. The file is either complete or not there."""
     with atomic_output(path) as temporary:
         noise.to_csv(temporary, columns=list(MANIFEST_COLUMNS), index=False)
     return Path(path)
@@ -45,9 +36,6 @@ def write_manifest(noise: pd.DataFrame, path: str | Path) -> Path:
 
 def read_noise_file(path: str | Path) -> pd.DataFrame:
     """Read a manifest or a list of images, whichever it is.
-
-    Args:
-        path: The file, see above.
 
     Returns:
         Table with the columns of :data:`MANIFEST_COLUMNS` for a manifest, of :data:`LIST_COLUMNS` for a list: the path
@@ -67,10 +55,8 @@ def read_noise_file(path: str | Path) -> pd.DataFrame:
     elif not header or (len(header) > 1 and set(header) & set(MANIFEST_COLUMNS)):
         return read_manifest(path)
     elif len(header) > 1 and not PurePath(header[-1]).suffix:  # with a suffix it is a path that has a comma
-        msg = (
-            f"manifest={str(path)!r} has the columns {header}. A list of images needs the column {PATH_COLUMN!r}, or "
-            f"nothing but paths; a manifest needs {list(MANIFEST_COLUMNS)}."
-        )
+        needed = f"A list needs the column {PATH_COLUMN!r} or only paths, a manifest needs {list(MANIFEST_COLUMNS)}."
+        msg = f"manifest={str(path)!r} has the columns {header}. {needed}"
         raise ValueError(msg)
     else:
         rows_of_paths = lines[not PurePath(header[-1]).suffix :]  # without the header, if there is one
@@ -86,10 +72,7 @@ def _cells(line: str) -> list[str]:
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        msg = (
-            f"manifest={str(path)!r} is not a file. Give the CSV file that an earlier run wrote beside its results, or "
-            "a list of images."
-        )
+        msg = f"manifest={str(path)!r} is not a file. Give a manifest that an earlier run wrote, or a list of images."
         raise FileNotFoundError(msg)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -99,11 +82,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
-    """Read a manifest and check it.
-
-    Args:
-        path: CSV file with the manifest's columns. Paths in it may also have backslashes as separators, and the column
-            ``mask_path`` may be missing.
+    """Read a manifest and check it. Paths may have backslashes, and the column ``mask_path`` may be missing.
 
     Returns:
         Table with the columns of :data:`MANIFEST_COLUMNS`.
@@ -130,7 +109,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     for column in ("image_path", "mask_path"):
         table[column] = table[column].str.replace("\\", "/", regex=False)
     for column in ("repeat", "angle", "shift_x", "shift_y"):
-        numbers = table[column].map(_number).astype(float)
+        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
         _refuse(path, table, column, ~np.isfinite(numbers), "a number")
         if column == "repeat":
             _refuse(path, table, column, (numbers < 0) | (numbers % 1 != 0), "a whole number, 0 or more")
@@ -145,20 +124,10 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def _number(text: str) -> float:
-    """Number that a text stands for, not a number where it stands for none."""
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
 def _refuse(path: Path, table: pd.DataFrame, column: str, wrong: pd.Series, expected: str) -> None:
     """Raise an error that names the first wrong row, if there is one."""
     if wrong.any():
         row = table[wrong].iloc[0]
-        msg = (
-            f"manifest={str(path)!r}: {column}={str(row[column])!r} of {row['image_path']!r} is wrong; "
-            f"it must be {expected}."
-        )
+        place = f"{column}={str(row[column])!r} of {row['image_path']!r}"
+        msg = f"manifest={str(path)!r}: {place} must be {expected}."
         raise ValueError(msg)

@@ -4,6 +4,7 @@
 """MVTec AD under the name that it had in Anomalib 1."""
 
 from anomalib.data import MVTecAD
+from typing_extensions import override
 
 
 class MVTec(MVTecAD):
@@ -20,6 +21,6 @@ class MVTec(MVTecAD):
     """
 
     @property
+    @override
     def name(self) -> str:  # type: ignore[override]  # a property in Anomalib, too
-        """Name that Anomalib's engine gives to the results folder: the one of ``MVTecAD``."""
         return MVTecAD.__name__

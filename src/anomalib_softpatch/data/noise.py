@@ -1,11 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which anomalous images join the training images, and how a repeated one is changed.
-
-Pure functions: names and numbers in, a table or an image out. :class:`anomalib_softpatch.data.NoisyDataModule` applies
-them to datasets.
-"""
+"""Which anomalous images join the training images, and how a repeated one is changed. No datasets are needed here."""
 
 import math
 import random
@@ -31,7 +27,7 @@ def select_noise(paths: Sequence[str], count: int, seed: int) -> pd.DataFrame:
 
     Args:
         paths: Paths of the anomalous images, relative to the dataset's root, with ``/`` as separator.
-        count: Number of images to choose, at most ``len(paths)`` without repetition.
+        count: Number of images to choose.
         seed: Seed of the choice, 0 or more.
 
     Returns:
@@ -66,12 +62,7 @@ def select_noise(paths: Sequence[str], count: int, seed: int) -> pd.DataFrame:
 
 
 def rotate_and_shift(
-    image: np.ndarray,
-    angle: float,
-    shift_x: float,
-    shift_y: float,
-    *,
-    is_mask: bool = False,
+    image: np.ndarray, angle: float, shift_x: float, shift_y: float, *, is_mask: bool = False
 ) -> np.ndarray:
     """Rotate an image about its center, then shift it. What comes in from outside mirrors the image at its edge.
 
@@ -98,13 +89,5 @@ def rotate_and_shift(
 
 
 def largest_ratio(images: int, normal: int) -> float:
-    """Largest noise ratio, rounded down to four digits, that asks for no more than this number of images.
-
-    Args:
-        images: Number of images that may be injected.
-        normal: Number of normal training images, 1 or more.
-
-    Returns:
-        A ratio with ``int(ratio * normal) <= images``.
-    """
+    """Return the largest ratio, rounded down to four digits, with ``int(ratio * normal) <= images``."""
     return math.floor(10_000 * images / normal) / 10_000

@@ -1,11 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Anomalous images among the training images, on purpose.
+"""Anomalous images among the training images, on purpose: the protocols "overlap" and "no overlap".
 
-The protocols are those of the SoftPatch papers (Jiang et al., NeurIPS 2022; Wang et al., Pattern Recognition 2025): a
-share of anomalous test images joins the training images as if they were normal, and either leaves the test set ("no
-overlap") or stays in it ("overlap").
+They are those of the SoftPatch papers (Jiang et al., NeurIPS 2022; Wang et al., Pattern Recognition 2025).
 """
 
 from __future__ import annotations
@@ -28,6 +26,7 @@ from anomalib.data.utils import LabelName, Split, ValSplitMode, read_mask
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
+from typing_extensions import override
 
 from anomalib_softpatch.data.manifest import LIST_COLUMNS, read_noise_file, write_manifest
 from anomalib_softpatch.data.noise import NOISE_COLUMNS, largest_ratio, rotate_and_shift, select_noise
@@ -53,14 +52,13 @@ class NoisyDataModule(AnomalibDataModule):
     included that ``val_split_mode=from_test`` moves to the validation set. The images injected at a ratio are among
     those of every higher ratio, and are the same under both protocols.
 
-    Repeated images are written to a temporary folder, so that every training image has a path of its own. The
-    folder goes when the datamodule does. Its name is another one in every process, so what tells a training image apart
-    in all of them, and in all runs, is not its path but its row number in ``train_data.samples``: first the images that
-    the wrapped datamodule trains with, by path, then the injected ones in the order of injection.
+    Repeated images are written to a temporary folder, which goes when the datamodule does. Its name is another one in
+    every process, so a training image is known by its row number in ``train_data.samples``: first the images that the
+    wrapped datamodule trains with, by path, then the injected ones in the order of injection.
 
     With a list of images as others publish them (``manifest=``), its anomalous test images are the noise. Where it also
-    names normal training images, it states the training set: those that it leaves out are left out here, too. Where it
-    names none, all of them stay. It does not say what becomes of the test set: ``overlap`` does.
+    names normal training images, those that it does not name are left out. It does not say what becomes of the test
+    set: ``overlap`` does.
 
     The splits and augmentations are those of the wrapped datamodule, and so are batch sizes and workers unless they are
     given here. Its datasets are left as they are.
@@ -112,11 +110,8 @@ class NoisyDataModule(AnomalibDataModule):
     ) -> None:
         datamodule = _as_image_datamodule(datamodule)
         check(noise_ratio=noise_ratio, seed=seed)
-        for name, value in (
-            ("train_batch_size", train_batch_size),
-            ("eval_batch_size", eval_batch_size),
-            ("num_workers", num_workers),
-        ):
+        given = {"train_batch_size": train_batch_size, "eval_batch_size": eval_batch_size, "num_workers": num_workers}
+        for name, value in given.items():
             if value is not None:
                 setattr(datamodule, name, value)
         super().__init__(
@@ -149,7 +144,7 @@ class NoisyDataModule(AnomalibDataModule):
 
         With a manifest or a list it ends with the name of that file.
         """
-        return f"{self.datamodule.name}-{self._protocol if self.manifest is None else self.manifest.stem}"
+        return f"{self.datamodule.name}-{self._label}"
 
     @property
     def _has_list(self) -> bool:
@@ -157,8 +152,10 @@ class NoisyDataModule(AnomalibDataModule):
         return self._listed_noise is not None and tuple(self._listed_noise) == LIST_COLUMNS
 
     @property
-    def _protocol(self) -> str:
-        """Ratio in percent, protocol and seed, for the names of folders and files."""
+    def _label(self) -> str:
+        """What tells the noise in names of folders and files."""
+        if self.manifest is not None:
+            return self.manifest.stem
         return f"noise{100 * self.noise_ratio:g}-{'overlap' if self.overlap else 'no_overlap'}-seed{self.seed}"
 
     @property
@@ -196,10 +193,7 @@ class NoisyDataModule(AnomalibDataModule):
         return self.train_data.samples.set_index("image_path")[["true_label_index", "true_mask_path"]]
 
     def true_mask(self, image_path: str) -> torch.Tensor | None:
-        """Read where a training image is anomalous.
-
-        Args:
-            image_path: Path of the image, as batches have it.
+        """Read where a training image is anomalous, given its path as batches have it.
 
         Returns:
             Mask of shape ``(H, W)`` with 1 where the image is anomalous, ``uint8``; ``None`` where there is none,
@@ -209,24 +203,13 @@ class NoisyDataModule(AnomalibDataModule):
         return _read_masks(mask_path) if len(mask_path) else None
 
     def image_key(self, image_path: str) -> str:
-        """Return what a training image is called in every process: its path, for repeated ones that in the folder.
-
-        Args:
-            image_path: Path of the image, as batches have it.
-        """
+        """Return what a training image is called in every process: its path, for repeated ones that in the folder."""
         folder = None if self._repeats is None else Path(self._repeats.name)
         path = Path(image_path)
         return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else str(image_path)
 
     def write_manifest(self, path: str | Path) -> Path:
-        """Write the manifest of the injected images (see :mod:`anomalib_softpatch.data.manifest`).
-
-        Args:
-            path: CSV file to write.
-
-        Returns:
-            Path of the file.
-        """
+        """Write the manifest of the injected images (see :mod:`anomalib_softpatch.data.manifest`)."""
         return write_manifest(self._after_setup(self._manifest_rows), path)
 
     @staticmethod
@@ -236,15 +219,15 @@ class NoisyDataModule(AnomalibDataModule):
             raise RuntimeError(msg)
         return table
 
+    @override
     def prepare_data(self) -> None:
-        """Let the wrapped datamodule download its dataset."""
         self.datamodule.prepare_data()
 
+    @override
     def setup(self, stage: str | None = None) -> None:
-        """Set up the datasets; when training, write the manifest into the results folder."""
         super().setup(stage)
         if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.is_global_zero:
-            file_name = f"manifest-{self._protocol if self.manifest is None else self.manifest.stem}.csv"
+            file_name = f"manifest-{self._label}.csv"
             if self.manifest is not None and not self._has_list:
                 file_name = self.manifest.name
             path = self.write_manifest(Path(self.trainer.default_root_dir) / file_name)
@@ -269,18 +252,10 @@ class NoisyDataModule(AnomalibDataModule):
             if hasattr(self, "val_data"):
                 self.val_data = _without(self.val_data, removed)
             if not self.test_data.has_anomalous:  # a selection has been checked before, a manifest has not
-                msg = (
-                    f"manifest={str(self.manifest)!r} takes every anomalous image out of the test set of "
-                    f"{self.datamodule.name}. At least one must remain to test with."
-                )
+                msg = f"manifest={str(self.manifest)!r} takes all anomalous images. At least one must remain to test."
                 raise ValueError(msg)
-        logger.info(
-            "Injected %d images into %s: %.1f %% of its %d training images.",
-            len(rows),
-            self.datamodule.name,
-            100 * self.noise_share,
-            len(self.train_data),
-        )
+        share = f"{100 * self.noise_share:.1f} % of its {len(self.train_data)} training images"
+        logger.info("Injected %d images into %s: %s.", len(rows), self.datamodule.name, share)
 
     def _create_test_split(self) -> None:
         """Nothing to do: the wrapped datamodule has split its datasets."""
@@ -289,19 +264,13 @@ class NoisyDataModule(AnomalibDataModule):
         """Nothing to do: the wrapped datamodule has split its datasets."""
 
     def _anomalous_images(self) -> pd.DataFrame:
-        """Samples of the images that can be injected, by their path relative to the dataset's root.
-
-        A column ``tested`` says whether the test set has the image; the others are in the validation set.
-        """
+        """Return the samples that can be injected, by path relative to the root; ``tested`` if in the test set."""
         subsets = {"test": self.test_data}
         if self.val_split_mode == ValSplitMode.FROM_TEST:
             subsets["val"] = self.val_data
         if self.noise_ratio and isinstance(self.test_data, SyntheticAnomalyDataset):
-            logger.warning(
-                "%s makes its anomalous test images anew each time it is set up: another run injects other images, "
-                "whatever the seed or the manifest.",
-                self.datamodule.name,
-            )
+            consequence = "another run injects other images, whatever the seed or the manifest"
+            logger.warning("%s makes its anomalous test images anew: %s.", self.datamodule.name, consequence)
         samples = pd.concat([data.samples.assign(tested=name == "test") for name, data in subsets.items()])
         samples = samples[samples["label_index"] == LabelName.ABNORMAL]
         root = _common_root(samples["image_path"], getattr(self.datamodule, "root", None))
@@ -345,8 +314,7 @@ class NoisyDataModule(AnomalibDataModule):
         if unknown:
             msg = (
                 f"manifest={str(self.manifest)!r} lists {len(unknown)} images that are not anomalous test images "
-                f"of {self.datamodule.name}, for example {unknown[0]!r}. Paths are relative to the dataset's root. "
-                "Is it the manifest of this dataset and category?"
+                f"of {self.datamodule.name}, for example {unknown[0]!r}. Is it that of this dataset and category?"
             )
             raise ValueError(msg)
         self.overlap = bool(listed["in_test"].all())
@@ -372,12 +340,7 @@ class NoisyDataModule(AnomalibDataModule):
         ]
 
     def _listed_images(self, listed: pd.DataFrame) -> tuple[dict[Path, str], list[Path]]:
-        """Find the images that a list names.
-
-        Returns:
-            Of each image which set it is in: ``train``, ``val``, or ``test`` for those of a validation set that comes
-            from the test set, too. And the images that the list names, each once, in its order.
-        """
+        """Return the set of each image (``test`` for validation images from it, too), and the listed images."""
         datasets = {"train": self.train_data, "test": self.test_data}
         if self.val_split_mode == ValSplitMode.FROM_TRAIN:
             datasets["val"] = self.val_data
@@ -407,8 +370,7 @@ class NoisyDataModule(AnomalibDataModule):
         if unknown:
             msg = (
                 f"{name} lists {len(unknown)} images that {self.datamodule.name} does not have in {folder}, for "
-                f"example {unknown[0]!r}. Paths are relative to the dataset's root or to the category's folder, or "
-                "absolute. Correct the list, or complete the dataset."
+                f"example {unknown[0]!r}. Correct the list, or complete the dataset."
             )
             raise ValueError(msg)
         if not found:
@@ -485,9 +447,7 @@ def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping[str, Any] | st
     if isinstance(datamodule, ADAM3D | Folder3D | MVTec3D | AnomalibVideoDataModule):
         raise TypeError(_not_images_message(datamodule))
     if not isinstance(datamodule, AnomalibDataModule) or isinstance(datamodule, NoisyDataModule):
-        msg = (
-            f"datamodule={datamodule!r} must be an Anomalib image datamodule, without noise yet, or its configuration."
-        )
+        msg = f"datamodule={datamodule!r} must be an Anomalib image datamodule without noise, or its configuration."
         raise TypeError(msg)
     test_type = getattr(datamodule, "test_type", "public")
     if test_type != "public":  # MVTecAD2

@@ -31,10 +31,6 @@ class KnowsTruth(NamesImages, Protocol):
 
 @runtime_checkable
 class ReadsDeepImages(Protocol):
-    """A datamodule that reads images of more than 8 bits per value.
+    """A datamodule that reads images of more than 8 bits per value."""
 
-    Attributes:
-        largest_value: Value that becomes 1, see :func:`~anomalib_softpatch.images.reading.read_image`.
-    """
-
-    largest_value: int
+    largest_value: int  # that becomes 1, see anomalib_softpatch.images.reading.read_image

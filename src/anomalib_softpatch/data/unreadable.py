@@ -17,14 +17,7 @@ MOST_LISTED = 20
 
 
 def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
-    """Find the images of a datamodule that cannot be read, or not rightly by Anomalib.
-
-    Args:
-        datamodule: Datamodule that is set up.
-
-    Returns:
-        Why each of them cannot be read, by its path.
-    """
+    """Return why images of a datamodule that is set up cannot be read, or not rightly by Anomalib, by path."""
     datasets = _datasets(datamodule)
     reasons = _reasons(reason_against, _paths(datasets))
     by_anomalib = [path for path in _paths(read_by_anomalib(datasets)) if path not in reasons]
@@ -32,24 +25,15 @@ def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
 
 
 def misread_images(datasets: Iterable[Any], largest_value: int = EIGHT_BITS) -> dict[str, str]:
-    """Find the images that Anomalib would read otherwise than this package's commands.
+    """Return why Anomalib would read images otherwise than this package's commands, by path.
 
-    Args:
-        datasets: Datasets; only those whose images Anomalib reads are looked at.
-        largest_value: The model's, see :func:`~anomalib_softpatch.images.reading.read_image`.
-
-    Returns:
-        Why, by path.
+    Only datasets whose images Anomalib reads are looked at.
     """
     return _reasons(partial(_misread, largest_value=largest_value), _paths(read_by_anomalib(datasets)))
 
 
 def read_by_anomalib(datasets: Iterable[Any]) -> list[Any]:
-    """Return those of some datasets whose images Anomalib's own code reads.
-
-    Args:
-        datasets: Datasets of whatever kind.
-    """
+    """Return those of some datasets, of whatever kind, whose images Anomalib's own code reads."""
     return [
         each
         for each in datasets
@@ -59,12 +43,7 @@ def read_by_anomalib(datasets: Iterable[Any]) -> list[Any]:
 
 
 def leave_out(datamodule: AnomalibDataModule, paths: Sequence[str]) -> None:
-    """Take images out of the sets of a datamodule.
-
-    Args:
-        datamodule: Datamodule that is set up.
-        paths: Images.
-    """
+    """Take images out of the sets of a datamodule that is set up."""
     for data in _datasets(datamodule):
         kept = (~data.samples["image_path"].astype(str).isin(paths)).to_numpy().nonzero()[0]
         if len(kept) < len(data):
@@ -72,14 +51,7 @@ def leave_out(datamodule: AnomalibDataModule, paths: Sequence[str]) -> None:
 
 
 def listed(reasons: dict[str, str]) -> str:
-    """Write images and reasons as lines of a message.
-
-    Args:
-        reasons: From :func:`unreadable_images`.
-
-    Returns:
-        A line for each of the first images.
-    """
+    """Write images and reasons as lines of a message, the first ones only."""
     lines = [f"  {path}: {reason}" for path, reason in list(reasons.items())[:MOST_LISTED]]
     more = len(reasons) - len(lines)
     return "\n".join([*lines, f"  and {more} more"] if more else lines)

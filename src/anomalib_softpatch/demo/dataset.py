@@ -3,16 +3,9 @@
 
 """A small inspection set in the layout of MVTec AD, made without any download.
 
-The images are made from three photographs that scikit-image installs with itself. What is inspected is gravel: every
-image is a crop of the gravel photograph, turned, mirrored and lit a little differently. Training images come from
-the left part of the photograph and test images from the right part, so no stone is in both. The defects are
-
-- ``brick``: a broken piece of brick, from the photograph of a brick pavement;
-- ``grass``: dry grass between the stones, from the photograph of a lawn;
-- ``stain``: an oily spot that darkens the stones.
-
-Their outlines come from Anomalib's Perlin noise. Copies of some defective test images are hidden among the training
-images, as happens where nobody has looked at every training image: the protocol that the papers call "overlap".
+Images are crops of the photograph of gravel that scikit-image installs with itself: training images of its left part,
+test images of its right part. The defects are a piece of brick, dry grass, and an oily stain. Copies of some defective
+test images are hidden among the training images: the protocol that the papers call "overlap".
 """
 
 import csv
@@ -50,23 +43,12 @@ def make_dataset(
     num_hidden: int = 6,
     seed: int = 0,
 ) -> Path:
-    """Write the set to ``root/gravel``.
+    """Write the set to ``root/gravel``, and return that folder.
 
     The training folder then holds ``num_train + num_hidden`` images. Which of them are the hidden ones is written to
-    ``root/gravel/hidden_defects.csv`` (columns ``train_image``, ``test_image``, ``mask``, relative to the file), which
-    no model reads.
-
-    Args:
-        root: Folder to write to; created if need be.
-        num_train: Number of normal training images.
-        num_test_good: Number of normal test images.
-        num_test_per_defect: Number of test images of each kind of defect.
-        num_hidden: Number of defective test images of which a copy is hidden among the training images; the kinds
-            take turns.
-        seed: The same seed gives the same images.
-
-    Returns:
-        The folder of the category, ``root/gravel``.
+    ``hidden_defects.csv`` (columns ``train_image``, ``test_image``, ``mask``, relative to the file), which no model
+    reads. The kinds of defects take turns among the hidden ones, copies of test images. The same seed gives the same
+    images.
 
     Raises:
         FileExistsError: If ``root/gravel`` exists.
@@ -127,15 +109,7 @@ def _write_training_images(
 
 
 def read_hidden(category: Path) -> list[dict[str, str]]:
-    """Read which training images are defective.
-
-    Args:
-        category: The folder that :func:`make_dataset` returned.
-
-    Returns:
-        One dictionary a hidden image with the keys ``train_image``, ``test_image`` and ``mask``: paths relative to
-        ``category``.
-    """
+    """Return the rows of ``hidden_defects.csv``, see :func:`make_dataset`, for the folder of the category."""
     with (category / HIDDEN_LIST).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -163,24 +137,12 @@ def load_photographs() -> dict[str, np.ndarray]:
 
 
 def add_defect(
-    image: np.ndarray,
-    defect: str,
-    photographs: Mapping[str, np.ndarray],
-    rng: np.random.Generator,
+    image: np.ndarray, defect: str, photographs: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put one defect into an image of gravel.
-
-    Args:
-        image: Gray image of shape ``(256, 256)``, values in [0, 1].
-        defect: One of ``brick``, ``grass``, ``stain``.
-        photographs: What :func:`load_photographs` returned.
-        rng: Source of chance.
+    """Put one of ``DEFECTS`` into a gray image of gravel, of shape ``(256, 256)`` and in [0, 1].
 
     Returns:
         The image with the defect, and its boolean mask, both of shape ``(256, 256)``.
-
-    Raises:
-        ValueError: If the defect is unknown.
     """
     if defect == "brick":
         mask = convex_hull_image(_blob(rng, area=(0.015, 0.04)))
@@ -192,18 +154,12 @@ def add_defect(
         blades = _crop(photographs["grass"], rng, CROP_SIZE)
         dry_blades = np.clip(0.5 + 1.5 * (blades - blades.mean()), 0, 1)  # paler than the lawn in the photograph
         return _blend(image, dry_blades, mask, softness=1.5), mask
-    if defect == "stain":
-        mask = _blob(rng, area=(0.025, 0.06))
-        return _blend(image, 0.35 * image, mask, softness=3), mask
-    msg = f"defect must be one of {', '.join(DEFECTS)}, got {defect!r}."
-    raise ValueError(msg)
+    mask = _blob(rng, area=(0.025, 0.06))
+    return _blend(image, 0.35 * image, mask, softness=3), mask
 
 
 def _crop(
-    photograph: np.ndarray,
-    rng: np.random.Generator,
-    size: int,
-    columns: tuple[int, int] | None = None,
+    photograph: np.ndarray, rng: np.random.Generator, size: int, columns: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Cut a square of about ``size`` pixels at a random place, turn, mirror and resize it to the image size."""
     first, last = columns or (0, photograph.shape[1])

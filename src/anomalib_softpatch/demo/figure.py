@@ -19,19 +19,11 @@ from anomalib_softpatch.demo.dataset import DEFECTS, read_hidden
 COLUMN_INCHES = 1.75
 ROW_LABEL_INCHES = 2.2
 HEADER_INCHES = 1.25
-HEAT_COLORS = "YlOrRd"
-OUTLINE_COLOR = "black"
 REDDEST = 0.999  # share of the pixels of good images below the score that is drawn in the darkest red
 
 
 class Example(NamedTuple):
-    """A test image of the figure.
-
-    Attributes:
-        image: Path of the image.
-        mask: Path of its mask, ``None`` for a normal image.
-        title: What to write above it.
-    """
+    """A test image of the figure, its mask (``None`` for a normal image), and what to write above it."""
 
     image: Path
     mask: Path | None
@@ -39,16 +31,10 @@ class Example(NamedTuple):
 
 
 def choose_examples(category: Path) -> list[Example]:
-    """Choose test images by a fixed rule: of every kind of defect the first and the last one, and the first good one.
+    """Choose test images by a fixed rule: the first and the last one of every kind of defect, and the first good one.
 
     The first ones are those of which a copy is hidden among the training images; the last ones are not, unless nearly
     all are.
-
-    Args:
-        category: Folder of the category that :func:`~anomalib_softpatch.demo.dataset.make_dataset` has made.
-
-    Returns:
-        The examples, from left to right.
     """
     hidden = {row["test_image"] for row in read_hidden(category)}
     examples = []
@@ -64,11 +50,7 @@ def choose_examples(category: Path) -> list[Example]:
 
 @torch.no_grad()
 def anomaly_maps(model: AnomalibModule, images: Sequence[Path]) -> np.ndarray:
-    """Compute the heat maps of some images, before any normalization.
-
-    Args:
-        model: A trained model.
-        images: Paths of images of the same size.
+    """Compute the heat maps of some images of one size, before any normalization.
 
     Returns:
         Maps of shape ``(len(images), height, width)``.
@@ -86,25 +68,18 @@ def relative_scores(maps: np.ndarray, good_maps: np.ndarray) -> np.ndarray:
     A model's scores have a scale of their own. Stretched between its lowest and highest ones, a map would look fainter
     the more strongly the model scores the defects of other images.
 
-    Args:
-        maps: Heat maps of shape ``(images, height, width)``.
-        good_maps: Heat maps of images without defects by the same model, of the same shape but for their number.
-
     Returns:
-        Shape of ``maps``: 0 for the median score of a good pixel, 1 for the score that one in a thousand exceeds.
+        Shape of ``maps``, (images, height, width): 0 for the median score of a pixel of good images, 1 for the score
+        that one in a thousand exceeds.
     """
     low, high = np.quantile(good_maps, (0.5, REDDEST))
     return (maps - low) / (high - low)
 
 
 def draw_figure(
-    examples: Sequence[Example],
-    maps: Mapping[str, np.ndarray],
-    title: str,
-    subtitle: str,
-    path: Path,
+    examples: Sequence[Example], maps: Mapping[str, np.ndarray], title: str, subtitle: str, path: Path
 ) -> None:
-    """Draw images, true defects and heat maps below each other, and save the figure.
+    """Draw images, true defects and heat maps below each other, and save the figure as a PNG file.
 
     Args:
         examples: The test images, one a column.
@@ -112,7 +87,7 @@ def draw_figure(
             ``(len(examples), height, width)``, drawn from 0 (pale) to 1 (red).
         title: Title of the figure.
         subtitle: Smaller line below the title.
-        path: PNG file to write.
+        path: File to write.
     """
     rows = 2 + len(maps)
     width = ROW_LABEL_INCHES + COLUMN_INCHES * len(examples)
@@ -146,9 +121,9 @@ def draw_figure(
                 axes.imshow(mask, cmap="gray", vmin=0, vmax=1)
             else:
                 values = list(maps.values())[row - 2]
-                axes.imshow(values[column], cmap=HEAT_COLORS, vmin=0, vmax=1)
+                axes.imshow(values[column], cmap="YlOrRd", vmin=0, vmax=1)
                 if mask.any():
-                    axes.contour(mask, levels=[0.5], colors=OUTLINE_COLOR, linewidths=1)
+                    axes.contour(mask, levels=[0.5], colors="black", linewidths=1)
             if column == 0:
                 label = ["image", "true defect", *maps][row]
                 axes.set_ylabel(label, fontsize=12, rotation=0, ha="right", va="center", labelpad=8)

@@ -38,24 +38,9 @@ METHODS: dict[str, type[AnomalibModule]] = {"PatchCore": Patchcore, "SoftPatch":
 
 
 def run_demo(
-    output: Path,
-    *,
-    backbone: str | None,
-    layers: Sequence[str] | None,
-    num_train: int,
-    num_hidden: int,
-    seed: int,
+    output: Path, *, backbone: str | None, layers: Sequence[str] | None, num_train: int, num_hidden: int, seed: int
 ) -> Path:
-    """Run the demo.
-
-    Args:
-        output: Folder for the results; every run makes a new folder in it.
-        backbone: Name of a timm model, ``local-dir:<folder>``, or ``None`` for what can be had (see
-            :func:`~anomalib_softpatch.demo.weights.find_weights`).
-        layers: Layers of the backbone whose features are used, ``None`` for ``layer2`` and ``layer3``.
-        num_train: Number of normal training images.
-        num_hidden: Number of defective images hidden among the training images.
-        seed: Seed of the set and of an untrained backbone.
+    """Run the demo with the options of :func:`anomalib_softpatch.demo.main`.
 
     Returns:
         The folder of this run. It holds the set (``dataset``), the results of both models in Anomalib's own layout,

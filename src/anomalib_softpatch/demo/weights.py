@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from anomalib_softpatch.backbones import LOCAL_DIR, PACKAGES, find_source, is_installed, within
+from anomalib_softpatch.text import first_line
 from anomalib_softpatch.weights import write_weights
 
 DEFAULT_BACKBONE = "resnet18"
@@ -23,39 +24,22 @@ DOWNLOAD_SECONDS = 180
 
 @dataclass(frozen=True)
 class Weights:
-    """The backbone that the models get.
+    """The backbone that the models get."""
 
-    Attributes:
-        backbone: Name for timm: that of a model, or ``local-dir:<folder>``.
-        layers: Names of the layers whose features are used.
-        title: Short name for a figure.
-        untrained: Whether its weights are random.
-        description: What the weights are and why, in words.
-    """
-
-    backbone: str
-    layers: tuple[str, ...]
-    title: str
-    untrained: bool
-    description: str
+    backbone: str  # name for timm: that of a model, or local-dir:<folder>
+    layers: tuple[str, ...]  # whose features are used
+    title: str  # for a figure
+    untrained: bool  # random weights
+    description: str  # what the weights are and why, in words
 
 
 def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed: int) -> Weights:
     """Find pre-trained weights: in a local folder, in the local cache, on the Hugging Face hub, or in a pip package.
 
-    Weights found on the hub are downloaded into the local cache. Nothing here waits long for a hub that cannot be
-    reached. Where there is no hub, the default backbone gives way to the first network of
-    :data:`anomalib_softpatch.backbones.PACKAGES` whose pip package is installed; a backbone that was asked for by name
-    does not. What is left are untrained weights. Either are written to a folder, so that both models get the same.
-
-    Args:
-        backbone: Name of a timm model, ``local-dir:<folder>``, or ``None`` for the default.
-        layers: Layers of that backbone.
-        folder: Folder in which to write folders of weights.
-        seed: Seed of untrained weights.
-
-    Returns:
-        Pre-trained weights where they can be had, else untrained ones.
+    Nothing here waits long for a hub that cannot be reached. Where there is none, the default backbone (``None``) gives
+    way to the first of :data:`anomalib_softpatch.backbones.PACKAGES` that is installed; a backbone that was asked for
+    by name does not. What is left are untrained weights, from the seed. Either are written to the folder, so that both
+    models get the same.
     """
     if backbone is not None and ":" in backbone:
         place = next((file.parent.name for file in find_source(backbone).files), backbone)
@@ -65,7 +49,7 @@ def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed
     try:
         source = _fetch(name)
     except Exception as error:  # whatever keeps the weights away, the demo goes on without them
-        no_hub = f"those of {name} cannot be fetched: {_first_line(error)}"
+        no_hub = f"those of {name} cannot be fetched: {first_line(error)}"
     else:
         return Weights(name, tuple(layers), name, False, f"{name} with pre-trained weights, {source}")
 
@@ -74,7 +58,7 @@ def find_weights(backbone: str | None, layers: Sequence[str], folder: Path, seed
         try:
             package = write_weights(packaged, folder / packaged)
         except (OSError, ValueError) as error:
-            no_hub += f"; {_first_line(error)}"
+            no_hub += f"; {first_line(error)}"
         else:
             description = f"{packaged} with pre-trained weights from the pip package {package.package} ({no_hub})"
             return Weights(f"{LOCAL_DIR}{folder / packaged}", package.layers, packaged, False, description)
@@ -110,8 +94,3 @@ def _save_untrained(backbone: str, folder: Path, seed: int) -> None:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)  # timm starts with zeros at the end of residual blocks, which silences them
     save_for_hf(model, str(folder), safe_serialization=True)
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its class where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

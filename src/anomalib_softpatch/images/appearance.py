@@ -27,26 +27,16 @@ Quantiles: TypeAlias = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Appearance:
-    """How an image looks as a whole.
+    """How an image looks as a whole."""
 
-    Attributes:
-        width: Pixels, as it is displayed.
-        height: Pixels, likewise.
-        kind: ``"gray, 8 bits"``, ``"color, 8 bits"``, ``"gray, 16 bits"`` and so on.
-        brightness: Mean of all values, from 0 to 255 however many bits they have.
-    """
-
-    width: int
+    width: int  # pixels, as it is displayed
     height: int
-    kind: str
-    brightness: float
+    kind: str  # "gray, 8 bits", "color, 16 bits" and so on
+    brightness: float  # mean of all values, from 0 to 255 however many bits they have
 
 
 def mean_colors(values: np.ndarray) -> np.ndarray:
-    """Return the mean colors of the cells of a grid over an image.
-
-    Args:
-        values: Shape ``(3, height, width)``, in [0, 1].
+    """Return the mean colors of the cells of a grid over an image of shape ``(3, height, width)``.
 
     Returns:
         Shape ``(3, rows, columns)``. Rows and columns of pixels that do not fill a cell are left out.
@@ -59,11 +49,7 @@ def mean_colors(values: np.ndarray) -> np.ndarray:
 
 
 def appearance(path: str | Path, colors: np.ndarray) -> Appearance:
-    """Say how an image looks, from the header of its file and from what has been read of it. Nothing is decoded.
-
-    Args:
-        path: Image file.
-        colors: From :func:`mean_colors`.
+    """Say how an image looks, from the header of its file and from its :func:`mean_colors`. Nothing is decoded.
 
     Raises:
         OSError: If the file is not there, or is not an image.
@@ -78,14 +64,7 @@ def appearance(path: str | Path, colors: np.ndarray) -> Appearance:
 
 @dataclass(frozen=True)
 class UsualAppearance:
-    """How many images look, as figures that do not grow with their number.
-
-    Attributes:
-        width: 1, 50 and 99 % quantiles of the width.
-        height: Likewise.
-        brightness: Likewise.
-        kinds: Share of the images of each kind.
-    """
+    """How many images look: 1, 50 and 99 % quantiles, and the share of the images of each kind."""
 
     width: Quantiles
     height: Quantiles
@@ -94,11 +73,7 @@ class UsualAppearance:
 
     @classmethod
     def of(cls, images: Sequence[Appearance]) -> "UsualAppearance | None":
-        """Sum up how images look.
-
-        Args:
-            images: The images; of fewer than :data:`FEWEST` nothing is said.
-        """
+        """Sum up how images look; of fewer than :data:`FEWEST` nothing is said."""
         if len(images) < FEWEST:
             return None
         kinds = Counter(each.kind for each in images)
@@ -111,27 +86,17 @@ class UsualAppearance:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any] | None) -> "UsualAppearance | None":
-        """Return what :func:`dataclasses.asdict` was given.
-
-        Args:
-            data: Its values by name; ``None`` or nothing for none.
-        """
+        """Return what :func:`dataclasses.asdict` was given; ``None`` for nothing."""
         if not data:
             return None
         width, height, brightness = (tuple(data[name]) for name in ("width", "height", "brightness"))
         return cls(width, height, brightness, dict(data["kinds"]))
 
     def remarks(self, images: Sequence[Appearance]) -> dict[str, str]:
-        """Return a line for each way in which other images differ as a whole.
+        """Return a line for each way in which other images differ as a whole: ``"size"``, ``"kind"``, ``"brightness"``.
 
         Their median counts, so that a few that differ are nothing. It differs where it lies outside of what 98 % of the
-        usual images have, and by more than is nothing to a model.
-
-        Args:
-            images: The other images; of fewer than :data:`FEWEST` nothing is said.
-
-        Returns:
-            Lines by ``"size"``, ``"kind"`` and ``"brightness"``.
+        usual images have, and by more than is nothing to a model. Of fewer images than :data:`FEWEST` nothing is said.
         """
         other = UsualAppearance.of(images)
         if other is None:

@@ -1,10 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decisions of people about images, in the one form that the pages write and all commands read. No torch is imported.
-
-A file of decisions is a CSV table with the columns ``path``, ``verdict`` and ``region``.
-"""
+"""Decisions of people about images, as the pages write and all commands read them. No torch is imported."""
 
 import os
 import re
@@ -29,13 +26,7 @@ NUMBERS = re.compile(r"[-+.\d\s]+")
 
 @dataclass(frozen=True)
 class Box:
-    """Part of an image as it is displayed.
-
-    Attributes:
-        x: Columns left of it, in pixels of the image.
-        y: Rows above it.
-        width: Width in pixels.
-        height: Height in pixels.
+    """Part of an image as it is displayed, in pixels: from column ``x`` and row ``y`` on.
 
     Raises:
         ValueError: If it has no area, or begins outside of the image.
@@ -47,7 +38,6 @@ class Box:
     height: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no part of any image."""
         if min(self.width, self.height) < 1:
             msg = f"the box '{self}' has no area: its width and height must be 1 or more"
             raise ValueError(msg)
@@ -56,7 +46,6 @@ class Box:
             raise ValueError(msg)
 
     def __str__(self) -> str:
-        """Return the box as a file of decisions has it."""
         return f"{self.x} {self.y} {self.width} {self.height}"
 
 
@@ -65,17 +54,11 @@ Region = Box | Path  # a path is that of a mask: pixels other than zero are the 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person has said of an image.
-
-    Attributes:
-        path: Image file.
-        verdict: ``NORMAL``, ``DEFECT``, ``SET_ASIDE`` (not to be trained on, whatever it shows) or ``UNDECIDED``.
-        region: Where in the image the verdict holds; ``None`` for the whole image.
-    """
+    """What a person has said of an image."""
 
     path: Path
-    verdict: str
-    region: Region | None = None
+    verdict: str  # NORMAL, DEFECT, SET_ASIDE (not to be trained on, whatever it shows) or UNDECIDED
+    region: Region | None = None  # where the verdict holds; None for the whole image
 
 
 def read_decisions(file: Path) -> list[Decision]:
@@ -120,11 +103,7 @@ def read_decisions(file: Path) -> list[Decision]:
 
 
 def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a region.
-
-    Args:
-        region: Box, or path of a mask file.
-        size: Width and height of the image as it is displayed, in pixels.
+    """Return the pixels of a region, a box or a mask file, of an image of a width and height as it is displayed.
 
     Returns:
         Shape ``(height, width)``, true in the region.
@@ -147,10 +126,8 @@ def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
         msg = f"The mask {str(region)!r} cannot be used: {error}."
         raise ValueError(msg) from error
     if mask.shape != (height, width):
-        msg = (
-            f"The mask {str(region)!r} has {mask.shape[1]} x {mask.shape[0]} pixels and its image {width} x {height}. "
-            "Give one of the same size."
-        )
+        found = f"{mask.shape[1]} x {mask.shape[0]}"
+        msg = f"The mask {str(region)!r} has {found} pixels and its image {width} x {height}. Give one of that size."
         raise ValueError(msg)
     if not mask.any():
         msg = f"The mask {str(region)!r} has no pixel other than zero. Mark a region in it."

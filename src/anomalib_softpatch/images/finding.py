@@ -17,27 +17,16 @@ LINKED_FOLDER = "link to a folder, which is not followed"
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in a folder and in all folders in it.
+    """What is in a folder and in all folders in it, sorted."""
 
-    Attributes:
-        images: Image files, by their extension.
-        others: The other files.
-        unreadable: Folders that cannot be read, with the reason.
-        linked: Links to folders. They are not followed: they may lead back, or to images that are there already.
-    """
-
-    images: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)  # by their extension
     others: list[Path] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    linked: list[Path] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders, with the reason
+    linked: list[Path] = field(default_factory=list)  # folders; they may lead back, or to images that are there
 
 
 def list_files(folder: Path) -> Listing:
-    """List the files of a folder and of all folders in it.
-
-    Returns:
-        What is there, all sorted.
-    """
+    """List the files of a folder and of all folders in it."""
     found = Listing()
 
     def note(error: OSError) -> None:
@@ -54,11 +43,7 @@ def list_files(folder: Path) -> Listing:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what is not a folder.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Refuse with a ``ValueError`` what is not a folder."""
     if not folder.is_dir():
         msg = f"folder={str(folder)!r} is not a folder. Give one that has images in it."
         raise ValueError(msg)
@@ -76,30 +61,18 @@ def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """
     check_folder(folder)
     found = list_files(folder)
-    if not found.images:
-        number = len(found.linked)
-        linked = (
-            f" {counted(number, 'link')} to folders {'is' if number == 1 else 'are'} not followed." if number else ""
-        )
-        msg = (
-            f"folder={str(folder)!r} has no images ({', '.join(IMAGE_EXTENSIONS)}) in it or in its subfolders, "
-            f"among {counted(len(found.others), 'file')}.{linked}"
-        )
-        raise ValueError(msg)
     others = [(str(file), f"not an image file: '{file.suffix}'") for file in found.others]
     linked_folders = [(str(path), LINKED_FOLDER) for path in found.linked]
+    if not found.images:
+        among = f"among {counted(len(others), 'file')}. {about_links(linked_folders)}".rstrip()
+        extensions = ", ".join(IMAGE_EXTENSIONS)
+        msg = f"folder={str(folder)!r} has no images ({extensions}) in it or in its subfolders, {among}"
+        raise ValueError(msg)
     return found.images, sorted([*found.unreadable, *others, *linked_folders])
 
 
 def about_links(skipped: Iterable[tuple[str, str]]) -> str:
-    """Say that links to folders are not followed.
-
-    Args:
-        skipped: From :func:`find_images`.
-
-    Returns:
-        A line for the terminal; empty if there are none.
-    """
+    """Return a line for the terminal if any of what :func:`find_images` skipped is a link to a folder; else nothing."""
     linked = [path for path, reason in skipped if reason == LINKED_FOLDER]
     if not linked:
         return ""

@@ -12,17 +12,7 @@ CHUNK = 2**20
 
 
 def hash_files(*files: Path) -> str:
-    """Hash the content of a file, or of several as if they were one.
-
-    Args:
-        *files: Files.
-
-    Returns:
-        SHA-256 in hexadecimal.
-
-    Raises:
-        OSError: If one cannot be read.
-    """
+    """Return the SHA-256 of the content of a file, or of several as if they were one, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -32,12 +22,5 @@ def hash_files(*files: Path) -> str:
 
 
 def hash_pixels(image: np.ndarray) -> str:
-    """Hash what is in an image.
-
-    Args:
-        image: From :func:`~anomalib_softpatch.images.reading.read_image`.
-
-    Returns:
-        SHA-256 of its shape and values, in hexadecimal.
-    """
+    """Return the SHA-256 of the shape and values of an image that was read, in hexadecimal."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()

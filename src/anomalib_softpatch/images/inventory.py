@@ -13,11 +13,7 @@ from anomalib_softpatch.images.hashing import hash_files
 
 
 def inventory(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
-    """Hash files of a folder.
-
-    Args:
-        folder: Folder.
-        paths: Files in it or in folders in it.
+    """Hash files of a folder and of the folders in it.
 
     Returns:
         Hash of each file by its name relative to the folder, sorted by name; empty if it cannot be read.
@@ -37,15 +33,7 @@ def inventory(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def linked_names(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Find links that lead to other files of a folder.
-
-    Args:
-        folder: Folder.
-        names: Names of files in it.
-
-    Returns:
-        Name of the file by the name of the link, sorted.
-    """
+    """Return the links among some files of a folder that lead to another of them: names of files by names of links."""
     paths = {name: folder / name for name in sorted(names)}
     originals = {os.path.realpath(path): name for name, path in paths.items() if not path.is_symlink()}
     led_to = {name: originals.get(os.path.realpath(path)) for name, path in paths.items() if path.is_symlink()}
@@ -53,14 +41,7 @@ def linked_names(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def exact_copies(files: Mapping[str, str]) -> list[list[str]]:
-    """Find files that are equal byte for byte.
-
-    Args:
-        files: From :func:`inventory`.
-
-    Returns:
-        Names of the files of each group of two or more, sorted.
-    """
+    """Return the names of each group of two or more files that are equal byte for byte, from an :func:`inventory`."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(files):
         if files[name]:

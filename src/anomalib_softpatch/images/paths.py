@@ -8,14 +8,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
 
 def to_text(path: str | Path) -> str:
     """Write a path so that it is one line of plain text from which the file can be found.
-
-    Args:
-        path: Path of a file.
 
     Returns:
         The absolute path, or a ``file:`` URI if the path has control characters or bytes that are no Unicode.
@@ -26,14 +21,7 @@ def to_text(path: str | Path) -> str:
 
 
 def from_text(text: str) -> Path:
-    """Return the path that :func:`to_text` wrote.
-
-    Args:
-        text: Absolute path or ``file:`` URI.
-
-    Returns:
-        The path.
-    """
+    """Return the path that :func:`to_text` wrote."""
     if text.startswith("file:"):
         return (
             Path(os.fsdecode(url2pathname(urlsplit(text).path)))
@@ -44,37 +32,18 @@ def from_text(text: str) -> Path:
 
 
 def real_folder(path: str | Path) -> Path:
-    """Return an absolute path without links to folders. A file that is itself a link keeps its name.
-
-    Args:
-        path: Path of a file.
-    """
+    """Return an absolute path without links to folders. A file that is itself a link keeps its name."""
     folder, name = os.path.split(path)
     return Path(os.path.realpath(folder), name)
 
 
 def in_spreadsheet(path: str) -> str:
-    """Write a path so that a spreadsheet shows it and does not compute it; it still leads to the file.
-
-    Args:
-        path: Path, relative or absolute.
-
-    Returns:
-        The path, with ``./`` before what would be a formula.
-    """
-    return f".{os.sep}{path}" if path.startswith(FORMULA_STARTS) else path
+    """Write a path so that a spreadsheet shows it and does not compute it; it still leads to the file."""
+    return f".{os.sep}{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path
 
 
 def link(path: str | Path, folder: str | Path) -> str:
-    """Return a link to a file for a page in a folder.
-
-    Args:
-        path: Path of the file.
-        folder: Folder of the page.
-
-    Returns:
-        Relative URL, or an absolute one to another drive.
-    """
+    """Return a link to a file for a page in a folder: a relative URL, or an absolute one to another drive."""
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:  # another drive of Windows

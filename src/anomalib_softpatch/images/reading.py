@@ -3,12 +3,9 @@
 
 """Reading image files as they are found in practice: turned, of many bits, odd or broken. No torch is imported.
 
-All commands read an image by :func:`read_image`: as it is displayed, which is as its EXIF orientation says, and with
-values in [0, 1].
-
-Images of 8 bits per value are divided by 255. Cameras of 10 to 14 bits write files of 16 bits that tell nothing of the
-camera, and an image cannot be scaled by its own largest value, which a defect changes. So one number stands for white
-in all whole-number images of a set and in all images that its model will ever see, see :func:`find_largest_value`.
+All commands read an image by :func:`read_image`: as its EXIF orientation says, and with values in [0, 1]. Files of 16
+bits do not tell how many bits their camera has, and an image cannot be scaled by its own largest value, which a defect
+changes. So one number stands for white in all of a set and of what its model will see: :func:`find_largest_value`.
 """
 
 import os
@@ -59,12 +56,7 @@ def read_image(path: str | Path, largest_value: int = EIGHT_BITS) -> tuple[np.nd
 
 
 def read_reduced(path: str | Path, side: int, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, tuple[int, int]]:
-    """Read an image fitted into a square, to be shown.
-
-    Args:
-        path: Image file.
-        side: Side of the square in pixels.
-        largest_value: See :func:`read_image`.
+    """Read an image fitted into a square of a side in pixels, to be shown; ``largest_value`` as in :func:`read_image`.
 
     Returns:
         The small image, and width and height of the whole one, both as it is displayed.
@@ -76,19 +68,14 @@ def read_reduced(path: str | Path, side: int, largest_value: int = EIGHT_BITS) -
         full_width, full_height = displayed_size(image)
         scale = min(side / full_width, side / full_height)
         size = max(1, round(full_width * scale)), max(1, round(full_height * scale))
-        if is_deep(image):
-            values = _values(_displayed(image), largest_value)
-            small = Image.fromarray((255 * values[..., 0]).round().astype(np.uint8))
-        else:
-            image.draft("RGB", (2 * side, 2 * side))  # JPEG files are decoded at a fraction of their size
-            small = _displayed(image)
-        return small.convert("RGB").resize(size, reducing_gap=3.0), (full_width, full_height)
+        small = _shown(image, (2 * side, 2 * side), largest_value)
+        return small.resize(size, reducing_gap=3.0), (full_width, full_height)
 
 
 def read_part(
     path: str | Path, part: tuple[float, float, float, float], side: int, largest_value: int = EIGHT_BITS
 ) -> Image.Image:
-    """Read a part of an image, to be shown.
+    """Read a part of an image, to be shown as a square of a side in pixels.
 
     Args:
         path: Image file.
@@ -97,42 +84,27 @@ def read_part(
         side: Width and height that the part is resized to, in pixels.
         largest_value: See :func:`read_image`.
 
-    Returns:
-        The part.
-
     Raises:
         UnreadableImageError: If it cannot be read.
     """
     with _opened(path) as image:
         width, height = displayed_size(image)
-        if is_deep(image):
-            values = _values(_displayed(image), largest_value)
-            whole = Image.fromarray((255 * values[..., 0]).round().astype(np.uint8))
-        else:
-            scale = min(1.0, side / min(part[2] - part[0], part[3] - part[1]))
-            image.draft("RGB", (round(scale * image.width), round(scale * image.height)))  # as in read_reduced
-            whole = _displayed(image)
+        scale = min(1.0, side / min(part[2] - part[0], part[3] - part[1]))
+        whole = _shown(image, (round(scale * image.width), round(scale * image.height)), largest_value)
         scales = (whole.width / width, whole.height / height) * 2
         left, top, right, bottom = (round(edge * scale) for edge, scale in zip(part, scales, strict=True))
         box = (left, top, max(left + 1, right), max(top + 1, bottom))
-        return whole.crop(box).convert("RGB").resize((side, side), reducing_gap=3.0)
+        return whole.crop(box).resize((side, side), reducing_gap=3.0)
 
 
 def displayed_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an image as it is displayed, in pixels.
-
-    Args:
-        image: Opened image; it is not decoded.
-    """
+    """Return width and height of an opened image as it is displayed, in pixels; it is not decoded."""
     width, height = image.size
     return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return width and height of an image file as it is displayed, in pixels; the image is not decoded.
-
-    Args:
-        path: Image file.
 
     Raises:
         OSError: If it cannot be read, or is not an image.
@@ -145,9 +117,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def header(path: str | Path) -> Iterator[Image.Image]:
     """Open an image of which nothing is to be decoded, however large it is.
 
-    Args:
-        path: Image file.
-
     Raises:
         OSError: If it cannot be read, or is not an image.
     """
@@ -159,11 +128,7 @@ def header(path: str | Path) -> Iterator[Image.Image]:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation by which an image is still to be turned, 1 for none.
-
-    Args:
-        image: Opened image; it is not decoded.
-    """
+    """Return the EXIF orientation by which an opened image is still to be turned, 1 for none; it is not decoded."""
     if image.format == "TIFF":  # Pillow turns it
         return 1
     if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
@@ -173,12 +138,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image has a mode of more than 8 bits per value: one channel of 16 or 32 bits.
+    """Tell whether an opened image has more than 8 bits per value: one channel of 16 or 32 bits. It is not decoded.
 
     Pillow reduces images of several channels of 16 bits to 8 by dropping the lower ones.
-
-    Args:
-        image: Opened image; it is not decoded.
     """
     return image.mode.startswith(("I", "F"))
 
@@ -186,28 +148,18 @@ def is_deep(image: Image.Image) -> bool:
 def find_largest_value(paths: Sequence[Path]) -> tuple[int, int]:
     """Find the number that stands for white in the whole-number images of a set.
 
-    Args:
-        paths: Image files.
-
     Returns:
         The largest number of 8, 10, 12, 14 or 16 bits, of the fewest that all images of more than 8 bits need; and how
         many such images there are. 255 and 0 if there are none. Images of values that need more bits do not count.
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders let other threads run
-        values = pool.map(largest_value_of, paths)
+        values = pool.map(_largest_value_of, paths)
         found = [value for value in values if value is not None and 0 <= value < 2 ** BITS[-1]]
     return next(2**bits - 1 for bits in BITS if max(found, default=0) < 2**bits), len(found)
 
 
-def largest_value_of(path: str | Path) -> int | None:
-    """Return the largest value of an image of whole numbers of more than 8 bits.
-
-    Args:
-        path: Image file.
-
-    Returns:
-        The value; ``None`` for any other image, and for what cannot be read.
-    """
+def _largest_value_of(path: str | Path) -> int | None:
+    """Return the largest value of an image of whole numbers of more than 8 bits; ``None`` for any other file."""
     try:
         with _opened(path) as image:
             return int(np.asarray(image).max()) if is_deep(image) and image.mode != "F" else None
@@ -216,14 +168,7 @@ def largest_value_of(path: str | Path) -> int | None:
 
 
 def reason_against(path: str | Path) -> str:
-    """Say why an image file cannot be read, with no more work than it takes to know.
-
-    Args:
-        path: Image file.
-
-    Returns:
-        The reason; empty if the file can be decoded.
-    """
+    """Say why an image file cannot be decoded, with no more work than it takes to know; empty if it can be."""
     try:
         with _opened(path) as image:
             if not _has_right_checksums(path):
@@ -235,15 +180,7 @@ def reason_against(path: str | Path) -> str:
 
 
 def reason_against_anomalib(path: str | Path, largest_value: int = EIGHT_BITS) -> str:
-    """Say why Anomalib would read an image otherwise than :func:`read_image`.
-
-    Args:
-        path: Image file that can be read.
-        largest_value: The model's, see :func:`read_image`.
-
-    Returns:
-        The reason; empty if both read the same.
-    """
+    """Say why Anomalib would read a readable image otherwise than :func:`read_image`; empty if both read the same."""
     with _opened(path) as image:
         if orientation(image) != 1:
             return f"is turned by its EXIF orientation, which Anomalib does not see: {REMEDY}"
@@ -288,16 +225,13 @@ def _reason_against_file(path: Path) -> str:
 
 
 def _has_right_checksums(path: str | Path) -> bool:
-    """Whether a file is a whole PNG file by its checksums, which are read much faster than its pixels.
-
-    Pillow reads pixels under a wrong checksum, too: only decoding tells whether such a file is broken.
-    """
+    """Tell whether a file is a whole PNG file by its checksums, which are read much faster than its pixels."""
     with Image.open(path) as image:
         if image.format != "PNG":
             return False
         try:
             image.verify()
-        except Exception:  # as above
+        except Exception:  # Pillow reads pixels under a wrong checksum, too: decoding tells if they are broken
             return False
     return True
 
@@ -305,6 +239,15 @@ def _has_right_checksums(path: str | Path) -> bool:
 def _displayed(image: Image.Image) -> Image.Image:
     """Return an image turned as its EXIF orientation says."""
     return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _shown(image: Image.Image, size: tuple[int, int], largest_value: int) -> Image.Image:
+    """Return an image as it is displayed, of 8 bits, at no less than a size."""
+    if is_deep(image):
+        values = _values(_displayed(image), largest_value)
+        return Image.fromarray((255 * values[..., 0]).round().astype(np.uint8)).convert("RGB")
+    image.draft("RGB", size)  # JPEG files are decoded at a fraction of their size
+    return _displayed(image).convert("RGB")
 
 
 def _values(image: Image.Image, largest_value: int) -> np.ndarray:

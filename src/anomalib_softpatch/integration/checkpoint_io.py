@@ -3,9 +3,8 @@
 
 """Checkpoint files that are whole or not there, and errors that say why one cannot be read.
 
-Lightning writes a checkpoint to the system's temporary folder and moves it to its place, which copies it where that
-folder is on another file system: a killed process then leaves half of one. Anomalib reads a checkpoint without mapping
-it to a device that this machine has. Both are done by the trainer's checkpoint plugin.
+Lightning writes a checkpoint to the system's temporary folder and moves it to its place: a killed process may leave
+half of one. Anomalib reads a checkpoint without mapping it to a device that this machine has.
 """
 
 import os
@@ -20,17 +19,13 @@ import torch
 from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
+from typing_extensions import override
 
 from anomalib_softpatch.files import atomic_output
 
 
 def use_own_checkpoint_io(strategy: Strategy, safe_globals: Sequence[Any] = ()) -> None:
-    """Replace the checkpoint plugin of Anomalib or Lightning; a user's own stays.
-
-    Args:
-        strategy: Strategy of the trainer.
-        safe_globals: Classes that the model's checkpoints may hold.
-    """
+    """Replace the checkpoint plugin of Anomalib or Lightning by one that reads some classes; a user's own stays."""
     if type(strategy.checkpoint_io) in {AnomalibCheckpointIO, TorchCheckpointIO}:
         strategy.checkpoint_io = CheckpointIO(extra_safe_globals=safe_globals)
 
@@ -38,17 +33,8 @@ def use_own_checkpoint_io(strategy: Strategy, safe_globals: Sequence[Any] = ()) 
 class CheckpointIO(AnomalibCheckpointIO):
     """Anomalib's checkpoint plugin, with checkpoints that are written whole and load on any device."""
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; it is complete when it is there.
-
-        Args:
-            checkpoint: What to save.
-            path: File to write or replace, or a URL, which is left to Lightning.
-            storage_options: Not used, see Lightning.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -56,28 +42,13 @@ class CheckpointIO(AnomalibCheckpointIO):
             with atomic_output(path) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
-            msg = (
-                f"The checkpoint {path} could not be written: {error}. Is there space left, and may the folder be "
-                "written to? Earlier checkpoints are as they were."
-            )
+            msg = f"The checkpoint {path} could not be written: {error}. Is there space left? Others are unchanged."
             raise OSError(msg) from error
 
+    @override
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint without running code that it may hold.
-
-        Args:
-            path: Checkpoint file.
-            map_location: Device for its tensors, whichever they were saved on.
-            weights_only: ``False`` runs code that the file holds.
-
-        Returns:
-            The checkpoint.
-
-        Raises:
-            ValueError: If it cannot be read, or not safely.
-        """
         with readable(path):
             # Lightning hands on None where the user has said nothing; only an explicit False is one.
             return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
@@ -85,10 +56,7 @@ class CheckpointIO(AnomalibCheckpointIO):
 
 @contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """Say what is wrong with a checkpoint file where PyTorch's error does not.
-
-    Args:
-        path: File that is read in the block.
+    """Say what is wrong with a checkpoint file that is read in the block, where PyTorch's error does not.
 
     Raises:
         ValueError: If it is cut off, no checkpoint, or holds code.

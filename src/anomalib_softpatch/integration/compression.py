@@ -3,9 +3,8 @@
 
 """Compression of exported models to eight bits: of the backbone, not of the resize or the search in the memory bank.
 
-With rows of the bank or distances in eight bits, scores lose their order. A resize is not a place to save time. NNCF
-can leave operations out, but Anomalib has no option to say which. So models of ours are compressed here, with what
-Anomalib's options mean for other models.
+With rows of the bank or distances in eight bits, scores lose their order. NNCF can leave operations out, but Anomalib
+has no option to say which. So models of ours are compressed here, with what Anomalib's options mean for other models.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def compress(
     max_drop: float = 0.01,
     defects: torch.Tensor | None = None,
 ) -> openvino.Model:
-    """Compress the backbone of a model to eight bits.
+    """Compress the backbone of an exported model to eight bits.
 
     Args:
         model: Exported model.
@@ -54,9 +53,6 @@ def compress(
         metric: The higher, the better. Default: the F1 score of images; their AUROC where the model has no threshold.
         max_drop: Largest drop of the metric, in [0, 1].
         defects: Its patches of defects, if it was taught any.
-
-    Returns:
-        The compressed model.
 
     Raises:
         ImportError: If NNCF is not installed.
@@ -118,16 +114,7 @@ def _default_metric(model: openvino.Model) -> Metric:
 
 
 def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric: Metric) -> float:
-    """Measure an OpenVINO model.
-
-    Args:
-        model: The model.
-        batches: Images with their labels and masks.
-        metric: What is measured; reset afterwards.
-
-    Returns:
-        Value of the metric.
-    """
+    """Return the value of a metric for an OpenVINO model and batches with labels and masks; it is reset afterwards."""
     for batch in batches:
         assert batch.image is not None
         output: Any = model(batch.image)
@@ -142,14 +129,7 @@ def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric
 
 
 def resize_operations(model: openvino.Model) -> list[str]:
-    """Return the names of the operations on the images before the first layer of the backbone.
-
-    Args:
-        model: Exported model.
-
-    Returns:
-        Names, in an order of execution.
-    """
+    """Return the names of the operations on the images before the first layer of the backbone, as they are executed."""
     found = {parameter.get_friendly_name() for parameter in model.get_parameters()}
     for operation in model.get_ordered_ops():
         inputs = (port.get_source_output().get_node().get_friendly_name() for port in operation.inputs())
@@ -163,13 +143,7 @@ def search_operations(
 ) -> list[str]:
     """Return the names of the operations on the memory bank, on what comes of them, and on the queries.
 
-    Args:
-        model: Exported model.
-        memory_bank: Its memory bank, shape ``(m, channels)``.
-        defects: Its patches of defects, likewise.
-
-    Returns:
-        Names, in an order of execution.
+    The memory bank has the shape ``(m, channels)``; so have the patches of defects.
 
     Raises:
         ValueError: If the model does not search in this memory bank.
@@ -192,9 +166,8 @@ def _follow(model: openvino.Model, found: set[str], rows: np.ndarray, center: np
     """Add the names of the operations that work on the bank, on its center, or on what was found before."""
     for operation in model.get_ordered_ops():
         inputs = [port.get_source_output().get_node() for port in operation.inputs()]
-        if not any(
-            node.get_friendly_name() in found or _is_bank(node, rows) or _is_center(node, center) for node in inputs
-        ):
+        names = [node.get_friendly_name() for node in inputs]
+        if found.isdisjoint(names) and not any(_is_bank(node, rows) or _is_center(node, center) for node in inputs):
             continue
         found.add(operation.get_friendly_name())
         if operation.get_type_name() == "MatMul":  # its queries were multiplied by -2

@@ -14,9 +14,6 @@ def leave_out_gradients(strategy: Strategy) -> None:
 
     Of what it does, only this is wanted: before the fit, all ranks get the weights of rank 0. To be called in a model's
     ``setup``, before the strategy wraps the model; other strategies than DDP are left as they are.
-
-    Args:
-        strategy: Strategy of the trainer.
     """
     if isinstance(strategy, DDPStrategy):
         strategy.configure_ddp = partial(_share_weights, strategy)  # type: ignore[method-assign]

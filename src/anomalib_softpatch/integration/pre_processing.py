@@ -3,9 +3,9 @@
 
 """A pre-processor that does in exported and loaded models what it did in the fit.
 
-Anomalib's pre-processor has two transforms: one for the trainer's loops, and one for ``model(images)`` and exported
-files, which resizes without antialiasing. The memory bank and the threshold come from the first, so that a large image
-got other scores from the second. Here the second is the first, with operations that every runtime has.
+Anomalib's has two transforms: one for the trainer's loops, and one for ``model(images)`` and exported files, which
+resizes without antialiasing. Memory bank and threshold come from the first, so that a large image got other scores from
+the second. Here the second is the first, with operations that every runtime has.
 """
 
 import copy
@@ -18,6 +18,7 @@ from anomalib.pre_processing.utils.transform import convert_center_crop_transfor
 from PIL.Image import Resampling
 from torch import nn
 from torchvision.transforms.v2 import Compose, Grayscale, InterpolationMode, Normalize, Pad, Resize, Transform
+from typing_extensions import override
 
 from anomalib_softpatch.components.resizing import resize_antialiased
 from anomalib_softpatch.components.tracing import is_traced
@@ -30,16 +31,8 @@ TRANSFORM_REGISTRY.register(Pad, "torchvision.transforms.v2.Pad")
 class ExportableResize(Resize):  # type: ignore[misc]  # torchvision says nothing of types
     """Torchvision's ``Resize``, recorded in a graph as products of matrices where it is antialiased."""
 
+    @override
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize.
-
-        Args:
-            inpt: Images, shape ``(..., height, width)``.
-            params: Not used, see torchvision.
-
-        Returns:
-            Shape ``(..., *size)``.
-        """
         mode = _mode(self)
         if self.antialias and mode in FILTERS and len(self.size) == 2 and is_traced():  # noqa: PLR2004
             return resize_antialiased(inpt, tuple(self.size), cast("Literal['bilinear', 'bicubic']", mode))
@@ -49,22 +42,14 @@ class ExportableResize(Resize):  # type: ignore[misc]  # torchvision says nothin
 def infer_as_trained(pre_processor: nn.Module | None) -> None:
     """Have ``model(images)`` and exported files prepare images as the trainer's loops do.
 
-    Args:
-        pre_processor: A model's, changed in place; a module that is not Anomalib's is left as it is.
+    A pre-processor of Anomalib is changed in place; any other module is left as it is.
     """
     if isinstance(pre_processor, PreProcessor) and pre_processor.transform is not None:
         pre_processor.export_transform = convert_center_crop_transform(_exportable(pre_processor.transform))
 
 
 def reason_against_pre_processor(pre_processor: nn.Module | None) -> str:
-    """Say why a model with a pre-processor could not be used later as it was fitted.
-
-    Args:
-        pre_processor: A model's.
-
-    Returns:
-        A sentence, which says what to do; empty if there is no reason.
-    """
+    """Say why a model could not be used later as it was fitted, and what to do; empty if it could."""
     if pre_processor is None:
         return ""
     if not (hasattr(pre_processor, "checkpoint_config") and hasattr(pre_processor, "load_checkpoint_config")):
@@ -94,9 +79,6 @@ def reason_against_pre_processor(pre_processor: nn.Module | None) -> str:
 
 def check_exportable(pre_processor: nn.Module | None) -> None:
     """Refuse a pre-processor that an exported file would not do the same as.
-
-    Args:
-        pre_processor: A model's.
 
     Raises:
         ValueError: If it is one.

@@ -3,18 +3,14 @@
 
 """Makes this package's classes known to Anomalib by their bare names.
 
-Anomalib has no plugin entry point. It finds a class by its bare name in two ways: among the imported subclasses of its
-base classes (command line, YAML, ``get_model("soft_patch")``, ``list_models()``), and as an attribute of
-``anomalib.models`` or ``anomalib.data`` (``get_model`` and ``get_datamodule`` given a configuration, hence
-``anomalib benchmark``). So the classes must be imported, and the attributes set, as soon as those modules are there:
+Anomalib has no plugin entry point. It finds a class by its bare name among the imported subclasses of its base classes
+(command line, YAML, ``get_model("soft_patch")``), and as an attribute of ``anomalib.models`` or ``anomalib.data``
+(``anomalib benchmark``). So the classes must be imported, and the attributes set, as soon as those modules are there:
 
 1. The wheel carries ``anomalib_softpatch.pth``, a line that Python runs when it starts. Unless the environment variable
    ``ANOMALIB_SOFTPATCH_AUTOLOAD`` is ``0``, it imports this package, which takes a fraction of a millisecond.
 2. Importing this package puts an :class:`ImportWatcher` on ``sys.meta_path``. It finds no modules of its own: it waits
    until ``anomalib.models`` and ``anomalib.data`` have been imported, by whatever way, and registers the classes.
-
-Where Python reads no ``.pth`` files, or the variable is ``0``, an ``import anomalib_softpatch`` does the same, and so
-does the dotted path ``anomalib_softpatch.SoftPatch`` on the command line and in its YAML files.
 
 Rejected: torch's ``torch.backends`` entry points run at every ``import torch`` and break it when one of them fails;
 ``sitecustomize`` is one per environment and the user's own; another command would not be the stock ``anomalib``.
@@ -68,22 +64,11 @@ class ImportWatcher:
         self._running: set[str] = set()  # the watched imports that are under way
 
     def find_spec(
-        self,
-        name: str,
-        path: "Sequence[str] | None" = None,
-        target: "ModuleType | None" = None,
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
         """Find a module of either package with the finders that follow, and have its execution watched.
 
         Of nested imports, only the outermost and those of the modules that are waited for need watching.
-
-        Args:
-            name: Full name of the module.
-            path: Search path of the parent package.
-            target: Module to be reloaded.
-
-        Returns:
-            What the other finders found, or ``None`` where there is nothing to watch.
         """
         if not self._pending or not name.startswith(("anomalib.", "anomalib_softpatch.")):
             return None
@@ -101,9 +86,8 @@ class ImportWatcher:
 
     def _watch(self, loader: "Any") -> None:
         """Have the module that the loader executes next followed by the registration."""
-        if loader is None:  # a folder without __init__.py: there is nothing to execute
-            return
-        if "exec_module" in vars(loader):  # watched already: the loader of a zip file serves many modules
+        # None for a folder without __init__.py; watched already: the loader of a zip file serves many modules
+        if loader is None or "exec_module" in vars(loader):
             return
         exec_module = loader.exec_module
 
@@ -126,10 +110,8 @@ class ImportWatcher:
                 try:
                     _register(anomalib_name, own_name, names)
                 except Exception as error:  # whatever it is, Anomalib must go on working
-                    _warn(
-                        f"anomalib-softpatch could not register {', '.join(names) or own_name} in {anomalib_name}",
-                        error,
-                    )
+                    what = ", ".join(names) or own_name
+                    _warn(f"anomalib-softpatch could not register {what} in {anomalib_name}", error)
 
 
 def _register(anomalib_name: str, own_name: str, names: tuple[str, ...]) -> None:

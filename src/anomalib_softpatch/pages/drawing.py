@@ -60,20 +60,11 @@ def draw_pair(
         overlaid.paste(outline.convert("RGB"), corner, outline.getchannel("A"))
     if marked is not None:
         _draw_ring(overlaid, (marked[0] + 0.5) * scale_x - 0.5, (marked[1] + 0.5) * scale_y - 0.5)
-    pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
-    for number, half in enumerate((thumbnail, overlaid)):
-        x = number * (tile + GAP) + (tile - half.width) // 2
-        pair.paste(half, (x, (tile - half.height) // 2))
-    return pair
+    return _side_by_side(thumbnail, overlaid, tile)
 
 
 def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, int]:
-    """Draw a copy of an image, and where it differs.
-
-    Args:
-        one: Image file.
-        other: File of the copy.
-        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
+    """Draw a copy (the other file) of an image, and where it differs.
 
     Returns:
         The copy and, beside it, the difference as gray, white where it is largest; and the largest difference of a
@@ -85,24 +76,21 @@ def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BI
     first, second = (read_reduced(path, TILE, largest_value)[0] for path in (one, other))
     values = np.asarray(ImageChops.difference(first, second.resize(first.size))).max(axis=2)
     largest = int(values.max())
-    drawn = Image.new("RGB", (2 * TILE + GAP, TILE), "white")
     gray = Image.fromarray((values * (255 / max(1, largest))).astype(np.uint8))
-    for number, half in enumerate((second, gray)):
-        drawn.paste(half, (number * (TILE + GAP) + (TILE - half.width) // 2, (TILE - half.height) // 2))
-    return drawn, largest
+    return _side_by_side(second, gray, TILE), largest
 
 
 def color_bar(width: int, height: int) -> Image.Image:
-    """Draw the colors of the heat maps from the lowest, on the left, to the highest.
-
-    Args:
-        width: Pixels.
-        height: Pixels.
-
-    Returns:
-        Image of that size.
-    """
+    """Draw the colors of the heat maps from the lowest, on the left, to the highest; width and height in pixels."""
     return visualize_anomaly_map(torch.linspace(0, 1, width).expand(1, height, width).contiguous()).convert("RGB")
+
+
+def _side_by_side(left: Image.Image, right: Image.Image, tile: int) -> Image.Image:
+    """Put each of two images into the middle of a square."""
+    pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
+    for number, half in enumerate((left, right)):
+        pair.paste(half, (number * (tile + GAP) + (tile - half.width) // 2, (tile - half.height) // 2))
+    return pair
 
 
 def _draw_ring(image: Image.Image, x: float, y: float) -> None:

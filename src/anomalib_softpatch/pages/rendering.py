@@ -25,7 +25,11 @@ Figure = dict[str, Any]
 
 
 def figure(path: str, name: str, thumbnail: str | None, folder: str | Path) -> Figure:
-    """Return what every page shows of an image.
+    """Return what every page shows of an image, as values of the template ``gallery.html.jinja``.
+
+    A page adds ``rank``, ``image_score``, ``duplicate_group``, ``look_alike_group`` where there are any, ``findings``
+    (what images can be filtered by), ``difference`` where there is one (:func:`shown_difference`), and what its own
+    template shows.
 
     Args:
         path: Image file.
@@ -33,11 +37,6 @@ def figure(path: str, name: str, thumbnail: str | None, folder: str | Path) -> F
         thumbnail: Link to its drawing, of :func:`~anomalib_softpatch.pages.drawing.draw_pair`; ``None`` if there is
             none.
         folder: Folder that the page will lie in.
-
-    Returns:
-        Values of the template ``gallery.html.jinja``. A page adds ``rank``, ``image_score``, ``duplicate_group``,
-        ``look_alike_group`` where there are any, ``findings`` (what images can be filtered by) ``difference`` where
-        there is one (:func:`shown_difference`), and what its own template shows.
     """
     size = None
     if thumbnail is not None:
@@ -62,11 +61,7 @@ def shown_difference(drawing: str, name: str, largest: int) -> Figure:
 def another_of_group(groups: Sequence[int | None]) -> dict[int, int]:
     """Return for each image of a group another one of it: the first, or the second for the first.
 
-    Args:
-        groups: Number of each image's group; ``None`` for an image without one.
-
-    Returns:
-        Places of the others by places.
+    Groups are numbers, ``None`` for an image without one. Returned are places of the others by places.
     """
     members: dict[int, list[int]] = {}
     for place, group in enumerate(groups):
@@ -84,18 +79,15 @@ def render_page(
     files: Sequence[tuple[str, Sequence[tuple[str, str]]]],
     **values: Any,
 ) -> str:
-    """Write a page.
+    """Write a page as HTML text.
 
     Args:
         package: Package of the template.
-        template: Template, which extends ``gallery.html.jinja``.
+        template: Template, which extends ``gallery.html.jinja`` and takes the values.
         folder: Folder that the page will lie in.
         figures: From :func:`figure`, in the order of the page.
         files: Headings and lists of files with what there is to say of them; empty lists are left out.
-        **values: What the template takes beside these.
-
-    Returns:
-        HTML text.
+        **values: For the template.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("anomalib_softpatch.pages")]),
@@ -110,7 +102,7 @@ def render_page(
         key=f"{to_text(folder)} {now.isoformat()}",
         written=now.strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
-        color_bar=data_uri(color_bar(360, 14)),
+        color_bar=_data_uri(color_bar(360, 14)),
         tile=TILE,
         gap=GAP,
         groups=max((row["duplicate_group"] or 0 for row in figures), default=0),
@@ -123,21 +115,12 @@ def render_page(
 
 
 def is_page(content: bytes, title: str) -> bool:
-    """Whether a file begins as a page of this package does.
-
-    Args:
-        content: Its first thousand bytes.
-        title: Beginning of the page's title.
-    """
+    """Tell by its first thousand bytes whether a file is a page of this package whose title begins so."""
     return content.startswith(b"<!doctype html>") and f"<title>{title}".encode() in content
 
 
-def data_uri(image: Image.Image) -> str:
-    """Return an image as a PNG file in a link.
-
-    Args:
-        image: Image.
-    """
+def _data_uri(image: Image.Image) -> str:
+    """Return an image as a PNG file in a link."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

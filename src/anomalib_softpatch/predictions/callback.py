@@ -13,6 +13,7 @@ import numpy as np
 from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, Trainer
+from typing_extensions import override
 
 from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.predictions.table import (
@@ -40,16 +41,16 @@ class PredictionTable(Callback):
         self._predictions: list[Prediction] = []
         self._model = ""
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
-        """Forget the predictions of an earlier run."""
         self._predictions = []
         file = Path(trainer.ckpt_path or "")
         self._model = fingerprint(file) if file.is_file() else ""
 
+    @override
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: AnomalibModule, outputs: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
-        """Note the predictions of a batch."""
         if not outputs.image_path or outputs.pred_score is None or outputs.anomaly_map is None:
             return
         threshold = normalized_threshold(pl_module.post_processor)
@@ -72,8 +73,8 @@ class PredictionTable(Callback):
             )
             self._predictions.append(prediction)
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
-        """Write the table."""
         if not self._predictions:
             return
         name = "predictions.csv" if trainer.is_global_zero else f"predictions-rank{trainer.global_rank}.csv"

@@ -3,8 +3,8 @@
 
 """Golden images: what an exported file must say of a few images, by which any machine can check whether it does.
 
-The images are made from a seed, so that the file needs to hold their sizes and scores only. They are no photographs:
-what is compared is arithmetic, from resizing to the threshold, and not whether a model is any good.
+They are made from a seed, so that the file holds their sizes and scores only. What is compared is arithmetic, from
+resizing to the threshold, and not whether a model is any good.
 """
 
 from dataclasses import dataclass
@@ -22,21 +22,13 @@ SQUARE = 16  # pixels of one color
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """An image and what the model that a file was exported from says of it.
+    """An image, and what the model that a file was exported from says of it."""
 
-    Attributes:
-        seed: Of the random number generator that makes it.
-        height: Height in pixels.
-        width: Width in pixels.
-        score: Image score; normalized where the model normalizes.
-        anomalous: Verdict; ``None`` where the model gives none.
-    """
-
-    seed: int
-    height: int
+    seed: int  # of the random number generator that makes it
+    height: int  # pixels
     width: int
-    score: float
-    anomalous: bool | None
+    score: float  # normalized where the model normalizes
+    anomalous: bool | None  # None where the model gives no verdict
 
     def pixels(self) -> np.ndarray:
         """Return the image, shape ``(1, 3, height, width)``, in [0, 1]."""
@@ -45,11 +37,6 @@ class GoldenImage:
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:
     """Make an image of colored squares with fine noise, which resizing without antialiasing would keep.
-
-    Args:
-        seed: Seed of its random numbers.
-        height: Height in pixels.
-        width: Width in pixels.
 
     Returns:
         Shape ``(1, 3, height, width)``, float32 in [0, 1].
@@ -62,16 +49,7 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def golden_images(model: "nn.Module", device: "torch.device", size: tuple[int, int] | None) -> list[GoldenImage]:
-    """Score golden images.
-
-    Args:
-        model: Model in evaluation mode, with its pre- and post-processor.
-        device: Its device.
-        size: Height and width that its file takes; ``None`` for any.
-
-    Returns:
-        One image for each size.
-    """
+    """Score an image of the size that a model's file takes, or images of several sizes if it takes any (``None``)."""
     import torch  # noqa: PLC0415  # exported files are run without it
 
     found = []

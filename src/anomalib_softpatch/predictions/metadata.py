@@ -3,9 +3,7 @@
 
 """What an exported file says of itself: how it prepares images, and what it must say of golden images.
 
-The first tells which part of an image an anomaly map covers and how images of more than 8 bits are scaled, the second
-whether a runtime does what the model did. It is in the metadata of an ONNX file, which OpenVINO takes over when it
-converts one.
+It is in the metadata of an ONNX file, which OpenVINO takes over when it converts one.
 """
 
 import json
@@ -31,28 +29,16 @@ WHOLE_IMAGE = {"Compose", "Grayscale", "Normalize", "Resize"}
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says.
+    """What a file says."""
 
-    Attributes:
-        transform: The transform of its pre-processor; ``None`` for one that shows the model the whole image.
-        golden: Golden images.
-        largest_value: Value that becomes 1 when an image of whole numbers of more than 8 bits is read.
-        training: What is known of the training images.
-    """
-
-    transform: "Transform | None" = None
+    transform: "Transform | None" = None  # of its pre-processor; None for one that shows the model the whole image
     golden: Sequence[GoldenImage] = ()
-    largest_value: int = EIGHT_BITS
+    largest_value: int = EIGHT_BITS  # that becomes 1 when an image of whole numbers of more than 8 bits is read
     training: TrainingFacts = field(default_factory=TrainingFacts)
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:
-    """Write into an ONNX file what it is to say.
-
-    Args:
-        path: The file.
-        metadata: What to say.
-    """
+    """Write into an ONNX file what it is to say."""
     import onnx  # noqa: PLC0415  # needed by exports only
     from anomalib.pre_processing.utils.spec import transform_to_spec  # noqa: PLC0415  # imports torch
 
@@ -70,11 +56,7 @@ def write_metadata(path: Path, metadata: Metadata) -> None:
 
 
 def read_metadata(model: "onnxruntime.InferenceSession | openvino.Model") -> Metadata:
-    """Return what a loaded ONNX or OpenVINO file says; files of before 0.3 say nothing.
-
-    Args:
-        model: What the runtime has made of the file.
-    """
+    """Return what a loaded ONNX or OpenVINO file says; files of before 0.3 say nothing."""
     text: Any
     if hasattr(model, "get_modelmeta"):
         text = model.get_modelmeta().custom_metadata_map.get(KEY)

@@ -1,7 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The page of a prediction run: every image with its verdict, what to look at next, and what people say of it."""
+"""The page of a prediction run: every image with its verdict, what to look at next, and what people say of it.
+
+Torch is imported here, which takes seconds.
+"""
 
 import hashlib
 import math
@@ -12,17 +15,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from PIL import Image
 
+from anomalib_softpatch.components.duplicates import duplicate_groups
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.paths import to_text
-from anomalib_softpatch.images.reading import EIGHT_BITS
+from anomalib_softpatch.images.reading import UnreadableImageError, image_size
+from anomalib_softpatch.pages.drawing import JPEG_QUALITY, TILE, difference, draw_pair
+from anomalib_softpatch.pages.rendering import another_of_group, figure, is_page, render_page, shown_difference
+from anomalib_softpatch.predictions.predictor import Predictor
 from anomalib_softpatch.predictions.table import UNREADABLE, Prediction, time_of_change
-
-if TYPE_CHECKING:
-    from anomalib_softpatch.predictions.predictor import Predictor
+from anomalib_softpatch.report.geometry import visible_region
 
 TITLE = "Predictions: "
 THUMBNAIL = r"[0-9a-f]{20}(_copy)?\.jpg"
@@ -40,11 +47,8 @@ WORDS = {
 class PredictionPage:
     """Draws images while they are scored, and writes the page in the end.
 
-    The page lies beside the table and has its name. The drawings lie in a folder beside it, from where a later run
-    takes them. Those of an earlier page stay until the new page is there.
-
-    Args:
-        output: Table of the predictions.
+    The page lies beside the table of the predictions (``output``) and has its name. The drawings lie in a folder beside
+    it, from where a later run takes them. Those of an earlier page stay until the new page is there.
 
     Raises:
         ValueError: If files of these names are there that are no page's.
@@ -55,26 +59,12 @@ class PredictionPage:
         self.thumbnails = output.with_name(f"{output.stem}_thumbnails")
         foreign = [path for path in (self.path, self.thumbnails) if not self._is_replaceable(path)]
         if foreign or self.path == output:
-            msg = (
-                f"{str((foreign or [output])[0])!r} is where the page would be and is not a page of predictions. Give "
-                "another name for output."
-            )
+            place = str((foreign or [output])[0])
+            msg = f"{place!r} is where the page would be and is not a page of predictions. Give another output."
             raise ValueError(msg)
 
-    def draw(self, prediction: Prediction, anomaly_map: np.ndarray, predictor: "Predictor") -> None:
-        """Draw an image.
-
-        Args:
-            prediction: What the model says of it.
-            anomaly_map: Shape ``(height, width)``.
-            predictor: The model.
-        """
-        import torch  # noqa: PLC0415  # not needed without a page
-
-        from anomalib_softpatch.images.reading import UnreadableImageError, image_size  # noqa: PLC0415
-        from anomalib_softpatch.pages.drawing import JPEG_QUALITY, draw_pair  # noqa: PLC0415  # likewise
-        from anomalib_softpatch.report.geometry import visible_region  # noqa: PLC0415  # likewise
-
+    def draw(self, prediction: Prediction, anomaly_map: np.ndarray, predictor: Predictor) -> None:
+        """Draw an image, given what the model says of it and its anomaly map, of shape ``(height, width)``."""
         heat = torch.from_numpy(np.asarray(anomaly_map, dtype=np.float32)).nan_to_num()
         if math.isnan(prediction.threshold):  # the map has no scale of its own
             heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
@@ -84,44 +74,25 @@ class PredictionPage:
         assert prediction.y is not None
         try:
             covered = visible_region(predictor.transform, image_size(prediction.path))
-            pair = draw_pair(
-                prediction.path,
-                heat,
-                astuple(covered),
-                predictor.largest_value,
-                marked=(prediction.x, prediction.y),
-            )
+            marked = (prediction.x, prediction.y)
+            pair = draw_pair(prediction.path, heat, astuple(covered), predictor.largest_value, marked=marked)
         except (UnreadableImageError, OSError):  # gone since it was scored
             return
-        with atomic_output(self._thumbnail(prediction)) as temporary:
-            pair.save(temporary, "JPEG", quality=JPEG_QUALITY)
+        _save(pair, self._thumbnail(prediction))
 
     def is_drawn(self, prediction: Prediction) -> bool:
-        """Whether this or an earlier run has drawn an image.
-
-        Args:
-            prediction: What the model says of it.
-        """
+        """Tell whether this or an earlier run has drawn an image."""
         return self._thumbnail(prediction).is_file()
 
-    def write(
-        self, predictions: Sequence[Prediction], model: Path, exported: bool, largest_value: int = EIGHT_BITS
-    ) -> None:
-        """Write the page.
+    def write(self, predictions: Sequence[Prediction], model: Path, exported: bool, largest_value: int) -> None:
+        """Write the page of the predictions of all images. Those that have gone or changed since are left out.
 
         Args:
-            predictions: Of all images. Those that have gone or changed since are left out.
+            predictions: The predictions.
             model: Checkpoint or exported model.
             exported: Whether it is an exported model.
             largest_value: By which it reads images, see :func:`~anomalib_softpatch.images.reading.read_image`.
         """
-        from anomalib_softpatch.pages.rendering import (  # noqa: PLC0415  # not needed without a page
-            another_of_group,
-            figure,
-            render_page,
-            shown_difference,
-        )
-
         current: list[Prediction] = []
         gone: list[Prediction] = []
         for each in predictions:
@@ -180,16 +151,12 @@ class PredictionPage:
 
     def _draw_difference(self, drawing: Path, one: str, other: str, largest_value: int) -> tuple[str, int] | None:
         """Draw where a copy of an image differs; return a link and the largest difference, none if one has gone."""
-        from anomalib_softpatch.images.reading import UnreadableImageError  # noqa: PLC0415  # likewise
-        from anomalib_softpatch.pages.drawing import JPEG_QUALITY, difference  # noqa: PLC0415  # imports torch
-
         try:
             drawn, largest = difference(one, other, largest_value)
         except UnreadableImageError:
             return None
         file = drawing.with_name(f"{drawing.stem}_copy.jpg")
-        with atomic_output(file) as temporary:
-            drawn.save(temporary, "JPEG", quality=JPEG_QUALITY)
+        _save(drawn, file)
         return f"{self.thumbnails.name}/{file.name}", largest
 
     def _thumbnail(self, prediction: Prediction) -> Path:
@@ -203,8 +170,6 @@ class PredictionPage:
             return True
         if path == self.thumbnails:
             return path.is_dir() and all(re.fullmatch(THUMBNAIL, file.name) for file in path.iterdir())
-        from anomalib_softpatch.pages.rendering import is_page  # noqa: PLC0415  # takes seconds
-
         if not path.is_file():
             return False
         with path.open("rb") as file:
@@ -216,10 +181,6 @@ def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) ->
 
     Borderline is a tenth of the images on either side of the threshold, 20 at most and one at least, those that are
     nearest to it. Of each group of near copies it is one.
-
-    Args:
-        predictions: What the model says of each image.
-        groups: Number of each image's group of near copies.
 
     Returns:
         Indices of the images, and how many of them, the first ones, are borderline.
@@ -241,25 +202,15 @@ def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) ->
 
 
 def near_copies(drawings: Sequence[Path]) -> list[int]:
-    """Group images that are copies of each other, exact ones and near ones.
+    """Number the groups of images that are copies of each other, exact ones and near ones.
 
-    An exported model gives no features, so that the images themselves are compared, in small: see
-    :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`.
-
-    Args:
-        drawings: Drawing of each image, from :func:`~anomalib_softpatch.pages.drawing.draw_pair`. An image without one
-            is a group of its own.
+    An exported model gives no features, so that the drawings of :func:`~anomalib_softpatch.pages.drawing.draw_pair` are
+    compared, in small, as features are by :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`. An image
+    without a drawing is a group of its own.
 
     Returns:
         Number of each image's group.
     """
-    import torch  # noqa: PLC0415  # not needed without a page
-    from PIL import Image  # noqa: PLC0415  # likewise
-
-    from anomalib_softpatch.components.duplicates import duplicate_groups  # noqa: PLC0415  # likewise
-    from anomalib_softpatch.images.hashing import hash_pixels  # noqa: PLC0415  # likewise
-    from anomalib_softpatch.pages.drawing import TILE  # noqa: PLC0415  # likewise
-
     there = [index for index, file in enumerate(drawings) if file.is_file()]
     groups = list(range(len(drawings), 2 * len(drawings)))
     if not there:
@@ -276,6 +227,11 @@ def near_copies(drawings: Sequence[Path]) -> list[int]:
     for index, group in zip(there, duplicate_groups(hashes, features).tolist(), strict=True):
         groups[index] = group
     return groups
+
+
+def _save(drawing: Image.Image, file: Path) -> None:
+    with atomic_output(file) as temporary:
+        drawing.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
 def _numbered(groups: Sequence[int]) -> list[int | None]:

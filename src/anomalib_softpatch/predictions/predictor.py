@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anomalib_softpatch.predictions.runtimes import load_runtime
+from anomalib_softpatch.predictions.runtimes import Output, load_runtime
 from anomalib_softpatch.predictions.training import TrainingFacts
 
 if TYPE_CHECKING:
@@ -21,42 +21,21 @@ NORMALIZED_THRESHOLD = 0.5  # of exported files, whose post-processor is inside
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that scores images one by one.
+    """A model that scores images one by one."""
 
-    Attributes:
-        run: Image of shape ``(1, 3, height, width)`` in [0, 1] -> score, the model's own verdict or ``None``, and
-            anomaly map of shape ``(height, width)``.
-        threshold: Threshold of the scores.
-        transform: The pre-processor's transform; ``None`` for one that shows the model the whole image.
-        largest_value: By which it was trained to read images, see
-            :func:`~anomalib_softpatch.images.reading.read_image`.
-        training: What is known of its training images.
-    """
-
-    run: Callable[[np.ndarray], tuple[float, bool | None, np.ndarray]]
-    threshold: float
-    transform: "Transform | None"
-    largest_value: int
+    run: Callable[[np.ndarray], Output]  # scores an image of shape (1, 3, height, width) in [0, 1]
+    threshold: float  # of the scores; not a number where there is none
+    transform: "Transform | None"  # the pre-processor's; None for one that shows the model the whole image
+    largest_value: int  # by which it was trained to read images, see read_image
     training: TrainingFacts
 
 
 def load_exported(path: Path) -> Predictor:
-    """Load an exported model.
-
-    Args:
-        path: ONNX file, or OpenVINO's ``.xml`` file.
-
-    Returns:
-        The model.
+    """Load an exported model: an ONNX file, or OpenVINO's ``.xml`` file.
 
     Raises:
         ValueError: If it cannot be read, or if it is another kind of model.
     """
     runtime = load_runtime(path)
-
-    def run(image: np.ndarray) -> tuple[float, bool | None, np.ndarray]:
-        prediction = runtime.predict(image)
-        return prediction.score, prediction.label, prediction.anomaly_map
-
-    metadata = runtime.metadata
-    return Predictor(run, NORMALIZED_THRESHOLD, metadata.transform, metadata.largest_value, metadata.training)
+    told = runtime.metadata
+    return Predictor(runtime.predict, NORMALIZED_THRESHOLD, told.transform, told.largest_value, told.training)

@@ -20,41 +20,25 @@ RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "Open
 
 @dataclass(frozen=True)
 class Output:
-    """What a file says of an image.
-
-    Attributes:
-        score: Image score.
-        label: The file's own verdict; ``None`` where it gives none.
-        anomaly_map: Shape ``(height, width)``.
-    """
+    """What a model says of an image."""
 
     score: float
-    label: bool | None
-    anomaly_map: np.ndarray
+    label: bool | None  # the model's own verdict; None where it gives none
+    anomaly_map: np.ndarray  # shape (height, width)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A loaded file.
+    """A loaded file."""
 
-    Attributes:
-        name: Name and version of the runtime.
-        precision: Type in which it computes.
-        metadata: What the file says of itself.
-        predict: Scores an image of shape ``(1, 3, height, width)`` in [0, 1].
-    """
-
-    name: str
-    precision: str
+    name: str  # and version of the runtime
+    precision: str  # type in which it computes
     metadata: Metadata
-    predict: Callable[[np.ndarray], Output]
+    predict: Callable[[np.ndarray], Output]  # scores an image of shape (1, 3, height, width) in [0, 1]
 
 
 def check_exported(file: Path) -> None:
     """Refuse an exported model that cannot be run here, without the seconds that loading it takes.
-
-    Args:
-        file: Exported model.
 
     Raises:
         ValueError: If it is of an unknown kind, or if its runtime is not installed.
@@ -69,14 +53,7 @@ def check_exported(file: Path) -> None:
 
 
 def load_runtime(file: Path, exact: bool = True) -> Runtime:
-    """Load an exported file.
-
-    Args:
-        file: File that ends in ``.onnx`` or ``.xml``.
-        exact: Compute in float32 where the runtime would choose another type.
-
-    Returns:
-        The loaded file.
+    """Load an ``.onnx`` or ``.xml`` file, and have it computed in float32 or, if not ``exact``, as the runtime would.
 
     Raises:
         ValueError: If it cannot be read, if it is another kind of model, or if its runtime is not installed.

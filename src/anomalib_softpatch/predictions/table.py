@@ -29,31 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image. The attributes are the columns of the table.
+    """What a model says of an image. The attributes are the columns of the table."""
 
-    Attributes:
-        path: Image file.
-        score: Normalized image score, in [0, 1] (as it is where the model has no threshold); not a number where there
-            is none.
-        threshold: Score above which the image is anomalous; not a number where the model has none.
-        verdict: ``"anomalous"``, ``"normal"``, ``"unreadable"`` for a file that nothing could be said of, or ``""``
-            where the model has no threshold.
-        x: Column of the highest pixel of the anomaly map, in the pixels of the image; ``None`` where there is none.
-        y: Its row.
-        reason: Why nothing could be said of the file; else empty.
-        modified: When the file was last changed, see :func:`time_of_change`.
-        model: Which model said it, see :func:`fingerprint`.
-    """
-
-    path: str
-    score: float
-    threshold: float
-    verdict: str
-    x: int | None
-    y: int | None
-    reason: str = ""
-    modified: str = ""
-    model: str = ""
+    path: str  # of the image
+    score: float  # in [0, 1], normalized unless there is no threshold; not a number where there is none
+    threshold: float  # not a number where the model has none
+    verdict: str  # "anomalous", "normal", UNREADABLE if nothing could be said, or "" where there is no threshold
+    x: int | None  # column of the highest pixel of the anomaly map, in the pixels of the image
+    y: int | None  # its row
+    reason: str = ""  # why nothing could be said of the file
+    modified: str = ""  # see time_of_change
+    model: str = ""  # see fingerprint
 
     def line(self) -> str:
         """Return the prediction as a line for the terminal."""
@@ -77,27 +63,14 @@ COLUMNS = [field.name for field in fields(Prediction)]
 
 
 def csv_lines(rows: Iterable[Sequence[object]]) -> bytes:
-    """Return rows as the lines of a CSV file.
-
-    Args:
-        rows: Cells of each row.
-
-    Returns:
-        The lines in UTF-8.
-    """
+    """Return rows as the lines of a CSV file, in UTF-8."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue().encode()
 
 
 def verdict(score: float, threshold: float, label: object = None) -> str:
-    """Return the verdict for a score.
-
-    Args:
-        score: Normalized image score.
-        threshold: Threshold, perhaps not a number.
-        label: The model's own label, which counts where there is one.
-    """
+    """Return the verdict for a normalized score. The model's own label counts where there is one."""
     if math.isnan(score):  # compared with anything it would be normal
         return UNREADABLE
     if label is not None:
@@ -108,15 +81,9 @@ def verdict(score: float, threshold: float, label: object = None) -> str:
 
 
 def peak(anomaly_map: np.ndarray, size: tuple[int, int], transform: "Transform | None" = None) -> tuple[int, int]:
-    """Return the column and row of the highest value of a map, in the pixels of the image.
+    """Return the column and row of the highest value of a map, in the pixels of an image of a width and height.
 
-    Args:
-        anomaly_map: Shape ``(height, width)``.
-        size: Width and height of the image, in pixels.
-        transform: The pre-processor's, which may show the model a part of the image only. Default: the whole image.
-
-    Returns:
-        ``(x, y)``.
+    A transform of the pre-processor may show the model a part of the image only. Default: the whole image.
     """
     row, column = np.unravel_index(int(np.argmax(anomaly_map)), anomaly_map.shape)
     if transform is None:
@@ -129,14 +96,7 @@ def peak(anomaly_map: np.ndarray, size: tuple[int, int], transform: "Transform |
 
 
 def time_of_change(path: str | Path) -> str:
-    """Return when a file was last changed.
-
-    Args:
-        path: File.
-
-    Returns:
-        Date and time in UTC, to the microsecond; empty if the file cannot be looked up.
-    """
+    """Return when a file was last changed: UTC, to the microsecond; empty if it cannot be looked up."""
     try:
         nanoseconds = Path(path).stat().st_mtime_ns
     except OSError:
@@ -145,42 +105,23 @@ def time_of_change(path: str | Path) -> str:
 
 
 def fingerprint(file: Path) -> str:
-    """Return what tells the file of a model from others.
+    """Return what tells the file of a model from others: the start of the SHA-256 of its content, in hexadecimal.
 
-    Args:
-        file: Checkpoint or exported model; of OpenVINO's two files the one that ends with ``.xml``.
-
-    Returns:
-        The first 12 digits of the SHA-256 of its content, in hexadecimal.
+    Of OpenVINO's two files, it is given the one that ends with ``.xml``.
     """
     parts = (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
     return hash_files(*(part for part in parts if part.is_file()))[:FINGERPRINT_LENGTH]
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
-    """Write ``predictions.csv``; it is complete when it is there.
-
-    Args:
-        predictions: Predictions, a row each.
-        path: File to write or replace.
-
-    Returns:
-        The file.
-    """
+    """Write ``predictions.csv``, and return its path; it is complete when it is there."""
     with atomic_output(path) as temporary:
         temporary.write_bytes(csv_lines([COLUMNS, *(each.cells() for each in predictions)]))
     return path
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Read a table of predictions.
-
-    Args:
-        path: File that :class:`~anomalib_softpatch.scoring.log.PredictionLog` or :func:`write_predictions` wrote.
-
-    Returns:
-        The last prediction for each image.
-    """
+    """Return the last prediction for each image of a table of predictions."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
     return [
@@ -200,11 +141,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def summary(verdicts: Mapping[str, int]) -> str:
-    """Return a sentence that counts the verdicts.
-
-    Args:
-        verdicts: Number of images by verdict.
-    """
+    """Return a sentence that counts the verdicts, given the number of images for each."""
     unreadable = verdicts.get(UNREADABLE, 0)
     scored = sum(verdicts.values()) - unreadable
     if scored and verdicts.get("", 0) == scored:

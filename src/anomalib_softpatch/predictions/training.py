@@ -13,18 +13,11 @@ from anomalib_softpatch.images.appearance import FEWEST, Appearance, UsualAppear
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What is known of the training images.
+    """What is known of the training images."""
 
-    Attributes:
-        names: SHA-256 of the files of training images and of images that the model was taught.
-        scores: 5, 50 and 95 % quantiles of the normalized scores of training images as if they were new; ``None`` if
-            they are not known.
-        appearance: How the images look as a whole; ``None`` if that is not known.
-    """
-
-    names: tuple[str, ...] = ()
-    scores: tuple[float, float, float] | None = None
-    appearance: UsualAppearance | None = None
+    names: tuple[str, ...] = ()  # SHA-256 of the files of training images, and of images that were taught
+    scores: tuple[float, float, float] | None = None  # normalized, as if the images were new: 5, 50, 95 %
+    appearance: UsualAppearance | None = None  # as a whole
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> "TrainingFacts":
@@ -39,23 +32,14 @@ class TrainingFacts:
     def remarks(self, scores: Sequence[float], images: Sequence[Appearance]) -> dict[str, str]:
         """Return a line for each way in which the images of a run differ as a whole from the training images.
 
-        Args:
-            scores: Normalized scores of the run.
-            images: How its images look.
-
-        Returns:
-            Lines by ``"score"``, ``"size"``, ``"kind"`` and ``"brightness"``.
+        They are named ``"score"`` (normalized), ``"size"``, ``"kind"`` and ``"brightness"``.
         """
         score = self.remark(scores)
         said = {"score": score} if score else {}
         return said if self.appearance is None else said | self.appearance.remarks(images)
 
     def remark(self, scores: Sequence[float]) -> str:
-        """Return a line where the images of a run differ as a whole from the training images; else nothing.
-
-        Args:
-            scores: Normalized scores of the run.
-        """
+        """Return a line where the normalized scores of a run differ as a whole from those of training; else nothing."""
         if self.scores is None or len(scores) < FEWEST:
             return ""
         low, middle, high = self.scores

@@ -16,6 +16,7 @@ import numpy as np
 from anomalib_softpatch.images.finding import find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.predictions.runtimes import Output, Runtime, load_runtime
+from anomalib_softpatch.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +26,12 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """How predictions of the same images differ.
+    """How predictions of the same images differ."""
 
-    Attributes:
-        images: Number of images.
-        difference: Largest difference of two scores.
-        flips: Number of verdicts that differ.
-        milliseconds: Median time of an image.
-    """
-
-    images: int
-    difference: float
-    flips: int
-    milliseconds: float
+    images: int  # number of images
+    difference: float  # largest one of two scores
+    flips: int  # verdicts that differ
+    milliseconds: float  # median time of an image
 
     @property
     def alike(self) -> bool:
@@ -76,11 +70,7 @@ def verify(file: Path, images: Path | None = None) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Compare a file that has just been exported with its model, and say so in the log.
-
-    Args:
-        file: Exported file.
-    """
+    """Compare a file that has just been exported with its model, and say so in the log."""
     try:
         runtime = load_runtime(file)
         comparison = compare_golden(runtime)
@@ -93,12 +83,6 @@ def check_file(file: Path) -> None:
 
 def compare_golden(runtime: Runtime) -> Comparison:
     """Compare what a file says of its golden images with what the model said.
-
-    Args:
-        runtime: The loaded file.
-
-    Returns:
-        The comparison.
 
     Raises:
         ValueError: If it holds none.
@@ -132,8 +116,7 @@ def _compare_folder(exact: Runtime, chosen: Runtime, images: Path) -> Comparison
             prediction = chosen.predict(pixels[None])
             times.append(perf_counter() - start)
         except Exception as error:  # as of a file of one image size: the runtimes have exceptions of their own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            skipped.append((str(path), f"cannot be scored: {reason}"))
+            skipped.append((str(path), f"cannot be scored: {first_line(error)}"))
             continue
         expected.append((reference.score, reference.label))
         found.append(prediction)

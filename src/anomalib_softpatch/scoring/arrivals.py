@@ -41,13 +41,10 @@ class Arrivals:
         return sum(not file.done for file in self._files.values())
 
     def complete(self, now: float) -> list[Path]:
-        """Look for files that have not changed for a while.
+        """Return the files that have not changed for a while and are not done, the one that was last changed last.
 
         Args:
             now: Time in seconds, of a clock that only goes forward.
-
-        Returns:
-            Those that are not done, the one that was last changed first in last place.
         """
         found = list_files(self.folder)
         paths = found.images
@@ -64,26 +61,14 @@ class Arrivals:
             known = self._files.get(path)
             files[path] = known if known and known.signature == signature else _File(signature, now)
         self._files = files
-        settled = [path for path in paths if path in files and self._rests(files[path], now, SETTLED)]
+        open_files = [path for path in paths if path in files and not files[path].done]
+        settled = [path for path in open_files if now - files[path].since >= SETTLED]
         return sorted(settled, key=lambda path: (files[path].signature[1], path))
 
     def given_up(self, path: Path, now: float) -> bool:
-        """Whether a file that cannot be read has been as it is for so long that it will stay so.
-
-        Args:
-            path: File, from :meth:`complete`.
-            now: Time in seconds.
-        """
+        """Tell whether a file that cannot be read has been as it is for so long that it will stay so."""
         return now - self._files[path].since >= GIVEN_UP
 
     def done(self, path: Path) -> None:
-        """Do not give a file again unless it changes.
-
-        Args:
-            path: File, from :meth:`complete`.
-        """
+        """Do not give a file again unless it changes."""
         self._files[path].done = True
-
-    @staticmethod
-    def _rests(file: _File, now: float, seconds: float) -> bool:
-        return not file.done and now - file.since >= seconds

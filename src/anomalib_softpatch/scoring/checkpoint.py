@@ -14,36 +14,28 @@ from anomalib_softpatch.models.checkpoint import read_options
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 from anomalib_softpatch.models.teaching import training_facts
 from anomalib_softpatch.predictions.predictor import Predictor
+from anomalib_softpatch.predictions.runtimes import Output
 from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 
 def load_checkpoint(path: Path, device: str) -> Predictor:
-    """Load a checkpoint.
-
-    Args:
-        path: Checkpoint of SoftPatch or SoftPatchPlus.
-        device: Device, or ``auto`` for a GPU if there is one.
-
-    Returns:
-        The model.
+    """Load a checkpoint of SoftPatch or SoftPatchPlus, on a device or, with ``auto``, on a GPU if there is one.
 
     Raises:
         ValueError: If it cannot be read, or is another model's.
     """
     if read_options(path)[0] is None:
-        msg = (
-            f"ckpt_path={str(path)!r} is not a checkpoint of SoftPatch or SoftPatchPlus. anomalib predict can use it, "
-            "with the model that it was trained with."
-        )
+        reason = "is not a checkpoint of SoftPatch or SoftPatchPlus. anomalib predict can use it, with its own model."
+        msg = f"ckpt_path={str(path)!r} {reason}"
         raise ValueError(msg)
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     training = training_facts(cast("DenoisingMixin", model))
     cast("SoftPatchModel", model.model).record = None  # what teaching needs takes as much memory as the memory bank
 
-    def run(image: np.ndarray) -> tuple[float, bool | None, np.ndarray]:
+    def run(image: np.ndarray) -> Output:
         with torch.inference_mode():
             output = model(torch.from_numpy(image).to(model.device))
-        return float(output.pred_score[0]), None, output.anomaly_map[0].float().cpu().numpy().squeeze()
+        return Output(float(output.pred_score[0]), None, output.anomaly_map[0].float().cpu().numpy().squeeze())
 
     transform = getattr(model.pre_processor, "transform", None)
     largest_value = cast("int", model.largest_value)

@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalib_softpatch.images.appearance import Appearance, appearance, mean_colors
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.options import FALSE_ALARMS, check
-from anomalib_softpatch.predictions.page import PredictionPage
 from anomalib_softpatch.predictions.predictor import Predictor, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
 from anomalib_softpatch.predictions.table import (
@@ -38,7 +37,10 @@ from anomalib_softpatch.predictions.training import TrainingFacts
 from anomalib_softpatch.scoring.arrivals import Arrivals
 from anomalib_softpatch.scoring.decided import Decided, about, read_decided
 from anomalib_softpatch.scoring.log import PredictionLog
-from anomalib_softpatch.text import counted, shown
+from anomalib_softpatch.text import counted, first_line, shown
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.predictions.page import PredictionPage
 
 SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
 INTERRUPTED = 130
@@ -95,7 +97,11 @@ def predict(
     paths, folders, others = ([], [], []) if watch else _found(images)
     decided = None if decisions is None else read_decided(decisions, paths, file)
     name = fingerprint(file)
-    drawn = PredictionPage(output) if page else None
+    drawn = None
+    if page:
+        from anomalib_softpatch.predictions.page import PredictionPage  # noqa: PLC0415  # imports torch
+
+        drawn = PredictionPage(output)
     with PredictionLog(output, name) as log, _terminated_as_interrupted():
         run = Run(log, file, name, device, exported=ckpt_path is None, page=drawn)
         try:
@@ -162,15 +168,7 @@ def _remarks(
 
 
 class Run:
-    """Scores images, and says and writes down the verdicts.
-
-    Args:
-        log: Table that rows are added to.
-        file: Checkpoint or exported model, which is loaded with the first image.
-        name: Its fingerprint.
-        device: Device for a checkpoint.
-        exported: Whether it is an exported model.
-        page: Page that the images are drawn for; ``None`` for no page.
+    """Scores images, and says and writes down the verdicts of a model, which is loaded with the first image.
 
     Attributes:
         scored: How the images look that this run has scored, and their scores; in a folder that is watched, the last
@@ -178,13 +176,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        log: PredictionLog,
-        file: Path,
-        name: str,
-        device: str,
-        exported: bool,
-        page: PredictionPage | None = None,
+        self, log: PredictionLog, file: Path, name: str, device: str, exported: bool, page: "PredictionPage | None"
     ) -> None:
         self.log = log
         self.verdicts: Counter[str] = Counter()
@@ -203,11 +195,7 @@ class Run:
         return self._load().training
 
     def score(self, paths: Sequence[str]) -> None:
-        """Score images; those that have a row already are counted only. Then write the page.
-
-        Args:
-            paths: Image files.
-        """
+        """Score images; those that have a row already are counted only. Then write the page."""
         earlier = self._earlier(paths)
         if earlier:
             sys.stdout.write(f"{counted(len(earlier), 'image')} of {len(paths)} judged by an earlier run.\n")
@@ -216,18 +204,12 @@ class Run:
                 self.verdicts[earlier[path].verdict] += 1
             else:
                 prediction, image = self._judge(path)
-                self._note(prediction, image)
-                self._tell(prediction, earlier)
+                self._tell(prediction, image, earlier)
         if self._page is not None:
             self._write(self._page)
 
     def watch(self, folder: Path, heartbeat: float) -> None:
-        """Score the images of a folder as they arrive, until the process is interrupted.
-
-        Args:
-            folder: Folder.
-            heartbeat: Seconds between two lines that say what has been done.
-        """
+        """Score images as they arrive until interrupted; every ``heartbeat`` seconds, say what has been done."""
         self._load()  # what is wrong with the model is said at once, and the first image need not wait
         self.scored = deque(maxlen=WATCHED)
         arrivals = Arrivals(folder)
@@ -246,8 +228,7 @@ class Run:
                     prediction, image = self._judge(str(path))
                     if prediction.verdict == UNREADABLE and not arrivals.given_up(path, time.monotonic()):
                         continue
-                    self._note(prediction, image)
-                    self._tell(prediction, earlier)
+                    self._tell(prediction, image, earlier)
                 earlier.pop(str(path), None)
                 arrivals.done(path)
                 beat = self._beat(folder, arrivals, beat, heartbeat)
@@ -272,11 +253,6 @@ class Run:
         lines = [line for name, line in remarks.items() if name not in self._said]
         self._said = set(remarks)
         return lines
-
-    def _note(self, prediction: Prediction, image: Appearance | None) -> None:
-        """Note how an image looks that was scored."""
-        if image is not None and prediction.verdict != UNREADABLE:
-            self.scored.append((image, prediction.score))
 
     def _earlier(self, paths: Sequence[str]) -> dict[str, Prediction]:
         """Return what earlier runs have said of files that are as they were then."""
@@ -308,22 +284,22 @@ class Run:
         except UnreadableImageError as error:
             return unreadable(str(error))
         try:
-            score, label, anomaly_map = predictor.run(image[None])
+            output = predictor.run(image[None])
         except Exception as error:  # one image must not keep all others from being looked at
-            return unreadable(f"cannot be scored: {next(iter(str(error).splitlines()), type(error).__name__)}")
-        said = verdict(score, predictor.threshold, label)
+            return unreadable(f"cannot be scored: {first_line(error)}")
+        said = verdict(output.score, predictor.threshold, output.label)
         if said == UNREADABLE:
             return unreadable("its score is not a number")
-        x, y = peak(anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
-        prediction = Prediction(path, score, predictor.threshold, said, x, y, "", modified, self._name)
+        x, y = peak(output.anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
+        prediction = Prediction(path, output.score, predictor.threshold, said, x, y, "", modified, self._name)
         if self._page is not None:
-            self._page.draw(prediction, anomaly_map, predictor)
+            self._page.draw(prediction, output.anomaly_map, predictor)
         try:
             return prediction, appearance(path, mean_colors(image))
         except OSError:  # gone since it was scored
             return prediction, None
 
-    def _write(self, page: PredictionPage) -> None:
+    def _write(self, page: "PredictionPage") -> None:
         """Write the page of all images of the table, and draw those that no run has drawn yet."""
         predictions = read_predictions(self.log.path)
         for each in predictions:
@@ -333,8 +309,10 @@ class Run:
         page.write(predictions, self._file, self._exported, self._load().largest_value)
         sys.stdout.write(f"Page: {page.path}\n")
 
-    def _tell(self, prediction: Prediction, earlier: Mapping[str, Prediction]) -> None:
-        """Write a row unless an earlier run has said the same, print a line and count."""
+    def _tell(self, prediction: Prediction, image: Appearance | None, earlier: Mapping[str, Prediction]) -> None:
+        """Write a row unless an earlier run has said the same, print a line, count, and note how the image looks."""
+        if image is not None:
+            self.scored.append((image, prediction.score))
         row = earlier.get(prediction.path)
         if row is None or (row.verdict, row.modified) != (prediction.verdict, prediction.modified):
             self.log.append(prediction)

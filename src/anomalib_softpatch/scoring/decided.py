@@ -26,57 +26,31 @@ ASSUMPTION = (
 
 @dataclass(frozen=True)
 class DecidedImage:
-    """What a person has said of an image of a run.
+    """What a person has said of an image of a run."""
 
-    Attributes:
-        path: The image, as the run names it.
-        defect: Whether it shows a defect.
-        whole: Whether the verdict is about the whole image. That a region is normal says little of the rest.
-        content: Hash of its file.
-    """
-
-    path: str
+    path: str  # as the run names it
     defect: bool
-    whole: bool
-    content: str = field(default="", compare=False)
+    whole: bool  # the verdict is about the whole image: that a region is normal says little of the rest
+    content: str = field(default="", compare=False)  # hash of its file
 
 
 @dataclass(frozen=True)
 class Decided:
-    """Decisions about the images of a run.
+    """Decisions about the images of a run."""
 
-    Attributes:
-        images: Images that are good or have a defect, each content once.
-        untouched: Images that nobody has decided about.
-        trained: Number of decided images that do not count: the model was trained on them or copies of them, or taught
-            them.
-    """
-
-    images: Sequence[DecidedImage]
-    untouched: Sequence[str]
-    trained: int
+    images: Sequence[DecidedImage]  # good ones or with a defect, each content once
+    untouched: Sequence[str]  # images that nobody has decided about
+    trained: int  # decided images that do not count: they, or copies, were trained on or taught
 
     def without(self, names: Collection[str]) -> "Decided":
-        """Return what is left when images that a model was trained on or taught do not count.
-
-        Args:
-            names: Hashes of their files.
-        """
+        """Return what is left when images that a model was trained on or taught do not count, by hashes of files."""
         known = set(names)
         left = [each for each in self.images if each.content not in known]
         return replace(self, images=left, trained=self.trained + len(self.images) - len(left))
 
 
 def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
-    """Read decisions about the images of a run, before these are scored.
-
-    Args:
-        file: File of decisions.
-        images: Images of the run.
-        model: Checkpoint or exported model.
-
-    Returns:
-        What was decided.
+    """Read decisions about the images of a run of a checkpoint or an exported model, before these are scored.
 
     Raises:
         ValueError: If it is not such a file, if it is about none of the images, or if two files of the same content
@@ -105,16 +79,12 @@ def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
         image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in said), content)
         first = found.setdefault(content, image)
         if first.defect != image.defect:
-            msg = (
-                f"decisions={str(file)!r} calls one of {first.path!r} and {path!r} normal and the other a defect, but "
-                "they are copies. Correct one of them."
-            )
+            pair = f"one of {first.path!r} and {path!r} normal and the other a defect"
+            msg = f"decisions={str(file)!r} calls {pair}, but they are copies. Correct one of them."
             raise ValueError(msg)
     if not known:
-        msg = (
-            f"decisions={str(file)!r} decides about {counted(len(decisions), 'image')}, none of which is among the "
-            f"{len(images)} of this run."
-        )
+        number = counted(len(decisions), "image")
+        msg = f"decisions={str(file)!r} decides about {number}, none of which is among the {len(images)} of this run."
         raise ValueError(msg)
     return Decided(list(found.values()), untouched, trained)
 
@@ -126,9 +96,6 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
         decided: What was decided.
         verdicts: Verdict and score of each image of the run by its path.
         asked: Share of good images that may be called anomalous, above 0 and below 1.
-
-    Returns:
-        Lines for the terminal.
     """
     from anomalib_softpatch.scoring.promise import score_lower  # noqa: PLC0415  # imports scipy, which takes seconds
 
@@ -163,7 +130,8 @@ def _about_good(called: Sequence[bool], asked: float, lower: bool) -> str:
     if all(called):
         return "Decide about images called normal, too, to know how many of all are."
     share, more = f"{100 * asked:g} %", more_images(sum(called), len(called), asked)
-    text = f"At most {_percent_up(at_most(sum(called), len(called)))} % of all are, 95 % sure"
+    limit = math.ceil(round(1000 * at_most(sum(called), len(called)), 6)) / 10  # percent, not below it
+    text = f"At most {limit:.1f} % of all are, 95 % sure"
     if not more:
         return f"{text} ({share} asked)."
     return f"{text}; {share} takes {counted(more, 'more good image')}, none called anomalous."
@@ -177,24 +145,12 @@ def _about_defects(found: Sequence[bool], higher: bool) -> str:
         return "Decide about some, drawn at random, to know how many of all are."
     if higher:
         return "Of all it cannot be said: the decided images score higher than the others. Draw them at random."
-    return f"At least {_percent_down(at_least(sum(found), len(found)))} % of all are, 95 % sure."
-
-
-def _percent_up(share: float) -> str:
-    """Return a share in percent, not below it."""
-    return f"{math.ceil(round(1000 * share, 6)) / 10:.1f}"
-
-
-def _percent_down(share: float) -> str:
-    """Return a share in percent, not above it."""
-    return f"{math.floor(round(1000 * share, 6)) / 10:.1f}"
+    limit = math.floor(round(1000 * at_least(sum(found), len(found)), 6)) / 10  # percent, not above it
+    return f"At least {limit:.1f} % of all are, 95 % sure."
 
 
 def _training_contents(model: Path) -> set[str]:
-    """Return hashes of the images in the folder that clean-train has trained a model on.
-
-    None if it has left no summary beside the model that names the folder, or there is no such folder any more.
-    """
+    """Return hashes of the images that clean-train trained on; none if its summary or the folder is not there."""
     try:
         summary = json.loads((model.parent / SUMMARY).read_text(encoding="utf-8"))
         files = {from_text(text).name for text in (summary["checkpoint"], *summary["exported"])}

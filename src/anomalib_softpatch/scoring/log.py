@@ -7,7 +7,6 @@ import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 from anomalib_softpatch.files import check_writable
 from anomalib_softpatch.predictions.table import COLUMNS, Prediction, csv_lines, read_predictions
@@ -21,12 +20,8 @@ class PredictionLog:
     A row is never changed or removed. Of an image that was looked at again, because its file has changed or could not
     be read before, the last row counts. A file without rows is not left behind.
 
-    Args:
-        path: CSV file, new or left by an earlier run.
-        model: Fingerprint of the model.
-
     Raises:
-        ValueError: If the file is something else, or holds verdicts of another model.
+        ValueError: If the file is something else, or holds verdicts of another model than that of the fingerprint.
         OSError: If it cannot be written to.
     """
 
@@ -50,13 +45,9 @@ class PredictionLog:
             raise
 
     def __enter__(self) -> "PredictionLog":
-        """Return the log."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the file."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -81,29 +72,16 @@ class PredictionLog:
             os.ftruncate(self._file, whole)
         with self.path.open(encoding="utf-8", newline="") as file:
             if any(row["model"] != self._model for row in csv.DictReader(file)):
-                msg = (
-                    f"output={str(self.path)!r} holds verdicts of another model. Give the name of a new file, or "
-                    "remove that one."
-                )
+                msg = f"output={str(self.path)!r} holds verdicts of another model. Give a new file, or remove that one."
                 raise ValueError(msg)
 
     def predictions(self, paths: Iterable[str]) -> dict[str, Prediction]:
-        """Look up what this and earlier runs have said.
-
-        Args:
-            paths: Image files.
-
-        Returns:
-            For each of them that has a row, its last row.
-        """
+        """Return the last row, of this or an earlier run, for each of some image files that has one."""
         wanted = {os.path.abspath(path): path for path in paths}  # noqa: PTH100  # resolve() would follow links
         return {wanted[each.path]: each for each in read_predictions(self.path) if each.path in wanted}
 
     def append(self, prediction: Prediction) -> None:
         """Write a row.
-
-        Args:
-            prediction: What it says.
 
         Raises:
             OSError: If the disk is full, for example. All rows that were written before are there and whole.
@@ -115,8 +93,6 @@ class PredictionLog:
                 content = content[os.write(self._file, content) :]
         except OSError as error:
             os.ftruncate(self._file, size)
-            msg = (
-                f"{str(self.path)!r} cannot be written to any more: {error.strerror}. All rows before are there; once "
-                "this is mended, the same command goes on."
-            )
+            reason = f"{str(self.path)!r} cannot be written to any more: {error.strerror}."
+            msg = f"{reason} All rows before are there; once this is mended, the same command goes on."
             raise OSError(msg) from error

@@ -7,6 +7,7 @@ Torch is imported when the arguments that can be wrong without it are known to b
 """
 
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -102,10 +103,6 @@ def _said(decisions: Path | None, add: Path | None, add_unlabeled: Path | None, 
 
 def _free(model: Path) -> Path:
     """Return the name of a new checkpoint that is not there yet."""
-    stem = model.stem.split("_taught")[0]
-    number = 1
-    while True:
-        path = model.with_name(f"{stem}_taught{'' if number == 1 else f'_{number}'}{model.suffix}")
-        if not path.exists():
-            return path
-        number += 1
+    taught = f"{model.stem.split('_taught')[0]}_taught"
+    names = (f"{taught}{'' if number == 1 else f'_{number}'}{model.suffix}" for number in count(1))
+    return next(path for path in map(model.with_name, names) if not path.exists())

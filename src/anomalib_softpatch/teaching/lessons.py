@@ -42,12 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What teaching did, for people.
-
-    Attributes:
-        lines: Score and verdict of each decided image before and after.
-        summary: What changed as a whole.
-    """
+    """What teaching did, for people: score and verdict of each decided image before and after, and a summary."""
 
     lines: list[str]
     summary: str
@@ -62,18 +57,15 @@ def teach_checkpoint(
     replace: bool = False,
     device: str = "auto",
 ) -> Report:
-    """Teach the model of a checkpoint, and write another checkpoint.
+    """Teach the model of a checkpoint, which stays as it is, and write another checkpoint.
 
     Args:
-        checkpoint: Checkpoint of SoftPatch or SoftPatchPlus; it stays as it is.
+        checkpoint: Checkpoint of SoftPatch or SoftPatchPlus.
         decisions: What is said about images, see :func:`~anomalib_softpatch.images.decisions.read_decisions`.
         output: Checkpoint to write.
         ignore: Mask of what nothing is said about; ``None``: as before.
         replace: Take back everything that was said before.
         device: Device for the backbone, ``auto`` for a GPU if there is one.
-
-    Returns:
-        What it did.
 
     Raises:
         ValueError: If the model cannot be taught, or an image or a region cannot be used.
@@ -122,12 +114,7 @@ def _refuse_copies(lessons: Sequence[Lesson]) -> None:
 
 
 class _Images:
-    """Images that people have said something about.
-
-    Attributes:
-        verdicts: What was said, by name.
-        paths: Where the files are.
-    """
+    """Images that people have said something about: what was said, and where they are, by name."""
 
     def __init__(self, module: "DenoisingMixin", record: FitRecord, device: str) -> None:
         self.module = module
@@ -142,29 +129,22 @@ class _Images:
         self._transform = getattr(module.pre_processor, "transform", None)
 
     def by_name(self, decisions: Sequence[Decision], lessons: Sequence[Lesson]) -> dict[str, list[Decision]]:
-        """Gather what is said about each image, by what tells it from others.
-
-        Files that are gone are known by their paths.
-        """
+        """Gather what is said about each image, by its hash. Files that are gone are known by their paths."""
         by_path = {str(real_folder(Path(lesson.path))): lesson.name for lesson in lessons}
         names = dict(zip(self.record.keys, self.record.names, strict=False))
         by_path |= {str(real_folder(Path(key))): name for key, name in names.items()}
         gathered: dict[str, list[Decision]] = {}
         unknown = []
-        for decision in decisions:
+        for decision in (each for each in decisions if each.verdict != UNDECIDED):
             path = decision.path
-            if decision.verdict == UNDECIDED:
-                continue
             name = hash_files(path) if path.is_file() else by_path.get(str(real_folder(path)), "")
-            if not name:
+            if name:
+                gathered.setdefault(name, []).append(decision)
+            else:
                 unknown.append(path)
-                continue
-            gathered.setdefault(name, []).append(decision)
         if unknown:
-            msg = (
-                f"{counted(len(unknown), 'decided image')} cannot be found and is not known to the model, "
-                f"{str(unknown[0])!r} for one."
-            )
+            number = counted(len(unknown), "decided image")
+            msg = f"{number} cannot be found and is not known to the model, {str(unknown[0])!r} for one."
             raise FileNotFoundError(msg)
         for name, about in gathered.items():
             verdicts = {each.verdict for each in about}
@@ -176,21 +156,13 @@ class _Images:
             by_verdict = {each.verdict: each for each in about}
             if len(by_verdict) > 1:
                 one, other, *_ = by_verdict.values()
-                msg = (
-                    f"The same image is {one.verdict} as {str(one.path)!r} and {other.verdict} as "
-                    f"{str(other.path)!r}. Leave one of them."
-                )
+                both = f"{one.verdict} as {str(one.path)!r} and {other.verdict} as {str(other.path)!r}"
+                msg = f"The same image is {both}. Leave one of them."
                 raise ValueError(msg)
         return gathered
 
     def lesson(self, name: str, about: Sequence[Decision], known: Lesson | None) -> Lesson | None:
-        """Return the lesson of what is said about an image; ``None`` if nothing new is said.
-
-        Args:
-            name: What tells the image from others.
-            about: What is said.
-            known: What was said of it before; ``None`` for nothing.
-        """
+        """Return the lesson of what is said about an image (``known``: before); ``None`` if nothing new is said."""
         verdict, path, group = about[0].verdict, about[0].path, self.record.group_of(name)
         of_folder = verdict in {ADD, ADDED}
         was_added = name in self._of_folder or (known is not None and known.of_folder)

@@ -88,11 +88,6 @@ def test_defect_changes_the_image_inside_its_mask(defect):
         assert 0 <= changed.min() <= changed.max() <= 1
 
 
-def test_unknown_defect():
-    with pytest.raises(ValueError, match="'rust'"):
-        add_defect(np.zeros((256, 256)), "rust", {}, np.random.default_rng(0))
-
-
 def test_seed_decides(category, tmp_path):
     same = make_dataset(tmp_path / "same", **SMALL)
     other = make_dataset(tmp_path / "other", **SMALL, seed=1)

@@ -32,7 +32,6 @@ from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.models.components import AnomalibModule, MemoryBankMixin, feature_extractors
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pipelines import Benchmark
-from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib.pipelines.components.base import pipeline
 from anomalib.post_processing import PostProcessor
@@ -373,12 +372,6 @@ PARTS = [
         "anomalib.pipelines.benchmark.job.BenchmarkJob.run",
         in_class(BenchmarkJob, "run"),
         "self, task_id",
-        "The command `anomalib benchmark` cannot run our models.",
-    ),
-    Part(
-        "anomalib.pipelines.benchmark.generator.BenchmarkJobGenerator",
-        lambda: BenchmarkJobGenerator.__init__,
-        "self, accelerator",
         "The command `anomalib benchmark` cannot run our models.",
     ),
     Part(
