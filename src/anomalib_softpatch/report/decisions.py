@@ -40,12 +40,8 @@ def is_inside(path: Path, folder: Path) -> bool:
 def refuse_inside(folder: Path, *targets: Path | None) -> None:
     """Refuse to write into the folder of the images.
 
-    Args:
-        folder: That folder.
-        targets: Paths that are to be written to, ``None`` for none.
-
     Raises:
-        ValueError: If one of them lies in the folder.
+        ValueError: If one of the paths that are to be written to lies in it.
     """
     inside = [path for path in targets if path is not None and is_inside(path, folder)]
     if inside:

@@ -22,7 +22,7 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
 
     Args:
         findings: Findings of the set.
-        index: Which image; its nearest patches must be known.
+        index: Number of an image whose nearest patches are known.
 
     Returns:
         Squares around the patches with the patches outlined, as many as there are and in their order, from left to
@@ -36,8 +36,8 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
     places += [(each.image, each.row, each.column) for each in findings.nearest[index]]
     strip = Image.new("RGB", (len(places) * (PART + GAP) - GAP, PART), "white")
     for number, (image, row, column) in enumerate(places):
-        region, grid = findings.regions[image], findings.scores.shape[1:]
-        wide, high = (region.right - region.left) / grid[1], (region.bottom - region.top) / grid[0]
+        region = findings.regions[image]
+        wide, high = region.patch_size(findings.grid_size)
         x, y = region.left + (column + 0.5) * wide, region.top + (row + 0.5) * high
         reach = AROUND / 2 * max(wide, high)
         corners = x - reach, y - reach, x + reach, y + reach
@@ -56,11 +56,8 @@ def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
 
     Args:
         findings: Findings of the set.
-        index: Which image.
+        index: Number of the image.
         tile: Side of the square that each of the two is fitted into, in pixels.
-
-    Returns:
-        Image of the size that :func:`~anomalib_softpatch.pages.drawing.draw_pair` gives.
 
     Raises:
         UnreadableImageError: If the file cannot be read any more.

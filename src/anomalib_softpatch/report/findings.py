@@ -24,14 +24,7 @@ from anomalib_softpatch.report.quality import FOUND_SHARES, detection_quality, i
 
 @dataclass(frozen=True)
 class NearestPatch:
-    """A patch of another image that a patch is near to.
-
-    Attributes:
-        image: Number of its image.
-        row: Row in the grid.
-        column: Column in the grid.
-        distance: Distance of the features.
-    """
+    """A patch that another one is near to: number of its image, place in the grid, and distance of the features."""
 
     image: int
     row: int
@@ -86,6 +79,11 @@ class Findings:
     largest_value: int = EIGHT_BITS
     nearest: dict[int, list[NearestPatch]] = field(default_factory=dict)
     look_alikes: torch.Tensor | None = None
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Height and width of the grid of patches."""
+        return self.scores.shape[1], self.scores.shape[2]
 
     @cached_property
     def rarity(self) -> torch.Tensor:
@@ -165,13 +163,11 @@ class Findings:
         Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score`` (on the scale of
         :attr:`scores`), ``highest_patch_x``, ``highest_patch_y`` (pixel at that patch's center), ``duplicate_group``
         (missing for an image without copies), ``look_alike_group`` (missing where no other image shows the same odd
-        thing), ``findings`` (what else is odd, separated by semicolons) and, where the
-        truth is known, ``label``.
+        thing), ``findings`` (what else is odd, separated by semicolons) and, where the truth is known, ``label``.
         """
         values, rows, columns = peaks(self.scores)
-        grid_size = (self.scores.shape[1], self.scores.shape[2])
         centers = [
-            region.patch_center(row, column, grid_size)
+            region.patch_center(row, column, self.grid_size)
             for region, row, column in zip(self.regions, rows.tolist(), columns.tolist(), strict=True)
         ]
         table = pd.DataFrame(

@@ -13,15 +13,7 @@ from anomalib_softpatch.report.findings import Findings
 
 @dataclass(frozen=True)
 class SuspiciousRegion:
-    """Bounding box of neighboring suspicious patches, in the pixels of the image.
-
-    Attributes:
-        left: First column.
-        top: First row.
-        width: Columns.
-        height: Rows.
-        rarity: Of its rarest patch, see :attr:`Findings.rarity`.
-    """
+    """Bounding box of neighboring suspicious patches in pixels, and the rarity of the rarest of them."""
 
     left: float
     top: float
@@ -38,16 +30,15 @@ def suspicious_regions(findings: Findings, index: int, size: tuple[int, int]) ->
 
     Args:
         findings: Findings of the set.
-        index: Which image.
+        index: Number of the image.
         size: Width and height of the image in pixels. What lies outside is cut off.
 
     Returns:
         Regions, the rarest first.
     """
     rarity = findings.rarity[index].cpu().numpy()
-    rows, columns = rarity.shape
     covered = findings.regions[index]
-    step_x, step_y = (covered.right - covered.left) / columns, (covered.bottom - covered.top) / rows
+    step_x, step_y = covered.patch_size(findings.grid_size)
     components, _ = label(rarity > findings.noise_level.score, structure=np.ones((3, 3)))
     found = []
     for number, (vertical, horizontal) in enumerate(find_objects(components), start=1):
