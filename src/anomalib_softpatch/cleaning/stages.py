@@ -77,46 +77,37 @@ def prepare(options: Options, images: Iterable[Path], other_options: Collection[
             model does not have an option or does not take its value.
     """
     check_device(options.extraction.device)
-    _check_names(options, other_options)
-    model, extraction = _make_model(options, pre_trained=False).model, options.extraction
+    model, extraction = _make_model(options, other_options, pre_trained=False).model, options.extraction
     extractor, tiled = model.feature_extractor, model.tiler is not None
     size = choose_size(typical_image(images), extraction.size, tiled, extractor.nearest_size)
     grid_of(extractor, size, model.tiler)  # refuses sizes that do not fit
     return replace(options, extraction=replace(extraction, image_size=size))
 
 
-def _model_parser(model: str) -> ArgumentParser:
+def _parsed(options: Options, other_options: Collection[str]) -> dict[str, Any]:
+    """Return the model's options as it takes them; a dot names parts, as in ``discriminator_options.knn_k``."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(MODELS[model], skip=OWN_OPTIONS)
-    return parser
-
-
-def _given(options: Options) -> dict[str, Any]:
-    """Return the model's options, with those that a dot names, as in ``discriminator_options.knn_k``, as parts."""
-    return Namespace(**deepcopy(options.model_options)).as_dict()
-
-
-def _check_names(options: Options, other_options: Collection[str]) -> None:
-    """Refuse what is no option of the model, and name one that is like it."""
-    known = vars(_model_parser(options.model).get_defaults())
-    unknown = next((name for name in _given(options) if name not in known), None)
+    parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
+    known = list(vars(parser.get_defaults()))
+    given = Namespace(**deepcopy(options.model_options)).as_dict()
+    unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         similar = get_close_matches(unknown, [*known, *other_options, *vars(options.extraction)], n=1)
         hint = f"Did you mean --{similar[0]}?" if similar else f"See anomalib train --model.help {options.model}."
         msg = f"--{unknown} is an option neither of this command nor of {options.model}. {hint}"
         raise ValueError(msg)
-
-
-def _make_model(options: Options, **more: Any) -> DenoisingMixin:
-    """Make the model, or say which value does not fit."""
-    asked = _given(options)
     try:
-        parsed = _model_parser(options.model).parse_object(asked)
+        parsed = parser.parse_object(given)
     except ArgumentError as error:
         msg = " ".join(str(error).split())
         raise ValueError(msg) from error
+    return {name: parsed[name] for name in given}
+
+
+def _make_model(options: Options, other_options: Collection[str] = (), **more: Any) -> DenoisingMixin:
+    """Make the model, or say which option or value does not fit."""
     model_class, extraction = MODELS[options.model], options.extraction
-    given = {name: parsed[name] for name in asked} | options.comparison | more
+    given = _parsed(options, other_options) | options.comparison | more
     given |= {"backbone": extraction.backbone, "layers": extraction.layers}
     with _quiet():
         model = model_class(

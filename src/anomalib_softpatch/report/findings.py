@@ -134,15 +134,16 @@ class Findings:
     @cached_property
     def duplicate_groups(self) -> list[int | None]:
         """Number of each image's group of duplicates, 1 for the most suspicious group; ``None`` for a single image."""
-        return [None] * len(self.paths) if self.groups is None else self._numbered(self.groups.tolist())
+        return self._numbered(self.groups)
 
     @cached_property
     def look_alike_groups(self) -> list[int | None]:
         """Number of each image's group of images that show the same odd thing, 1 for the most suspicious group."""
-        return [None] * len(self.paths) if self.look_alikes is None else self._numbered(self.look_alikes.tolist())
+        return self._numbered(self.look_alikes)
 
-    def _numbered(self, groups: list[int]) -> list[int | None]:
-        """Number the groups that have more than one image in the order of the images; those below 0 are none."""
+    def _numbered(self, chosen: torch.Tensor | None) -> list[int | None]:
+        """Number the groups of more than one image in the order of the images; a group below 0 is none."""
+        groups = [-1] * len(self.paths) if chosen is None else chosen.tolist()
         sizes = Counter(groups)
         numbers: dict[int, int] = {}
         for index in self.order:

@@ -53,6 +53,11 @@ class ImageStatistics:
     entropy: float
     color: float
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.width, self.height
+
 
 def image_statistics(image: torch.Tensor) -> ImageStatistics:
     """Measure an image of shape ``(3, height, width)`` and values in [0, 1]."""
@@ -86,7 +91,7 @@ def find_oddities(statistics: Sequence[ImageStatistics]) -> list[list[str]]:
     names = ["darkest", "brightest", "sharpness", "entropy"]
     darkest, brightest, sharpness, information = (table[name] for name in names)
     log_aspect = np.log(table["width"] / table["height"])
-    sizes = list(zip(table["width"], table["height"], strict=True))
+    sizes = [one.size for one in statistics]
     usual_size, usual_count = Counter(sizes).most_common(1)[0]
     found = {
         "dark": _far_below(brightest, MATTERS * brightest.median()) | (brightest < BLACK),

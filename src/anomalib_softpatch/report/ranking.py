@@ -130,13 +130,7 @@ def rank_images(
     with torch.inference_mode():
         features = own.features.project()
         groups = duplicate_groups(own.contents, features, progress)
-        other_folder = other and OtherFolder(
-            folder=str(against),
-            images=len(other.images),
-            skipped=len(other_skipped) + len(other.unreadable),
-            near=len({*own.contents, *other.contents}) >= FEWEST_COMPARED,
-            copies=_copies(own, features, other, progress),
-        )
+        other_folder = other and _compare(own, features, other, str(against), len(other_skipped), progress)
         first = representatives(groups)
         if len(first) < len(own.images):
             del features  # there may not be room for both
@@ -150,9 +144,7 @@ def rank_images(
         paths=[str(item.path) for item in own.images],
         scores=scores[groups],
         kept=keep_mask(scores, threshold)[groups],
-        regions=[
-            visible_region(reader.transform, (item.statistics.width, item.statistics.height)) for item in own.images
-        ],
+        regions=[visible_region(reader.transform, item.statistics.size) for item in own.images],
         groups=groups,
         oddities=find_oddities([item.statistics for item in own.images]),
         settings={
@@ -317,12 +309,20 @@ def _refuse_few(own: ReadFolder, source: str, skipped: Sequence[tuple[str, str]]
         raise ValueError(msg)
 
 
-def _copies(own: ReadFolder, features: torch.Tensor, other: ReadFolder, progress: bool) -> list[Copy]:
-    """Return the images of another folder that are copies of images whose features are given."""
-    if not other.images:
-        return []
-    found = find_copies(own.contents, features, other.contents, other.features.project(), progress)
-    return [Copy(str(other.images[copy].path), str(own.images[image].path), exact) for copy, image, exact in found]
+def _compare(
+    own: ReadFolder, features: torch.Tensor, other: ReadFolder, folder: str, not_images: int, progress: bool
+) -> OtherFolder:
+    """Say which images of another folder are copies of images whose features are given."""
+    found = []
+    if other.images:
+        found = find_copies(own.contents, features, other.contents, other.features.project(), progress)
+    return OtherFolder(
+        folder=folder,
+        images=len(other.images),
+        skipped=not_images + len(other.unreadable),
+        near=len({*own.contents, *other.contents}) >= FEWEST_COMPARED,
+        copies=[Copy(str(other.images[copy].path), str(own.images[image].path), exact) for copy, image, exact in found],
+    )
 
 
 def check_device(device: str) -> torch.device:
