@@ -48,6 +48,7 @@ class UnlabeledDataModule(AnomalibDataModule):
         self, paths: Sequence[Path], batch_size: int, num_workers: int = 0, largest_value: int = EIGHT_BITS
     ) -> None:
         super().__init__(train_batch_size=batch_size, eval_batch_size=batch_size, num_workers=num_workers)
+        self.largest_value = largest_value  # which the checkpoint of a model has, see ReadsDeepImages
         self.train_data = UnlabeledDataset(paths, largest_value)
 
     def _setup(self, _stage: str | None = None) -> None:

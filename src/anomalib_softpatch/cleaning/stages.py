@@ -270,7 +270,8 @@ def _quiet() -> Iterator[None]:
 def _working_folder(output: Path) -> Iterator[Path]:
     """Give an empty folder on the disk of the output, where one that was left by a killed process is removed first."""
     folder = output / WORKING
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     try:
         yield folder
