@@ -39,7 +39,6 @@ class Findings:
     Images are in one order in all attributes, whichever it is.
 
     Args:
-        paths: Path of every image.
         scores: Noise scores of all patches on whatever scale, shape ``(images, height, width)``.
         kept: Patches that were kept, boolean of the same shape.
         regions: Part of every image that the grid of patches covers.

@@ -170,7 +170,6 @@ class ReadImage:
     """An image that was read.
 
     Attributes:
-        path: Its file.
         tensor: Transformed to the size of all; ``None`` when it has been used.
         content: Hash of its pixels.
         statistics: What oddities are told by.
