@@ -38,14 +38,14 @@ def detection_quality(
     quality = {
         "image_AUROC": binary_auroc(ordered, labels.long()).item(),
         "image_AP": binary_average_precision(ordered, labels.long()).item(),
-        "image_precision": retrieval_r_precision(ordered, labels).item(),
+        "image_precision": retrieval_r_precision(image_scores, labels).item(),
     }
     if patches is not None and patches.any():
         ordered = _dense_ranks(patch_scores)
         quality |= {
             "patch_AUROC": binary_auroc(ordered.flatten(), patches.flatten().long()).item(),
             "patch_AUPRO": _aupro(ordered, patches),
-            "patch_precision": retrieval_r_precision(ordered.flatten(), patches.flatten()).item(),
+            "patch_precision": retrieval_r_precision(patch_scores.flatten(), patches.flatten()).item(),
         }
     return quality
 
