@@ -37,18 +37,15 @@ class UnlabeledDataset(AnomalibDataset):
 class UnlabeledDataModule(AnomalibDataModule):
     """Train on a list of files, and hold none back for validation or tests.
 
-    Args:
-        paths: Image files.
-        batch_size: Images in a batch.
-        num_workers: Processes that read images, 0 for none beside this one.
-        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
+    Attributes:
+        largest_value: Value that becomes 1, see :class:`~anomalib_softpatch.data.protocols.ReadsDeepImages`.
     """
 
     def __init__(
         self, paths: Sequence[Path], batch_size: int, num_workers: int = 0, largest_value: int = EIGHT_BITS
     ) -> None:
         super().__init__(train_batch_size=batch_size, eval_batch_size=batch_size, num_workers=num_workers)
-        self.largest_value = largest_value  # which the checkpoint of a model has, see ReadsDeepImages
+        self.largest_value = largest_value
         self.train_data = UnlabeledDataset(paths, largest_value)
 
     def _setup(self, _stage: str | None = None) -> None:

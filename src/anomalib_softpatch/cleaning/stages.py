@@ -123,12 +123,7 @@ def _make_model(options: Options, other_options: Collection[str] = (), **more: A
 
 
 def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
-    """Rank the images of a folder and write a report of them.
-
-    Args:
-        folder: Folder of images.
-        output: Folder to write ``report/`` into.
-        options: Options of the command.
+    """Rank the images of a folder and write ``report/`` into the output folder.
 
     Returns:
         ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, of files that are
@@ -159,14 +154,7 @@ def has_report(output: Path, options: Options) -> bool:
 def fit(
     paths: Sequence[Path], output: Path, options: Options, false_alarms: float, largest_value: int
 ) -> dict[str, Any]:
-    """Train a model on images, threshold included, and leave its checkpoint in the output folder.
-
-    Args:
-        paths: Training images.
-        output: Folder for ``model.ckpt``.
-        options: Options of the command.
-        false_alarms: Share of normal images that may be called anomalous.
-        largest_value: Value of white, see :func:`~anomalib_softpatch.images.reading.read_image`.
+    """Train a model, threshold included, and leave its checkpoint in the output folder.
 
     Returns:
         ``threshold``: of the score before it is normalized; ``image_scores`` and ``map_peaks``: of the training images,
@@ -211,12 +199,7 @@ def fit(
 
 
 def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) -> float:
-    """Set another threshold in a checkpoint, from the scores that its fit has left.
-
-    Args:
-        output: Folder that holds ``model.ckpt``.
-        scores: What :func:`fit` has returned.
-        false_alarms: Share of normal images that may be called anomalous.
+    """Set another threshold in the checkpoint, from the scores that :func:`fit` has returned.
 
     Returns:
         The threshold of the score before it is normalized.
@@ -235,7 +218,7 @@ def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
     """Export the model of a checkpoint into a folder, in which all files appear when they are whole.
 
     Args:
-        checkpoint: The checkpoint.
+        checkpoint: Checkpoint of a model of this package.
         output: Folder, made if need be.
         kind: ``onnx``, ``openvino`` or ``torch``.
 

@@ -20,10 +20,6 @@ PART, AROUND = 112, 7  # side of the square around a patch in pixels, and in pat
 def nearest_patches(findings: Findings, index: int) -> Image.Image:
     """Draw the most suspicious patch of an image and, beside it, what it is nearest to in other images.
 
-    Args:
-        findings: Findings of the set.
-        index: Number of an image whose nearest patches are known.
-
     Returns:
         Squares around the patches with the patches outlined, as many as there are and in their order, from left to
         right.
@@ -54,10 +50,7 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
 def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
     """Draw an image beside itself under its heat map, where it is known with the outline of the anomaly in white.
 
-    Args:
-        findings: Findings of the set.
-        index: Number of the image.
-        tile: Side of the square that each of the two is fitted into, in pixels.
+    Each of the two is fitted into a square of ``tile`` pixels.
 
     Raises:
         UnreadableImageError: If the file cannot be read any more.

@@ -17,7 +17,7 @@ from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.pages.rendering import another_of_group
 from anomalib_softpatch.report.copies import OtherFolder
 from anomalib_softpatch.report.geometry import Region
-from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity, removed_shares
+from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
 from anomalib_softpatch.report.quality import FOUND_SHARES, detection_quality, images_to_inspect
 
@@ -174,7 +174,7 @@ class Findings:
             {
                 "path": self.paths,
                 "image_score": self.image_scores.tolist(),
-                "removed_share": removed_shares(self.kept).tolist(),
+                "removed_share": (1 - self.kept.flatten(1).float().mean(dim=1)).tolist(),
                 "highest_patch_score": values.tolist(),
                 "highest_patch_x": [x for x, _ in centers],
                 "highest_patch_y": [y for _, y in centers],

@@ -37,20 +37,9 @@ def write_fit_report(
 
     A trained model is worth more than its report: whatever goes wrong here is a warning that names the cause.
 
-    Args:
-        folder: Folder for the report.
-        paths: Path of every training image.
-        scores: Noise scores of their patches, shape ``(images, height, width)``.
-        kept: Patches that were kept, boolean of the same shape.
-        transform: Transform of the pre-processor, which says what part of an image the patches cover.
-        groups: Number of each image's group of duplicates, shape ``(images,)``.
-        labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if that is not known.
-        masks: Mask of each image in its own size, ``None`` for one without an anomaly, taken one by one. Patches are
-            judged if all anomalous images have a mask.
-        settings: What to say in the report about how it came about.
-        notes: Sentences that a reader should know.
-        self_check: Lines of the fit's self-check.
-        skipped: Files that were left out, and why.
+    What is not explained here is as in :class:`~anomalib_softpatch.report.findings.Findings`. The ``transform`` of the
+    pre-processor says what part of an image the patches cover. ``masks`` are those of the images in their own size,
+    ``None`` for one without an anomaly, taken one by one. Patches are judged if all anomalous images have a mask.
 
     Returns:
         See :func:`~anomalib_softpatch.report.quality.detection_quality`, and how many images must be looked at to find

@@ -38,15 +38,6 @@ def rarity(scores: torch.Tensor) -> torch.Tensor:
     return -(1 - ranks(scores)).clamp_min(1 / scores.numel()).log10()
 
 
-def removed_shares(kept: torch.Tensor) -> torch.Tensor:
-    """Return the share of each image's patches that were removed, shape ``(images,)``.
-
-    Args:
-        kept: Patches that were kept, boolean of shape ``(images, height, width)``.
-    """
-    return 1 - kept.flatten(1).float().mean(dim=1)
-
-
 def peaks(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return score, row and column of the highest patch of each image, each of shape ``(images,)``.
 

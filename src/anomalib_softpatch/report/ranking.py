@@ -221,17 +221,7 @@ class FileDataset(Dataset[ReadImage | tuple[str, str]]):
 class Reader:
     """Reads images and extracts their features, in the same way for all folders.
 
-    Args:
-        paths: Images by which size and depth are chosen.
-        extraction: Options, backbone and layers among them.
-        feature_cache: Folder in which features are kept; ``None`` for none.
-        progress: Show progress on standard error.
-
-    Attributes:
-        transform: Transform of an image to the size of all.
-        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
-        notes: What the model does not see of the images, or not as it is.
-        settings: What to say in the report of the images' size and depth.
+    Size and depth suit the images by which it is made. ``settings`` and ``notes`` are what a report says of them.
     """
 
     def __init__(

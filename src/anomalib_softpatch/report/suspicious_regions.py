@@ -23,18 +23,10 @@ class SuspiciousRegion:
 
 
 def suspicious_regions(findings: Findings, index: int, size: tuple[int, int]) -> list[SuspiciousRegion]:
-    """Find the suspicious regions of an image.
+    """Return the suspicious regions of an image, the rarest first, cut off beyond its width and height.
 
     They are what is connected, corners included, of patches above the score above which the report says that an image
     stands out. An image that does has one at least; another one may have some, too.
-
-    Args:
-        findings: Findings of the set.
-        index: Number of the image.
-        size: Width and height of the image in pixels. What lies outside is cut off.
-
-    Returns:
-        Regions, the rarest first.
     """
     rarity = findings.rarity[index].cpu().numpy()
     covered = findings.regions[index]
