@@ -3,9 +3,8 @@
 
 """Oddities: images that are dark, light, blurry, empty, of another size or without color, unlike the rest of the set.
 
-What is usual differs from set to set: parts on a black background are no dark images. So an image is odd if it lies
-far from the median of the set, and by an amount that matters. Images that nobody could see anything in are odd
-whatever the others look like.
+What is usual differs from set to set. So an image is odd if it lies far from the median of the set, and by an amount
+that matters, or if nobody could see anything in it.
 """
 
 import math
