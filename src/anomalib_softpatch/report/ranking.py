@@ -130,7 +130,9 @@ def rank_images(
     with torch.inference_mode():
         features = own.features.project()
         groups = duplicate_groups(own.contents, features, progress)
-        other_folder = other and _compare(own, features, other, str(against), len(other_skipped), progress)
+        other_folder = None
+        if other is not None:
+            other_folder = _compare(own, features, other, str(against), len(other_skipped), progress)
         first = representatives(groups)
         if len(first) < len(own.images):
             del features  # there may not be room for both
