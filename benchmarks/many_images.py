@@ -39,7 +39,7 @@ NOISE = 6.0  # standard deviation, of values up to 255
 KEYS = ("seconds", "gib")
 # Where a stage of the work is called, and what it is
 STAGES: tuple[tuple[Any, str, str], ...] = (
-    (ranking, "_read", "report: features"),
+    (ranking.Reader, "read", "report: features"),
     (ranking, "duplicate_groups", "report: copies"),
     (ranking, "score_patches", "report: noise scores"),
     (cleaning, "write_report", "report: page"),

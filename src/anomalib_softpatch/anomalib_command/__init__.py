@@ -3,10 +3,6 @@
 
 """What Anomalib's command ``anomalib`` does otherwise where a class of this package is used.
 
-- :mod:`~anomalib_softpatch.anomalib_command.pipelines` gives ``anomalib benchmark`` our benchmark.
-- :mod:`~anomalib_softpatch.anomalib_command.checkpoint_options` takes the options of a model from its checkpoint.
-- :mod:`~anomalib_softpatch.anomalib_command.last_words` has failed commands end with what was wrong.
-
 :mod:`anomalib_softpatch.integration.registration` calls each module's ``register()`` once the part of Anomalib that it
 changes has been imported.
 """

@@ -4,9 +4,8 @@
 """The options of a model on the ``anomalib`` command line, from the checkpoint that is given beside it.
 
 Anomalib's command makes a model from the options that it is given before it looks at a checkpoint, so that they must be
-repeated, and a backbone's weights are looked for that the checkpoint replaces. For models of this package, options that
-are left at their defaults are those of the checkpoint, where there is one. It is done between parsing and making the
-model: no hook of a model comes before that.
+repeated. For models of this package, options that are left at their defaults are those of the checkpoint. It is done
+between parsing and making the model: no hook of a model comes before that.
 """
 
 import logging

@@ -3,10 +3,8 @@
 
 """What a failed ``anomalib`` command says last.
 
-Anomalib has Rich print uncaught errors: about 200 lines, in which what was wrong is hard to find, and which the command
-line's parser ends with all options of the model. For bad input to a class of this package the message is printed alone:
-it says what was wrong and what to do. Where a model of this package is used, a full disk is explained below the
-traceback. All else stays as it is.
+Anomalib has Rich print uncaught errors in about 200 lines. For bad input to a class of this package the message is
+printed alone. Where a model of this package is used, a full disk is explained below the traceback.
 """
 
 import errno
@@ -44,11 +42,7 @@ def register() -> None:
 
 
 def bad_input(error: BaseException) -> str:
-    """Return the message of an error that this package raised on purpose; empty for other errors.
-
-    Args:
-        error: Uncaught error.
-    """
+    """Return the message of an error that this package raised on purpose; empty for other errors."""
     if missing := NoWeightsError.found_in(str(error)):  # the parser hands on no more than the message
         return missing.for_command(["anomalib", *sys.argv[1:]])
     if isinstance(error, ValueError) and (match := NOT_MADE.search(str(error))):
@@ -65,11 +59,7 @@ def bad_input(error: BaseException) -> str:
 
 
 def no_space(error: BaseException | None) -> str:
-    """Say that the disk is full if that is what an error, or one that led to it, was about; else nothing.
-
-    Args:
-        error: Uncaught error.
-    """
+    """Say that the disk is full if that is what an error, or one that led to it, was about; else nothing."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             place = f" that holds {error.filename}" if error.filename else ""

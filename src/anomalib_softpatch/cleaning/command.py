@@ -6,6 +6,7 @@
 Torch is imported when the arguments that can be wrong without it are known to be right.
 """
 
+import inspect
 import os
 import sys
 from dataclasses import replace
@@ -13,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from anomalib_softpatch.backbones import WeightsName, choose_backbone
+from anomalib_softpatch.backbones import Backbone, WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
-from anomalib_softpatch.cleaning.state import State
+from anomalib_softpatch.cleaning.state import FEATURES, REPORT, State
 from anomalib_softpatch.extraction import DEFAULTS, Extraction
 from anomalib_softpatch.files import check_writable
 from anomalib_softpatch.images.decisions import read_decisions
@@ -24,8 +25,6 @@ from anomalib_softpatch.options import FALSE_ALARMS, check
 from anomalib_softpatch.report.decisions import refuse_inside
 from anomalib_softpatch.report.exports import check_exports
 
-FEATURES = "features"
-REPORT = "report"
 FALLBACK = "fallback"  # weights that were taken because those of the default backbone could not be had
 # What an export needs beside this package's own requirements
 NEEDED = {"onnx": ["onnx", "onnxscript"], "openvino": ["onnx", "onnxscript", "openvino"]}
@@ -78,8 +77,8 @@ def clean_train(
     images, skipped = find_images(folder)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
     output = folder.with_name(f"{folder.name}-trained") if output is None else output
-    extraction = replace(extraction, feature_cache=extraction.feature_cache or output / FEATURES)
-    refuse_inside(folder, output, move_to, extraction.feature_cache)
+    cache = extraction.feature_cache or output / FEATURES
+    refuse_inside(folder, output, move_to, cache)
     check(false_alarms=false_alarms, set_aside=set_aside)
     if neighborhood is not None:
         check(neighborhood=neighborhood)
@@ -87,37 +86,45 @@ def clean_train(
     exports = check_exports(report_export, output / REPORT)
     decided = _read_decisions(decisions, folder)
     state = State(output)
-    for target in (output, move_to, extraction.feature_cache):
+    for target in (output, move_to, cache):
         if target is not None:
             check_writable(target)
-    if extraction.backbone is None and extraction.layers is None and weights is None:
-        weights = (state.latest(FALLBACK) or {}).get("weights")  # what an earlier run had to take is still there
-    chosen = choose_backbone(extraction.backbone, extraction.layers, weights)
+    chosen = _choose_backbone(extraction, weights, state)
 
-    from anomalib_softpatch.cleaning.run import Run  # noqa: PLC0415  # takes seconds
+    from anomalib_softpatch.cleaning import run as stages  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # likewise
 
-    extraction = replace(extraction, backbone=chosen.name, layers=chosen.layers)
-    options = Options(model, extraction, neighborhood, model_options or {}, exports)
-    moved = (state.latest("move") or {}).get("moves", {}).values()  # without them another size might be typical
     chosen.prepare()
-    options = prepare(options, [*images, *(Path(entry["moved_to"]) for entry in moved)])
+    extraction = replace(extraction, backbone=chosen.name, layers=chosen.layers, feature_cache=cache)
+    moved = state.latest("move").get("moves", {}).values()  # without them another size might be typical
+    options = prepare(
+        Options(model, extraction, neighborhood, model_options or {}, exports),
+        [*images, *(Path(entry["moved_to"]) for entry in moved)],
+        inspect.signature(clean_train).parameters,
+    )
     state.claim()
     if chosen.remark:
         sys.stdout.write(f"{chosen.remark}\n")
         state.finish(FALLBACK, "", {"weights": chosen.weights})
     sys.stdout.write(about_links(skipped))
-    run = Run(folder, output, options, state)
+    run = stages.Run(folder, output, options, state)
     try:
-        run.report([Path(os.path.abspath(path)) for path in images])  # noqa: PTH100
-        run.choose(decided, set_aside)
-        run.fit(false_alarms)
-        run.export(export)
-        run.move(move_to)
+        ranking = stages.report(run, [Path(os.path.abspath(path)) for path in images])  # noqa: PTH100
+        selection = stages.select(run, ranking, decided, set_aside)
+        fitted = stages.fit(run, ranking, selection.training, false_alarms)
+        exported = stages.export(run, fitted, export)
+        stages.move_away(run, ranking, selection.set_aside, move_to)
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped. The same command goes on from here.\n")
         raise SystemExit(130) from None
-    run.summarize(false_alarms, set_aside)
+    stages.summarize(run, ranking, selection, fitted, exported, set_aside)
+
+
+def _choose_backbone(extraction: Extraction, weights: WeightsName | None, state: State) -> Backbone:
+    """Choose the backbone; where none is asked for, the one that an earlier run had to take."""
+    if extraction.backbone is None and extraction.layers is None and weights is None:
+        weights = state.latest(FALLBACK).get("weights")
+    return choose_backbone(extraction.backbone, extraction.layers, weights)
 
 
 def _check_export(kind: str) -> None:

@@ -17,14 +17,9 @@ from anomalib_softpatch.images.reading import EIGHT_BITS, read_image
 
 
 class UnlabeledDataset(AnomalibDataset):
-    """Image files, all taken for normal.
+    """Image files, all taken for normal."""
 
-    Args:
-        paths: Image files.
-        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
-    """
-
-    def __init__(self, paths: Sequence[Path], largest_value: int = EIGHT_BITS) -> None:
+    def __init__(self, paths: Sequence[Path], largest_value: int) -> None:
         super().__init__()
         self.largest_value = largest_value
         samples = pd.DataFrame({"image_path": [str(path) for path in paths]})
@@ -42,29 +37,22 @@ class UnlabeledDataset(AnomalibDataset):
 class UnlabeledDataModule(AnomalibDataModule):
     """Train on a list of files, and hold none back for validation or tests.
 
-    Args:
-        paths: Image files.
-        batch_size: Images in a batch.
-        num_workers: Processes that read images.
-        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
+    Attributes:
+        largest_value: Value that becomes 1, see :class:`~anomalib_softpatch.data.protocols.ReadsDeepImages`.
     """
 
     def __init__(
         self, paths: Sequence[Path], batch_size: int, num_workers: int = 0, largest_value: int = EIGHT_BITS
     ) -> None:
         super().__init__(train_batch_size=batch_size, eval_batch_size=batch_size, num_workers=num_workers)
-        self._paths = list(paths)
         self.largest_value = largest_value
+        self.train_data = UnlabeledDataset(paths, largest_value)
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Make the dataset."""
-        self.train_data = UnlabeledDataset(self._paths, self.largest_value)
+        """Nothing to do: the dataset is there."""
 
     def _create_test_split(self) -> None:
         """Nothing to do: there are no test images."""
-
-    def _create_val_split(self) -> None:
-        """Nothing to do: there are no validation images."""
 
     def val_dataloader(self) -> list[DataLoader[ImageItem]]:
         """Return none."""

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One run of clean-train: which stages are to be done, and what is said and written down of each."""
+"""The stages of clean-train in their order: each says what it does, and computes what no earlier run has finished."""
 
 import json
 import os
@@ -9,312 +9,274 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anomalib_softpatch._version import __version__
 from anomalib_softpatch.backbones import find_source
-from anomalib_softpatch.cleaning import stages
-from anomalib_softpatch.cleaning.command import REPORT
-from anomalib_softpatch.cleaning.selection import Row, choose, write_set_aside
-from anomalib_softpatch.cleaning.stages import CHECKPOINT, Options
-from anomalib_softpatch.cleaning.state import State, key_of
+from anomalib_softpatch.cleaning import selection, stages
+from anomalib_softpatch.cleaning.selection import Kind, SetAside, write_set_aside
+from anomalib_softpatch.cleaning.state import CHECKPOINT, REPORT, SET_ASIDE, SUMMARY, State, key_of
 from anomalib_softpatch.components.self_check import LOOK, REFUSE, TRUST, FitFacts, SelfCheck, self_check
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.images.inventory import inventory, linked_names
 from anomalib_softpatch.images.paths import to_text
-from anomalib_softpatch.images.reading import EIGHT_BITS
-from anomalib_softpatch.report.decisions import MOVED, Transfer, move
+from anomalib_softpatch.report.decisions import Transfer, move
 from anomalib_softpatch.report.writer import PAGE, show_self_check
 from anomalib_softpatch.text import counted
 
-SET_ASIDE = "set_aside.csv"
-SUMMARY = "summary.json"
 STAGES = 5
 FEWEST_IMAGES = 2
 EXPORTED = ("model.onnx", "model.xml", "model.pt")
 FOR_PREDICTION = (".onnx", ".xml")  # what anomalib-softpatch predict takes beside a checkpoint
 
 
+@dataclass(frozen=True)
 class Run:
-    """One run of the stages, each of which is skipped where an earlier run has finished it.
+    """What all stages are given: the folder of the images, the one to write to, and what earlier runs have finished."""
 
-    Args:
-        folder: Folder of the images.
-        output: Folder that is written to.
-        options: Options of report and fit.
-        state: What earlier runs have finished.
+    folder: Path
+    output: Path
+    options: stages.Options
+    state: State
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the report says of the images.
+
+    Attributes:
+        files: Hash of each image file by name, those included that were moved away after the report.
+        moved: What an earlier run has moved away, by name: ``hash``, ``kind``, ``reason`` and ``moved_to``.
+        ranked: Names of the images that can be read, the most suspicious first.
+        unreadable: Why the others cannot be read, by name.
+        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
     """
 
-    def __init__(self, folder: Path, output: Path, options: Options, state: State) -> None:
-        self.folder = folder
-        self.output = output
-        self.options = options
-        self.state = state
-        self.files: dict[str, str] = {}  # hash of each image file by name, those moved away included
-        self.moved: dict[str, dict[str, str]] = {}  # what an earlier run has moved away, by name
-        self.ranked: list[str] = []
-        self.unreadable: dict[str, str] = {}
-        self.largest_value = EIGHT_BITS
-        self.reasons: dict[str, str] = {}
-        self.threshold = float("nan")
-        self.check: SelfCheck | None = None
-        self.exported: list[str] = []
-        self.fit_key = ""
+    files: dict[str, str]
+    moved: dict[str, dict[str, str]]
+    ranked: list[str]
+    unreadable: dict[str, str]
+    largest_value: int
 
-    def report(self, images: Sequence[Path]) -> None:
-        """Rank the images and write the report.
 
-        Args:
-            images: The image files of the folder.
-        """
-        self.files = inventory(self.folder, images)
-        planned = (self.state.latest("move") or {}).get("moves", {})
-        self.moved = {
-            name: entry
-            for name, entry in planned.items()
-            if name not in self.files and os.path.lexists(entry["moved_to"])
+@dataclass(frozen=True)
+class Selection:
+    """Names of the images to train on, and what is set aside, by name."""
+
+    training: list[str]
+    set_aside: dict[str, SetAside]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Key of a checkpoint with its threshold, and the self-check of the fit."""
+
+    key: str
+    check: SelfCheck
+
+
+def report(run: Run, images: Sequence[Path]) -> Ranking:
+    """Rank the images of the folder and write the report."""
+    files = inventory(run.folder, images)
+    moved = {
+        name: entry
+        for name, entry in run.state.latest("move").get("moves", {}).items()
+        if name not in files and os.path.lexists(entry["moved_to"])
+    }
+    # With what an earlier run has moved away, the folder may be what that run found
+    earlier = files | {name: entry["hash"] for name, entry in moved.items()}
+    found = run.state.finished("report", _report_key(run, earlier))
+    if found is not None and stages.has_report(run.output, run.options):
+        _say(1, f"report of {counted(len(earlier), 'image')}: there already")
+        return Ranking(earlier, moved, **found)
+    _say(1, f"report of {counted(len(files), 'image')} in {to_text(run.folder)}")
+    key = _report_key(run, files)
+    run.state.forget("report")
+    found = stages.make_report(run.folder, run.output, run.options)
+    run.state.finish("report", key, found)
+    return Ranking(files, moved, **found)
+
+
+def select(run: Run, ranking: Ranking, decisions: Mapping[str, str], share: float) -> Selection:
+    """Choose what is set aside by the verdicts of a person, by name, and in addition a share of the images.
+
+    Raises:
+        ValueError: If too few images are left.
+    """
+    files, ranked = ranking.files, ranking.ranked
+    links = linked_names(run.folder, files)
+    set_aside = selection.choose(files, ranked, ranking.unreadable, decisions, share, links)
+    for name, entry in ranking.moved.items():  # what is not there any more cannot be trained on
+        kind = Kind(entry.get("kind", Kind.EARLIER))
+        set_aside[name] = SetAside(kind, entry["reason"], Path(entry["moved_to"]))
+    write_set_aside(run.folder, set_aside, run.output / SET_ASIDE)
+    counts = Counter(each.kind.value for each in set_aside.values())
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
+    _say(2, f"set aside {counted(len(set_aside), 'image')} ({kinds})" if kinds else "nothing to set aside")
+    gone = len(decisions.keys() - files.keys())
+    if gone:
+        sys.stdout.write(f"      {counted(gone, 'image')} with a decision: not in the folder any more.\n")
+    training = sorted(set(ranked) - set_aside.keys())
+    if len(training) < FEWEST_IMAGES:
+        msg = f"Only {len(training)} of {len(files)} images are left to train on. Set fewer aside."
+        raise ValueError(msg)
+    return Selection(training, set_aside)
+
+
+def fit(run: Run, ranking: Ranking, training: Sequence[str], false_alarms: float) -> Fit:
+    """Train, set the threshold for a share of false alarms, and show the self-check in the report."""
+    contents = [[name, ranking.files[name]] for name in training]
+    settings = [*_settings(run.options), ranking.largest_value]
+    key = key_of(settings, str(run.folder), contents, run.options.model, run.options.model_options)
+    found = run.state.finished("fit", key)
+    what = f"fit on {counted(len(training), 'image')}"
+    if found is None or not (run.output / CHECKPOINT).is_file():
+        _say(3, what)
+        run.state.forget("fit")
+        paths = [run.folder / name for name in training]
+        found = stages.fit(paths, run.output, run.options, false_alarms, ranking.largest_value)
+    elif found["false_alarms"] == false_alarms:
+        _say(3, f"{what}: there already")
+    else:
+        _say(3, f"{what}: there already, but for the threshold")
+        # The checkpoint has the one or the other until the new one is written down
+        run.state.finish("fit", key, found | {"false_alarms": None})
+        found = found | {"threshold": stages.set_threshold(run.output, found, false_alarms)}
+    run.state.finish("fit", key, found | {"false_alarms": false_alarms})
+    check = self_check(FitFacts(**found["facts"]), found["threshold"], false_alarms, found["scale"])
+    show_self_check(run.output / REPORT, check.lines)
+    return Fit(key_of(key, false_alarms), check)
+
+
+def export(run: Run, fitted: Fit, kind: str) -> list[str]:
+    """Export the model, and return the names of the exported files, the model's first."""
+    latest = run.state.latest("export").get("kind", kind)
+    if kind == "none" and run.state.finished("export", key_of(fitted.key, latest)) is not None:
+        kind = latest  # an earlier run has exported this very model
+    key = key_of(fitted.key, kind)
+    files = (run.state.finished("export", key) or {"files": []})["files"]
+    if kind == "none":
+        _say(4, "no export")
+    elif files and all((run.output / name).is_file() for name in files):
+        _say(4, f"export to {kind}: there already")
+    else:
+        _say(4, f"export to {kind}")
+        run.state.forget("export")
+        files = [file.name for file in stages.export_checkpoint(run.output / CHECKPOINT, run.output, kind)]
+        run.state.finish("export", key, {"kind": kind, "files": files})
+    others = [name for name in EXPORTED if name not in files and (run.output / name).is_file()]
+    if others:
+        sys.stdout.write(f"      {', '.join(others)}: of an earlier run, perhaps with another threshold.\n")
+    return files
+
+
+def move_away(run: Run, ranking: Ranking, set_aside: Mapping[str, SetAside], target: Path | None) -> None:
+    """Move what was set aside to a folder, and list where it is; ``None`` leaves all where it is."""
+    names = [name for name in set_aside if name not in ranking.moved]
+    if target is None or not names:
+        _say(5, "nothing to move")
+        return
+    _say(5, f"move {counted(len(names), 'image')} to {to_text(target)}")
+    moved = {name: replace(set_aside[name], moved_to=Path(os.path.abspath(target / name))) for name in names}  # noqa: PTH100
+    entries = {
+        name: {
+            "hash": ranking.files[name],
+            "kind": each.kind.value,
+            "reason": each.reason,
+            "moved_to": str(each.moved_to),
         }
-        # With what an earlier run has moved away, the folder may be what that run found
-        earlier = self.files | {name: entry["hash"] for name, entry in self.moved.items()}
-        found = self.state.finished("report", self._report_key(earlier))
-        if found is not None and stages.has_report(self.output, self.options):
-            self.files = earlier
-            self._say(1, f"report of {counted(len(self.files), 'image')}: there already")
-        else:
-            self._say(1, f"report of {counted(len(self.files), 'image')} in {to_text(self.folder)}")
-            key = self._report_key(self.files)
-            self.state.forget("report")
-            found = stages.make_report(self.folder, self.output, self.options)
-            self.state.finish("report", key, found)
-        self.ranked, self.unreadable = found["ranked"], found["unreadable"]
-        self.largest_value = found.get("largest_value", EIGHT_BITS)
-
-    def choose(self, decisions: Mapping[str, str], share: float) -> None:
-        """Choose what is set aside, and write the list.
-
-        Args:
-            decisions: Verdicts of a person, by name.
-            share: Share of the most suspicious images.
-
-        Raises:
-            ValueError: If too few images are left.
-        """
-        links = linked_names(self.folder, self.files)
-        chosen = choose(self.files, self.ranked, self.unreadable, decisions, share, links)
-        # What is not there any more cannot be trained on
-        self.reasons = chosen | {name: entry["reason"] for name, entry in self.moved.items()}
-        self._list_set_aside()
-        counts = Counter(_kind(reason) for reason in self.reasons.values())
-        kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
-        self._say(2, f"set aside {counted(len(self.reasons), 'image')} ({kinds})" if kinds else "nothing to set aside")
-        gone = len([name for name in decisions if name not in self.files])
-        if gone:
-            sys.stdout.write(f"      {counted(gone, 'image')} with a decision: not in the folder any more.\n")
-        if len(self.training) < FEWEST_IMAGES:
-            msg = f"Only {len(self.training)} of {len(self.files)} images are left to train on. Set fewer aside."
-            raise ValueError(msg)
-
-    @property
-    def training(self) -> list[str]:
-        """Names of the images to train on."""
-        return sorted(name for name in self.ranked if name not in self.reasons)
-
-    def fit(self, false_alarms: float) -> None:
-        """Train and set the threshold.
-
-        Args:
-            false_alarms: Share of normal images that may be called anomalous.
-        """
-        contents = [[name, self.files[name]] for name in self.training]
-        options = self.options
-        settings = [*self._settings(), self.largest_value]
-        key = key_of(settings, str(self.folder), contents, options.model, options.model_options)
-        self.fit_key = key_of(key, false_alarms)
-        found = self.state.finished("fit", key)
-        if found is None or "facts" not in found or not (self.output / CHECKPOINT).is_file():
-            self._say(3, f"fit on {counted(len(contents), 'image')}")
-            self.state.forget("fit")
-            paths = [self.folder / name for name in self.training]
-            found = stages.fit(paths, self.output, options, false_alarms, self.largest_value)
-            self.state.finish("fit", key, found | {"false_alarms": false_alarms})
-        elif found["false_alarms"] == false_alarms:
-            self._say(3, f"fit on {counted(len(contents), 'image')}: there already")
-        else:
-            self._say(3, f"fit on {counted(len(contents), 'image')}: there already, but for the threshold")
-            self.state.finish(
-                "fit", key, found | {"false_alarms": None}
-            )  # while the checkpoint has the one or the other
-            found = found | {"threshold": stages.set_threshold(self.output, found, false_alarms)}
-            self.state.finish("fit", key, found | {"false_alarms": false_alarms})
-        self.threshold = found["threshold"]
-        facts = FitFacts(**found["facts"])
-        self.check = self_check(facts, self.threshold, false_alarms, found["scale"])
-        show_self_check(self.output / REPORT, self.check.lines)
-
-    def export(self, kind: str) -> None:
-        """Export the model.
-
-        Args:
-            kind: ``none``, or what to export to.
-        """
-        latest = self.state.latest("export") or {}
-        if kind == "none" and self.state.finished("export", key_of(self.fit_key, latest.get("kind"))) is not None:
-            kind = latest["kind"]  # an earlier run has exported this very model
-        key = key_of(self.fit_key, kind)
-        found = self.state.finished("export", key)
-        if kind == "none":
-            self._say(4, "no export")
-            found = {"files": []}
-        elif found is not None and all((self.output / name).is_file() for name in found["files"]):
-            self._say(4, f"export to {kind}: there already")
-        else:
-            self._say(4, f"export to {kind}")
-            self.state.forget("export")
-            found = {"kind": kind, **stages.export(self.output, kind)}
-            self.state.finish("export", key, found)
-        self.exported = found["files"]
-        others = [name for name in EXPORTED if name not in self.exported and (self.output / name).is_file()]
-        if others:
-            sys.stdout.write(f"      {', '.join(others)}: of an earlier run, perhaps with another threshold.\n")
-
-    def move(self, target: Path | None) -> None:
-        """Move what was set aside.
-
-        Args:
-            target: Folder, ``None`` to leave all where it is.
-        """
-        transfers = [
-            Transfer(self.folder / name, target / name)
-            for name in self.reasons
-            if target is not None and name not in self.moved
-        ]
-        if target is None or not transfers:
-            self._say(5, "nothing to move")
-            return
-        self._say(5, f"move {counted(len(transfers), 'image')} to {to_text(target)}")
-        moves = {
-            transfer.source.relative_to(self.folder).as_posix(): str(Path(os.path.abspath(transfer.target)))  # noqa: PTH100
-            for transfer in transfers
-        }
-        # Written down first: whatever becomes of this process, the next one knows what is gone, and where to
-        self.moved |= {
-            name: {"hash": self.files[name], "reason": self.reasons[name], "moved_to": place}
-            for name, place in moves.items()
-        }
-        self.state.finish("move", "", {"moves": self.moved})
-        move(transfers, target / MOVED)
-        self._list_set_aside()
-        undo = f"anomalib-softpatch undo {shlex.quote(to_text(target / MOVED))} --dry_run false"
-        sys.stdout.write(f"      To bring them back: {undo}\n")
-
-    def summarize(self, false_alarms: float, share: float) -> None:
-        """Write and print the summary.
-
-        Args:
-            false_alarms: Share of normal images that may be called anomalous.
-            share: Share of the most suspicious images that was set aside.
-        """
-        assert self.check is not None
-        command = self._prediction()
-        again = "the same command"  # its options belong to it
-        next_steps = {
-            TRUST: command,
-            LOOK: f"{again} with --decisions decisions.csv",
-            REFUSE: f"{again} with more images",
-        }
-        next_step = next_steps[self.check.verdict]
-        page = self.output / REPORT / PAGE
-        record = self._record(false_alarms, share, self.check.record | {"next": next_step})
-        with atomic_output(self.output / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(record | {"next": command}, indent=2) + "\n", encoding="ascii")
-        lines = [
-            f"Trained on {len(self.training)} of {len(self.files)} images. Threshold {self.threshold:.4g} (0.5 once "
-            "normalized).",
-            *self.check.lines,
-            *([f"Set aside: {self.output / SET_ASIDE}"] if self.reasons else []),
-            f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
-            f"Summary:   {self.output / SUMMARY}",
-            f"Features:  {self._feature_cache} (with them another run needs no backbone; can be deleted)",
-            *([f"First:     {next_step}"] if self.check.verdict != TRUST else []),
-            f"Next:      {command}",
-        ]
-        sys.stdout.write("\n".join([*lines, ""]))
-
-    @property
-    def _feature_cache(self) -> Path:
-        """Folder of the features."""
-        cache = self.options.extraction.feature_cache
-        assert cache is not None
-        return cache
-
-    def _prediction(self) -> str:
-        """Return the command that judges new images."""
-        predicts = bool(self.exported) and self.exported[0].endswith(FOR_PREDICTION)
-        file = self.output / (self.exported[0] if predicts else CHECKPOINT)
-        option = "--model" if predicts else "--ckpt_path"
-        return f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
-
-    def _record(self, false_alarms: float, share: float, check: dict[str, Any]) -> dict[str, Any]:
-        """Return what the summary says of the run."""
-        extraction = self.options.extraction
-        return {
-            "version": __version__,
-            "folder": to_text(self.folder),
-            "images": len(self.files),
-            "set_aside": len(self.reasons),
-            "trained_on": len(self.training),
-            "model": self.options.model,
-            "model_options": self.options.model_options,
-            "backbone": extraction.backbone,
-            "layers": extraction.layers,
-            "image_size": extraction.size,
-            "tiles": extraction.tiles,
-            "neighborhood": self.options.neighborhood,
-            "largest_value": self.largest_value,
-            "share_set_aside": share,
-            "false_alarms": false_alarms,
-            "threshold": self.threshold,
-            "self_check": check,
-            "normalized_threshold": 0.5,
-            "report": to_text(self.output / REPORT / PAGE),
-            "checkpoint": to_text(self.output / CHECKPOINT),
-            "exported": [to_text(self.output / name) for name in self.exported],
-            "features": to_text(self._feature_cache),
-        }
-
-    def _settings(self) -> list[Any]:
-        """What features and scores depend on beside the images."""
-        extraction = self.options.extraction
-        name = extraction.backbone
-        assert name is not None
-        files = find_source(name).files
-        weights = inventory(files[0].parent, files) if files else {}
-        sizes = [extraction.size, extraction.tiles]
-        compared = [self.options.neighborhood, self.options.model_options.get("min_images")]
-        return [__version__, name, weights, extraction.layers, *sizes, *compared]
-
-    def _report_key(self, files: Mapping[str, str]) -> str:
-        return key_of(self._settings(), str(self.folder), dict(files), *self.options.exports)
-
-    def _list_set_aside(self) -> None:
-        rows = []
-        for name, reason in self.reasons.items():
-            place = Path(self.moved[name]["moved_to"]) if name in self.moved else None
-            rows.append(Row(self.folder / name, reason, place))
-        write_set_aside(rows, self.output / SET_ASIDE)
-
-    def _say(self, number: int, text: str) -> None:
-        sys.stdout.write(f"[{number}/{STAGES}] {text}\n")
-        sys.stdout.flush()
+        for name, each in moved.items()
+    }
+    # Written down first: whatever becomes of this process, the next one knows what is gone, and where to
+    run.state.finish("move", "", {"moves": ranking.moved | entries})
+    undo = move([Transfer(run.folder / name, target / name) for name in names], target)
+    write_set_aside(run.folder, {**set_aside, **moved}, run.output / SET_ASIDE)
+    sys.stdout.write(f"      {undo}\n")
 
 
-def _kind(reason: str) -> str:
-    """Return what kind of reason it is, for counts."""
-    if reason.startswith("exact copy"):
-        return "exact copies"
-    if reason.startswith("link to"):
-        return "links"
-    if reason.startswith("number "):
-        return "most suspicious"
-    return "decided" if reason.startswith("decided") else "unreadable"
+def summarize(
+    run: Run, ranking: Ranking, chosen: Selection, fitted: Fit, exported: Sequence[str], share: float
+) -> None:
+    """Write and print the summary."""
+    check = fitted.check
+    command = _prediction(run.output, exported)
+    again = "the same command"  # its options belong to it
+    next_step = {
+        TRUST: command,
+        LOOK: f"{again} with --decisions decisions.csv",
+        REFUSE: f"{again} with more images",
+    }[check.verdict]
+    extraction = run.options.extraction
+    features = extraction.feature_cache
+    assert features is not None
+    page = run.output / REPORT / PAGE
+    record = {
+        "version": __version__,
+        "folder": to_text(run.folder),
+        "images": len(ranking.files),
+        "set_aside": len(chosen.set_aside),
+        "trained_on": len(chosen.training),
+        "model": run.options.model,
+        "model_options": run.options.model_options,
+        "backbone": extraction.backbone,
+        "layers": extraction.layers,
+        "image_size": extraction.size,
+        "tiles": extraction.tiles,
+        "neighborhood": run.options.neighborhood,
+        "largest_value": ranking.largest_value,
+        "share_set_aside": share,
+        "false_alarms": check.asked,
+        "threshold": check.threshold,
+        "self_check": check.record | {"next": next_step},
+        "normalized_threshold": 0.5,
+        "report": to_text(page),
+        "checkpoint": to_text(run.output / CHECKPOINT),
+        "exported": [to_text(run.output / name) for name in exported],
+        "features": to_text(features),
+        "next": command,
+    }
+    with atomic_output(run.output / SUMMARY) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="ascii")
+    lines = [
+        f"Trained on {len(chosen.training)} of {len(ranking.files)} images. Threshold {check.threshold:.4g} (0.5 once "
+        "normalized).",
+        *check.lines,
+        *([f"Set aside: {run.output / SET_ASIDE}"] if chosen.set_aside else []),
+        f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
+        f"Summary:   {run.output / SUMMARY}",
+        f"Features:  {features} (with them another run needs no backbone; can be deleted)",
+        *([f"First:     {next_step}"] if check.verdict != TRUST else []),
+        f"Next:      {command}",
+    ]
+    sys.stdout.write("\n".join([*lines, ""]))
+
+
+def _prediction(output: Path, exported: Sequence[str]) -> str:
+    """Return the command that judges new images."""
+    predicts = bool(exported) and exported[0].endswith(FOR_PREDICTION)
+    file = output / (exported[0] if predicts else CHECKPOINT)
+    option = "--model" if predicts else "--ckpt_path"
+    return f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
+
+
+def _settings(options: stages.Options) -> list[Any]:
+    """Return what features and scores depend on beside the images."""
+    extraction = options.extraction
+    name = extraction.backbone
+    assert name is not None
+    files = find_source(name).files
+    weights = inventory(files[0].parent, files) if files else {}
+    sizes = [extraction.size, extraction.tiles]
+    compared = [options.neighborhood, options.model_options.get("min_images")]
+    return [__version__, name, weights, extraction.layers, *sizes, *compared]
+
+
+def _report_key(run: Run, files: Mapping[str, str]) -> str:
+    return key_of(_settings(run.options), str(run.folder), dict(files), *run.options.exports)
+
+
+def _say(number: int, text: str) -> None:
+    sys.stdout.write(f"[{number}/{STAGES}] {text}\n")
+    sys.stdout.flush()

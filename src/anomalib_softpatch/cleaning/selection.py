@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from anomalib_softpatch.files import atomic_output, write_table
@@ -17,17 +18,28 @@ COLUMNS = ["path", "reason", "moved_to"]
 DECIDED = {SET_ASIDE: "decided by a person", DEFECT: "decided by a person to be a defect"}  # reasons
 
 
+class Kind(Enum):
+    """What kind of reason an image is set aside for, in words."""
+
+    UNREADABLE = "unreadable"
+    LINK = "links"
+    DECIDED = "decided"
+    COPY = "exact copies"
+    SUSPICIOUS = "most suspicious"
+    EARLIER = "by an earlier version"  # which has not written down the kind
+
+
 @dataclass(frozen=True)
-class Row:
-    """An image that was set aside.
+class SetAside:
+    """Why an image is set aside.
 
     Attributes:
-        path: Where it was found.
-        reason: Why it was set aside.
-        moved_to: Where it is now; ``None`` if it was left where it was.
+        kind: Kind of the reason.
+        reason: The reason, for people.
+        moved_to: Where the image is now; ``None`` if it was left where it was.
     """
 
-    path: Path
+    kind: Kind
     reason: str
     moved_to: Path | None = None
 
@@ -39,7 +51,7 @@ def choose(
     decisions: Mapping[str, str],
     share: float = 0.0,
     links: Mapping[str, str] | None = None,
-) -> dict[str, str]:
+) -> dict[str, SetAside]:
     """Choose the images to set aside.
 
     What a person has decided comes first. Of files that are equal byte for byte, one stays: one that a person has
@@ -55,17 +67,19 @@ def choose(
             been decided about it: it is the same image, and would lead nowhere if that were moved.
 
     Returns:
-        Reason for each image that is set aside, by name, sorted by name.
+        What is set aside, by name, sorted by name.
 
     Raises:
         ValueError: If one of two copies is called normal and the other a defect.
     """
     links = links or {}
-    reasons = {name: reason for name, reason in unreadable.items() if name in files}
-    reasons |= {name: f"link to {shown(image)}" for name, image in links.items()}
-    decided = {name: verdict for name, verdict in decisions.items() if name in files and name not in reasons}
+    chosen = {name: SetAside(Kind.UNREADABLE, reason) for name, reason in unreadable.items() if name in files}
+    chosen |= {name: SetAside(Kind.LINK, f"link to {shown(image)}") for name, image in links.items()}
+    decided = {name: verdict for name, verdict in decisions.items() if name in files and name not in chosen}
     decided |= {image: DEFECT for name, image in links.items() if decisions.get(name) == DEFECT}
-    reasons |= {name: DECIDED[verdict] for name, verdict in decided.items() if verdict in DECIDED}
+    chosen |= {
+        name: SetAside(Kind.DECIDED, DECIDED[verdict]) for name, verdict in decided.items() if verdict in DECIDED
+    }
     kept = {name for name, verdict in decided.items() if verdict == NORMAL}
     for names in exact_copies(files):
         defect = next((name for name in names if decided.get(name) == DEFECT), None)
@@ -74,47 +88,42 @@ def choose(
             if normal is not None:
                 msg = f"{normal!r} is called normal and {defect!r} a defect, but they are copies. Correct one of them."
                 raise ValueError(msg)
-            reason = f"{DECIDED[DEFECT]}: exact copy of {shown(defect)}"
-            reasons |= {name: reason for name in names if name not in reasons}
-        left = [name for name in names if name not in reasons]
+            copy = SetAside(Kind.DECIDED, f"{DECIDED[DEFECT]}: exact copy of {shown(defect)}")
+            chosen |= {name: copy for name in names if name not in chosen}
+        left = [name for name in names if name not in chosen]
         first = next((name for name in left if name in kept), left[0] if left else "")
-        reasons |= {name: f"exact copy of {shown(first)}" for name in left if name != first and name not in kept}
+        copy = SetAside(Kind.COPY, f"exact copy of {shown(first)}")
+        chosen |= {name: copy for name in left if name != first and name not in kept}
     for rank, name in enumerate(ranked[: round(share * len(ranked))], start=1):
         if name not in kept:
-            reasons.setdefault(name, f"number {rank} of the {len(ranked)} images in the report")
-    return dict(sorted(reasons.items()))
+            reason = f"number {rank} of the {len(ranked)} images in the report"
+            chosen.setdefault(name, SetAside(Kind.SUSPICIOUS, reason))
+    return dict(sorted(chosen.items()))
 
 
 def names_of(decisions: Iterable[Decision], folder: Path) -> tuple[dict[str, str], int]:
-    """Look up decisions about the images of a folder.
-
-    Args:
-        decisions: Decisions, from :func:`~anomalib_softpatch.images.decisions.read_decisions`.
-        folder: Folder.
-
-    Returns:
-        Verdicts by the name of the image in the folder, and the number of images that lie elsewhere.
-    """
+    """Return verdicts by the name of the image in a folder, and the number of images that lie elsewhere."""
     verdicts = {decision.path: decision.verdict for decision in decisions}
     inside = {path: verdict for path, verdict in verdicts.items() if path.is_relative_to(folder)}
     names = {path.relative_to(folder).as_posix(): verdict for path, verdict in inside.items()}
     return names, len(verdicts) - len(inside)
 
 
-def write_set_aside(rows: Sequence[Row], file: Path) -> None:
+def write_set_aside(folder: Path, chosen: Mapping[str, SetAside], file: Path) -> None:
     """Write the list of what was set aside.
 
     Args:
-        rows: Images.
+        folder: Folder of the images.
+        chosen: What is set aside, by the name of the image in the folder.
         file: CSV file to write or replace, with the columns ``path``, ``reason`` and ``moved_to``.
     """
     cells = [
         [
-            to_text(row.path),
-            row.reason.encode(errors="replace").decode(),
-            "" if row.moved_to is None else to_text(row.moved_to),
+            to_text(folder / name),
+            each.reason.encode(errors="replace").decode(),
+            "" if each.moved_to is None else to_text(each.moved_to),
         ]
-        for row in rows
+        for name, each in chosen.items()
     ]
     with atomic_output(file) as temporary:
         write_table(temporary, COLUMNS, cells)

@@ -3,12 +3,12 @@
 
 """The stages that compute: report, fit and export. They leave whole files, or none."""
 
-import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any, Literal, cast
 import torch
 from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.engine import Engine
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from anomalib_softpatch.cleaning.command import REPORT, clean_train
 from anomalib_softpatch.cleaning.datamodule import UnlabeledDataModule
+from anomalib_softpatch.cleaning.state import CHECKPOINT, REPORT
 from anomalib_softpatch.components.feature_store import default_memory_budget
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.tiles import grid_of, make_tiler
@@ -35,7 +35,6 @@ from anomalib_softpatch.report.ranking import check_device, rank_images
 from anomalib_softpatch.report.writer import PAGE, write_report
 
 WORKING = ".working"  # in the output folder: files that are not finished
-CHECKPOINT = "model.ckpt"
 # Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
 TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript", "onnx_ir")
 # Options of the models that the command decides
@@ -62,48 +61,53 @@ class Options:
         return {} if self.neighborhood is None else {"neighborhood": self.neighborhood}
 
 
-def prepare(options: Options, images: Iterable[Path]) -> Options:
+def prepare(options: Options, images: Iterable[Path], other_options: Collection[str] = ()) -> Options:
     """Refuse what can be known to be wrong before an image is read, and choose the images' size where none is given.
 
     Args:
-        options: Options.
+        options: Options of the command.
         images: Image files.
+        other_options: Names of options that are not the model's, one of which may be meant where a name is unknown.
 
     Returns:
         Options with an image size.
 
     Raises:
-        ValueError: If timm does not know the backbone, the device cannot be used, or size and tiles do not fit.
+        ValueError: If timm does not know the backbone, the device cannot be used, size and tiles do not fit, or the
+            model does not have an option or does not take its value.
     """
     check_device(options.extraction.device)
-    model = _make_model(options, pre_trained=False).model  # layers and options
-    extractor = model.feature_extractor
-    tiled = model.tiler is not None
-    size = choose_size(typical_image(images), options.extraction.size, tiled, extractor.nearest_size)
-    grid_of(extractor, size, model.tiler)
-    return replace(options, extraction=replace(options.extraction, image_size=size))
+    model, extraction = _make_model(options, other_options, pre_trained=False).model, options.extraction
+    extractor, tiled = model.feature_extractor, model.tiler is not None
+    size = choose_size(typical_image(images), extraction.size, tiled, extractor.nearest_size)
+    grid_of(extractor, size, model.tiler)  # refuses sizes that do not fit
+    return replace(options, extraction=replace(extraction, image_size=size))
 
 
-def _make_model(options: Options, **more: Any) -> DenoisingMixin:
-    """Make the model, or say which option does not fit."""
+def _parsed(options: Options, other_options: Collection[str]) -> dict[str, Any]:
+    """Return the model's options as it takes them; a dot names parts, as in ``discriminator_options.knn_k``."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
     known = list(vars(parser.get_defaults()))
-    asked = _nested(options.model_options)
-    for name in asked:
-        if name not in known:
-            others = [*inspect.signature(clean_train).parameters, *vars(options.extraction)]
-            similar = get_close_matches(name, [*known, *others], n=1)
-            hint = f"Did you mean --{similar[0]}?" if similar else f"See anomalib train --model.help {options.model}."
-            msg = f"--{name} is an option neither of this command nor of {options.model}. {hint}"
-            raise ValueError(msg)
+    given = Namespace(**deepcopy(options.model_options)).as_dict()
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        similar = get_close_matches(unknown, [*known, *other_options, *vars(options.extraction)], n=1)
+        hint = f"Did you mean --{similar[0]}?" if similar else f"See anomalib train --model.help {options.model}."
+        msg = f"--{unknown} is an option neither of this command nor of {options.model}. {hint}"
+        raise ValueError(msg)
     try:
-        parsed = parser.parse_object(asked)
+        parsed = parser.parse_object(given)
     except ArgumentError as error:
         msg = " ".join(str(error).split())
         raise ValueError(msg) from error
+    return {name: parsed[name] for name in given}
+
+
+def _make_model(options: Options, other_options: Collection[str] = (), **more: Any) -> DenoisingMixin:
+    """Make the model, or say which option or value does not fit."""
     model_class, extraction = MODELS[options.model], options.extraction
-    given = {name: parsed[name] for name in asked} | options.comparison | more
+    given = _parsed(options, other_options) | options.comparison | more
     given |= {"backbone": extraction.backbone, "layers": extraction.layers}
     with _quiet():
         model = model_class(
@@ -118,25 +122,8 @@ def _make_model(options: Options, **more: Any) -> DenoisingMixin:
     return model
 
 
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with those that a dot names as parts of others, such as ``discriminator_options.knn_k``."""
-    nested: dict[str, Any] = {}
-    for name, value in options.items():
-        whole, dot, part = name.partition(".")
-        if dot:
-            nested[whole] = {**nested.get(whole, {}), part: value}
-        else:
-            nested[name] = value
-    return nested
-
-
 def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
-    """Rank the images of a folder and write a report of them.
-
-    Args:
-        folder: Folder of images.
-        output: Folder to write ``report/`` into.
-        options: Options.
+    """Rank the images of a folder and write ``report/`` into the output folder.
 
     Returns:
         ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, of files that are
@@ -151,9 +138,10 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     )
     write_report(findings, output / REPORT)
     write_exports(findings, options.exports, output / REPORT)
+    paths = [findings.paths[index] for index in findings.order]
     return {
-        "ranked": [_name(findings.paths[index], folder) for index in findings.order],
-        "unreadable": {_name(path, folder): reason for path, reason in findings.skipped},
+        "ranked": [Path(path).relative_to(folder).as_posix() for path in paths],
+        "unreadable": {Path(path).relative_to(folder).as_posix(): reason for path, reason in findings.skipped},
         "largest_value": findings.largest_value,
     }
 
@@ -166,14 +154,7 @@ def has_report(output: Path, options: Options) -> bool:
 def fit(
     paths: Sequence[Path], output: Path, options: Options, false_alarms: float, largest_value: int
 ) -> dict[str, Any]:
-    """Train a model, threshold included, and leave its checkpoint.
-
-    Args:
-        paths: Training images.
-        output: Folder to write ``model.ckpt`` to.
-        options: Options.
-        false_alarms: Share of normal images that may be called anomalous.
-        largest_value: Of the report, see :func:`~anomalib_softpatch.images.reading.read_image`.
+    """Train a model, threshold included, and leave its checkpoint in the output folder.
 
     Returns:
         ``threshold``: of the score before it is normalized; ``image_scores`` and ``map_peaks``: of the training images,
@@ -184,6 +165,7 @@ def fit(
         OSError: If the weights of the backbone cannot be had, or if the disk has no room.
     """
     post_processor, extraction = LabelFreePostProcessor(false_alarms=false_alarms), options.extraction
+    device = check_device(extraction.device)  # the one that the report was computed on
     try:
         model = _make_model(options, post_processor=post_processor)
     except RuntimeError as error:  # weights that cannot be had; its message says how to go on
@@ -193,7 +175,8 @@ def fit(
             callbacks=[ModelCheckpoint(dirpath=folder, filename="model", auto_insert_metric_name=False)],
             default_root_dir=folder,
             enable_model_summary=False,
-            **_placement(extraction.device),
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
         )
         with _quiet():
             try:
@@ -216,15 +199,10 @@ def fit(
 
 
 def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) -> float:
-    """Set another threshold in a checkpoint, from the scores that its fit has left.
-
-    Args:
-        output: Folder that holds ``model.ckpt``.
-        scores: What :func:`fit` has returned.
-        false_alarms: Share of normal images that may be called anomalous.
+    """Set another threshold in the checkpoint, from the scores that :func:`fit` has returned.
 
     Returns:
-        The threshold, of the score before it is normalized.
+        The threshold of the score before it is normalized.
     """
     model = cast("DenoisingMixin", load_model(output / CHECKPOINT))
     post_processor = model.post_processor
@@ -236,24 +214,11 @@ def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) 
     return float(post_processor.image_threshold)
 
 
-def export(output: Path, kind: str) -> dict[str, Any]:
-    """Export the model of a checkpoint.
-
-    Args:
-        output: Folder that holds ``model.ckpt``, and gets the exported file.
-        kind: ``onnx``, ``openvino`` or ``torch``.
-
-    Returns:
-        ``files``: names of the files, the model's first.
-    """
-    return {"files": [file.name for file in export_checkpoint(output / CHECKPOINT, output, kind)]}
-
-
 def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
     """Export the model of a checkpoint into a folder, in which all files appear when they are whole.
 
     Args:
-        checkpoint: The checkpoint.
+        checkpoint: Checkpoint of a model of this package.
         output: Folder, made if need be.
         kind: ``onnx``, ``openvino`` or ``torch``.
 
@@ -295,14 +260,3 @@ def _working_folder(output: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
-
-
-def _placement(device: str) -> dict[str, Any]:
-    """Return the trainer's arguments for a device, the one that a report with the same option is computed on."""
-    kind = check_device(device)
-    accelerator = {"cuda": "gpu"}.get(kind.type, kind.type)
-    return {"accelerator": accelerator, "devices": 1 if kind.index is None else [kind.index]}
-
-
-def _name(path: str, folder: Path) -> str:
-    return Path(path).relative_to(folder).as_posix()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run has finished, in a file, so that another run goes on from there."""
+"""What a run leaves in its output folder, and which stages it has finished, so that another run goes on from there."""
 
 import hashlib
 import json
@@ -10,6 +10,11 @@ from typing import Any
 
 from anomalib_softpatch.files import atomic_output
 
+REPORT = "report"
+FEATURES = "features"
+CHECKPOINT = "model.ckpt"
+SET_ASIDE = "set_aside.csv"
+SUMMARY = "summary.json"
 FILE = "state.json"
 WRITTEN_BY = "anomalib-softpatch clean-train"
 FORMAT = 1
@@ -36,24 +41,10 @@ class State:
             msg = f"output={str(folder)!r} is a file. Give a folder."
             raise ValueError(msg)
         if self.file.is_file():
-            self._content = self._read()
+            self._content = _read(self.file)
         elif any(folder.iterdir()):
             msg = f"output={str(folder)!r} has files in it that are not of an earlier run. Give a new folder."
             raise ValueError(msg)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            own, newer = content["written_by"] == WRITTEN_BY, content["format"] > FORMAT
-        except (ValueError, KeyError, TypeError):
-            own, newer = False, False
-        if newer:
-            msg = f"{str(self.file)!r} was written by a newer version. Install that one, or give a new folder."
-            raise ValueError(msg)
-        if not own:
-            msg = f"{str(self.file)!r} was not written by {WRITTEN_BY}. Give a new folder."
-            raise ValueError(msg)
-        return content
 
     def claim(self) -> None:
         """Write the file before any other, so that the folder is known for this command's own."""
@@ -61,44 +52,22 @@ class State:
             self._write()
 
     def finished(self, stage: str, key: str) -> dict[str, Any] | None:
-        """Return the result of a stage.
-
-        Args:
-            stage: Name of the stage.
-            key: From :func:`key_of`.
-
-        Returns:
-            What was given to :meth:`finish`; ``None`` if the stage has not been finished with that key.
-        """
+        """Return the result of a stage; ``None`` if it has not been finished with that key, see :func:`key_of`."""
         entry = self._content["stages"].get(stage)
         return entry["result"] if entry and entry["key"] == key else None
 
-    def latest(self, stage: str) -> dict[str, Any] | None:
-        """Return the result of a stage, whatever it was made from.
-
-        Args:
-            stage: Name of the stage.
-        """
+    def latest(self, stage: str) -> dict[str, Any]:
+        """Return the result of a stage, whatever it was made from; empty if it has never been finished."""
         entry = self._content["stages"].get(stage)
-        return entry["result"] if entry else None
+        return entry["result"] if entry else {}
 
     def finish(self, stage: str, key: str, result: dict[str, Any]) -> None:
-        """Write down that a stage is finished.
-
-        Args:
-            stage: Name of the stage.
-            key: From :func:`key_of`.
-            result: Plain data.
-        """
+        """Write down that a stage is finished, with a result of plain data."""
         self._content["stages"][stage] = {"key": key, "result": result}
         self._write()
 
     def forget(self, stage: str) -> None:
-        """Write down that a stage is not finished, before its files are replaced.
-
-        Args:
-            stage: Name of the stage.
-        """
+        """Write down that a stage is not finished, before its files are replaced."""
         self._content["stages"].pop(stage, None)
         self._write()
 
@@ -107,10 +76,21 @@ class State:
             temporary.write_text(json.dumps(self._content, indent=1) + "\n", encoding="ascii")
 
 
-def key_of(*parts: Any) -> str:
-    """Return a key of plain data.
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        own, newer = content["written_by"] == WRITTEN_BY, content["format"] > FORMAT
+    except (ValueError, KeyError, TypeError):
+        own, newer = False, False
+    if newer:
+        msg = f"{str(file)!r} was written by a newer version. Install that one, or give a new folder."
+        raise ValueError(msg)
+    if not own:
+        msg = f"{str(file)!r} was not written by {WRITTEN_BY}. Give a new folder."
+        raise ValueError(msg)
+    return content
 
-    Args:
-        *parts: What a stage depends on.
-    """
+
+def key_of(*parts: Any) -> str:
+    """Return a key of what a stage depends on, of plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

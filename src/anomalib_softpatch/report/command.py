@@ -69,9 +69,8 @@ def report(
             label_studio or coco; several as [fiftyone,coco], or with --export+ for each.
     """
     _, skipped = find_images(folder)
-    _check_against(against, folder)
     refuse_inside(folder, output, write_list, copy_rest, extraction.feature_cache)
-    _check_copy_rest(copy_rest)
+    _check_folders(folder, against, copy_rest)
     check(suspicious=suspicious)
     exports = check_exports(export, output)
     chosen = choose_backbone(extraction.backbone, extraction.layers, weights)
@@ -107,7 +106,6 @@ def report(
     count = round(suspicious * len(ranked))
     if write_list is not None:
         _write_list(ranked[:count], write_list)
-        sys.stdout.write(f"{counted(count, 'suspicious path')}: {write_list}\n")
     if copy_rest is not None:
         copy([Transfer(path, copy_rest / path.relative_to(folder)) for path in sorted(ranked[count:])])
         sys.stdout.write(f"{counted(len(ranked) - count, 'other image')} copied: {copy_rest}\n")
@@ -116,20 +114,15 @@ def report(
     )
 
 
-def _check_copy_rest(copy_rest: Path | None) -> None:
-    """Refuse a folder that holds something."""
+def _check_folders(folder: Path, against: Path | None, copy_rest: Path | None) -> None:
+    """Refuse another folder that shares images with the one of the report, and one for copies that is not empty."""
+    if against is not None:
+        find_images(against)
+        if is_inside(against, folder) or is_inside(folder, against):
+            msg = f"against={str(against)!r} and folder={str(folder)!r} lie one in the other. Give separate folders."
+            raise ValueError(msg)
     if copy_rest is not None and copy_rest.exists() and (not copy_rest.is_dir() or any(copy_rest.iterdir())):
         msg = f"copy_rest={str(copy_rest)!r} exists and is not empty. Give a new folder."
-        raise ValueError(msg)
-
-
-def _check_against(against: Path | None, folder: Path) -> None:
-    """Refuse a folder that shares images with the one of the report."""
-    if against is None:
-        return
-    find_images(against)
-    if is_inside(against, folder) or is_inside(folder, against):
-        msg = f"against={str(against)!r} and folder={str(folder)!r} lie one in the other. Give two separate folders."
         raise ValueError(msg)
 
 
@@ -137,3 +130,4 @@ def _write_list(paths: list[Path], file: Path) -> None:
     lines = [os.fsencode(to_text(path) if "\n" in str(path) else path) + b"\n" for path in paths]
     with atomic_output(file) as temporary:
         temporary.write_bytes(b"".join(lines))
+    sys.stdout.write(f"{counted(len(paths), 'suspicious path')}: {file}\n")

@@ -3,9 +3,8 @@
 
 """Images of another folder that are copies of the images of a report: a test with them promises too much."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,13 +14,7 @@ from anomalib_softpatch.text import counted, shown
 
 @dataclass(frozen=True)
 class Copy:
-    """An image of another folder that is a copy.
-
-    Attributes:
-        path: The image.
-        copy_of: The image of the report.
-        exact: Whether they have the same pixels.
-    """
+    """An image of another folder, the image of the report that it is a copy of, and whether they are equal."""
 
     path: str
     copy_of: str
@@ -38,7 +31,7 @@ class OtherFolder:
     """What was found in another folder.
 
     Attributes:
-        folder: The folder.
+        folder: Its path.
         images: Number of its images that were compared.
         skipped: Number of its files that were not: other files, and images that cannot be read.
         near: Whether near copies were looked for, which takes 20 images.
@@ -64,23 +57,15 @@ class OtherFolder:
         advice = "Take them out of one of the two, or a test promises too much."
         return f"{exact + near} of {text} are copies of images in this set ({exact} exact, {near} near). {advice}{few}"
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """The result as plain data."""
-        return asdict(self)
-
 
 def find_copies(
-    hashes: Sequence[str],
+    hashes: Sequence[Hashable],
     features: torch.Tensor,
-    other_hashes: Sequence[str],
+    other_hashes: Sequence[Hashable],
     other_features: torch.Tensor,
     progress: bool = False,
 ) -> list[tuple[int, int, bool]]:
-    """Find images of a set that are copies of images of another set.
-
-    Copies are what :func:`~anomalib_softpatch.components.duplicates.duplicate_groups` takes for copies, among the
-    images of both sets.
+    """Find images of a set that are copies of images of another set, as those of a duplicate group are.
 
     Args:
         hashes: Hash of the content of each image of the first set.
@@ -93,24 +78,23 @@ def find_copies(
         For each image of the other set that is a copy: its index, that of the image of the first set that it is a
         copy of (the first of equal ones, the nearest of near ones), and whether they are equal.
     """
-    first: dict[str, int] = {}  # image of both sets by its content
-    for index, content in enumerate([*hashes, *other_hashes]):
-        first.setdefault(content, index)
-    chosen = torch.tensor(list(first.values()), device=features.device)
-    own = chosen < len(hashes)
-    different = torch.cat([features[chosen[own]], other_features[chosen[~own] - len(hashes)]])
-    pairs = near_pairs(different, progress).to(features.device)  # those of the first set come first
-    pairs = pairs[(pairs[:, 0] < own.sum()) & (pairs[:, 1] >= own.sum())]
-    twins: dict[int, tuple[float, int]] = {}  # distance to, and number of, the nearest
-    for one, other in pairs.tolist():
-        distance = float((different[one] - different[other]).square().mean())
-        twins[other] = min((distance, one), twins.get(other, (distance, one)))
-    numbers = {content: number for number, content in enumerate(first)}
-    contents = list(first.values())
-    copies = []
+    own: dict[Hashable, int] = {}  # first image of each content
+    for index, content in enumerate(hashes):
+        own.setdefault(content, index)
+    new: dict[Hashable, int] = {}  # likewise, of contents that the first set does not have
     for index, content in enumerate(other_hashes):
-        if first[content] < len(hashes):
-            copies.append((index, first[content], True))
-        elif numbers[content] in twins:
-            copies.append((index, contents[twins[numbers[content]][1]], False))
-    return copies
+        if content not in own:
+            new.setdefault(content, index)
+    contents = [*own, *new]
+    different = torch.cat([features[list(own.values())], other_features[list(new.values())]])
+    nearest: dict[Hashable, tuple[float, int]] = {}  # distance to the nearest near copy, and its index
+    for first, second in near_pairs(different, progress).tolist():
+        if first < len(own) <= second:
+            distance = float((different[first] - different[second]).square().mean())
+            found = (distance, own[contents[first]])
+            nearest[contents[second]] = min(found, nearest.get(contents[second], found))
+    return [
+        (index, own[content], True) if content in own else (index, nearest[content][1], False)
+        for index, content in enumerate(other_hashes)
+        if content in own or content in nearest
+    ]

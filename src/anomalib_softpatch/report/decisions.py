@@ -26,59 +26,22 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Transfer:
-    """Where an image goes.
-
-    Args:
-        source: Where it is.
-        target: Where it goes.
-    """
+    """Where an image is, and where it goes."""
 
     source: Path
     target: Path
 
 
-def plan(images: Sequence[Path], everything: Sequence[Path], target: Path) -> list[Transfer]:
-    """Say where images go, in the same subfolders.
-
-    Args:
-        images: Images that are to be copied or moved.
-        everything: All images of the set: subfolders count from the folder that they have in common.
-        target: Folder.
-
-    Returns:
-        The transfers, of the images that are there.
-
-    Raises:
-        ValueError: If the target lies in the folder of the images, or if a file is in the way.
-    """
-    root = Path(os.path.commonpath([path.parent for path in everything]))
-    if is_inside(target, root):
-        msg = f"{str(target)!r} lies in {str(root)!r}, where the images are. Choose another place."
-        raise ValueError(msg)
-    transfers = [Transfer(path, target / path.relative_to(root)) for path in images if os.path.lexists(path)]
-    _refuse_existing(transfers)
-    return transfers
-
-
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder, links followed.
-
-    Args:
-        path: Path, which need not exist.
-        folder: Folder.
-    """
+    """Whether a path, which need not exist, lies in a folder, links followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def refuse_inside(folder: Path, *targets: Path | None) -> None:
     """Refuse to write into the folder of the images.
 
-    Args:
-        folder: That folder.
-        targets: Paths that are to be written to, ``None`` for none.
-
     Raises:
-        ValueError: If one of them lies in the folder.
+        ValueError: If one of the paths that are to be written to lies in it.
     """
     inside = [path for path in targets if path is not None and is_inside(path, folder)]
     if inside:
@@ -87,28 +50,28 @@ def refuse_inside(folder: Path, *targets: Path | None) -> None:
 
 
 def copy(transfers: Sequence[Transfer]) -> None:
-    """Copy files; none is overwritten.
-
-    Args:
-        transfers: From :func:`plan`.
-    """
+    """Copy files; none is overwritten."""
     _refuse_existing(transfers)
     for transfer in transfers:
         transfer.target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(transfer.source, transfer.target)
 
 
-def move(transfers: Sequence[Transfer], record: Path) -> None:
-    """Move files and write down where they were; none is overwritten.
+def move(transfers: Sequence[Transfer], folder: Path) -> str:
+    """Move files, and write down in ``moved.csv`` where they were; none is overwritten.
 
     Each move is written down before it is made, so that all can be undone if the process is stopped.
 
     Args:
-        transfers: From :func:`plan`.
-        record: File to write to, or to append to.
+        transfers: Files, and where they go.
+        folder: Folder for ``moved.csv``, which is appended to.
+
+    Returns:
+        A sentence that says how to bring them back.
     """
     _refuse_existing(transfers)
-    record.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / MOVED
     is_new = not record.exists()
     places = _places(transfers)
     with record.open("a", newline="", encoding="utf-8") as file:
@@ -119,26 +82,7 @@ def move(transfers: Sequence[Transfer], record: Path) -> None:
             writer.writerow([to_text(transfer.source), to_text(transfer.target)])
             file.flush()
             _move(transfer, places)
-
-
-def read_moves(record: Path) -> list[Transfer]:
-    """Read the way back from what :func:`move` wrote down.
-
-    Args:
-        record: That file.
-
-    Returns:
-        Transfers back, of the files that are where they were moved to.
-
-    Raises:
-        ValueError: If it is not such a file, or a file is in the way.
-    """
-    # An image may be listed more than once: moved, brought back, and moved again.
-    _, table = read_table(record, MOVED_COLUMNS)
-    rows = dict.fromkeys((from_text(source), from_text(target)) for _, (source, target) in table)
-    transfers = [Transfer(target, source) for source, target in rows if os.path.lexists(target)]
-    _refuse_existing(transfers)
-    return transfers
+    return f"To bring them back: anomalib-softpatch undo {shlex.quote(to_text(record))} --dry_run false"
 
 
 def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None = None, dry_run: bool = True) -> None:
@@ -163,26 +107,22 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
         f"{counts[NORMAL]} normal, {counts[UNDECIDED]} undecided.\n"
     )
     chosen = [path for path, verdict in table.items() if (verdict in LEFT_OUT) == (copy_rest is None)]
-    if copy_rest is None:  # no link is left that leads nowhere
-        chosen += [path for path in links_to(chosen, table) if path not in chosen]
-    target = move_to if copy_rest is None else copy_rest
-    assert target is not None
-    transfers = plan(chosen, list(table), target)
     if copy_rest is not None:
-        transfers = [transfer for transfer in transfers if transfer.source.is_file()]  # no link that leads nowhere
+        transfers = [each for each in _plan(chosen, table, copy_rest) if each.source.is_file()]
+    else:
+        assert move_to is not None
+        chosen += [path for path in _links_to(chosen, table) if path not in chosen]
+        transfers = _plan(chosen, table, move_to)
     gone = len(chosen) - len(transfers)
     if gone:
         sys.stdout.write(f"{gone} of them are not there any more and are left out.\n")
-    _show("moved" if copy_rest is None else "copied", transfers, dry_run)
+    _show("copied" if move_to is None else "moved", transfers, dry_run)
     if dry_run:
         return
-    if copy_rest is not None:
+    if move_to is None:
         copy(transfers)
-        return
-    move(transfers, target / MOVED)
-    sys.stdout.write(
-        f"To bring them back: anomalib-softpatch undo {shlex.quote(to_text(target / MOVED))} --dry_run false\n"
-    )
+    else:
+        sys.stdout.write(f"{move(transfers, move_to)}\n")
 
 
 def undo(moved: Path, dry_run: bool = True) -> None:
@@ -192,12 +132,33 @@ def undo(moved: Path, dry_run: bool = True) -> None:
         moved: The file moved.csv in the folder that they were moved to.
         dry_run: Only say what would be done.
     """
-    transfers = read_moves(moved)
+    # An image may be listed more than once: moved, brought back, and moved again
+    _, table = read_table(moved, MOVED_COLUMNS)
+    rows = dict.fromkeys((from_text(source), from_text(target)) for _, (source, target) in table)
+    transfers = [Transfer(target, source) for source, target in rows if os.path.lexists(target)]
+    _refuse_existing(transfers)
     _show("moved", transfers, dry_run)
     if not dry_run:
         places = _places(transfers)
         for transfer in transfers:
             _move(transfer, places)
+
+
+def _plan(images: Iterable[Path], everything: Iterable[Path], target: Path) -> list[Transfer]:
+    """Say where those of the images go that are there: to the same subfolders of the folder that all have in common."""
+    root = Path(os.path.commonpath([path.parent for path in everything]))
+    if is_inside(target, root):
+        msg = f"{str(target)!r} lies in {str(root)!r}, where the images are. Choose another place."
+        raise ValueError(msg)
+    transfers = [Transfer(path, target / path.relative_to(root)) for path in images if os.path.lexists(path)]
+    _refuse_existing(transfers)
+    return transfers
+
+
+def _links_to(files: Iterable[Path], images: Iterable[Path]) -> list[Path]:
+    """Return the images that are links and lead to one of the files, which would lead nowhere if that went alone."""
+    real = {os.path.realpath(file) for file in files if not file.is_symlink()}
+    return [path for path in images if path.is_symlink() and os.path.realpath(path) in real]
 
 
 def _places(transfers: Sequence[Transfer]) -> dict[Path, Path]:
@@ -218,20 +179,6 @@ def _move(transfer: Transfer, places: Mapping[Path, Path]) -> None:
         leads_to = Path(os.path.relpath(real_folder(leads_to), os.path.realpath(transfer.target.parent)))
     transfer.target.symlink_to(leads_to)
     transfer.source.unlink()
-
-
-def links_to(files: Iterable[Path], images: Iterable[Path]) -> list[Path]:
-    """Find the links that lead to some files.
-
-    Args:
-        files: Files.
-        images: Where to look for links.
-
-    Returns:
-        Those of the images that are links and lead to one of the files.
-    """
-    real = {os.path.realpath(file) for file in files if not file.is_symlink()}
-    return [path for path in images if path.is_symlink() and os.path.realpath(path) in real]
 
 
 def _show(what: str, transfers: Sequence[Transfer], dry_run: bool) -> None:

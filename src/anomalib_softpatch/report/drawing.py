@@ -20,10 +20,6 @@ PART, AROUND = 112, 7  # side of the square around a patch in pixels, and in pat
 def nearest_patches(findings: Findings, index: int) -> Image.Image:
     """Draw the most suspicious patch of an image and, beside it, what it is nearest to in other images.
 
-    Args:
-        findings: Findings of the set.
-        index: Which image; its nearest patches must be known.
-
     Returns:
         Squares around the patches with the patches outlined, as many as there are and in their order, from left to
         right.
@@ -36,8 +32,8 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
     places += [(each.image, each.row, each.column) for each in findings.nearest[index]]
     strip = Image.new("RGB", (len(places) * (PART + GAP) - GAP, PART), "white")
     for number, (image, row, column) in enumerate(places):
-        region, grid = findings.regions[image], findings.scores.shape[1:]
-        wide, high = (region.right - region.left) / grid[1], (region.bottom - region.top) / grid[0]
+        region = findings.regions[image]
+        wide, high = region.patch_size(findings.grid_size)
         x, y = region.left + (column + 0.5) * wide, region.top + (row + 0.5) * high
         reach = AROUND / 2 * max(wide, high)
         corners = x - reach, y - reach, x + reach, y + reach
@@ -54,13 +50,7 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
 def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
     """Draw an image beside itself under its heat map, where it is known with the outline of the anomaly in white.
 
-    Args:
-        findings: Findings of the set.
-        index: Which image.
-        tile: Side of the square that each of the two is fitted into, in pixels.
-
-    Returns:
-        Image of the size that :func:`~anomalib_softpatch.pages.drawing.draw_pair` gives.
+    Each of the two is fitted into a square of ``tile`` pixels.
 
     Raises:
         UnreadableImageError: If the file cannot be read any more.

@@ -72,12 +72,6 @@ def exported_images(findings: "Findings") -> list[ExportedImage]:
     """Gather what the exports say, the most suspicious image first.
 
     Images that have gone and those whose names are no Unicode, which JSON cannot hold, are left out with a warning.
-
-    Args:
-        findings: Findings of the set.
-
-    Returns:
-        Images.
     """
     from anomalib_softpatch.report.suspicious_regions import suspicious_regions  # noqa: PLC0415  # takes seconds
 
@@ -107,33 +101,21 @@ def exported_images(findings: "Findings") -> list[ExportedImage]:
 
 
 def as_share(rarity: float) -> float:
-    """Return a rarity as tools expect scores, in [0, 1]: the share of all patches that are less rare.
-
-    Args:
-        rarity: See :attr:`Findings.rarity`.
-    """
+    """Return a rarity as tools expect scores, in [0, 1]: the share of all patches that are less rare."""
     return 1 - 10**-rarity
 
 
 def fiftyone(images: Sequence[ExportedImage]) -> dict[str, Any]:
     """Return a dataset for FiftyOne's ``Dataset.from_json``.
 
-    Args:
-        images: From :func:`exported_images`.
-
-    Returns:
-        Dataset with the sample fields ``noise_score``, ``noise_rank``, ``duplicate_group`` and ``suspicious_regions``
-        (detections), and what else is odd as tags.
+    Its samples have the fields ``noise_score``, ``noise_rank``, ``duplicate_group`` and ``suspicious_regions``
+    (detections, in shares of the image), and what else is odd as tags.
     """
     samples = [
         {
             "filepath": str(image.path),
             "tags": image.findings,
-            "metadata": {
-                "_cls": "ImageMetadata",
-                "width": image.width,
-                "height": image.height,
-            },
+            "metadata": {"_cls": "ImageMetadata", "width": image.width, "height": image.height},
             "noise_score": image.score,
             "noise_rank": image.rank,
             "duplicate_group": image.duplicate_group,
@@ -143,12 +125,7 @@ def fiftyone(images: Sequence[ExportedImage]) -> dict[str, Any]:
                     {
                         "_cls": "Detection",
                         "label": LABEL,
-                        "bounding_box": [
-                            region.left / image.width,
-                            region.top / image.height,
-                            region.width / image.width,
-                            region.height / image.height,
-                        ],
+                        "bounding_box": _box_in_shares(image, region),
                         "confidence": as_share(region.rarity),
                         "tags": [],
                     }
@@ -170,12 +147,8 @@ def fiftyone(images: Sequence[ExportedImage]) -> dict[str, Any]:
 def label_studio(images: Sequence[ExportedImage]) -> list[dict[str, Any]]:
     """Return tasks with pre-annotations for Label Studio.
 
-    Args:
-        images: From :func:`exported_images`.
-
-    Returns:
-        Tasks. An image is given as Label Studio serves local files, relative to the folder that holds the images'
-        folder. Rectangles, in percent, are for a control ``region`` of an object ``image``.
+    An image is given as Label Studio serves local files, relative to the folder that holds the images' folder.
+    Rectangles, in percent, are for a control ``region`` of an object ``image``.
     """
     root = _root(images).parent
     return [
@@ -185,24 +158,7 @@ def label_studio(images: Sequence[ExportedImage]) -> list[dict[str, Any]]:
                     "model_version": WRITER,
                     "score": as_share(image.score),
                     "result": [
-                        {
-                            "id": f"{image.rank}-{number}",
-                            "type": "rectanglelabels",
-                            "from_name": "region",
-                            "to_name": "image",
-                            "original_width": image.width,
-                            "original_height": image.height,
-                            "image_rotation": 0,
-                            "score": as_share(region.rarity),
-                            "value": {
-                                "rotation": 0,
-                                "x": 100 * region.left / image.width,
-                                "y": 100 * region.top / image.height,
-                                "width": 100 * region.width / image.width,
-                                "height": 100 * region.height / image.height,
-                                "rectanglelabels": [LABEL],
-                            },
-                        }
+                        _rectangle(image, region, f"{image.rank}-{number}")
                         for number, region in enumerate(image.regions, start=1)
                     ],
                 }
@@ -219,15 +175,37 @@ def label_studio(images: Sequence[ExportedImage]) -> list[dict[str, Any]]:
     ]
 
 
+def _rectangle(image: ExportedImage, region: "SuspiciousRegion", name: str) -> dict[str, Any]:
+    """Return a region as Label Studio has it."""
+    sides = ("x", "y", "width", "height")
+    percent = {side: 100 * share for side, share in zip(sides, _box_in_shares(image, region), strict=True)}
+    return {
+        "id": name,
+        "type": "rectanglelabels",
+        "from_name": "region",
+        "to_name": "image",
+        "original_width": image.width,
+        "original_height": image.height,
+        "image_rotation": 0,
+        "score": as_share(region.rarity),
+        "value": {"rotation": 0, **percent, "rectanglelabels": [LABEL]},
+    }
+
+
+def _box_in_shares(image: ExportedImage, region: "SuspiciousRegion") -> list[float]:
+    """Return left, top, width and height of a region in shares of the image."""
+    return [
+        region.left / image.width,
+        region.top / image.height,
+        region.width / image.width,
+        region.height / image.height,
+    ]
+
+
 def coco(images: Sequence[ExportedImage]) -> dict[str, Any]:
-    """Return a set in COCO's format of object detection.
+    """Return a set in COCO's format of object detection: a ``score`` for each image and each suspicious region.
 
-    Args:
-        images: From :func:`exported_images`.
-
-    Returns:
-        Images, with ``score`` and ``rank``, and an annotation, with ``score``, for each suspicious region. File names
-        are relative to the folder that has all images, which is in ``info``.
+    File names are relative to the folder that has all images, which is in ``info``.
     """
     numbered = [(number, region) for number, image in enumerate(images, start=1) for region in image.regions]
     annotations = [
@@ -243,21 +221,22 @@ def coco(images: Sequence[ExportedImage]) -> dict[str, Any]:
         }
         for place, (number, region) in enumerate(numbered, start=1)
     ]
+    entries = [
+        {
+            "id": number,
+            "file_name": image.name,
+            "width": image.width,
+            "height": image.height,
+            "score": image.score,
+            "rank": image.rank,
+        }
+        for number, image in enumerate(images, start=1)
+    ]
     return {
         "info": {"contributor": WRITER, "description": "Noise report", "folder": str(_root(images))},
         "licenses": [],
         "categories": [{"id": 1, "name": LABEL, "supercategory": ""}],
-        "images": [
-            {
-                "id": number,
-                "file_name": image.name,
-                "width": image.width,
-                "height": image.height,
-                "score": image.score,
-                "rank": image.rank,
-            }
-            for number, image in enumerate(images, start=1)
-        ],
+        "images": entries,
         "annotations": annotations,
     }
 
@@ -270,41 +249,30 @@ EXPORTS: dict[str, Callable[[Sequence[ExportedImage]], Any]] = {
 
 
 def check_exports(given: str | Sequence[str], folder: Path) -> list[str]:
-    """Refuse what is no export, and to replace files that are not an earlier report's.
+    """Return the names of one or several exports, each once.
 
     Args:
         given: Name of an export, or several.
         folder: Folder that they are to be written to.
 
-    Returns:
-        The names, each once.
-
     Raises:
-        ValueError: If there is no such export, or if there is such a file.
+        ValueError: If there is no such export, or a file in its place that is not an earlier report's.
     """
     names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in names:
         check_choice("export", name, EXPORTS)
     for file in (folder / f"{name}.json" for name in names):
-        if file.exists() and not (file.is_file() and b'"anomalib-softpatch ' in _beginning(file)):
+        if file.exists() and b'"anomalib-softpatch ' not in beginning(file):
             msg = f"{str(file)!r} is there and is not a noise report's. Give another folder for the report."
             raise ValueError(msg)
     return names
 
 
 def write_exports(findings: "Findings", names: Sequence[str], folder: Path) -> list[Path]:
-    """Write exports.
-
-    Args:
-        findings: Findings of the set.
-        names: Names of ``EXPORTS``.
-        folder: Folder for ``<name>.json``.
-
-    Returns:
-        The files.
+    """Write ``<name>.json`` for each name of an export, and return the files.
 
     Raises:
-        ValueError: If a file of one of the names is there that is not a report's.
+        ValueError: See :func:`check_exports`.
     """
     check_exports(names, folder)
     images = exported_images(findings) if names else []
@@ -315,11 +283,14 @@ def write_exports(findings: "Findings", names: Sequence[str], folder: Path) -> l
     return files
 
 
+def beginning(file: Path) -> bytes:
+    """Return the first thousand bytes of a file, by which one of a report is known; none of what is no file."""
+    if not file.is_file():
+        return b""
+    with file.open("rb") as stream:
+        return stream.read(1000)
+
+
 def _root(images: Sequence[ExportedImage]) -> Path:
     """Return the folder that has all images."""
     return Path(os.path.commonpath([image.path.parent for image in images])) if images else Path()
-
-
-def _beginning(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(1000)

@@ -17,21 +17,14 @@ from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.pages.rendering import another_of_group
 from anomalib_softpatch.report.copies import OtherFolder
 from anomalib_softpatch.report.geometry import Region
-from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity, removed_shares
+from anomalib_softpatch.report.image_scores import image_scores, peaks, rarity
 from anomalib_softpatch.report.noise_level import NoiseLevel, noise_level
 from anomalib_softpatch.report.quality import FOUND_SHARES, detection_quality, images_to_inspect
 
 
 @dataclass(frozen=True)
 class NearestPatch:
-    """A patch of another image that a patch is near to.
-
-    Attributes:
-        image: Number of its image.
-        row: Row in the grid.
-        column: Column in the grid.
-        distance: Distance of the features.
-    """
+    """A patch that another one is near to: number of its image, place in the grid, and distance of the features."""
 
     image: int
     row: int
@@ -46,7 +39,6 @@ class Findings:
     Images are in one order in all attributes, whichever it is.
 
     Args:
-        paths: Path of every image.
         scores: Noise scores of all patches on whatever scale, shape ``(images, height, width)``.
         kept: Patches that were kept, boolean of the same shape.
         regions: Part of every image that the grid of patches covers.
@@ -86,6 +78,11 @@ class Findings:
     largest_value: int = EIGHT_BITS
     nearest: dict[int, list[NearestPatch]] = field(default_factory=dict)
     look_alikes: torch.Tensor | None = None
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Height and width of the grid of patches."""
+        return self.scores.shape[1], self.scores.shape[2]
 
     @cached_property
     def rarity(self) -> torch.Tensor:
@@ -136,15 +133,16 @@ class Findings:
     @cached_property
     def duplicate_groups(self) -> list[int | None]:
         """Number of each image's group of duplicates, 1 for the most suspicious group; ``None`` for a single image."""
-        return [None] * len(self.paths) if self.groups is None else self._numbered(self.groups.tolist())
+        return self._numbered(self.groups)
 
     @cached_property
     def look_alike_groups(self) -> list[int | None]:
         """Number of each image's group of images that show the same odd thing, 1 for the most suspicious group."""
-        return [None] * len(self.paths) if self.look_alikes is None else self._numbered(self.look_alikes.tolist())
+        return self._numbered(self.look_alikes)
 
-    def _numbered(self, groups: list[int]) -> list[int | None]:
-        """Number the groups that have more than one image in the order of the images; those below 0 are none."""
+    def _numbered(self, chosen: torch.Tensor | None) -> list[int | None]:
+        """Number the groups of more than one image in the order of the images; a group below 0 is none."""
+        groups = [-1] * len(self.paths) if chosen is None else chosen.tolist()
         sizes = Counter(groups)
         numbers: dict[int, int] = {}
         for index in self.order:
@@ -165,20 +163,18 @@ class Findings:
         Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score`` (on the scale of
         :attr:`scores`), ``highest_patch_x``, ``highest_patch_y`` (pixel at that patch's center), ``duplicate_group``
         (missing for an image without copies), ``look_alike_group`` (missing where no other image shows the same odd
-        thing), ``findings`` (what else is odd, separated by semicolons) and, where the
-        truth is known, ``label``.
+        thing), ``findings`` (what else is odd, separated by semicolons) and, where the truth is known, ``label``.
         """
         values, rows, columns = peaks(self.scores)
-        grid_size = (self.scores.shape[1], self.scores.shape[2])
         centers = [
-            region.patch_center(row, column, grid_size)
+            region.patch_center(row, column, self.grid_size)
             for region, row, column in zip(self.regions, rows.tolist(), columns.tolist(), strict=True)
         ]
         table = pd.DataFrame(
             {
                 "path": self.paths,
                 "image_score": self.image_scores.tolist(),
-                "removed_share": removed_shares(self.kept).tolist(),
+                "removed_share": (1 - self.kept.flatten(1).float().mean(dim=1)).tolist(),
                 "highest_patch_score": values.tolist(),
                 "highest_patch_x": [x for x, _ in centers],
                 "highest_patch_y": [y for _, y in centers],

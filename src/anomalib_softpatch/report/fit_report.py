@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import Transform
 from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.geometry import Region, true_patches, visible_region
+from anomalib_softpatch.report.writer import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +37,9 @@ def write_fit_report(
 
     A trained model is worth more than its report: whatever goes wrong here is a warning that names the cause.
 
-    Args:
-        folder: Folder to write the report to.
-        paths: Path of every training image.
-        scores: Noise scores of their patches, shape ``(images, height, width)``.
-        kept: Patches that were kept, boolean of the same shape.
-        transform: Transform of the pre-processor, which says what part of an image the patches cover.
-        groups: Number of each image's group of duplicates, shape ``(images,)``.
-        labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if that is not known.
-        masks: Mask of each image in its own size, ``None`` for one without an anomaly, taken one by one. Patches are
-            judged if all anomalous images have a mask.
-        settings: What to say in the report about how it came about.
-        notes: Sentences that a reader should know.
-        self_check: Lines of the fit's self-check.
-        skipped: Files that were left out, and why.
+    What is not explained here is as in :class:`~anomalib_softpatch.report.findings.Findings`. The ``transform`` of the
+    pre-processor says what part of an image the patches cover. ``masks`` are those of the images in their own size,
+    ``None`` for one without an anomaly, taken one by one. Patches are judged if all anomalous images have a mask.
 
     Returns:
         See :func:`~anomalib_softpatch.report.quality.detection_quality`, and how many images must be looked at to find
@@ -57,14 +47,11 @@ def write_fit_report(
         could not be written.
     """
     try:
-        from anomalib_softpatch.report.writer import write_report  # noqa: PLC0415  # drawing libraries, when needed
-
         if len(paths) != len(scores):
             msg = f"Not all of the {len(scores)} training images that reached the model had a path."
             raise ValueError(msg)  # noqa: TRY301
         regions = [visible_region(transform, image_size(path)) for path in paths]
         grid_size = (scores.shape[1], scores.shape[2])
-        patches = None if masks is None or labels is None else _patches(labels, masks, regions, grid_size)
         findings = Findings(
             paths=list(paths),
             scores=scores.detach().float().cpu(),
@@ -72,7 +59,7 @@ def write_fit_report(
             regions=regions,
             groups=groups,
             labels=labels,
-            true_patches=patches,
+            true_patches=None if masks is None or labels is None else _patches(labels, masks, regions, grid_size),
             settings=settings or {},
             notes=list(notes),
             self_check=list(self_check),

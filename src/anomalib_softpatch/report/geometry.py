@@ -15,44 +15,24 @@ ANOMALOUS_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Region:
-    """Rectangle in the pixels of an image; it may reach beyond the image where the pre-processor pads.
-
-    Args:
-        left: First column.
-        top: First row.
-        right: Column after the last.
-        bottom: Row after the last.
-    """
+    """Rectangle in the pixels of an image, right and bottom exclusive; it reaches beyond it where padding does."""
 
     left: float
     top: float
     right: float
     bottom: float
 
+    def patch_size(self, grid_size: tuple[int, int]) -> tuple[float, float]:
+        """Return width and height of a patch, for height and width of the grid."""
+        return (self.right - self.left) / grid_size[1], (self.bottom - self.top) / grid_size[0]
+
     def patch_center(self, row: int, column: int, grid_size: tuple[int, int]) -> tuple[int, int]:
-        """Return column and row of the pixel at the center of a patch.
-
-        Args:
-            row: Row of the patch in the grid.
-            column: Column of the patch in the grid.
-            grid_size: Height and width of the grid.
-
-        Returns:
-            ``(x, y)``.
-        """
-        x = self.left + (column + 0.5) / grid_size[1] * (self.right - self.left)
-        y = self.top + (row + 0.5) / grid_size[0] * (self.bottom - self.top)
-        return int(x), int(y)
+        """Return x and y of the pixel at the center of the patch at a row and a column of the grid."""
+        width, height = self.patch_size(grid_size)
+        return int(self.left + (column + 0.5) * width), int(self.top + (row + 0.5) * height)
 
     def crop(self, mask: torch.Tensor) -> torch.Tensor:
-        """Cut the rectangle out of a mask of the image's size.
-
-        Args:
-            mask: Shape ``(height, width)``.
-
-        Returns:
-            The part of the mask inside the rectangle; what lies beyond the mask is zero.
-        """
+        """Cut the rectangle out of a mask of shape ``(height, width)``; what lies beyond the mask is zero."""
         height, width = mask.shape
         left, top, right, bottom = round(self.left), round(self.top), round(self.right), round(self.bottom)
         return F.pad(mask, (-left, right - width, -top, bottom - height))
@@ -67,9 +47,6 @@ def visible_region(transform: Transform | None, size: tuple[int, int]) -> Region
     Args:
         transform: Transform that resizes, pads and crops; rotations are not looked at. ``None`` for none.
         size: Width and height of the image in pixels.
-
-    Returns:
-        Rectangle in the pixels of the image.
     """
     width, height = size
     if transform is None:

@@ -34,36 +34,15 @@ def rarity(scores: torch.Tensor) -> torch.Tensor:
 
     Discriminators score on scales of their own, some with a long tail. The share of patches that score as high is
     comparable, and its logarithm tells a patch in a thousand (3) from one in ten (1).
-
-    Args:
-        scores: Noise scores of all patches, of any shape.
-
-    Returns:
-        The same shape.
     """
     return -(1 - ranks(scores)).clamp_min(1 / scores.numel()).log10()
 
 
-def removed_shares(kept: torch.Tensor) -> torch.Tensor:
-    """Return the share of each image's patches that were removed.
-
-    Args:
-        kept: Patches that were kept, boolean of shape ``(images, height, width)``.
-
-    Returns:
-        Shape ``(images,)``.
-    """
-    return 1 - kept.flatten(1).float().mean(dim=1)
-
-
 def peaks(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the highest patch of each image.
+    """Return score, row and column of the highest patch of each image, each of shape ``(images,)``.
 
     Args:
         scores: Noise scores of all patches, shape ``(images, height, width)``.
-
-    Returns:
-        Scores, rows and columns, each of shape ``(images,)``.
     """
     values, positions = scores.flatten(1).max(dim=1)
     return values, positions // scores.shape[2], positions % scores.shape[2]

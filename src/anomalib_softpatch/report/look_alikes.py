@@ -22,15 +22,10 @@ NEAREST = 3  # images that a patch is shown with
 def with_look_alikes(findings: Findings, features: torch.Tensor, neighborhood: int | Literal["image"]) -> Findings:
     """Add to findings what their most suspicious images are nearest to, and which of them show the same odd thing.
 
-    Copies of an image count as that image.
-
     Args:
-        findings: Findings of a set, with groups of duplicates.
+        findings: Findings of a set, with groups of duplicates. Copies of an image count as that image.
         features: Features of one image of each group, shape ``(groups, height, width, channels)``.
-        neighborhood: With which patches of other images patches were compared.
-
-    Returns:
-        The findings, and both.
+        neighborhood: With which patches of other images patches were compared, see :func:`rank_images`.
     """
     assert findings.groups is not None
     first, group_of_image = representatives(findings.groups), findings.groups.tolist()

@@ -3,14 +3,8 @@
 
 """Noise level: how many images stand apart from the rest, where that can be told.
 
-Two normal distributions are fitted to the image scores. Where the upper one is a group of its own, and few images lie
-between the two, the group is counted; else nothing is said. What ``benchmarks/noise_level.py`` measures on KolektorSDD
-and on drawn sets is in ``docs/results.md``: of drawn objects that are aligned, the interval held the share of images
-with a defect; on KolektorSDD, where normal and anomalous images overlap, and of objects in any direction it says that
-it cannot tell.
-
 It is not the share of anomalous images: a rare variant of normal images stands apart like a defect, and a defect that
-several images show does not. Nothing is removed by it.
+several images show does not. ``docs/results.md`` has what ``benchmarks/noise_level.py`` measures.
 """
 
 import warnings
@@ -58,11 +52,11 @@ class NoiseLevel:
 def noise_level(image_scores: torch.Tensor) -> NoiseLevel:
     """Count the images that stand apart from the rest by their scores.
 
+    Two normal distributions are fitted to the scores. Where the upper one is a group of its own, and few images lie
+    between the two, the group is counted.
+
     Args:
         image_scores: Rarity of the images, or scores on another scale without bounds, shape ``(images,)``.
-
-    Returns:
-        The interval, if the two groups can be told apart.
     """
     scores = image_scores.double().cpu().numpy()
     score = float(np.median(scores) + DEVIATIONS * median_abs_deviation(scores, scale="normal"))

@@ -3,9 +3,8 @@
 
 """Oddities: images that are dark, light, blurry, empty, of another size or without color, unlike the rest of the set.
 
-What is usual differs from set to set: parts on a black background are no dark images. So an image is odd if it lies
-far from the median of the set, and by an amount that matters. Images that nobody could see anything in are odd
-whatever the others look like.
+What is usual differs from set to set. So an image is odd if it lies far from the median of the set, and by an amount
+that matters, or if nobody could see anything in it.
 """
 
 import math
@@ -14,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
-from scipy.stats import median_abs_deviation
+from scipy.ndimage import laplace
+from scipy.stats import entropy, median_abs_deviation
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from anomalib_softpatch.images.appearance import COLORED
@@ -51,24 +52,21 @@ class ImageStatistics:
     entropy: float
     color: float
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.width, self.height
+
 
 def image_statistics(image: torch.Tensor) -> ImageStatistics:
-    """Measure an image.
-
-    Args:
-        image: Shape ``(3, height, width)``, in [0, 1].
-
-    Returns:
-        Its statistics.
-    """
+    """Measure an image of shape ``(3, height, width)`` and values in [0, 1]."""
     height, width = image.shape[1:]
     color = (image.amax(dim=0) - image.amin(dim=0)).mean().item()
     if min(height, width) > STATISTICS_SIDE:
         image = resize(image, [STATISTICS_SIDE], antialias=True)
     gray = rgb_to_grayscale(image)[0].numpy()
-    laplacian = 4 * gray[1:-1, 1:-1] - gray[:-2, 1:-1] - gray[2:, 1:-1] - gray[1:-1, :-2] - gray[1:-1, 2:]
+    laplacian = laplace(gray)[1:-1, 1:-1]  # without the border, where it is made up
     counts = np.bincount((gray * 255).round().astype(int).clip(0, 255).ravel())
-    shares = counts[counts > 0] / counts.sum()
     darkest, brightest = np.quantile(gray, (0.05, 0.95))
     return ImageStatistics(
         width=width,
@@ -76,41 +74,37 @@ def image_statistics(image: torch.Tensor) -> ImageStatistics:
         darkest=float(darkest),
         brightest=float(brightest),
         sharpness=float(laplacian.std() / max(gray.std(), SMALLEST_CONTRAST)),
-        entropy=float(-(shares * np.log2(shares)).sum()),
+        entropy=float(entropy(counts, base=2)),
         color=color,
     )
 
 
 def find_oddities(statistics: Sequence[ImageStatistics]) -> list[list[str]]:
-    """Name what is odd about each image.
-
-    Args:
-        statistics: Those of all images of a set.
+    """Name what is odd about each image of a set.
 
     Returns:
         For each image some of ``dark``, ``light``, ``blurry``, ``low information``, ``odd size``, ``odd aspect`` and
         ``gray among color``.
     """
-    darkest, brightest, sharpness, entropy, color = (
-        np.array([getattr(one, name) for one in statistics])
-        for name in ("darkest", "brightest", "sharpness", "entropy", "color")
-    )
-    log_aspect = np.array([math.log(one.width / one.height) for one in statistics])
-    sizes = [(one.width, one.height) for one in statistics]
+    table = pd.DataFrame(statistics)
+    names = ["darkest", "brightest", "sharpness", "entropy"]
+    darkest, brightest, sharpness, information = (table[name] for name in names)
+    log_aspect = np.log(table["width"] / table["height"])
+    sizes = [one.size for one in statistics]
     usual_size, usual_count = Counter(sizes).most_common(1)[0]
     found = {
-        "dark": _far_below(brightest, MATTERS * np.median(brightest)) | (brightest < BLACK),
-        "light": _far_below(1 - darkest, MATTERS * np.median(1 - darkest)) | (darkest > WHITE),
-        "blurry": _far_below(sharpness, MATTERS * np.median(sharpness)) & (entropy >= FLAT),
-        "low information": _far_below(entropy, MATTERS * np.median(entropy)) | (entropy < FLAT),
-        "odd size": np.array([usual_count > len(sizes) / 2 and size != usual_size for size in sizes]),
-        "odd aspect": _far_below(-np.abs(log_aspect - np.median(log_aspect)), math.log(OTHER_ASPECT)),
-        "gray among color": (color < COLORED / 2) & (np.median(color) > COLORED),
+        "dark": _far_below(brightest, MATTERS * brightest.median()) | (brightest < BLACK),
+        "light": _far_below(1 - darkest, MATTERS * (1 - darkest).median()) | (darkest > WHITE),
+        "blurry": _far_below(sharpness, MATTERS * sharpness.median()) & (information >= FLAT),
+        "low information": _far_below(information, MATTERS * information.median()) | (information < FLAT),
+        "odd size": [usual_count > len(sizes) / 2 and size != usual_size for size in sizes],
+        "odd aspect": _far_below(-(log_aspect - log_aspect.median()).abs(), math.log(OTHER_ASPECT)),
+        "gray among color": (table["color"] < COLORED / 2) & (table["color"].median() > COLORED),
     }
     return [[name for name, odd in found.items() if odd[index]] for index in range(len(statistics))]
 
 
-def _far_below(values: np.ndarray, difference: float) -> np.ndarray:
+def _far_below(values: pd.Series, difference: float) -> pd.Series:
     """Tell which values lie below the median by many median absolute deviations, and by a difference that matters."""
-    limit = max(DEVIATIONS * float(median_abs_deviation(values, scale="normal")), float(difference))
-    return values < np.median(values) - limit
+    limit = max(DEVIATIONS * median_abs_deviation(values, scale="normal"), difference)
+    return values < values.median() - limit

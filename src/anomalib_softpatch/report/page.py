@@ -31,21 +31,17 @@ QUALITY = {
 
 
 def render(
-    findings: Findings, thumbnails: dict[int, str], folder: str | Path, evidence: Mapping[int, Figure] | None = None
+    findings: Findings, thumbnails: Mapping[int, str], folder: str | Path, evidence: Mapping[int, Figure]
 ) -> str:
-    """Write the page of the images, at most the 5,000 most suspicious ones.
+    """Return the page of the images, at most the 5,000 most suspicious ones, as HTML.
 
     Args:
         findings: Findings of the set.
         thumbnails: Link to the drawing of each image, by its index; images that could not be drawn are left out.
         folder: Folder that the page will lie in.
         evidence: Why images are thought odd, by their indices: ``nearest_drawn`` is a link to a drawing, ``difference``
-            what :func:`~anomalib_softpatch.pages.rendering.shown_difference` returns. Default: of none.
-
-    Returns:
-        HTML text.
+            what :func:`~anomalib_softpatch.pages.rendering.shown_difference` returns.
     """
-    evidence = evidence or {}
     table = findings.table[:MOST_SHOWN].astype(object)
     rows = table.where(table.notna(), None).to_dict("records")
     for index, row in zip(findings.order[:MOST_SHOWN], rows, strict=True):
@@ -53,26 +49,24 @@ def render(
         row["findings"] = findings.oddities[index] if findings.oddities else []
         row.update(evidence.get(index, {}))
         row["nearest"] = [_place(findings, each) for each in findings.nearest.get(index, [])]
-    level = findings.noise_level
     other = findings.other_folder
-    copies = [] if other is None else [(copy.path, copy.reason) for copy in other.copies]
     return render_page(
         "anomalib_softpatch.report",
         "report.html.jinja",
         folder,
         rows,
         [
-            ("Copies in the other folder", copies),
+            ("Copies in the other folder", [(copy.path, copy.reason) for copy in other.copies] if other else []),
             ("Files not looked at", findings.skipped),
             ("Images read with a loss", findings.remarks),
         ],
         findings=findings,
-        bars=histogram(findings),
+        bars=_histogram(findings),
         bins=BINS,
         lowest=findings.image_scores.min().item(),
         highest=findings.image_scores.max().item(),
         removed=100 * (1 - findings.kept.float().mean().item()),
-        level=level,
+        level=findings.noise_level,
         self_check=self_check_block(findings.self_check),
         quality=[(*QUALITY[name], value) for name, value in findings.quality.items()],
         inspection=[(f"{100 * share:.0f} %", count) for share, count in findings.inspection.items()],
@@ -84,45 +78,26 @@ def render(
 
 def _place(findings: Findings, patch: NearestPatch) -> str:
     """Return where a patch is, for people."""
-    grid = findings.scores.shape[1], findings.scores.shape[2]
-    x, y = findings.regions[patch.image].patch_center(patch.row, patch.column, grid)
+    x, y = findings.regions[patch.image].patch_center(patch.row, patch.column, findings.grid_size)
     return f"{findings.names[patch.image]} at {x}, {y}"
 
 
 def self_check_block(lines: Sequence[str]) -> str:
-    """Return the lines of a self-check as HTML between two marks, by which :func:`with_self_check` finds its place.
-
-    Args:
-        lines: The lines, the verdict first; there may be none.
-    """
+    """Return the lines of a self-check as HTML between two marks, by which :func:`with_self_check` finds its place."""
     rows = [f"<b>{escape(line)}</b>" if number == 0 else escape(line) for number, line in enumerate(lines)]
     block = f'<div class="note">{"<br>".join(rows)}</div>' if rows else ""
     return f"{CHECK_START}{block}{CHECK_END}"
 
 
 def with_self_check(page: str, lines: Sequence[str]) -> str:
-    """Put the self-check of a fit into a page that was written before the fit, in the place of an earlier one.
-
-    Args:
-        page: HTML text of :func:`render`.
-        lines: The lines, the verdict first.
-    """
-    before, start, rest = page.partition(CHECK_START)
-    _, end, after = rest.partition(CHECK_END)
-    if not start or not end:  # of an earlier version
-        return page
+    """Put the self-check of a fit, the verdict first, into a page, in the place of an earlier one."""
+    before, _, rest = page.partition(CHECK_START)
+    _, _, after = rest.partition(CHECK_END)
     return f"{before}{self_check_block(lines)}{after}"
 
 
-def histogram(findings: Findings) -> list[dict[str, float]]:
-    """Count the images by score, for bars in a drawing of ``BINS`` by 100 units.
-
-    Args:
-        findings: Findings of the set.
-
-    Returns:
-        Place, height of the bar, and height of its part for images known to be anomalous.
-    """
+def _histogram(findings: Findings) -> list[dict[str, float]]:
+    """Count the images by score, for bars in a drawing of ``BINS`` by 100 units: place and height, and known noise."""
     scores = findings.image_scores.numpy()
     edges = np.histogram_bin_edges(scores, BINS)
     counts, _ = np.histogram(scores, edges)

@@ -6,6 +6,7 @@
 import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.functional.retrieval import retrieval_r_precision
 
 # Shares of the noise that the inspection curve is read at
 FOUND_SHARES = (0.5, 0.9, 1.0)
@@ -37,14 +38,14 @@ def detection_quality(
     quality = {
         "image_AUROC": binary_auroc(ordered, labels.long()).item(),
         "image_AP": binary_average_precision(ordered, labels.long()).item(),
-        "image_precision": precision_at_count(image_scores, labels),
+        "image_precision": retrieval_r_precision(image_scores, labels).item(),
     }
     if patches is not None and patches.any():
         ordered = _dense_ranks(patch_scores)
         quality |= {
             "patch_AUROC": binary_auroc(ordered.flatten(), patches.flatten().long()).item(),
-            "patch_AUPRO": aupro(ordered, patches),
-            "patch_precision": precision_at_count(patch_scores.flatten(), patches.flatten()),
+            "patch_AUPRO": _aupro(ordered, patches),
+            "patch_precision": retrieval_r_precision(patch_scores.flatten(), patches.flatten()).item(),
         }
     return quality
 
@@ -55,16 +56,8 @@ def _dense_ranks(scores: torch.Tensor) -> torch.Tensor:
     return inverse.float() / max(1, len(values) - 1)
 
 
-def aupro(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return Anomalib's area under the per-region overlap curve, up to a false positive rate of 0.3.
-
-    Args:
-        scores: Score of every patch in [0, 1], shape ``(images, height, width)``.
-        truth: Which patches are anomalous, boolean of the same shape.
-
-    Returns:
-        Area in [0, 1].
-    """
+def _aupro(scores: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return Anomalib's area under the per-region overlap curve of scores in [0, 1]."""
     from anomalib.data import ImageBatch  # noqa: PLC0415  # needed where the truth is known only
     from anomalib.metrics import AUPRO  # noqa: PLC0415
 
@@ -75,41 +68,22 @@ def aupro(scores: torch.Tensor, truth: torch.Tensor) -> float:
     return metric.compute().item()
 
 
-def precision_at_count(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the share of true ones among the highest scores, as many of them as there are true ones.
-
-    Args:
-        scores: Shape ``(n,)``.
-        truth: Boolean of the same shape, true at least once.
-
-    Returns:
-        Share in [0, 1].
-    """
-    return truth[scores.topk(int(truth.sum())).indices].float().mean().item()
-
-
 def inspection_curve(ordered_labels: torch.Tensor) -> torch.Tensor:
-    """Return what is found by looking at the images in order.
+    """Return the share of the anomalous images among the first 1, 2, ... images, shape ``(images,)``.
 
     Args:
         ordered_labels: Which images are anomalous, the most suspicious first, boolean of shape ``(images,)``, true at
             least once.
-
-    Returns:
-        Share of the anomalous images among the first 1, 2, ... images, shape ``(images,)``.
     """
     return ordered_labels.double().cumsum(dim=0) / ordered_labels.sum()
 
 
 def images_to_inspect(ordered_labels: torch.Tensor, share: float) -> int:
-    """Return how many images must be looked at, in order, to find a share of the anomalous ones.
+    """Return how many images must be looked at, in order, to find a share above 0 of the anomalous ones.
 
     Args:
         ordered_labels: See :func:`inspection_curve`.
-        share: Share to be found, above 0 and at most 1.
-
-    Returns:
-        Number of images.
+        share: Share to be found, at most 1.
     """
     # Counted in whole images, which sums of floating-point shares are not.
     wanted = int(np.ceil(share * int(ordered_labels.sum()) - 1e-9))

@@ -3,17 +3,16 @@
 
 """Rank the images of a folder by how suspicious they are, without training a detector."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from anomalib.data.utils.tiler import Tiler
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
+from tqdm import tqdm
 
 from anomalib_softpatch.backbones import DEFAULT_BACKBONE, DEFAULT_LAYERS
 from anomalib_softpatch.components import (
@@ -28,6 +27,7 @@ from anomalib_softpatch.components.duplicates import FEWEST_IMAGES as FEWEST_COM
 from anomalib_softpatch.components.duplicates import duplicate_groups, representatives
 from anomalib_softpatch.components.feature_store import default_memory_budget
 from anomalib_softpatch.components.patch_scores import projection_matrix
+from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.support_radii import support_of
 from anomalib_softpatch.components.tiles import check_tiles, extract_by_tiles, grid_of, make_tiler
 from anomalib_softpatch.extraction import DEFAULTS, Extraction, Size
@@ -114,137 +114,64 @@ def rank_images(
     """
     if isinstance(images, str | Path):
         paths, skipped = find_images(Path(images))
-        source = f"folder={str(images)!r}"
+        source, named = f"folder={str(images)!r}", str(images)
     else:
         paths, skipped = [Path(path) for path in images], []
-        source = "images"
+        source, named = "images", f"{len(paths)} files"
     other_paths, other_skipped = ([], []) if against is None else find_images(Path(against))
     extraction = Extraction(backbone, list(layers), image_size, tile, stride, batch_size, num_workers, device)
     check(threshold=threshold, min_images=min_images, lof_k=lof_k, neighborhood=neighborhood)
     check_discriminators(discriminators)
-    torch_device = check_device(device)
-    console = Console(stderr=True, quiet=not progress)
-    try:
-        extractor = PatchFeatureExtractor(backbone, layers).eval().to(torch_device)
-    except RuntimeError as error:  # its message says how to go on
-        raise OSError(str(error)) from error
-    tiles, (size, tiler, notes) = extraction.tiles, _choose_size(paths, extraction, extractor)
-    for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    transform = Compose([Resize(size, antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
-    largest_value, deep = find_largest_value(paths)
-    depth = f"{largest_value.bit_length()} bits per value, in which white is {largest_value}"
-    if largest_value > EIGHT_BITS:
-        console.print(f"{counted(deep, 'image')} read as of {depth}.", highlight=False, markup=False)
-    extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
-
-    def read_all(files: list[Path]) -> tuple[list[ReadImage], FeatureStore, list[tuple[str, str]]]:
-        dataset = FileDataset(files, transform, largest_value)
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-        return _read(loader, len(files), extract, tiler, torch_device, console)
-
-    read, store, unreadable = read_all(paths)
-    skipped += unreadable
-    skipped.sort()
-    different = len({item.content for item in read})
-    if different < FEWEST_IMAGES:
-        reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:5])
-        msg = (
-            f"{source} has {len(read)} readable images, {different} without their copies, but at least "
-            f"{FEWEST_IMAGES} are compared.{reasons}"
-        )
-        raise ValueError(msg)
-    other = None if against is None else read_all(other_paths)
+    reader = Reader(paths, extraction, feature_cache, progress)
+    own = reader.read(paths)
+    skipped = sorted([*skipped, *own.unreadable])
+    _refuse_few(own, source, skipped)
+    other = None if against is None else reader.read(other_paths)
     with torch.inference_mode():
-        compared = store.project()
-        groups = duplicate_groups([item.content for item in read], compared, progress)
-        other_folder = other and _look_for_copies(str(against), *other, len(other_skipped), read, compared, progress)
+        features = own.features.project()
+        groups = duplicate_groups(own.contents, features, progress)
+        other_folder = None
+        if other is not None:
+            other_folder = _compare(own, features, other, str(against), len(other_skipped), progress)
         first = representatives(groups)
-        if len(first) < len(read):
-            del compared  # there may not be room for both
-            compared = store.project(images=first)
-        knn_k = max(support_of(min_images, len(compared)), default=1)
+        if len(first) < len(own.images):
+            del features  # there may not be room for both
+            features = own.features.project(images=first)
+        knn_k = max(support_of(min_images, len(features)), default=1)
         scored = score_patches(
-            compared, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood, progress=progress
+            features, discriminators, lof_k=lof_k, knn_k=knn_k, neighborhood=neighborhood, progress=progress
         )
-        scores = scored.fused.float().cpu()
+    scores = scored.fused.float().cpu()
     findings = Findings(
-        paths=[str(item.path) for item in read],
+        paths=[str(item.path) for item in own.images],
         scores=scores[groups],
         kept=keep_mask(scores, threshold)[groups],
-        regions=[visible_region(transform, (item.statistics.width, item.statistics.height)) for item in read],
+        regions=[visible_region(reader.transform, item.statistics.size) for item in own.images],
         groups=groups,
-        oddities=find_oddities([item.statistics for item in read]),
+        oddities=find_oddities([item.statistics for item in own.images]),
         settings={
-            "Images": str(images) if isinstance(images, str | Path) else f"{len(paths)} files",
+            "Images": named,
             "Backbone": f"{backbone}, layers {', '.join(layers)}",
-            **({"Deep images": f"{deep}, read as of {depth}"} if largest_value > EIGHT_BITS else {}),
-            "Image size": f"{described(size)} pixels (height x width)",
-            **({"Tiles": f"{described(tiles['tile_size'])}, every {described(tiles['stride'])}"} if tiles else {}),
+            **reader.settings,
             "Discriminators": ", ".join(discriminators),
             "Least images": str(min_images),
             "Neighborhood": str(neighborhood),
             "Patches removed": f"{100 * threshold:g} %",
         },
-        notes=notes,
-        remarks=[(str(item.path), item.remark) for item in read if item.remark],
+        notes=reader.notes,
+        remarks=[(str(item.path), item.remark) for item in own.images if item.remark],
         skipped=skipped,
         other_folder=other_folder,
-        largest_value=largest_value,
+        largest_value=reader.largest_value,
     )
-    return with_look_alikes(findings, compared, neighborhood)
-
-
-def _choose_size(
-    paths: list[Path], extraction: Extraction, extractor: PatchFeatureExtractor
-) -> tuple[tuple[int, int], Tiler | None, list[str]]:
-    """Return the size that images are resized to, what cuts them into tiles, and what a reader should know of both."""
-    typical, tiler = typical_image(paths), make_tiler(extraction.tiles)
-    size = choose_size(typical, extraction.size, tiler is not None, extractor.nearest_size)
-    if tiler is not None:
-        check_tiles(tiler, extractor, size)
-    return size, tiler, typical.remarks(size, lambda: grid_of(extractor, size, tiler), tiled=tiler is not None)
-
-
-def _look_for_copies(
-    folder: str,
-    other_read: list["ReadImage"],
-    other_store: FeatureStore,
-    other_unreadable: list[tuple[str, str]],
-    other_files: int,
-    read: list["ReadImage"],
-    features: torch.Tensor,
-    progress: bool,
-) -> OtherFolder:
-    """Say which images of another folder are copies.
-
-    Args:
-        folder: The other folder.
-        other_read: Its images.
-        other_store: Their features.
-        other_unreadable: Its images that cannot be read.
-        other_files: Number of its files that are no images.
-        read: The images of the set.
-        features: Their features.
-        progress: Show a progress bar.
-    """
-    contents, other_contents = ([item.content for item in items] for items in (read, other_read))
-    found = find_copies(contents, features, other_contents, other_store.project(), progress) if other_read else []
-    return OtherFolder(
-        folder=folder,
-        images=len(other_read),
-        skipped=other_files + len(other_unreadable),
-        near=len({*contents, *other_contents}) >= FEWEST_COMPARED,
-        copies=[Copy(str(other_read[one].path), str(read[own].path), exact) for one, own, exact in found],
-    )
+    return with_look_alikes(findings, features, neighborhood)
 
 
 @dataclass(frozen=True)
 class ReadImage:
     """An image that was read.
 
-    Args:
-        path: Its file.
+    Attributes:
         tensor: Transformed to the size of all; ``None`` when it has been used.
         content: Hash of its pixels.
         statistics: What oddities are told by.
@@ -257,32 +184,23 @@ class ReadImage:
     statistics: ImageStatistics
     remark: str
 
-    def without_tensor(self) -> "ReadImage":
-        """Return the same without its pixels, of which there is no room for thousands."""
-        return ReadImage(self.path, None, self.content, self.statistics, self.remark)
-
 
 @dataclass(frozen=True)
-class UnreadableImage:
-    """An image that could not be read.
+class ReadFolder:
+    """The images of a folder that can be read, without their pixels, their features, and why the others cannot be."""
 
-    Args:
-        path: Its file.
-        reason: Why.
-    """
+    images: list[ReadImage]
+    features: FeatureStore
+    unreadable: list[tuple[str, str]]
 
-    path: Path
-    reason: str
+    @property
+    def contents(self) -> list[str]:
+        """Hash of the pixels of each image."""
+        return [item.content for item in self.images]
 
 
-class FileDataset(Dataset[ReadImage | UnreadableImage]):
-    """Read, measure and transform images.
-
-    Args:
-        paths: Image files.
-        transform: Transform to a tensor of one size.
-        largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
-    """
+class FileDataset(Dataset[ReadImage | tuple[str, str]]):
+    """Images, read, measured and transformed, or the path of a file and why it cannot be read."""
 
     def __init__(self, paths: list[Path], transform: Transform, largest_value: int) -> None:
         self.paths = paths
@@ -290,43 +208,79 @@ class FileDataset(Dataset[ReadImage | UnreadableImage]):
         self.largest_value = largest_value
 
     def __len__(self) -> int:
-        """Return the number of files."""
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> ReadImage | UnreadableImage:
-        """Return an image, or why it cannot be read."""
+    def __getitem__(self, index: int) -> ReadImage | tuple[str, str]:
         path = self.paths[index]
         try:
             image, remark = read_image(path, self.largest_value)
         except UnreadableImageError as error:
-            return UnreadableImage(path, str(error))
+            return str(path), str(error)
         tensor = torch.from_numpy(image)
         return ReadImage(path, self.transform(tensor), hash_pixels(image), image_statistics(tensor), remark)
 
 
-def _read(
-    batches: Iterable[list[ReadImage | UnreadableImage]],
-    total: int,
-    extract: PatchFeatureExtractor | FeatureCache,
-    tiler: Tiler | None,
-    device: torch.device,
-    console: Console,
-) -> tuple[list[ReadImage], FeatureStore, list[tuple[str, str]]]:
-    """Return the images that can be read without their pixels, their features, and the others."""
-    read: list[ReadImage] = []
-    features = FeatureStore(memory_budget=default_memory_budget())
-    unreadable = []
-    with torch.inference_mode():
-        for batch in _with_progress(batches, total, console):
-            good = [item for item in batch if isinstance(item, ReadImage)]
-            unreadable += [(str(item.path), item.reason) for item in batch if isinstance(item, UnreadableImage)]
-            if good:
-                images = torch.stack([item.tensor for item in good if item.tensor is not None])
-                features.append(_project(extract_by_tiles(extract, images.to(device), tiler)))
-                if isinstance(extract, FeatureCache) and not read:
-                    console.print(extract.check_space(len(good), total), highlight=False, markup=False)
-                read += [item.without_tensor() for item in good]
-    return read, features, unreadable
+class Reader:
+    """Reads images and extracts their features, in the same way for all folders.
+
+    Size and depth suit the images by which it is made. ``settings`` and ``notes`` are what a report says of them.
+    """
+
+    def __init__(
+        self, paths: list[Path], extraction: Extraction, feature_cache: str | Path | None, progress: bool
+    ) -> None:
+        assert extraction.backbone is not None
+        self.extraction = extraction
+        self.progress = progress
+        self.device = check_device(extraction.device)
+        try:
+            extractor = PatchFeatureExtractor(extraction.backbone, extraction.layers or ()).eval().to(self.device)
+        except RuntimeError as error:  # its message says how to go on
+            raise OSError(str(error)) from error
+        self.extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
+        typical, tiles = typical_image(paths), extraction.tiles
+        self.tiler = make_tiler(tiles)
+        size = choose_size(typical, extraction.size, tiles is not None, extractor.nearest_size)
+        if self.tiler is not None:
+            check_tiles(self.tiler, extractor, size)
+        self.transform = Compose([Resize(size, antialias=True), Normalize(MEAN, STANDARD_DEVIATION)])
+        self.notes = typical.remarks(size, lambda: grid_of(extractor, size, self.tiler), tiles is not None)
+        for note in self.notes:
+            self._say(note)
+        self.settings = {"Image size": f"{described(size)} pixels (height x width)"}
+        if tiles is not None:
+            self.settings["Tiles"] = f"{described(tiles['tile_size'])}, every {described(tiles['stride'])}"
+        self.largest_value, deep = find_largest_value(paths)
+        if self.largest_value > EIGHT_BITS:
+            depth = f"{self.largest_value.bit_length()} bits per value, in which white is {self.largest_value}"
+            self.settings["Deep images"] = f"{deep}, read as of {depth}"
+            self._say(f"{counted(deep, 'image')} read as of {depth}.")
+
+    def read(self, paths: list[Path]) -> ReadFolder:
+        """Read images and extract their features."""
+        folder = ReadFolder([], FeatureStore(memory_budget=default_memory_budget()), [])
+        dataset = FileDataset(paths, self.transform, self.largest_value)
+        batches = DataLoader(
+            dataset, self.extraction.batch_size, num_workers=self.extraction.num_workers, collate_fn=list
+        )
+        with torch.inference_mode(), progress_bar(len(paths), "Looking at images", "image", self.progress) as bar:
+            for batch in batches:
+                good = [item for item in batch if isinstance(item, ReadImage)]
+                folder.unreadable.extend(item for item in batch if not isinstance(item, ReadImage))
+                if good:
+                    images = torch.stack([item.tensor for item in good if item.tensor is not None])
+                    features = extract_by_tiles(self.extract, images.to(self.device), self.tiler)
+                    folder.features.append(_project(features))
+                    if isinstance(self.extract, FeatureCache) and not folder.images:
+                        self._say(self.extract.check_space(len(good), len(paths)))
+                    folder.images.extend(replace(item, tensor=None) for item in good)
+                bar.update(len(batch))
+        return folder
+
+    def _say(self, text: str) -> None:
+        """Write a line beside the progress bars."""
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)
 
 
 def _project(features: torch.Tensor) -> torch.Tensor:
@@ -335,14 +289,35 @@ def _project(features: torch.Tensor) -> torch.Tensor:
     return features if matrix is None else features @ matrix
 
 
+def _refuse_few(own: ReadFolder, source: str, skipped: Sequence[tuple[str, str]]) -> None:
+    different = len(set(own.contents))
+    if different < FEWEST_IMAGES:
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:5])
+        msg = (
+            f"{source} has {len(own.images)} readable images, {different} without their copies, but at least "
+            f"{FEWEST_IMAGES} are compared.{reasons}"
+        )
+        raise ValueError(msg)
+
+
+def _compare(
+    own: ReadFolder, features: torch.Tensor, other: ReadFolder, folder: str, not_images: int, progress: bool
+) -> OtherFolder:
+    """Say which images of another folder are copies of images whose features are given."""
+    found = []
+    if other.images:
+        found = find_copies(own.contents, features, other.contents, other.features.project(), progress)
+    return OtherFolder(
+        folder=folder,
+        images=len(other.images),
+        skipped=not_images + len(other.unreadable),
+        near=len({*own.contents, *other.contents}) >= FEWEST_COMPARED,
+        copies=[Copy(str(other.images[copy].path), str(own.images[image].path), exact) for copy, image, exact in found],
+    )
+
+
 def check_device(device: str) -> torch.device:
-    """Refuse a device that cannot be used here.
-
-    Args:
-        device: Its name, or ``auto`` for a GPU if there is one.
-
-    Returns:
-        The device.
+    """Return a device by its name, or for ``auto`` a GPU if there is one.
 
     Raises:
         ValueError: If nothing can be computed on it.
@@ -356,20 +331,3 @@ def check_device(device: str) -> torch.device:
         msg = f"device={device!r} cannot be used here ({reason}). Choose 'cpu', or 'auto'."
         raise ValueError(msg) from error
     return torch.device(device)
-
-
-def _with_progress(
-    batches: Iterable[list[ReadImage | UnreadableImage]], total: int, console: Console
-) -> Iterator[list[Any]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("Looking at images", total=total)
-        for batch in batches:
-            yield batch
-            bar.advance(task, len(batch))

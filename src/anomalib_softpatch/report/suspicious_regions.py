@@ -13,15 +13,7 @@ from anomalib_softpatch.report.findings import Findings
 
 @dataclass(frozen=True)
 class SuspiciousRegion:
-    """Bounding box of neighboring suspicious patches, in the pixels of the image.
-
-    Attributes:
-        left: First column.
-        top: First row.
-        width: Columns.
-        height: Rows.
-        rarity: Of its rarest patch, see :attr:`Findings.rarity`.
-    """
+    """Bounding box of neighboring suspicious patches in pixels, and the rarity of the rarest of them."""
 
     left: float
     top: float
@@ -31,23 +23,14 @@ class SuspiciousRegion:
 
 
 def suspicious_regions(findings: Findings, index: int, size: tuple[int, int]) -> list[SuspiciousRegion]:
-    """Find the suspicious regions of an image.
+    """Return the suspicious regions of an image, the rarest first, cut off beyond its width and height.
 
     They are what is connected, corners included, of patches above the score above which the report says that an image
     stands out. An image that does has one at least; another one may have some, too.
-
-    Args:
-        findings: Findings of the set.
-        index: Which image.
-        size: Width and height of the image in pixels. What lies outside is cut off.
-
-    Returns:
-        Regions, the rarest first.
     """
     rarity = findings.rarity[index].cpu().numpy()
-    rows, columns = rarity.shape
     covered = findings.regions[index]
-    step_x, step_y = (covered.right - covered.left) / columns, (covered.bottom - covered.top) / rows
+    step_x, step_y = covered.patch_size(findings.grid_size)
     components, _ = label(rarity > findings.noise_level.score, structure=np.ones((3, 3)))
     found = []
     for number, (vertical, horizontal) in enumerate(find_objects(components), start=1):

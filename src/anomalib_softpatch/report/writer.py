@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,7 @@ from anomalib_softpatch.images.paths import in_spreadsheet
 from anomalib_softpatch.pages.drawing import JPEG_QUALITY, difference
 from anomalib_softpatch.pages.rendering import Figure, is_page, shown_difference
 from anomalib_softpatch.report.drawing import image_pair, nearest_patches
+from anomalib_softpatch.report.exports import beginning
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.look_alikes import MOST_EXPLAINED
 from anomalib_softpatch.report.page import MOST_SHOWN, render, with_self_check
@@ -34,15 +36,11 @@ WRITTEN_BY = "anomalib-softpatch, a noise report"
 
 
 def write_report(findings: Findings, folder: str | Path) -> Path:
-    """Write ``report.html``, ``images.csv``, ``skipped.csv``, ``summary.json`` and ``thumbnails/``.
+    """Write ``report.html``, ``images.csv``, ``skipped.csv``, ``summary.json`` and ``thumbnails/`` to a folder.
 
     All are made in a temporary folder first. A report that is there already is replaced, file by file, when all are
     ready, so that an error leaves it as it was; other files in the folder stay. ``report.html`` goes first and comes
     last: where it is, the report is whole, even if the process is killed.
-
-    Args:
-        findings: What to report.
-        folder: Folder to write to, made if need be.
 
     Returns:
         Path of ``report.html``.
@@ -66,12 +64,7 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
 
 
 def show_self_check(folder: str | Path, lines: Sequence[str]) -> None:
-    """Show the self-check of a fit at the top of a report that was written before the fit.
-
-    Args:
-        folder: Folder of the report.
-        lines: Lines of the self-check.
-    """
+    """Show the lines of the self-check of a fit at the top of a report that was written before the fit."""
     page = Path(folder) / PAGE
     text = page.read_text(encoding="utf-8")
     with atomic_output(page) as temporary:
@@ -79,10 +72,7 @@ def show_self_check(folder: str | Path, lines: Sequence[str]) -> None:
 
 
 def check_output(folder: str | Path) -> None:
-    """Refuse a folder in which no report can be written, before one is computed. Nothing is left behind.
-
-    Args:
-        folder: Folder, which need not exist.
+    """Refuse a folder in which no report can be written, before one is computed. It need not exist.
 
     Raises:
         ValueError: If it holds files of a report's names that are none.
@@ -102,16 +92,14 @@ def _is_replaceable(path: Path) -> bool:
         return True
     if path.name == THUMBNAILS:
         return path.is_dir() and all(re.fullmatch(r"\d+(_nearest|_copy)?\.jpg", file.name) for file in path.iterdir())
+    if path.name == PAGE:
+        return is_page(beginning(path), "Noise report")
     beginnings = {
         IMAGES: b"rank,path,image_score,",
         SKIPPED: b"path,reason",
         SUMMARY: f'{{\n  "written_by": "{WRITTEN_BY}"'.encode(),
     }
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        beginning = file.read(1000)
-    return is_page(beginning, "Noise report") if path.name == PAGE else beginning.startswith(beginnings[path.name])
+    return beginning(path).startswith(beginnings[path.name])
 
 
 def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
@@ -127,7 +115,7 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
         "images": len(findings.paths),
         "skipped": len(findings.skipped),
         "duplicate_groups": len({number for number in findings.duplicate_groups if number is not None}),
-        "other_folder": None if findings.other_folder is None else findings.other_folder.record,
+        "other_folder": None if findings.other_folder is None else asdict(findings.other_folder),
     }
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="ascii")
     (folder / THUMBNAILS).mkdir()

@@ -3,6 +3,7 @@
 
 """The command clean-train: what it refuses, and what it makes of a folder that changes between two runs."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         computed.append("report")
         (output / "report").mkdir(exist_ok=True)
         (output / "report" / "report.html").touch()
-        return {"ranked": sorted(path.name for path in folder.iterdir()), "unreadable": {}}
+        return {"ranked": sorted(path.name for path in folder.iterdir()), "unreadable": {}, "largest_value": 255}
 
     def fit(
         paths: list[Path], output: Path, options: stages.Options, false_alarms: float, largest_value: int
@@ -47,7 +48,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"threshold": 1.0, "facts": asdict(facts), "scale": None}
 
     monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("resnet18", ["layer2"]))  # needs no hub
-    monkeypatch.setattr(stages, "prepare", lambda options, _: options)
+    monkeypatch.setattr(stages, "prepare", lambda options, *_: options)
     monkeypatch.setattr(stages, "make_report", make_report)
     monkeypatch.setattr(stages, "fit", fit)
     return computed
@@ -69,6 +70,24 @@ def test_a_share_is_set_aside_once_though_the_folder_has_fewer_images_then(
     assert done == ["report", "fit on 8"]
     clean_train(folder)  # what has gone is not trained on, whatever is asked for
     assert done == ["report", "fit on 8"]
+
+
+def test_what_an_earlier_version_has_moved_is_known(
+    folder: Path, done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its state says no kind of the reasons."""
+    clean_train(folder, set_aside=0.2, move_to=tmp_path / "aside")
+    assert "set aside 2 images (most suspicious: 2)" in capsys.readouterr().out
+    file = tmp_path / "images-trained" / "state.json"
+    state = json.loads(file.read_text())
+    for entry in state["stages"]["move"]["result"]["moves"].values():
+        assert entry.pop("kind") == "most suspicious"
+    file.write_text(json.dumps(state))
+    before = (tmp_path / "images-trained" / "set_aside.csv").read_text()
+    clean_train(folder)
+    assert done == ["report", "fit on 8"]
+    assert "set aside 2 images (by an earlier version: 2)" in capsys.readouterr().out
+    assert (tmp_path / "images-trained" / "set_aside.csv").read_text() == before
 
 
 def test_new_images_make_a_new_report(folder: Path, done: list[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from anomalib_softpatch.cleaning.datamodule import UnlabeledDataModule
+from anomalib_softpatch.data.protocols import ReadsDeepImages
 
 
 def test_all_files_train_and_none_is_held_back(tmp_path: Path) -> None:
@@ -21,3 +22,9 @@ def test_all_files_train_and_none_is_held_back(tmp_path: Path) -> None:
     assert [len(batch.image) for batch in batches] == [2, 1]
     assert not any(batch.gt_label.any() for batch in batches)
     assert datamodule.val_dataloader() == []
+
+
+def test_the_model_learns_how_deep_the_images_are() -> None:
+    datamodule = UnlabeledDataModule([], batch_size=1, largest_value=4095)
+    assert isinstance(datamodule, ReadsDeepImages)
+    assert datamodule.largest_value == 4095

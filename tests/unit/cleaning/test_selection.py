@@ -4,11 +4,12 @@
 """What is set aside before training, by name, reason and in whose favor."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from anomalib_softpatch.cleaning.selection import Row, choose, names_of, write_set_aside
+from anomalib_softpatch.cleaning.selection import Kind, SetAside, choose, names_of, write_set_aside
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, Box, Decision
 from anomalib_softpatch.images.paths import from_text, to_text
 
@@ -27,7 +28,8 @@ ALWAYS = {"broken.png": "truncated", "d.png": "no permission"}
 
 
 def chosen(decisions: dict[str, str] | None = None, share: float = 0.0) -> dict[str, str]:
-    return choose(FILES, RANKED, UNREADABLE, decisions or {}, share)
+    """Return the reasons by name."""
+    return {name: each.reason for name, each in choose(FILES, RANKED, UNREADABLE, decisions or {}, share).items()}
 
 
 def test_unreadable_files_and_extra_copies() -> None:
@@ -65,8 +67,8 @@ def test_copies_of_a_defect_are_defects() -> None:
     through_link = choose(
         FILES | {"link.png": "1"}, RANKED, UNREADABLE, {"link.png": DEFECT}, links={"link.png": "a.png"}
     )
-    assert through_link["a.png"] == reason
-    assert through_link["link.png"] == "link to a.png"
+    assert through_link["a.png"] == SetAside(Kind.DECIDED, reason)
+    assert through_link["link.png"] == SetAside(Kind.LINK, "link to a.png")
 
 
 @pytest.mark.parametrize(("share", "names"), [(0.0, set()), (0.2, {"c.png"}), (0.59, {"c.png", "b copy.png"})])
@@ -75,6 +77,14 @@ def test_share_of_the_most_suspicious(share: float, names: set[str]) -> None:
     assert chosen(share=share) == chosen() | {
         name: f"number {RANKED.index(name) + 1} of the 5 images in the report" for name in names
     }
+
+
+def test_kinds_of_reasons() -> None:
+    kinds = {name: each.kind for name, each in choose(FILES, RANKED, UNREADABLE, {"a.png": DEFECT}, 0.2).items()}
+    assert kinds == {
+        "a.png": Kind.DECIDED, "b.png": Kind.COPY, "b other.png": Kind.COPY, "c.png": Kind.SUSPICIOUS,
+        "broken.png": Kind.UNREADABLE, "d.png": Kind.UNREADABLE,
+    }  # fmt: skip
 
 
 def test_decisions_about_files_that_cannot_be_read_or_have_gone() -> None:
@@ -89,9 +99,11 @@ def test_decisions_are_looked_up_in_the_folder() -> None:
 
 
 def test_list_holds_any_name(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("plain.png", "line\nbreak.png", "b\udcff.png", "=1+1.png")]
-    write_set_aside([Row(path, 'it, "is"\nso \udcff', paths[0] if path is paths[1] else None) for path in paths],
-                    tmp_path / "list.csv")  # fmt: skip
+    names = ["plain.png", "line\nbreak.png", "b\udcff.png", "=1+1.png"]
+    paths = [tmp_path / name for name in names]
+    rows = {name: SetAside(Kind.UNREADABLE, 'it, "is"\nso \udcff') for name in names}
+    rows[names[1]] = replace(rows[names[1]], moved_to=paths[0])
+    write_set_aside(tmp_path, rows, tmp_path / "list.csv")
     with (tmp_path / "list.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [from_text(row["path"]) for row in rows] == paths

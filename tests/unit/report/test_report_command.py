@@ -27,7 +27,7 @@ from timm.models import save_for_hf
 from torchvision.transforms.v2.functional import normalize, resize
 
 from anomalib_softpatch.cli import main
-from anomalib_softpatch.components import PatchFeatureExtractor
+from anomalib_softpatch.components import PatchFeatureExtractor, progress
 from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.images.finding import IMAGE_EXTENSIONS, find_images
 from anomalib_softpatch.images.paths import from_text, to_text
@@ -75,8 +75,13 @@ def contents(folder: Path) -> dict[str, tuple[bytes, float]]:
 
 
 def test_ranks_copies_and_lists_without_touching_the_folder(
-    folder: Path, small_backbone: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path,
+    small_backbone: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0)  # twelve images take no time
     before = contents(folder)
     report(
         folder,
