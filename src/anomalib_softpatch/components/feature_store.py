@@ -116,38 +116,35 @@ class FeatureStore:
         features = features.detach().to(self.dtype or features.dtype)
         size = features.numel() * features.element_size()
         if self.memory_budget is not None and self._held + size > self.memory_budget:
-            features = self._to_disk(features)
+            mapped = self._map(features.shape, features.dtype, f"Features of image {len(self._keys) + 1} and on")
+            features = mapped.copy_(features)
         else:
             self._held += size
         self._batches.append(features)
         self._keys.extend(all_keys)
         self._order = None
 
-    def _to_disk(self, features: torch.Tensor) -> torch.Tensor:
-        """Return features that are mapped from a file."""
-        mapped = self._map(features.shape, features.dtype, f"Features of image {len(self._keys) + 1} and on")
-        mapped.copy_(features)
-        return mapped
-
     def _map(self, shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.Tensor:
         """Return a tensor of zeros, for what is said, that is mapped from a new file."""
         if self._spill is None:
             self._spill = tempfile.TemporaryDirectory(prefix="anomalib-softpatch-", dir=self.folder)
-        size = math.prod(shape)
-        handle, name = tempfile.mkstemp(dir=self._spill.name)
+        folder, size = self._spill.name, math.prod(shape)
+        handle, name = tempfile.mkstemp(dir=folder)
         try:
             # Room that is only promised would end the process with a bus error once the disk is full.
-            _reserve(handle, size * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size * dtype.itemsize)
+            else:
+                os.truncate(handle, size * dtype.itemsize)
         except OSError as error:
-            folder = self._spill.name
-            os.close(handle)
             self.clear()
             msg = (
                 f"{what} do not fit on the disk that holds {folder}: {error}. Free space there, set the environment "
                 "variable TMPDIR to a folder on a larger disk, or hold more in memory (memory_budget of a model)."
             )
             raise OSError(msg) from error
-        os.close(handle)
+        finally:
+            os.close(handle)
         # Shared, so that the pages belong to the file and the system may drop them from memory.
         mapped = torch.from_file(name, shared=True, size=size, dtype=dtype)
         # The mapping keeps the data, and a killed process leaves nothing behind. Windows removes no file in use.
@@ -158,10 +155,9 @@ class FeatureStore:
     def _arrivals(self) -> torch.Tensor:
         """Return when each image came, by its number, shape ``(images,)``."""
         if self._order is None:
-            order = list(range(len(self._keys)))
-            if self.keys:
-                order.sort(key=lambda place: str(self._keys[place]))
-            self._order = torch.tensor(order, dtype=torch.long)
+            order = range(len(self._keys))
+            by_key = sorted(order, key=lambda place: str(self._keys[place])) if self.keys else order
+            self._order = torch.tensor(by_key, dtype=torch.long)
         return self._order
 
     def project(self, matrix: torch.Tensor | None = None, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -182,10 +178,10 @@ class FeatureStore:
         place[chosen] = torch.arange(len(chosen), device=device)
         shape = (len(chosen), height, width, channels if matrix is None else matrix.shape[1])
         large = self.memory_budget is not None and 4 * math.prod(shape) > self.memory_budget
-        on_disk = large and device.type == "cpu"
-        projected = (
-            self._map(shape, torch.float32, "Projected features") if on_disk else torch.empty(shape, device=device)
-        )
+        if large and device.type == "cpu":
+            projected = self._map(shape, torch.float32, "Projected features")
+        else:
+            projected = torch.empty(shape, device=device)
         for numbers, batch in self.numbered_batches(device):
             taken = place[numbers] >= 0
             if taken.any():
@@ -257,19 +253,7 @@ def default_memory_budget() -> float | None:
 
 
 def check_features(features: torch.Tensor) -> None:
-    """Refuse features that do not come as a grid for each image.
-
-    Raises:
-        ValueError: If the shape is not ``(images, height, width, channels)``.
-    """
+    """Refuse features that do not have the shape ``(images, height, width, channels)``."""
     if features.ndim != 4:  # noqa: PLR2004
         msg = f"Features must have the shape (images, height, width, channels), got {tuple(features.shape)}."
         raise ValueError(msg)
-
-
-def _reserve(handle: int, size: int) -> None:
-    """Give a new file a size, and the room for it."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.truncate(handle, size)

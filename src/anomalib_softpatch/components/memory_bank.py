@@ -153,13 +153,14 @@ class DenoisingMemoryBank:
         Args:
             features: Shape ``(images, height, width, channels)``, or a store of such.
 
-        Returns:
-            The banks and how they came about.
-
         Raises:
             ValueError: If there are no features, or too few images or patches.
         """
-        store = features if isinstance(features, FeatureStore) else _as_store(features)
+        if isinstance(features, FeatureStore):
+            store = features
+        else:
+            store = FeatureStore()
+            store.append(features)
         images, height, width, _ = store.shape
         patches = images * height * width
         if images == 0:
@@ -185,12 +186,25 @@ class DenoisingMemoryBank:
                 del projected  # there may not be room for both
                 projected = store.project(matrix, different)
             support = support_of(self.min_images, len(different))
-            scores = self._score(projected, max(support, default=1))
+            scores = score_patches(
+                projected,
+                self.discriminators,
+                lof_k=self.lof_k,
+                knn_k=max(support, default=1),
+                neighborhood=self.neighborhood,
+                max_references=self.max_references,
+                seed=self.seed,
+                options=self.discriminator_options,
+                progress=self.progress,
+            )
             if once:
                 by_name = {name: values[groups] for name, values in scores.by_discriminator.items()}
                 scores = PatchScores(scores.fused[groups], by_name)
             del projected  # of the size of the features, and what follows has better uses for the memory
-        kept = torch.stack([self._keep(scores, threshold, store) for threshold in self.thresholds])
+        if scores is None:
+            kept = torch.ones(len(self.thresholds), *store.shape[:3], dtype=torch.bool)
+        else:
+            kept = torch.stack([keep_mask(scores.fused, threshold) for threshold in self.thresholds])
         with seeded(self.seed):
             indices, bank_ranges = self._select(store, kept, size)
         features = store.rows(indices)
@@ -216,25 +230,6 @@ class DenoisingMemoryBank:
             keys=store.keys,
         )
 
-    def _score(self, projected: torch.Tensor, knn_k: int) -> PatchScores:
-        return score_patches(
-            projected,
-            self.discriminators,
-            lof_k=self.lof_k,
-            knn_k=knn_k,
-            neighborhood=self.neighborhood,
-            max_references=self.max_references,
-            seed=self.seed,
-            options=self.discriminator_options,
-            progress=self.progress,
-        )
-
-    @staticmethod
-    def _keep(scores: PatchScores | None, threshold: float, store: FeatureStore) -> torch.Tensor:
-        if scores is None:
-            return torch.ones(store.shape[:3], dtype=torch.bool)
-        return keep_mask(scores.fused, threshold)
-
     def _select(
         self, store: FeatureStore, kept: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
@@ -255,14 +250,8 @@ class DenoisingMemoryBank:
             eligible = mask.nonzero().squeeze(1)
             # Of the CPU's generator, as KCenterGreedy draws on a CPU: another device then starts from the same patch
             first = eligible[torch.randint(high=len(eligible), size=(1,)).to(device)]
-            coreset = k_center_greedy(
-                projected,
-                size=min(size, len(eligible)),
-                first=first,
-                eligible=None if mask.all() else mask,
-                progress=self.progress,
-            )
-            coresets.append(coreset)
+            may_be_chosen = None if mask.all() else mask
+            coresets.append(k_center_greedy(projected, min(size, len(eligible)), first, may_be_chosen, self.progress))
         return _overlap_ranges(coresets)
 
     def weigh(self, scores: PatchScores | None, indices: torch.Tensor) -> torch.Tensor:
@@ -290,9 +279,6 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a block, and leave them as they were.
 
     Anomalib's random projection draws from NumPy's global generator and PatchCore's first center from PyTorch's.
-
-    Args:
-        seed: The seed.
     """
     state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # explicit: several would be warned of
@@ -304,26 +290,14 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(state)  # noqa: NPY002
 
 
-def _as_store(features: torch.Tensor) -> FeatureStore:
-    store = FeatureStore()
-    store.append(features)
-    return store
-
-
 def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
-    """Lay out one or two coresets so that each is one range of rows and shared patches are stored once.
-
-    Two of them: patches of the first only, of both, of the second only.
-    """
+    """Lay out one or two coresets so that each is one range of rows and shared patches are stored once."""
     if len(coresets) == 1:
         return coresets[0], ((0, len(coresets[0])),)
-    first, second = map(_distinct, coresets)
+    # A coreset repeats a row once all eligible ones coincide with centers
+    first, second = (torch.tensor(list(dict.fromkeys(each.tolist())), device=each.device) for each in coresets)
+    # Patches of the first only, of both, of the second only
     shared = torch.isin(first, second)
     rest = second[~torch.isin(second, first)]
     indices = torch.cat((first[~shared], first[shared], rest))
     return indices, ((0, len(first)), (len(first) - int(shared.sum()), len(indices)))
-
-
-def _distinct(coreset: torch.Tensor) -> torch.Tensor:
-    """Return a coreset without what it repeats, as it does a row once all eligible ones coincide with centers."""
-    return torch.tensor(list(dict.fromkeys(coreset.tolist())), dtype=torch.long, device=coreset.device)

@@ -95,37 +95,20 @@ class PatchFeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the grid of patches of an image: one is tried.
-
-        Args:
-            height: Height of the image in pixels.
-            width: Its width.
-
-        Raises:
-            ValueError: See :meth:`check_size`.
-        """
+        """Return height and width of the grid of patches of an image, whose size is in pixels: one is tried."""
         device = next((parameter.device for parameter in self.backbone.parameters()), None)
         features = self(torch.zeros(1, 3, height, width, device=device))
         return features.shape[1], features.shape[2]
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size that the backbone takes and that is nearest to one; that one where none is known.
-
-        Args:
-            height: Height in pixels.
-            width: Width in pixels.
-        """
+        """Return the size in pixels, nearest to one, that the backbone takes; that one where none is known."""
         backbone = self.backbone
         if not isinstance(backbone, TimmBackbone) or backbone.takes(height, width):
             return height, width
         return next(iter(backbone.sizes_near(height, width)), (height, width))
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse images of a size that the backbone does not take.
-
-        Args:
-            height: Height in pixels.
-            width: Width in pixels.
+        """Refuse images of a size in pixels that the backbone does not take.
 
         Raises:
             ValueError: If it does not; the message names sizes that it takes.
@@ -161,10 +144,7 @@ def pool_channels(features: torch.Tensor, size: int) -> torch.Tensor:
 
     Args:
         features: Shape ``(batch, channels, height, width)``.
-        size: Number of values.
-
-    Returns:
-        Shape ``(batch, size, height, width)``.
+        size: Number of values, which the channels of the result are.
     """
     channels = features.shape[1]
     if channels == size:

@@ -51,7 +51,7 @@ def projection_matrix(channels: int, device: torch.device, seed: int = 0) -> tor
     Args:
         channels: Dimensions of the features.
         device: Where to put the matrix.
-        seed: Seed. The generator is the matrix's own, so that the global one stands where PatchCore's would.
+        seed: Seed of a generator of the matrix's own, so that the global one stands where PatchCore's would.
 
     Returns:
         Shape ``(channels, 128)``; ``None`` if there is nothing to reduce.
@@ -89,20 +89,25 @@ def score_patches(
         options: Further parameters of the discriminators by name.
         progress: Show progress bars.
 
-    Returns:
-        The scores.
-
     Raises:
         ValueError: If features have another shape, a name or an option is unknown, there are too few images or
             references to compare, or scores are not finite.
     """
     check_features(features)
     check_discriminators(discriminators, options)
-    images, *grid_size, channels = features.shape
+    images, height, width, channels = features.shape
+    references = References(neighborhood, max_references, seed, progress=progress)
+    if images < 2:  # noqa: PLR2004
+        msg = (
+            f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
+            f"least 2 training images, got {images}. With min_images=1, threshold=0, soft_weight=False one is enough."
+        )
+        raise ValueError(msg)
+    if references.available(images, (height, width)) < 1:
+        msg = f"max_references={references.max_references} leaves some patches nothing to be compared with: use more."
+        raise ValueError(msg)
     matrix = projection_matrix(channels, features.device, seed)
     projected = features if matrix is None else features @ matrix
-    references = References(neighborhood, max_references, seed, progress=progress)
-    _check_available(images, (grid_size[0], grid_size[1]), references, discriminators)
     given = {"lof_k": lof_k, "knn_k": knn_k, **(options or {})}
     scores = {}
     for name in discriminators:
@@ -113,18 +118,3 @@ def score_patches(
             msg = f"The discriminator '{name}' gave NaN or infinite scores: check the training images and precision."
             raise ValueError(msg)
     return PatchScores(next(iter(scores.values())) if len(scores) == 1 else fuse(list(scores.values())), scores)
-
-
-def _check_available(
-    images: int, grid_size: tuple[int, int], references: References, discriminators: Sequence[str]
-) -> None:
-    """Refuse too few patches to compare each patch with."""
-    if images < 2:  # noqa: PLR2004
-        msg = (
-            f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
-            f"least 2 training images, got {images}. With min_images=1, threshold=0, soft_weight=False one is enough."
-        )
-        raise ValueError(msg)
-    if references.available(images, grid_size) < 1:
-        msg = f"max_references={references.max_references} leaves some patches nothing to be compared with: use more."
-        raise ValueError(msg)

@@ -33,11 +33,7 @@ def tiles_of(tiler: Tiler | None) -> dict[str, Any] | None:
 
 
 def make_tiler(tiles: Mapping[str, Any] | None) -> Tiler | None:
-    """Make the tiler that :func:`tiles_of` has described.
-
-    Args:
-        tiles: What it returned; ``tile_size`` and ``stride`` are enough.
-    """
+    """Make the tiler that :func:`tiles_of` has described; ``tile_size`` and ``stride`` are enough."""
     return None if tiles is None else Tiler(**{**tiles, "mode": ImageUpscaleMode(tiles.get("mode", "padding"))})
 
 
@@ -50,8 +46,7 @@ def grid_of(extractor: PatchFeatureExtractor, size: tuple[int, int], tiler: Tile
         tiler: Tiler, ``None`` for no tiles.
 
     Raises:
-        ValueError: If there would be no such grid, see :func:`check_tiles` and
-            :meth:`~anomalib_softpatch.components.PatchFeatureExtractor.check_size`.
+        ValueError: If there would be no such grid.
     """
     if tiler is None:
         return extractor.grid_size(*size)
@@ -92,9 +87,6 @@ def extract_by_tiles(
         extract: Returns features of shape ``(batch, grid_height, grid_width, channels)`` for tiles.
         images: Shape ``(batch, 3, height, width)``.
         tiler: Size and stride of the tiles; ``None`` for no tiles.
-
-    Returns:
-        Shape ``(batch, grid_height, grid_width, channels)``, the grid of the whole image.
 
     Raises:
         ValueError: See :func:`check_tiles`.
@@ -163,21 +155,12 @@ def _steps(tiler: Tiler, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def _join(parts: Sequence[torch.Tensor], starts: Sequence[int], dim: int) -> torch.Tensor:
-    """Put overlapping parts of equal length into one, their mean where they overlap.
-
-    Args:
-        parts: Parts in their order.
-        starts: First position of each.
-        dim: Dimension in which they lie one behind the other.
-    """
+    """Put parts of equal length, given with their first positions, into one: their mean where they overlap."""
     length = parts[0].shape[dim]
     bounds = sorted({bound for start in starts for bound in (start, start + length)})
     pieces = []
     for first, last in pairwise(bounds):
-        here = [
-            part.narrow(dim, first - start, last - first)
-            for part, start in zip(parts, starts, strict=True)
-            if start <= first and last <= start + length
-        ]
+        around = [(part, start) for part, start in zip(parts, starts, strict=True) if start <= first < start + length]
+        here = [part.narrow(dim, first - start, last - first) for part, start in around]
         pieces.append(here[0] if len(here) == 1 else torch.stack(here).mean(dim=0))
     return torch.cat(pieces, dim=dim)

@@ -6,12 +6,15 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from anomalib_softpatch.components.memory_bank import DenoisingResult
 from anomalib_softpatch.data.protocols import KnowsTruth
-from anomalib_softpatch.models.protocol import SoftPatchModule
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +25,7 @@ AUGMENTED = (
 )
 
 
-def report_fit(module: SoftPatchModule) -> None:
+def report_fit(module: "DenoisingMixin") -> None:
     """Gather what a fit found, write its report and log how well known noise was found.
 
     Args:

@@ -34,15 +34,7 @@ DISCRIMINATORS: dict[str, Discriminator] = {}
 
 
 def discriminator(weight_offset: float, **parameters: Constraint) -> Callable[[Score], Score]:
-    """Add a function to the table, under its own name.
-
-    Args:
-        weight_offset: See :class:`Discriminator`.
-        **parameters: Likewise. Each has a default in the function.
-
-    Returns:
-        Decorator.
-    """
+    """Add a function to the table, under its own name: arguments as of :class:`Discriminator`."""
 
     def add(score: Score) -> Score:
         DISCRIMINATORS[score.__name__] = Discriminator(score, weight_offset, parameters)
@@ -52,11 +44,7 @@ def discriminator(weight_offset: float, **parameters: Constraint) -> Callable[[S
 
 
 def check_discriminators(names: Sequence[str], options: Mapping[str, Any] | None = None) -> None:
-    """Refuse names that are unknown, repeated, or none at all, and options that none of them has.
-
-    Args:
-        names: Names of discriminators.
-        options: Values of their own parameters by name.
+    """Refuse names that are unknown, repeated, or none at all, and options by name that none of them has.
 
     Raises:
         ValueError: If the names are not one or more different known ones, or an option does not fit them.

@@ -115,34 +115,19 @@ def nearest_row(queries: torch.Tensor, bank: torch.Tensor, **options: Any) -> Ne
 
 
 def _first_of_runs(start: int, stop: int, after: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
-    """Return the first row of each run of a block, or of its first run only where the block is not needed.
-
-    Args:
-        start: The block's first row.
-        stop: The row after its last.
-        after: 0, from what has to be computed before.
-        needed: See :func:`nearest_neighbors`.
-    """
+    """Return the first row of each run of a block, or of its first run only where the block is not needed."""
     runs = torch.arange(start, stop, RUN, device=after.device) + after
     return runs if needed is None else runs[(needed | (runs == start)).nonzero().squeeze(1)]
 
 
 def _members(runs: torch.Tensor, stop: int) -> torch.Tensor:
     """Return the rows of runs, the first ones of all runs first; the last one again where there are no more."""
-    rows = runs + torch.arange(RUN, device=runs.device)[:, None]
-    return rows.clamp(max=stop - 1).flatten()
+    return (runs + torch.arange(RUN, device=runs.device)[:, None]).clamp(max=stop - 1).flatten()
 
 
 def _least(squares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the least value for each query and the first row that has it, both of shape ``(n, 1)``.
-
-    Runtimes find minima alone several times faster than minima and their places.
-
-    Args:
-        squares: Values of rows in runs of neighboring ones, the first row of all runs first, shape
-            ``(n, RUN * count)``.
-        count: Number of runs.
-    """
+    """Return the least value of rows in runs of neighboring ones for each query, and the first row that has it."""
+    # Runtimes find minima alone several times faster than minima and their places
     best = squares.view(-1, RUN, count).amin(dim=1).argmin(dim=1, keepdim=True)
     columns = torch.arange(RUN, device=squares.device) * count + best
     value, place = squares.gather(1, columns).min(dim=1, keepdim=True)
