@@ -7,13 +7,6 @@ The centers and their order are those of Anomalib's ``KCenterGreedy``, which com
 every center chosen. Two things spare most of that here. A distance computed earlier is an upper bound of the distance
 now, so that only patches whose bound is among the largest need be brought up to date with the centers chosen since. And
 a lower bound, from a few of the dimensions, tells which centers can be nearer than those already seen.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components.coreset import k_center_greedy
-    >>> features = torch.randn(10_000, 64)
-    >>> k_center_greedy(features, size=100, first=0).shape
-    torch.Size([100])
 """
 
 import torch
@@ -52,7 +45,8 @@ def k_center_greedy(
 
     Distances are computed as ``KCenterGreedy`` computes them; bounds, and bounds of their rounding errors, only tell
     which ones need not be. Ties go to the row with the lowest index. Once every eligible row coincides with a center,
-    the first eligible row is repeated, as ``KCenterGreedy`` does.
+    the first eligible row is repeated, as ``KCenterGreedy`` does. See Sener and Savarese, Active Learning for
+    Convolutional Neural Networks: A Core-Set Approach, ICLR 2018, algorithm 1, and PatchCore (arXiv 2106.08265).
 
     Args:
         features: Rows to choose from, shape ``(n, d)``, float32 or float64.
@@ -68,9 +62,9 @@ def k_center_greedy(
         ValueError: If ``size`` is not positive or less than the centers to start from, one of these is not an eligible
             row or there are none, or distances are not finite or their squares near the end of the type's range.
 
-    References:
-        Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018,
-        algorithm 1; PatchCore (arXiv 2106.08265), section 3.2.
+    Example:
+        >>> k_center_greedy(torch.randn(10_000, 64), size=100, first=0).shape
+        torch.Size([100])
     """
     rows = torch.arange(len(features), device=features.device)
     rows = rows if eligible is None else rows[eligible]

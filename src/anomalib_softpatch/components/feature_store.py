@@ -32,20 +32,18 @@ class FeatureStore:
         memory_budget: Bytes of features to hold in memory. Default: no limit.
         folder: Where the temporary folder is made. Default: the system's.
 
+    Attributes:
+        device: Device of the features that are held in memory.
+
     Example:
         >>> store = FeatureStore()
         >>> store.append(torch.randn(8, 16, 16, 64))
-        >>> store.shape
-        (8, 16, 16, 64)
         >>> store.project(torch.randn(64, 4)).shape
         torch.Size([8, 16, 16, 4])
     """
 
     def __init__(
-        self,
-        dtype: torch.dtype | None = None,
-        memory_budget: float | None = None,
-        folder: str | Path | None = None,
+        self, dtype: torch.dtype | None = None, memory_budget: float | None = None, folder: str | Path | None = None
     ) -> None:
         self.dtype = dtype
         self.memory_budget = memory_budget
@@ -58,7 +56,7 @@ class FeatureStore:
         self._keys: list[str | None] = []
         self._order: torch.Tensor | None = None
         self._held = 0
-        self._device = torch.device("cpu")
+        self.device = torch.device("cpu")
         self._spill: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -74,11 +72,6 @@ class FeatureStore:
         """Keys of the images in the order of their numbers; empty if some came without."""
         keys = [key for key in self._keys if key is not None]
         return tuple(sorted(keys)) if len(keys) == len(self._keys) else ()
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the features that are held in memory."""
-        return self._device
 
     def batches(self) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
         """Yield the features in the order in which they came, with their keys."""
@@ -112,7 +105,7 @@ class FeatureStore:
         if len(all_keys) != len(features):
             msg = f"{len(all_keys)} keys came with the features of {len(features)} images: give one for each."
             raise ValueError(msg)
-        self._device = features.device
+        self.device = features.device
         features = features.detach().to(self.dtype or features.dtype)
         size = features.numel() * features.element_size()
         if self.memory_budget is not None and self._held + size > self.memory_budget:
@@ -192,14 +185,11 @@ class FeatureStore:
     def numbered_batches(
         self, device: torch.device | None = None, size: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the features batch by batch, with the numbers of their images.
+        """Yield the numbers of images, shape ``(b,)``, and their features, float32, batch by batch.
 
         Args:
             device: Where to put them. Default: the device of the features.
             size: Put batches together as long as they have no more images than that. Default: as they came.
-
-        Yields:
-            Numbers of the images, shape ``(b,)``, and features of shape ``(b, height, width, channels)``, float32.
         """
         device = device or self.device
         numbers = self._arrivals().argsort().to(device)
@@ -215,13 +205,10 @@ class FeatureStore:
             numbers, start = numbers[images:], stop
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the features of some patches.
+        """Return the features of some patches, float32, shape ``(n, channels)``, on the device of the indices.
 
         Args:
             indices: ``image * height * width + row * width + column``, images by number, shape ``(n,)``.
-
-        Returns:
-            Shape ``(n, channels)``, float32, on the device of the indices.
         """
         _, height, width, channels = self.shape
         patches = height * width
@@ -233,10 +220,8 @@ class FeatureStore:
         ends = torch.tensor([len(batch) for batch in self._batches]).cumsum(dim=0)
         batch_of = torch.searchsorted(ends, place, right=True)
         numbers, counts = batch_of.unique_consecutive(return_counts=True)
-        order = order.to(indices.device)
-        for number, some, here in zip(
-            numbers.tolist(), place.split(counts.tolist()), order.split(counts.tolist()), strict=True
-        ):
+        places, orders = place.split(counts.tolist()), order.to(indices.device).split(counts.tolist())
+        for number, some, here in zip(numbers.tolist(), places, orders, strict=True):
             batch = self._batches[number]
             first = int(ends[number]) - len(batch)
             picked = (some.to(indices.device) - first) * patches + indices[here] % patches

@@ -5,20 +5,12 @@
 
 The stages, each a module of its own: features -> discriminator scores -> kept patches and weights -> coreset ->
 support radii -> bank.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import DenoisingMemoryBank
-    >>> features = torch.randn(20, 16, 16, 64)
-    >>> result = DenoisingMemoryBank(coreset_sampling_ratio=0.1).fit(features)
-    >>> result.features.shape, result.weights.shape
-    (torch.Size([512, 64]), torch.Size([512]))
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -81,6 +73,7 @@ class DenoisingResult(MemoryBank):
     keys: tuple[str, ...] = ()
 
 
+@dataclass(eq=False)
 class DenoisingMemoryBank:
     """Build memory banks from patch features that contain noise.
 
@@ -101,30 +94,21 @@ class DenoisingMemoryBank:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(
-        self,
-        discriminators: Sequence[str] = ("lof",),
-        thresholds: Sequence[float] = (THRESHOLD,),
-        coreset_sampling_ratio: float = CORESET_SAMPLING_RATIO,
-        soft_weight: bool | Literal["rank", "lof"] = True,
-        min_images: float | Literal["auto"] = 1,
-        lof_k: int = LOF_K,
-        discriminator_options: Mapping[str, Any] | None = None,
-        neighborhood: int | Literal["image"] = 0,
-        max_references: int = MAX_REFERENCES,
-        seed: int = 0,
-    ) -> None:
-        self.discriminators = tuple(discriminators)
-        self.thresholds = tuple(thresholds)
-        self.coreset_sampling_ratio = coreset_sampling_ratio
-        self.soft_weight = soft_weight
-        self.min_images = min_images
-        self.lof_k = lof_k
-        self.discriminator_options = dict(discriminator_options or {})
-        self.neighborhood = neighborhood
-        self.max_references = max_references
-        self.seed = seed
-        self.progress = False
+    discriminators: Sequence[str] = ("lof",)
+    thresholds: Sequence[float] = (THRESHOLD,)
+    coreset_sampling_ratio: float = CORESET_SAMPLING_RATIO
+    soft_weight: bool | Literal["rank", "lof"] = True
+    min_images: float | Literal["auto"] = 1
+    lof_k: int = LOF_K
+    discriminator_options: Mapping[str, Any] | None = None
+    neighborhood: int | Literal["image"] = 0
+    max_references: int = MAX_REFERENCES
+    seed: int = 0
+    progress: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.discriminators = tuple(self.discriminators)
+        self.thresholds = tuple(self.thresholds)
         check_discriminators(self.discriminators, self.discriminator_options)
         if len(self.thresholds) not in {1, 2}:
             msg = f"thresholds must be one value, or two for a bank of each task, got {self.thresholds}."
@@ -155,6 +139,11 @@ class DenoisingMemoryBank:
 
         Raises:
             ValueError: If there are no features, or too few images or patches.
+
+        Example:
+            >>> result = DenoisingMemoryBank(coreset_sampling_ratio=0.1).fit(torch.randn(20, 16, 16, 64))
+            >>> result.features.shape, result.weights.shape
+            (torch.Size([512, 64]), torch.Size([512]))
         """
         if isinstance(features, FeatureStore):
             store = features
@@ -255,14 +244,9 @@ class DenoisingMemoryBank:
         return _overlap_ranges(coresets)
 
     def weigh(self, scores: PatchScores | None, indices: torch.Tensor) -> torch.Tensor:
-        """Return the weights of some patches (SoftPatch, section 3.4).
+        """Return the weights of some patches, given by their indices, 0 or more (SoftPatch, section 3.4).
 
-        Args:
-            scores: Noise scores of all patches; ``None``: all weights are 1.
-            indices: Which patches, shape ``(m,)``.
-
-        Returns:
-            Shape ``(m,)``, 0 or more.
+        Without noise scores of all patches they are 1.
         """
         if scores is None or not self.soft_weight:
             return torch.ones(len(indices), device=indices.device)

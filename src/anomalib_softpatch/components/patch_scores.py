@@ -1,15 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Patch scores: how likely each training patch is noise, by one discriminator or by several.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import score_patches
-    >>> scores = score_patches(torch.randn(20, 16, 16, 64), ("lof", "gaussian"))
-    >>> scores.fused.shape, sorted(scores.by_discriminator)
-    (torch.Size([20, 16, 16]), ['gaussian', 'lof'])
-"""
+"""Patch scores: how likely each training patch is noise, by one discriminator or by several."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -92,6 +84,10 @@ def score_patches(
     Raises:
         ValueError: If features have another shape, a name or an option is unknown, there are too few images or
             references to compare, or scores are not finite.
+
+    Example:
+        >>> score_patches(torch.randn(20, 16, 16, 64), ("lof", "gaussian")).fused.shape
+        torch.Size([20, 16, 16])
     """
     check_features(features)
     check_discriminators(discriminators, options)

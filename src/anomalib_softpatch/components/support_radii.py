@@ -12,20 +12,9 @@ Copies of an image count as one image. Otherwise a defect whose image was copied
 1, which costs least where normal patches are rare. But where the nearest image is much nearer than the second, as an
 image of the same object in other light is, the second counts: r(m) = max(d_1(m), 0.9 d_2(m)).
 
-References:
-    - Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000: the
-      distance to the k-th nearest neighbor as an outlier score
-    - Campello, Moulavi and Sander, Density-Based Clustering Based on Hierarchical Density Estimates, PAKDD 2013,
-      definition 3: the mutual reachability distance
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import FeatureStore
-    >>> from anomalib_softpatch.components.support_radii import support_radii
-    >>> store = FeatureStore()
-    >>> store.append(torch.randn(20, 8, 8, 16))
-    >>> support_radii(store, torch.arange(100), torch.arange(20), {2: 1.0}).shape
-    torch.Size([100])
+References: Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000 (the
+distance to the k-th nearest neighbor as an outlier score); Campello, Moulavi and Sander, Density-Based Clustering Based
+on Hierarchical Density Estimates, PAKDD 2013, definition 3 (the mutual reachability distance).
 """
 
 import math
@@ -261,7 +250,7 @@ def calibrate(
         store: Features of all patches.
         bank: Patches of the memory bank, shape ``(m, channels)``.
         indices: Numbers of these patches, shape ``(m,)``.
-        groups: Number of each image's group of copies, as in :func:`support_radii`.
+        groups: Number of each image's group of copies, shape ``(images,)``.
         radii: Their support radii, shape ``(m,)``.
         scores: Noise scores, which say which patches of an image are compared: shape ``(images, height, width)``.
 

@@ -72,7 +72,7 @@ class PatchScoreMaps:
         return self.scores[:, 0].amax(dim=(1, 2))
 
     def select(self, some: torch.Tensor) -> "PatchScoreMaps":
-        """Return the scores of some of the images, given by a boolean tensor of shape ``(n,)``."""
+        """Return the scores of the images that a boolean tensor of shape ``(n,)`` names."""
         return PatchScoreMaps(*(values[some] for values in vars(self).values()))
 
 
@@ -121,11 +121,6 @@ class FitRecord:
     def to(self, device: torch.device) -> "FitRecord":
         """Return the record with all tensors on a device."""
         return from_plain(_moved(to_plain(self, []), device))[0]
-
-    @property
-    def found_without_rows(self) -> float:
-        """Highest patch score above which an image is found as soon as its own rows have left the memory bank."""
-        return false_alarm_threshold(self.maps.peaks, FALSE_ALARMS)
 
     @property
     def typical(self) -> float:
@@ -272,8 +267,8 @@ def make_lesson(
         chosen = [int(scores.argmax())]
         if region is not None:
             chosen = (scores > record.typical).nonzero().squeeze(1).tolist() or chosen
-        elif float(scores.max()) > record.found_without_rows:  # which one to take would be a guess
-            chosen = []
+        elif float(scores.max()) > false_alarm_threshold(record.maps.peaks, FALSE_ALARMS):
+            chosen = []  # the image is found as soon as its own rows have left, and which one to take would be a guess
     elif verdict in {NORMAL, ADDED}:
         weight = record.weight_of_new_rows
         is_own = record.groups == group

@@ -19,8 +19,9 @@ class Discriminator:
     """A way to score patches.
 
     Args:
-        score: Function of features, references and its own parameters that returns scores of shape
-            ``(images, height, width)``.
+        score: Function of features of shape ``(images, height, width, dimensions)``, of the
+            :class:`~anomalib_softpatch.components.References` that say which patches are compared, and of its own
+            parameters. It returns scores of shape ``(images, height, width)``.
         weight_offset: Added to a score to make it the weight of its patch: 0 where inliers score about 1, else 1.
         parameters: Its own parameters by name, and what each may be.
     """

@@ -6,13 +6,6 @@
 An inverted file of short codes: the rows of a bank, reduced to their leading axes, are clustered. A query is compared
 with the codes of the rows in the clusters nearest to it, with the reduced rows of the best of these, and with all
 values of the best of those. See Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search, PAMI 2011.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components.search.approximate import ApproximateIndex
-    >>> distances, indices = ApproximateIndex(torch.randn(10_000, 32)).search(torch.randn(1024, 32))
-    >>> distances.shape, indices.shape
-    (torch.Size([1024, 1]), torch.Size([1024, 1]))
 """
 
 import logging
@@ -148,11 +141,7 @@ class ApproximateIndex:
 
     @torch.no_grad()
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find rows that are about the nearest.
-
-        Args:
-            queries: Shape ``(n, d)``.
-            k: Number of neighbors, at most m.
+        """Find the k rows that are about the nearest to queries of shape ``(n, d)``.
 
         Returns:
             Distances and numbers of the rows, both of shape ``(n, k)``, nearest first.

@@ -1,16 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exact search of a memory bank, part by part: plain, and pruned on a CPU. ``docs/pruning.md`` says why it is exact.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch
-    >>> bank = MemoryBank(torch.randn(10_000, 512), torch.ones(10_000), None, ((0, 10_000),))
-    >>> distances, rows = NearestNeighborSearch(bank).nearest(torch.randn(1024, 512), (0, 10_000))
-    >>> distances.shape, rows.shape
-    (torch.Size([1024]), torch.Size([1024]))
-"""
+"""Exact search of a memory bank, part by part: plain, and pruned on a CPU. ``docs/pruning.md`` says why it is exact."""
 
 from collections.abc import Callable
 from copy import copy
@@ -128,9 +119,6 @@ class PrunedIndex:
     Args:
         features: Shape ``(m, d)``, float32 or float64, on the CPU.
         radii: Support radii of the rows, shape ``(m,)``. Default: none.
-
-    Attributes:
-        points: Reduced rows, padded to whole strips; ``None`` if bounds would rule out too little.
     """
 
     DTYPES = (torch.float32, torch.float64)
@@ -140,7 +128,9 @@ class PrunedIndex:
         self.features = features
         self.radii = radii
         self.squared_lengths = squared_lengths(features)
-        self.points: torch.Tensor | None = None
+        self.points: torch.Tensor | None = (
+            None  # reduced rows in whole strips; none if bounds rule out too little
+        )
         axes = sufficient_axes(features, features.shape[1] // REDUCTION)
         if axes is None:
             return

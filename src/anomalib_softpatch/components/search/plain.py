@@ -1,15 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Plain search: all rows, in matrix products that every export target has.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import nearest_neighbors
-    >>> distances, indices = nearest_neighbors(torch.randn(1024, 512), torch.randn(10_000, 512))
-    >>> distances.shape, indices.shape
-    (torch.Size([1024, 1]), torch.Size([1024, 1]))
-"""
+"""Plain search: all rows, in matrix products that every export target has."""
 
 from typing import Any
 
@@ -58,6 +50,11 @@ def nearest_neighbors(
 
     Returns:
         Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
+
+    Example:
+        >>> distances, indices = nearest_neighbors(torch.randn(1024, 512), torch.randn(10_000, 512))
+        >>> distances.shape, indices.shape
+        (torch.Size([1024, 1]), torch.Size([1024, 1]))
     """
     traced = is_traced()
     first, last = within or (0, len(bank))

@@ -3,10 +3,10 @@
 
 """Scores of patches against two memory banks: the first one gives the image score, the last one the map.
 
-A map needs the scores of all patches, an image score the largest one only. Distances are mutual reachability distances
-where rows have support radii. The distance of a patch to any row of a bank is an upper bound of its distance to the
-nearest one, and the rows that both banks share have been searched for the map. So where the rows that the first bank
-has alone are many, they are compared only with the patches that can have the largest score. See ``docs/pruning.md``.
+A map needs the scores of all patches, an image score the largest one only. The distance of a patch to any row of a bank
+is an upper bound of its distance to the nearest one, and the rows that both banks share have been searched for the map.
+So where the rows that the first bank has alone are many, they are compared only with the patches that can have the
+largest score. See ``docs/pruning.md``.
 """
 
 from collections.abc import Callable

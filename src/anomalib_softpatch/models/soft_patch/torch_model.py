@@ -4,10 +4,6 @@
 """PyTorch model of SoftPatch and SoftPatch+: patch features, search in the memory banks, scores and map.
 
 Papers: https://arxiv.org/abs/2403.14233 (SoftPatch), https://arxiv.org/abs/2412.20870 (SoftPatch+)
-
-See Also:
-    - :class:`anomalib_softpatch.components.DenoisingMemoryBank`: how the banks are built
-    - :class:`anomalib.models.image.patchcore.torch_model.PatchcoreModel`: the model whose shape this one keeps
 """
 
 from collections.abc import Iterator, Sequence
@@ -210,11 +206,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             keys: In training, what tells the images apart and orders them, see :class:`FeatureStore`.
 
         Returns:
-            In training, features of shape ``(batch, grid_height, grid_width, channels)``. Else scores of shape
-            ``(batch,)`` and maps of shape ``(batch, 1, height, width)``.
-
-        Raises:
-            RuntimeError: If there is no memory bank to compare with.
+            In training, features of shape ``(batch, grid_height, grid_width, channels)``; else see :meth:`score`.
         """
         features = self.extract(input_tensor)
         if self.training:
