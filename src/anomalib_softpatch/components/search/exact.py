@@ -128,9 +128,7 @@ class PrunedIndex:
         self.features = features
         self.radii = radii
         self.squared_lengths = squared_lengths(features)
-        self.points: torch.Tensor | None = (
-            None  # reduced rows in whole strips; none if bounds rule out too little
-        )
+        self.points: torch.Tensor | None = None  # reduced rows in whole strips; none if bounds rule out too little
         axes = sufficient_axes(features, features.shape[1] // REDUCTION)
         if axes is None:
             return
