@@ -20,14 +20,12 @@ class NearestInImages:
     """The nearest patch of each image to some patches.
 
     Attributes:
-        images: Image of each of the patches, shape ``(q,)``.
         distances: To the nearest patch that it may be compared with, of every image, shape ``(q, images)``; infinite
             for the patch's own image.
         places: Position of that patch in the grid, shape ``(q, images)``.
         anywhere: Distance to the nearest of all patches of every image, likewise.
     """
 
-    images: torch.Tensor
     distances: torch.Tensor
     places: torch.Tensor
     anywhere: torch.Tensor
@@ -70,10 +68,9 @@ def nearest_in_images(
         anywhere = every.amin(dim=2)
         found.append((*every.masked_fill_(~compared[:, None], torch.inf).min(dim=2), anywhere))
     distances, nearest, anywhere = (torch.cat(each, dim=1).cpu() for each in zip(*found, strict=True))
-    own = own.cpu()
     for each in (distances, anywhere):
-        each.scatter_(1, own[:, None], torch.inf)
-    return NearestInImages(own, distances, nearest, anywhere)
+        each.scatter_(1, own[:, None].cpu(), torch.inf)
+    return NearestInImages(distances, nearest, anywhere)
 
 
 def look_alike_groups(anywhere: torch.Tensor, images: Sequence[int]) -> list[list[int]]:

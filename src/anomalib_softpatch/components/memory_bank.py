@@ -26,7 +26,6 @@ from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
 from anomalib_softpatch.components.search import MemoryBank
 from anomalib_softpatch.components.support_radii import Support, calibrate, find_support, support_of
-from anomalib_softpatch.components.threshold import keep_mask
 from anomalib_softpatch.options import (
     CONSTRAINTS,
     CORESET_SAMPLING_RATIO,
@@ -256,6 +255,21 @@ class DenoisingMemoryBank:
         elif len(self.discriminators) == 1:
             offset = DISCRIMINATORS[self.discriminators[0]].weight_offset
         return (values.flatten()[indices] + offset).clamp_min(0)
+
+
+def keep_mask(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Tell which patches stay when the highest-scoring share of ALL patches is removed (SoftPatch, section 3.3).
+
+    Patches that tie with the last one that stays, stay too, so that at least one always does.
+
+    Args:
+        scores: Noise scores of any shape.
+        threshold: Share to remove, tau in the paper, in [0, 1).
+    """
+    if threshold == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    kept = max(1, scores.numel() - int(threshold * scores.numel()))
+    return scores <= scores.flatten().kthvalue(kept).values
 
 
 @contextmanager

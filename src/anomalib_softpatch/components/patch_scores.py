@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from scipy.stats import rankdata
 
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.discriminators.table import check_discriminators
 from anomalib_softpatch.components.feature_store import check_features
-from anomalib_softpatch.components.fusion import fuse
 from anomalib_softpatch.components.references import References
 from anomalib_softpatch.options import LOF_K, MAX_REFERENCES
 
@@ -114,3 +114,19 @@ def score_patches(
             msg = f"The discriminator '{name}' gave NaN or infinite scores: check the training images and precision."
             raise ValueError(msg)
     return PatchScores(next(iter(scores.values())) if len(scores) == 1 else fuse(list(scores.values())), scores)
+
+
+def ranks(scores: torch.Tensor) -> torch.Tensor:
+    """Return the rank of every score among all, 0 for the lowest and 1 for the highest; ties share their mean rank.
+
+    Args:
+        scores: Any shape. The ranks have it, too, in float32 and on the same device.
+    """
+    mean_rank = rankdata(scores.detach().cpu().numpy(), axis=None) - 1
+    scaled = torch.from_numpy(mean_rank / max(1, scores.numel() - 1))
+    return scaled.view(scores.shape).to(scores.device, torch.float32)
+
+
+def fuse(scores: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Fuse scores of several discriminators, of one shape: the mean rank over all patches, in [0, 1] (SoftPatch+)."""
+    return torch.stack([ranks(score) for score in scores]).mean(dim=0)

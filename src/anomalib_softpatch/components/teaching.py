@@ -522,21 +522,18 @@ def calibrate_defects(taught: Taught, maps: PatchScoreMaps, scores: torch.Tensor
 
 def to_plain(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, Any]:
     """Return a record and lessons as plain data and tensors, which load without unpickling code."""
-    support = record.support
-    return {
-        "bank": {"features": record.bank.features, "weights": record.bank.weights, "radii": record.bank.radii,
-                 "ranges": [list(rows) for rows in record.bank.bank_ranges]},
-        "groups": record.groups,
-        "places": record.places,
+    bank, support = record.bank, record.support
+    ranges = [list(rows) for rows in bank.bank_ranges]
+    return vars(record) | {
+        "bank": {"features": bank.features, "weights": bank.weights, "radii": bank.radii, "ranges": ranges},
         "support": None if support is None else vars(support),
         "factors": dict(record.factors),
         "maps": vars(record.maps),
         "keys": list(record.keys),
-        "group_of_image": record.group_of_image,
         "names": list(record.names),
         "appearances": appearances_to_plain(record.appearances),
         "lessons": [_lesson_to_plain(lesson) for lesson in lessons],
-    }  # fmt: skip
+    }
 
 
 def _lesson_to_plain(lesson: Lesson) -> dict[str, Any]:
@@ -555,10 +552,9 @@ def _moved(data: Any, device: torch.device) -> Any:
 def from_plain(data: Mapping[str, Any]) -> tuple[FitRecord, list[Lesson]]:
     """Return what :func:`to_plain` was given."""
     bank, support = data["bank"], data["support"]
+    ranges = tuple((start, stop) for start, stop in bank["ranges"])
     record = FitRecord(
-        bank=MemoryBank(
-            bank["features"], bank["weights"], bank["radii"], tuple((start, stop) for start, stop in bank["ranges"])
-        ),
+        bank=MemoryBank(bank["features"], bank["weights"], bank["radii"], ranges),
         groups=data["groups"],
         places=data["places"],
         support=None if support is None else Support(**support),

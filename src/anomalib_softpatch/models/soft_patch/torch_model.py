@@ -56,8 +56,13 @@ if TYPE_CHECKING:
 
 # Training images that are scored out of bag: enough for a share of false alarms of a few percent
 OUT_OF_BAG_IMAGES = 128
-# Buffers that a checkpoint of a taught model has in its extra state
-TAUGHT = ("defects", "defect_scales", "defect_threshold", "ignored")
+# Buffers that a checkpoint of a taught model has in its extra state, and what they are else
+TAUGHT = {
+    "defects": torch.empty(0),
+    "defect_scales": torch.empty(0),
+    "defect_threshold": torch.tensor(0.0),
+    "ignored": torch.empty(0, dtype=torch.bool),
+}
 
 
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
@@ -146,11 +151,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             self.register_buffer(name, torch.empty(0))
         self._radii_count = False
         self.bank_ranges: tuple[tuple[int, int], ...] = ()
-        # Parts of the extra state
-        self.register_buffer("defects", torch.empty(0), persistent=False)
-        self.register_buffer("defect_scales", torch.empty(0), persistent=False)
-        self.register_buffer("defect_threshold", torch.tensor(0.0), persistent=False)
-        self.register_buffer("ignored", torch.empty(0, dtype=torch.bool), persistent=False)
+        for name, untaught in TAUGHT.items():
+            self.register_buffer(name, untaught.clone(), persistent=False)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
@@ -171,9 +173,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.record, self.lessons = from_plain(state["teaching"]) if "teaching" in state else (None, [])
         self.untaught_thresholds = state.get("untaught_thresholds")
         self.taught_threshold = state.get("taught_threshold")
-        for name in TAUGHT:  # nothing is left of what the model was taught before
-            value = state.get(name, getattr(self, name)[..., :0] if getattr(self, name).dim() else torch.tensor(0.0))
-            setattr(self, name, value.to(self.memory_bank.device))
+        for name, untaught in TAUGHT.items():  # nothing is left of what the model was taught before
+            setattr(self, name, state.get(name, untaught).to(self.memory_bank.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load the buffers; checkpoints of before 0.3 have no radii."""
