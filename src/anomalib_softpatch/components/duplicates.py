@@ -9,6 +9,7 @@ copies count as one image.
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -58,7 +59,8 @@ def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor, progres
     numbers: dict[Hashable, int] = {}
     exact = torch.tensor([numbers.setdefault(each, len(numbers)) for each in hashes])
     pairs = near_pairs(features, progress, representatives(exact))
-    graph = coo_array((torch.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(numbers), len(numbers)))
+    edges = np.ones(len(pairs)), tuple(pairs.T.numpy())
+    graph = coo_array(edges, shape=(len(numbers), len(numbers)))
     _, joined = connected_components(graph, directed=False)  # numbered in the order of their first members
     return torch.from_numpy(joined).long()[exact]
 

@@ -44,8 +44,8 @@ class FeatureCache:
 
     Attributes:
         folder: Subfolder that this extractor's features are in.
-        found: Number of inputs that were found.
-        computed: Number of inputs that were computed.
+        found: Number of images whose features were found.
+        computed: Number of those whose features were computed.
 
     Raises:
         OSError: If the folder cannot be made.

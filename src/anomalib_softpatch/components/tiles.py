@@ -38,15 +38,12 @@ def make_tiler(tiles: Mapping[str, Any] | None) -> Tiler | None:
 
 
 def grid_of(extractor: PatchFeatureExtractor, size: tuple[int, int], tiler: Tiler | None) -> tuple[int, int]:
-    """Return height and width of the grid of patches of an image.
+    """Return height and width of the grid of patches of an image, see :func:`check_tiles`.
 
     Args:
         extractor: What is run on the image, or on each tile.
         size: Height and width of the image in pixels.
         tiler: Tiler, ``None`` for no tiles.
-
-    Raises:
-        ValueError: If there would be no such grid.
     """
     if tiler is None:
         return extractor.grid_size(*size)
@@ -78,7 +75,7 @@ def check_tiles(tiler: Tiler, extractor: PatchFeatureExtractor, size: tuple[int,
 def extract_by_tiles(
     extract: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, tiler: Tiler | None
 ) -> torch.Tensor:
-    """Return the features of all patches of images, on one grid for each image, however it was cut.
+    """Return the features of all patches of images, on one grid for each image, see :func:`check_tiles`.
 
     Beyond the right and the bottom border, tiles are filled with zeros; patches there are left out. Where tiles
     overlap, their features are averaged.
@@ -87,9 +84,6 @@ def extract_by_tiles(
         extract: Returns features of shape ``(batch, grid_height, grid_width, channels)`` for tiles.
         images: Shape ``(batch, 3, height, width)``.
         tiler: Size and stride of the tiles; ``None`` for no tiles.
-
-    Raises:
-        ValueError: See :func:`check_tiles`.
     """
     if tiler is None:
         return extract(images)
@@ -140,9 +134,8 @@ def _steps(tiler: Tiler, grid: tuple[int, int]) -> tuple[int, int]:
         msg = "Features of tiles are joined with remove_border_count=0 and mode='padding' only."
         raise ValueError(msg)
     steps = []
-    for side, stride, count in zip(
-        (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w), grid, strict=True
-    ):
+    sides, strides = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
+    for side, stride, count in zip(sides, strides, grid, strict=True):
         step = -(-side // count)
         if side % count or stride % step:
             msg = (

@@ -58,11 +58,7 @@ TRAINING_ROWS = 64
 
 
 def check_search(name: SearchName) -> None:
-    """Refuse a search that there is not, or that needs faiss where that is not installed.
-
-    Raises:
-        ValueError: If it is so.
-    """
+    """Refuse, by a ``ValueError``, a search that there is not, or that needs faiss where that is not installed."""
     check_choice("search", name, SEARCHES)
     if name == "faiss":
         _faiss()

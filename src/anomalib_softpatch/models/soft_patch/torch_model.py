@@ -174,7 +174,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.untaught_thresholds = state.get("untaught_thresholds")
         self.taught_threshold = state.get("taught_threshold")
         for name, untaught in TAUGHT.items():  # nothing is left of what the model was taught before
-            setattr(self, name, state.get(name, untaught).to(self.memory_bank.device))
+            setattr(self, name, state.get(name, untaught.clone()).to(self.memory_bank.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load the buffers; checkpoints of before 0.3 have no radii."""
