@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 import timm
@@ -104,11 +105,7 @@ class TimmBackbone(nn.Module):
             else:
                 candidates |= {(row, column) for row in rows for column in columns}
         nearest = sorted(candidates, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))
-        found: list[tuple[int, int]] = []
-        for size in nearest:
-            if len(found) < 3 and self.takes(*size):  # noqa: PLR2004
-                found.append(size)
-        return found
+        return list(islice((size for size in nearest if self.takes(*size)), 3))
 
 
 def check_backbone(backbone: str) -> None:
