@@ -69,14 +69,12 @@ def representatives(groups: torch.Tensor) -> torch.Tensor:
     """Return the first image of each group.
 
     Args:
-        groups: Number of each image's group as :func:`duplicate_groups` returns it, shape ``(images,)``.
+        groups: Number of each image's group, shape ``(images,)``.
 
     Returns:
-        Indices of images, ascending, shape ``(groups,)``.
+        Indices of images in the order of the groups' numbers, shape ``(groups,)``.
     """
-    groups = groups.cpu()
-    first = torch.full((int(groups.max()) + 1,), len(groups), dtype=torch.long)
-    return first.scatter_reduce(0, groups, torch.arange(len(groups)), reduce="amin")
+    return torch.from_numpy(np.unique(groups.cpu().numpy(), return_index=True)[1])
 
 
 def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Tensor | None = None) -> torch.Tensor:

@@ -293,7 +293,7 @@ def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[t
     if len(coresets) == 1:
         return coresets[0], ((0, len(coresets[0])),)
     # A coreset repeats a row once all eligible ones coincide with centers
-    first, second = (torch.tensor(list(dict.fromkeys(each.tolist())), device=each.device) for each in coresets)
+    first, second = (each[representatives(each).sort().values.to(each.device)] for each in coresets)
     # Patches of the first only, of both, of the second only
     shared = torch.isin(first, second)
     rest = second[~torch.isin(second, first)]

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from scipy.stats import beta, binom, spearmanr
 
+from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.memory_bank import DenoisingResult
 from anomalib_softpatch.text import counted
@@ -197,10 +198,7 @@ def gather_facts(
         images: Numbers of the images that were scored out of bag, shape ``(n,)``.
         image_scores: Their out-of-bag scores, shape ``(n,)``.
     """
-    first: dict[int, int] = {}
-    for place, group in enumerate(groups.cpu()[images].tolist()):
-        first.setdefault(group, place)
-    different = torch.tensor(list(first.values()))
+    different = representatives(groups.cpu()[images]).sort().values
     ranked = None
     if result.scores is not None:
         ranked = repeatability(store, result, groups, result.scores.fused, images[different])
