@@ -24,7 +24,7 @@ import torch
 from anomalib.models.components import KCenterGreedy
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
-from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore
+from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, memory_bank
 from anomalib_softpatch.components.patch_features import CPU_BATCH
 from anomalib_softpatch.models import SoftPatchModel
 from common import PeakMemory, describe_machine, kolektor_images, measure, parser
@@ -35,17 +35,16 @@ LAYERS = ["layer2", "layer3"]
 @contextmanager
 def timed(model: SoftPatchModel) -> Iterator[dict[str, float]]:
     """Yield where the seconds of a fit's stages are put while a block runs."""
-    builder = model.memory_bank_builder
     stages = {
-        "noise scores": (builder, "_score"),
-        "projection and coreset": (builder, "_select"),
+        "noise scores": (memory_bank, "score_patches"),
+        "projection and coreset": (model.memory_bank_builder, "_select"),
         "out-of-bag scores": (model, "_score_out_of_bag"),
     }
     seconds: dict[str, float] = {}
 
     def wrap(stage: str, function: Callable) -> Callable:
-        def call(*arguments: Any) -> Any:
-            result, seconds[stage] = measure(lambda: function(*arguments))
+        def call(*arguments: Any, **options: Any) -> Any:
+            result, seconds[stage] = measure(lambda: function(*arguments, **options))
             return result
 
         return call

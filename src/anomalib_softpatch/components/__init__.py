@@ -7,14 +7,12 @@ from anomalib_softpatch.components.coreset import k_center_greedy
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.feature_cache import FeatureCache
 from anomalib_softpatch.components.feature_store import FeatureStore
-from anomalib_softpatch.components.fusion import fuse, ranks
-from anomalib_softpatch.components.memory_bank import DenoisingMemoryBank, DenoisingResult
+from anomalib_softpatch.components.memory_bank import DenoisingMemoryBank, DenoisingResult, keep_mask
 from anomalib_softpatch.components.patch_features import PatchFeatureExtractor
-from anomalib_softpatch.components.patch_scores import PatchScores, score_patches
+from anomalib_softpatch.components.patch_scores import PatchScores, fuse, ranks, score_patches
 from anomalib_softpatch.components.references import References, nearest_patches
 from anomalib_softpatch.components.search import MemoryBank, NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.support_radii import support_radii
-from anomalib_softpatch.components.threshold import keep_mask
 
 __all__ = [
     "DISCRIMINATORS",

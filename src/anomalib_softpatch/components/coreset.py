@@ -7,13 +7,6 @@ The centers and their order are those of Anomalib's ``KCenterGreedy``, which com
 every center chosen. Two things spare most of that here. A distance computed earlier is an upper bound of the distance
 now, so that only patches whose bound is among the largest need be brought up to date with the centers chosen since. And
 a lower bound, from a few of the dimensions, tells which centers can be nearer than those already seen.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components.coreset import k_center_greedy
-    >>> features = torch.randn(10_000, 64)
-    >>> k_center_greedy(features, size=100, first=0).shape
-    torch.Size([100])
 """
 
 import torch
@@ -52,7 +45,8 @@ def k_center_greedy(
 
     Distances are computed as ``KCenterGreedy`` computes them; bounds, and bounds of their rounding errors, only tell
     which ones need not be. Ties go to the row with the lowest index. Once every eligible row coincides with a center,
-    the first eligible row is repeated, as ``KCenterGreedy`` does.
+    the first eligible row is repeated, as ``KCenterGreedy`` does. See Sener and Savarese, Active Learning for
+    Convolutional Neural Networks: A Core-Set Approach, ICLR 2018, algorithm 1, and PatchCore (arXiv 2106.08265).
 
     Args:
         features: Rows to choose from, shape ``(n, d)``, float32 or float64.
@@ -68,9 +62,9 @@ def k_center_greedy(
         ValueError: If ``size`` is not positive or less than the centers to start from, one of these is not an eligible
             row or there are none, or distances are not finite or their squares near the end of the type's range.
 
-    References:
-        Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018,
-        algorithm 1; PatchCore (arXiv 2106.08265), section 3.2.
+    Example:
+        >>> k_center_greedy(torch.randn(10_000, 64), size=100, first=0).shape
+        torch.Size([100])
     """
     rows = torch.arange(len(features), device=features.device)
     rows = rows if eligible is None else rows[eligible]
@@ -127,20 +121,13 @@ def _validate(features: torch.Tensor, size: int, first: torch.Tensor, rows: torc
 
 
 class _NearestCenters:
-    """Distance of every row to the nearest of the centers it has seen, which bounds that to the nearest of all centers.
-
-    Args:
-        features: Shape ``(n, d)``.
-        rows: Which of them may be chosen, shape ``(m,)``.
-        centers: Room for all centers, shape ``(size, d)``; the first ones are there already.
-
-    Attributes:
-        distances: Shape ``(m,)``.
-        seen: How many centers each row has seen, from the first on, shape ``(m,)``.
-    """
+    """Distance of every row to the nearest center that it has seen, which bounds that to the nearest of all centers."""
 
     # Reduced rows, kept while they take at most half of the features' own memory: else made when they are needed
     _points: torch.Tensor | None
+    # Distance of each row, and how many centers it has seen, from the first on; both of shape (rows,)
+    distances: torch.Tensor
+    seen: torch.Tensor
 
     def __init__(self, features: torch.Tensor, rows: torch.Tensor, centers: torch.Tensor) -> None:
         self.features = features
@@ -215,11 +202,7 @@ class _NearestCenters:
                 self._reduce_to(2 * self._axis_count, dtype)
 
     def _compare(self, part: torch.Tensor, first: int, count: int) -> tuple[int, int]:
-        """Lower the distances of some rows by the centers from ``first`` on, ``BLOCK_SIZE`` pairs at a time.
-
-        Returns:
-            How many pairs the bounds left in doubt, and for how many rows rounding was a large part of the bounds.
-        """
+        """Lower distances by the centers from ``first`` on; count pairs in doubt, and rows whose bounds are coarse."""
         features, distances = self.features[self.rows[part]], self.distances[part]
         points = self._reduce(features) if self._points is None else self._points[part]
         norms = points.square().sum(dim=1)
@@ -250,10 +233,8 @@ class _NearestCenters:
         return distances.square() * (1 + self._rounding) - norms + self._errors(distances, norms)
 
     def _errors(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Bound the rounding errors of the bounds for centers that are as near as that.
-
-        They grow with the square of the sum of both lengths, and such a center is no longer than the row and that.
-        """
+        """Bound the rounding errors of the bounds for centers that are as near as that."""
+        # They grow with the square of the sum of both lengths, and such a center is no longer than the row and that
         return self._bound_rounding * (2 * norms.sqrt() + distances).square()
 
 
@@ -285,17 +266,7 @@ def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
 
 
 def _choose(rows: torch.Tensor, distances: torch.Tensor, outside: float, limit: int) -> list[int] | None:
-    """Choose farthest-first among the leaders while their distance exceeds ``outside``.
-
-    Args:
-        rows: Features of the leaders, shape ``(n, d)``.
-        distances: Their distances to the nearest center, shape ``(n,)``; brought up to date in place.
-        outside: Distance that a row outside of the leaders may have.
-        limit: Most rows to choose.
-
-    Returns:
-        Positions of the rows chosen, in order; ``None`` if every row coincides with a center.
-    """
+    """Choose leaders farthest-first while one is farther than ``outside``; ``None`` if all are copies of centers."""
     new: list[int] = []
     while len(new) < limit and len(rows):
         farthest = int(distances.argmax())

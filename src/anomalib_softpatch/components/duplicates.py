@@ -9,7 +9,10 @@ copies count as one image.
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.references import References
@@ -53,25 +56,25 @@ def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor, progres
     Returns:
         Number of each image's group, shape ``(images,)``: 0, 1, ... in the order of the groups' first images.
     """
-    exact = _number(hashes)
-    first = representatives(exact)
-    pairs = near_pairs(features, progress, first)
-    return _number(_join(len(first), pairs.tolist())[exact].tolist())
+    numbers: dict[Hashable, int] = {}
+    exact = torch.tensor([numbers.setdefault(each, len(numbers)) for each in hashes])
+    pairs = near_pairs(features, progress, representatives(exact))
+    edges = np.ones(len(pairs)), tuple(pairs.T.numpy())
+    graph = coo_array(edges, shape=(len(numbers), len(numbers)))
+    _, joined = connected_components(graph, directed=False)  # numbered in the order of their first members
+    return torch.from_numpy(joined).long()[exact]
 
 
 def representatives(groups: torch.Tensor) -> torch.Tensor:
     """Return the first image of each group.
 
     Args:
-        groups: Number of each image's group as :func:`duplicate_groups` returns it, shape ``(images,)``.
+        groups: Number of each image's group, shape ``(images,)``.
 
     Returns:
-        Indices of images, ascending, shape ``(groups,)``: ``scores_of_representatives[groups]`` gives every image the
-        scores of its group.
+        Indices of images in the order of the groups' numbers, shape ``(groups,)``.
     """
-    groups = groups.cpu()
-    first = torch.full((int(groups.max()) + 1,), len(groups), dtype=torch.long)
-    return first.scatter_reduce(0, groups, torch.arange(len(groups)), reduce="amin")
+    return torch.from_numpy(np.unique(groups.cpu().numpy(), return_index=True)[1])
 
 
 def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Tensor | None = None) -> torch.Tensor:
@@ -84,8 +87,8 @@ def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Ten
 
     Of more than 4,096 images, the k-th nearest is looked for among ``m`` evenly spread ones, 4,096 and less, and 1,024
     of 30,000 and more. Among all ``n`` images its rank is about ``k n / m``, and the factor is that of this rank. Only
-    pairs are compared that are most like each other as a whole, see :func:`_likely_pairs`. So the time grows with the
-    number of images, not with its square.
+    pairs are compared that are most like each other as a whole. So the time grows with the number of images, not with
+    its square.
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
@@ -146,18 +149,7 @@ def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Ten
 def _squares_of_pairs(
     queries: torch.Tensor, windows: torch.Tensor, center: torch.Tensor, one: torch.Tensor, other: torch.Tensor
 ) -> torch.Tensor:
-    """Return squared distances of patches of some images to the nearest in a window of others.
-
-    Args:
-        queries: A patch of each image without the center, shape ``(images, channels)``.
-        windows: Patches of each image, shape ``(images, w, channels)``.
-        center: What the queries are without, shape ``(channels,)``.
-        one: Images whose patches are looked at, shape ``(pairs,)``.
-        other: Images whose windows are, shape ``(pairs,)``.
-
-    Returns:
-        Shape ``(pairs,)``.
-    """
+    """Return squared distances of a patch of some images to the nearest in the window of others, shape ``(pairs,)``."""
     size = max(1, BLOCK // windows[0].numel())
     return torch.cat(
         [
@@ -168,18 +160,9 @@ def _squares_of_pairs(
 
 
 def _likely_pairs(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return each image with those that are most like it as a whole.
-
-    Images are alike whose mean features in 4 x 4 regions are, which a shift of a few percent hardly changes.
-
-    Args:
-        features: Shape ``(n, height, width, channels)``.
-        rows: Indices of the images, shape ``(images,)``.
-
-    Returns:
-        Places in ``rows``, each pair once, ascending, shape ``(pairs, 2)``.
-    """
+    """Return each image with those most like it as a whole, each pair once, ascending, shape ``(pairs, 2)``."""
     images, channels = len(rows), features.shape[-1]
+    # Mean features of regions, which a shift of a few percent hardly changes
     matrix = torch.randn(channels * REGIONS**2, DIMENSIONS, generator=torch.Generator().manual_seed(0))
     matrix = matrix.to(features.device)
     parts = []
@@ -200,42 +183,11 @@ def _likely_pairs(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _places(height: int, width: int, most: int) -> list[int]:
-    """Return numbers of positions, evenly spread over the grid, without its border.
-
-    What a rotation or a shift brings in at the border, be it black, makes different images alike.
-
-    Args:
-        height: Height of the grid.
-        width: Width of the grid.
-        most: How many there may be; a few more where that is very little.
-    """
+    """Return numbers of positions, at most so many or a few, evenly spread over the grid without its border."""
+    # What a rotation or a shift brings in at the border, be it black, makes different images alike
     side = int(max(FEWEST_PLACES, min(MOST_PLACES, most)) ** 0.5)
-    rows, columns = (
-        torch.linspace(min(RADIUS, (length - 1) // 2), length - 1 - min(RADIUS, (length - 1) // 2), min(side, length))
-        .round()
-        .long()
-        .unique()
-        for length in (height, width)
-    )
-    return (rows[:, None] * width + columns).flatten().tolist()
-
-
-def _join(count: int, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Return for each image the smallest one that it is connected with by pairs, shape ``(count,)``."""
-    parents = list(range(count))
-
-    def root(image: int) -> int:
-        while parents[image] != image:
-            image = parents[image]
-        return image
-
-    for one, other in pairs:
-        low, high = sorted((root(one), root(other)))
-        parents[high] = low
-    return torch.tensor([root(image) for image in range(count)], dtype=torch.long)
-
-
-def _number(names: Sequence[Hashable]) -> torch.Tensor:
-    """Number equal names alike, in the order in which they first occur."""
-    numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
+    lines = []
+    for length in (height, width):
+        border = min(RADIUS, (length - 1) // 2)
+        lines.append(torch.linspace(border, length - 1 - border, min(side, length)).round().long().unique())
+    return (lines[0][:, None] * width + lines[1]).flatten().tolist()

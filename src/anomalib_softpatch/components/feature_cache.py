@@ -44,8 +44,8 @@ class FeatureCache:
 
     Attributes:
         folder: Subfolder that this extractor's features are in.
-        found: Number of inputs that were found.
-        computed: Number of inputs that were computed.
+        found: Number of images whose features were found.
+        computed: Number of those whose features were computed.
 
     Raises:
         OSError: If the folder cannot be made.
@@ -65,13 +65,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the features of all patches, see :class:`PatchFeatureExtractor`.
-
-        Args:
-            images: Shape ``(batch, 3, height, width)``.
-
-        Returns:
-            Shape ``(batch, grid_height, grid_width, channels)``, on the device of the images.
+        """Return the features of all patches, see :class:`PatchFeatureExtractor`, on the device of the images.
 
         Raises:
             OSError: If the disk is full or the folder cannot be written to. What was written stays.
@@ -87,14 +81,11 @@ class FeatureCache:
         return torch.stack([known.to(images.device) for known in features if known is not None])
 
     def check_space(self, done: int, total: int) -> str:
-        """Say what the features of all images take on the disk, and refuse a disk that has no room for them.
+        """Say in a sentence what the features of all images take on the disk, and refuse one that has no room for them.
 
         Args:
             done: Number of images whose features have been asked for.
             total: Number of all images.
-
-        Returns:
-            A sentence for the user.
 
         Raises:
             OSError: If there is too little room.

@@ -32,20 +32,18 @@ class FeatureStore:
         memory_budget: Bytes of features to hold in memory. Default: no limit.
         folder: Where the temporary folder is made. Default: the system's.
 
+    Attributes:
+        device: Device of the features that are held in memory.
+
     Example:
         >>> store = FeatureStore()
         >>> store.append(torch.randn(8, 16, 16, 64))
-        >>> store.shape
-        (8, 16, 16, 64)
         >>> store.project(torch.randn(64, 4)).shape
         torch.Size([8, 16, 16, 4])
     """
 
     def __init__(
-        self,
-        dtype: torch.dtype | None = None,
-        memory_budget: float | None = None,
-        folder: str | Path | None = None,
+        self, dtype: torch.dtype | None = None, memory_budget: float | None = None, folder: str | Path | None = None
     ) -> None:
         self.dtype = dtype
         self.memory_budget = memory_budget
@@ -58,7 +56,7 @@ class FeatureStore:
         self._keys: list[str | None] = []
         self._order: torch.Tensor | None = None
         self._held = 0
-        self._device = torch.device("cpu")
+        self.device = torch.device("cpu")
         self._spill: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -74,11 +72,6 @@ class FeatureStore:
         """Keys of the images in the order of their numbers; empty if some came without."""
         keys = [key for key in self._keys if key is not None]
         return tuple(sorted(keys)) if len(keys) == len(self._keys) else ()
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the features that are held in memory."""
-        return self._device
 
     def batches(self) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
         """Yield the features in the order in which they came, with their keys."""
@@ -112,42 +105,39 @@ class FeatureStore:
         if len(all_keys) != len(features):
             msg = f"{len(all_keys)} keys came with the features of {len(features)} images: give one for each."
             raise ValueError(msg)
-        self._device = features.device
+        self.device = features.device
         features = features.detach().to(self.dtype or features.dtype)
         size = features.numel() * features.element_size()
         if self.memory_budget is not None and self._held + size > self.memory_budget:
-            features = self._to_disk(features)
+            mapped = self._map(features.shape, features.dtype, f"Features of image {len(self._keys) + 1} and on")
+            features = mapped.copy_(features)
         else:
             self._held += size
         self._batches.append(features)
         self._keys.extend(all_keys)
         self._order = None
 
-    def _to_disk(self, features: torch.Tensor) -> torch.Tensor:
-        """Return features that are mapped from a file."""
-        mapped = self._map(features.shape, features.dtype, f"Features of image {len(self._keys) + 1} and on")
-        mapped.copy_(features)
-        return mapped
-
     def _map(self, shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.Tensor:
         """Return a tensor of zeros, for what is said, that is mapped from a new file."""
         if self._spill is None:
             self._spill = tempfile.TemporaryDirectory(prefix="anomalib-softpatch-", dir=self.folder)
-        size = math.prod(shape)
-        handle, name = tempfile.mkstemp(dir=self._spill.name)
+        folder, size = self._spill.name, math.prod(shape)
+        handle, name = tempfile.mkstemp(dir=folder)
         try:
             # Room that is only promised would end the process with a bus error once the disk is full.
-            _reserve(handle, size * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size * dtype.itemsize)
+            else:
+                os.truncate(handle, size * dtype.itemsize)
         except OSError as error:
-            folder = self._spill.name
-            os.close(handle)
             self.clear()
             msg = (
                 f"{what} do not fit on the disk that holds {folder}: {error}. Free space there, set the environment "
                 "variable TMPDIR to a folder on a larger disk, or hold more in memory (memory_budget of a model)."
             )
             raise OSError(msg) from error
-        os.close(handle)
+        finally:
+            os.close(handle)
         # Shared, so that the pages belong to the file and the system may drop them from memory.
         mapped = torch.from_file(name, shared=True, size=size, dtype=dtype)
         # The mapping keeps the data, and a killed process leaves nothing behind. Windows removes no file in use.
@@ -158,10 +148,9 @@ class FeatureStore:
     def _arrivals(self) -> torch.Tensor:
         """Return when each image came, by its number, shape ``(images,)``."""
         if self._order is None:
-            order = list(range(len(self._keys)))
-            if self.keys:
-                order.sort(key=lambda place: str(self._keys[place]))
-            self._order = torch.tensor(order, dtype=torch.long)
+            order = range(len(self._keys))
+            by_key = sorted(order, key=lambda place: str(self._keys[place])) if self.keys else order
+            self._order = torch.tensor(by_key, dtype=torch.long)
         return self._order
 
     def project(self, matrix: torch.Tensor | None = None, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -182,10 +171,10 @@ class FeatureStore:
         place[chosen] = torch.arange(len(chosen), device=device)
         shape = (len(chosen), height, width, channels if matrix is None else matrix.shape[1])
         large = self.memory_budget is not None and 4 * math.prod(shape) > self.memory_budget
-        on_disk = large and device.type == "cpu"
-        projected = (
-            self._map(shape, torch.float32, "Projected features") if on_disk else torch.empty(shape, device=device)
-        )
+        if large and device.type == "cpu":
+            projected = self._map(shape, torch.float32, "Projected features")
+        else:
+            projected = torch.empty(shape, device=device)
         for numbers, batch in self.numbered_batches(device):
             taken = place[numbers] >= 0
             if taken.any():
@@ -196,14 +185,11 @@ class FeatureStore:
     def numbered_batches(
         self, device: torch.device | None = None, size: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the features batch by batch, with the numbers of their images.
+        """Yield the numbers of images, shape ``(b,)``, and their features, float32, batch by batch.
 
         Args:
             device: Where to put them. Default: the device of the features.
             size: Put batches together as long as they have no more images than that. Default: as they came.
-
-        Yields:
-            Numbers of the images, shape ``(b,)``, and features of shape ``(b, height, width, channels)``, float32.
         """
         device = device or self.device
         numbers = self._arrivals().argsort().to(device)
@@ -219,13 +205,10 @@ class FeatureStore:
             numbers, start = numbers[images:], stop
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the features of some patches.
+        """Return the features of some patches, float32, shape ``(n, channels)``, on the device of the indices.
 
         Args:
             indices: ``image * height * width + row * width + column``, images by number, shape ``(n,)``.
-
-        Returns:
-            Shape ``(n, channels)``, float32, on the device of the indices.
         """
         _, height, width, channels = self.shape
         patches = height * width
@@ -237,10 +220,8 @@ class FeatureStore:
         ends = torch.tensor([len(batch) for batch in self._batches]).cumsum(dim=0)
         batch_of = torch.searchsorted(ends, place, right=True)
         numbers, counts = batch_of.unique_consecutive(return_counts=True)
-        order = order.to(indices.device)
-        for number, some, here in zip(
-            numbers.tolist(), place.split(counts.tolist()), order.split(counts.tolist()), strict=True
-        ):
+        places, orders = place.split(counts.tolist()), order.to(indices.device).split(counts.tolist())
+        for number, some, here in zip(numbers.tolist(), places, orders, strict=True):
             batch = self._batches[number]
             first = int(ends[number]) - len(batch)
             picked = (some.to(indices.device) - first) * patches + indices[here] % patches
@@ -257,19 +238,7 @@ def default_memory_budget() -> float | None:
 
 
 def check_features(features: torch.Tensor) -> None:
-    """Refuse features that do not come as a grid for each image.
-
-    Raises:
-        ValueError: If the shape is not ``(images, height, width, channels)``.
-    """
+    """Refuse features that do not have the shape ``(images, height, width, channels)``."""
     if features.ndim != 4:  # noqa: PLR2004
         msg = f"Features must have the shape (images, height, width, channels), got {tuple(features.shape)}."
         raise ValueError(msg)
-
-
-def _reserve(handle: int, size: int) -> None:
-    """Give a new file a size, and the room for it."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.truncate(handle, size)

@@ -20,25 +20,18 @@ class NearestInImages:
     """The nearest patch of each image to some patches.
 
     Attributes:
-        images: Image of each of the patches, shape ``(q,)``.
         distances: To the nearest patch that it may be compared with, of every image, shape ``(q, images)``; infinite
             for the patch's own image.
         places: Position of that patch in the grid, shape ``(q, images)``.
         anywhere: Distance to the nearest of all patches of every image, likewise.
     """
 
-    images: torch.Tensor
     distances: torch.Tensor
     places: torch.Tensor
     anywhere: torch.Tensor
 
     def nearest(self, query: int, count: int) -> list[tuple[int, int, float]]:
-        """Return image, position and distance of the patches that are nearest, one of each image, nearest first.
-
-        Args:
-            query: Number of the patch.
-            count: How many, if there are as many images.
-        """
+        """Return image, position and distance of the patches nearest to one, one of each image, nearest first."""
         order = self.distances[query].sort(stable=True)
         found = zip(order.indices[:count].tolist(), order.values[:count].tolist(), strict=True)
         return [(image, int(self.places[query, image]), each) for image, each in found if each < float("inf")]
@@ -61,25 +54,23 @@ def nearest_in_images(
     at = torch.tensor(places, dtype=torch.long, device=features.device)
     flat = features.reshape(count, height * width, channels)
     queries = flat[own, at]
-    rows, columns = at // width, at % width
     grid = torch.arange(height * width, device=features.device)
     if neighborhood == "image":
         compared = torch.ones(len(own), height * width, dtype=torch.bool, device=features.device)
     else:
-        away = torch.maximum((rows[:, None] - grid // width).abs(), (columns[:, None] - grid % width).abs())
-        compared = away <= neighborhood
+        at = at[:, None]
+        rows_apart, columns_apart = (at // width - grid // width).abs(), (at % width - grid % width).abs()
+        compared = torch.maximum(rows_apart, columns_apart) <= neighborhood
     step = max(1, BLOCK // max(1, len(own) * height * width))
-    distances, nearest, anywhere = [], [], []
+    found = []
     for part in flat.split(step):
         every = torch.cdist(queries, part.reshape(-1, channels)).view(len(own), len(part), height * width)
-        anywhere.append(every.amin(dim=2))
-        least = every.masked_fill_(~compared[:, None], torch.inf).min(dim=2)
-        distances.append(least.values)
-        nearest.append(least.indices)
-    joined = [torch.cat(each, dim=1) for each in (distances, nearest, anywhere)]
-    for each in (joined[0], joined[2]):
-        each.scatter_(1, own[:, None], torch.inf)
-    return NearestInImages(own.cpu(), joined[0].cpu(), joined[1].cpu(), joined[2].cpu())
+        anywhere = every.amin(dim=2)
+        found.append((*every.masked_fill_(~compared[:, None], torch.inf).min(dim=2), anywhere))
+    distances, nearest, anywhere = (torch.cat(each, dim=1).cpu() for each in zip(*found, strict=True))
+    for each in (distances, anywhere):
+        each.scatter_(1, own[:, None].cpu(), torch.inf)
+    return NearestInImages(distances, nearest, anywhere)
 
 
 def look_alike_groups(anywhere: torch.Tensor, images: Sequence[int]) -> list[list[int]]:

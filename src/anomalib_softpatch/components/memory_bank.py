@@ -5,20 +5,12 @@
 
 The stages, each a module of its own: features -> discriminator scores -> kept patches and weights -> coreset ->
 support radii -> bank.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import DenoisingMemoryBank
-    >>> features = torch.randn(20, 16, 16, 64)
-    >>> result = DenoisingMemoryBank(coreset_sampling_ratio=0.1).fit(features)
-    >>> result.features.shape, result.weights.shape
-    (torch.Size([512, 64]), torch.Size([512]))
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -34,7 +26,6 @@ from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.patch_scores import PatchScores, projection_matrix, score_patches
 from anomalib_softpatch.components.search import MemoryBank
 from anomalib_softpatch.components.support_radii import Support, calibrate, find_support, support_of
-from anomalib_softpatch.components.threshold import keep_mask
 from anomalib_softpatch.options import (
     CONSTRAINTS,
     CORESET_SAMPLING_RATIO,
@@ -81,6 +72,7 @@ class DenoisingResult(MemoryBank):
     keys: tuple[str, ...] = ()
 
 
+@dataclass(eq=False)
 class DenoisingMemoryBank:
     """Build memory banks from patch features that contain noise.
 
@@ -101,30 +93,21 @@ class DenoisingMemoryBank:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(
-        self,
-        discriminators: Sequence[str] = ("lof",),
-        thresholds: Sequence[float] = (THRESHOLD,),
-        coreset_sampling_ratio: float = CORESET_SAMPLING_RATIO,
-        soft_weight: bool | Literal["rank", "lof"] = True,
-        min_images: float | Literal["auto"] = 1,
-        lof_k: int = LOF_K,
-        discriminator_options: Mapping[str, Any] | None = None,
-        neighborhood: int | Literal["image"] = 0,
-        max_references: int = MAX_REFERENCES,
-        seed: int = 0,
-    ) -> None:
-        self.discriminators = tuple(discriminators)
-        self.thresholds = tuple(thresholds)
-        self.coreset_sampling_ratio = coreset_sampling_ratio
-        self.soft_weight = soft_weight
-        self.min_images = min_images
-        self.lof_k = lof_k
-        self.discriminator_options = dict(discriminator_options or {})
-        self.neighborhood = neighborhood
-        self.max_references = max_references
-        self.seed = seed
-        self.progress = False
+    discriminators: Sequence[str] = ("lof",)
+    thresholds: Sequence[float] = (THRESHOLD,)
+    coreset_sampling_ratio: float = CORESET_SAMPLING_RATIO
+    soft_weight: bool | Literal["rank", "lof"] = True
+    min_images: float | Literal["auto"] = 1
+    lof_k: int = LOF_K
+    discriminator_options: Mapping[str, Any] | None = None
+    neighborhood: int | Literal["image"] = 0
+    max_references: int = MAX_REFERENCES
+    seed: int = 0
+    progress: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.discriminators = tuple(self.discriminators)
+        self.thresholds = tuple(self.thresholds)
         check_discriminators(self.discriminators, self.discriminator_options)
         if len(self.thresholds) not in {1, 2}:
             msg = f"thresholds must be one value, or two for a bank of each task, got {self.thresholds}."
@@ -153,13 +136,19 @@ class DenoisingMemoryBank:
         Args:
             features: Shape ``(images, height, width, channels)``, or a store of such.
 
-        Returns:
-            The banks and how they came about.
-
         Raises:
             ValueError: If there are no features, or too few images or patches.
+
+        Example:
+            >>> result = DenoisingMemoryBank(coreset_sampling_ratio=0.1).fit(torch.randn(20, 16, 16, 64))
+            >>> result.features.shape, result.weights.shape
+            (torch.Size([512, 64]), torch.Size([512]))
         """
-        store = features if isinstance(features, FeatureStore) else _as_store(features)
+        if isinstance(features, FeatureStore):
+            store = features
+        else:
+            store = FeatureStore()
+            store.append(features)
         images, height, width, _ = store.shape
         patches = images * height * width
         if images == 0:
@@ -185,12 +174,25 @@ class DenoisingMemoryBank:
                 del projected  # there may not be room for both
                 projected = store.project(matrix, different)
             support = support_of(self.min_images, len(different))
-            scores = self._score(projected, max(support, default=1))
+            scores = score_patches(
+                projected,
+                self.discriminators,
+                lof_k=self.lof_k,
+                knn_k=max(support, default=1),
+                neighborhood=self.neighborhood,
+                max_references=self.max_references,
+                seed=self.seed,
+                options=self.discriminator_options,
+                progress=self.progress,
+            )
             if once:
                 by_name = {name: values[groups] for name, values in scores.by_discriminator.items()}
                 scores = PatchScores(scores.fused[groups], by_name)
             del projected  # of the size of the features, and what follows has better uses for the memory
-        kept = torch.stack([self._keep(scores, threshold, store) for threshold in self.thresholds])
+        if scores is None:
+            kept = torch.ones(len(self.thresholds), *store.shape[:3], dtype=torch.bool)
+        else:
+            kept = torch.stack([keep_mask(scores.fused, threshold) for threshold in self.thresholds])
         with seeded(self.seed):
             indices, bank_ranges = self._select(store, kept, size)
         features = store.rows(indices)
@@ -216,25 +218,6 @@ class DenoisingMemoryBank:
             keys=store.keys,
         )
 
-    def _score(self, projected: torch.Tensor, knn_k: int) -> PatchScores:
-        return score_patches(
-            projected,
-            self.discriminators,
-            lof_k=self.lof_k,
-            knn_k=knn_k,
-            neighborhood=self.neighborhood,
-            max_references=self.max_references,
-            seed=self.seed,
-            options=self.discriminator_options,
-            progress=self.progress,
-        )
-
-    @staticmethod
-    def _keep(scores: PatchScores | None, threshold: float, store: FeatureStore) -> torch.Tensor:
-        if scores is None:
-            return torch.ones(store.shape[:3], dtype=torch.bool)
-        return keep_mask(scores.fused, threshold)
-
     def _select(
         self, store: FeatureStore, kept: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
@@ -255,25 +238,14 @@ class DenoisingMemoryBank:
             eligible = mask.nonzero().squeeze(1)
             # Of the CPU's generator, as KCenterGreedy draws on a CPU: another device then starts from the same patch
             first = eligible[torch.randint(high=len(eligible), size=(1,)).to(device)]
-            coreset = k_center_greedy(
-                projected,
-                size=min(size, len(eligible)),
-                first=first,
-                eligible=None if mask.all() else mask,
-                progress=self.progress,
-            )
-            coresets.append(coreset)
+            may_be_chosen = None if mask.all() else mask
+            coresets.append(k_center_greedy(projected, min(size, len(eligible)), first, may_be_chosen, self.progress))
         return _overlap_ranges(coresets)
 
     def weigh(self, scores: PatchScores | None, indices: torch.Tensor) -> torch.Tensor:
-        """Return the weights of some patches (SoftPatch, section 3.4).
+        """Return the weights of some patches, given by their indices, 0 or more (SoftPatch, section 3.4).
 
-        Args:
-            scores: Noise scores of all patches; ``None``: all weights are 1.
-            indices: Which patches, shape ``(m,)``.
-
-        Returns:
-            Shape ``(m,)``, 0 or more.
+        Without noise scores of all patches they are 1.
         """
         if scores is None or not self.soft_weight:
             return torch.ones(len(indices), device=indices.device)
@@ -285,14 +257,26 @@ class DenoisingMemoryBank:
         return (values.flatten()[indices] + offset).clamp_min(0)
 
 
+def keep_mask(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Tell which patches stay when the highest-scoring share of ALL patches is removed (SoftPatch, section 3.3).
+
+    Patches that tie with the last one that stays, stay too, so that at least one always does.
+
+    Args:
+        scores: Noise scores of any shape.
+        threshold: Share to remove, tau in the paper, in [0, 1).
+    """
+    if threshold == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    kept = max(1, scores.numel() - int(threshold * scores.numel()))
+    return scores <= scores.flatten().kthvalue(kept).values
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a block, and leave them as they were.
 
     Anomalib's random projection draws from NumPy's global generator and PatchCore's first center from PyTorch's.
-
-    Args:
-        seed: The seed.
     """
     state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # explicit: several would be warned of
@@ -304,26 +288,14 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(state)  # noqa: NPY002
 
 
-def _as_store(features: torch.Tensor) -> FeatureStore:
-    store = FeatureStore()
-    store.append(features)
-    return store
-
-
 def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
-    """Lay out one or two coresets so that each is one range of rows and shared patches are stored once.
-
-    Two of them: patches of the first only, of both, of the second only.
-    """
+    """Lay out one or two coresets so that each is one range of rows and shared patches are stored once."""
     if len(coresets) == 1:
         return coresets[0], ((0, len(coresets[0])),)
-    first, second = map(_distinct, coresets)
+    # A coreset repeats a row once all eligible ones coincide with centers
+    first, second = (each[representatives(each).sort().values.to(each.device)] for each in coresets)
+    # Patches of the first only, of both, of the second only
     shared = torch.isin(first, second)
     rest = second[~torch.isin(second, first)]
     indices = torch.cat((first[~shared], first[shared], rest))
     return indices, ((0, len(first)), (len(first) - int(shared.sum()), len(indices)))
-
-
-def _distinct(coreset: torch.Tensor) -> torch.Tensor:
-    """Return a coreset without what it repeats, as it does a row once all eligible ones coincide with centers."""
-    return torch.tensor(list(dict.fromkeys(coreset.tolist())), dtype=torch.long, device=coreset.device)

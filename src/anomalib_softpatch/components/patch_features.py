@@ -72,60 +72,39 @@ class PatchFeatureExtractor(nn.Module):
         return torch.cat([self._extract(part).permute(0, 2, 3, 1) for part in parts])
 
     def _extract(self, images: torch.Tensor) -> torch.Tensor:
-        features = self._layers_of(images.to(self.dtype))
+        try:
+            by_layer = self.backbone(images.to(self.dtype))
+        except (AssertionError, RuntimeError, ValueError):
+            if not is_traced():
+                self.check_size(*images.shape[-2:])
+            raise
+        features = [by_layer[layer].float() for layer in self.layers]
         size = features[0].shape[-2:]
+        # Pooling acts on channels and resizing on positions: either order gives the same, this one is cheaper.
         if self.patch_embedding == "average":
             features = [self.average(feature) for feature in features]
-            return torch.cat([features[0], *(_resize(feature, size) for feature in features[1:])], dim=1)
-        # Pooling acts on channels and resizing on positions: either order gives the same, this one is cheaper.
-        features = [pool_channels(unfold(feature), POOLED_CHANNELS) for feature in features]
-        stacked = torch.cat([features[0], *(_resize(feature, size) for feature in features[1:])], dim=1)
-        return pool_channels(stacked, POOLED_CHANNELS)
-
-    def _layers_of(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Return the features of each layer, shape ``(batch, channels, height, width)``, float32."""
-        try:
-            features = self.backbone(images)
-        except (AssertionError, RuntimeError, ValueError):
-            if is_traced():
-                raise
-            self.check_size(*images.shape[-2:])
-            raise
-        return [features[layer].float() for layer in self.layers]
+        else:
+            features = [pool_channels(unfold(feature), POOLED_CHANNELS) for feature in features]
+        resized = [F.interpolate(feature, size=size, mode="bilinear") for feature in features[1:]]
+        stacked = torch.cat([features[0], *resized], dim=1)
+        return stacked if self.patch_embedding == "average" else pool_channels(stacked, POOLED_CHANNELS)
 
     @torch.no_grad()
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the grid of patches of an image: one is tried.
-
-        Args:
-            height: Height of the image in pixels.
-            width: Its width.
-
-        Raises:
-            ValueError: See :meth:`check_size`.
-        """
+        """Return height and width of the grid of patches of an image, whose size is in pixels: one is tried."""
         device = next((parameter.device for parameter in self.backbone.parameters()), None)
         features = self(torch.zeros(1, 3, height, width, device=device))
         return features.shape[1], features.shape[2]
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size that the backbone takes and that is nearest to one; that one where none is known.
-
-        Args:
-            height: Height in pixels.
-            width: Width in pixels.
-        """
+        """Return the size in pixels, nearest to one, that the backbone takes; that one where none is known."""
         backbone = self.backbone
         if not isinstance(backbone, TimmBackbone) or backbone.takes(height, width):
             return height, width
         return next(iter(backbone.sizes_near(height, width)), (height, width))
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse images of a size that the backbone does not take.
-
-        Args:
-            height: Height in pixels.
-            width: Width in pixels.
+        """Refuse images of a size in pixels that the backbone does not take.
 
         Raises:
             ValueError: If it does not; the message names sizes that it takes.
@@ -161,10 +140,7 @@ def pool_channels(features: torch.Tensor, size: int) -> torch.Tensor:
 
     Args:
         features: Shape ``(batch, channels, height, width)``.
-        size: Number of values.
-
-    Returns:
-        Shape ``(batch, size, height, width)``.
+        size: Number of values, which the channels of the result are.
     """
     channels = features.shape[1]
     if channels == size:
@@ -177,10 +153,6 @@ def pool_channels(features: torch.Tensor, size: int) -> torch.Tensor:
         index = (start + offset).clamp(max=channels - 1)
         pooled = pooled + features[:, index] * inside[:, None, None]
     return pooled / (stop - start).to(features.dtype)[:, None, None]
-
-
-def _resize(features: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    return F.interpolate(features, size=size, mode="bilinear")
 
 
 def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: bool) -> nn.Module:

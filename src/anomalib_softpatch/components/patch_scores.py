@@ -1,15 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Patch scores: how likely each training patch is noise, by one discriminator or by several.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import score_patches
-    >>> scores = score_patches(torch.randn(20, 16, 16, 64), ("lof", "gaussian"))
-    >>> scores.fused.shape, sorted(scores.by_discriminator)
-    (torch.Size([20, 16, 16]), ['gaussian', 'lof'])
-"""
+"""Patch scores: how likely each training patch is noise, by one discriminator or by several."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from scipy.stats import rankdata
 
 from anomalib_softpatch.components.discriminators import DISCRIMINATORS
 from anomalib_softpatch.components.discriminators.table import check_discriminators
 from anomalib_softpatch.components.feature_store import check_features
-from anomalib_softpatch.components.fusion import fuse
 from anomalib_softpatch.components.references import References
 from anomalib_softpatch.options import LOF_K, MAX_REFERENCES
 
@@ -51,7 +43,7 @@ def projection_matrix(channels: int, device: torch.device, seed: int = 0) -> tor
     Args:
         channels: Dimensions of the features.
         device: Where to put the matrix.
-        seed: Seed. The generator is the matrix's own, so that the global one stands where PatchCore's would.
+        seed: Seed of a generator of the matrix's own, so that the global one stands where PatchCore's would.
 
     Returns:
         Shape ``(channels, 128)``; ``None`` if there is nothing to reduce.
@@ -89,20 +81,29 @@ def score_patches(
         options: Further parameters of the discriminators by name.
         progress: Show progress bars.
 
-    Returns:
-        The scores.
-
     Raises:
         ValueError: If features have another shape, a name or an option is unknown, there are too few images or
             references to compare, or scores are not finite.
+
+    Example:
+        >>> score_patches(torch.randn(20, 16, 16, 64), ("lof", "gaussian")).fused.shape
+        torch.Size([20, 16, 16])
     """
     check_features(features)
     check_discriminators(discriminators, options)
-    images, *grid_size, channels = features.shape
+    images, height, width, channels = features.shape
+    references = References(neighborhood, max_references, seed, progress=progress)
+    if images < 2:  # noqa: PLR2004
+        msg = (
+            f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
+            f"least 2 training images, got {images}. With min_images=1, threshold=0, soft_weight=False one is enough."
+        )
+        raise ValueError(msg)
+    if references.available(images, (height, width)) < 1:
+        msg = f"max_references={references.max_references} leaves some patches nothing to be compared with: use more."
+        raise ValueError(msg)
     matrix = projection_matrix(channels, features.device, seed)
     projected = features if matrix is None else features @ matrix
-    references = References(neighborhood, max_references, seed, progress=progress)
-    _check_available(images, (grid_size[0], grid_size[1]), references, discriminators)
     given = {"lof_k": lof_k, "knn_k": knn_k, **(options or {})}
     scores = {}
     for name in discriminators:
@@ -115,16 +116,17 @@ def score_patches(
     return PatchScores(next(iter(scores.values())) if len(scores) == 1 else fuse(list(scores.values())), scores)
 
 
-def _check_available(
-    images: int, grid_size: tuple[int, int], references: References, discriminators: Sequence[str]
-) -> None:
-    """Refuse too few patches to compare each patch with."""
-    if images < 2:  # noqa: PLR2004
-        msg = (
-            f"Noise is found by comparing patches of different images ({', '.join(discriminators)}): that takes at "
-            f"least 2 training images, got {images}. With min_images=1, threshold=0, soft_weight=False one is enough."
-        )
-        raise ValueError(msg)
-    if references.available(images, grid_size) < 1:
-        msg = f"max_references={references.max_references} leaves some patches nothing to be compared with: use more."
-        raise ValueError(msg)
+def ranks(scores: torch.Tensor) -> torch.Tensor:
+    """Return the rank of every score among all, 0 for the lowest and 1 for the highest; ties share their mean rank.
+
+    Args:
+        scores: Any shape. The ranks have it, too, in float32 and on the same device.
+    """
+    mean_rank = rankdata(scores.detach().cpu().numpy(), axis=None) - 1
+    scaled = torch.from_numpy(mean_rank / max(1, scores.numel() - 1))
+    return scaled.view(scores.shape).to(scores.device, torch.float32)
+
+
+def fuse(scores: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Fuse scores of several discriminators, of one shape: the mean rank over all patches, in [0, 1] (SoftPatch+)."""
+    return torch.stack([ranks(score) for score in scores]).mean(dim=0)

@@ -10,15 +10,7 @@ DELAY = 2
 
 
 def progress_bar(total: int, description: str, unit: str, progress: bool, initial: int = 0) -> "tqdm[None]":
-    """Return a progress bar that appears if the work takes longer than two seconds.
-
-    Args:
-        total: How much there is to do.
-        description: What is done.
-        unit: Of what is counted.
-        progress: Whether to show it at all.
-        initial: How much is done already.
-    """
+    """Return a progress bar that appears if the work takes longer than two seconds, and if it is to be shown at all."""
     # What is not said leaves it to the environment's TQDM_DISABLE
     hidden = {} if progress else {"disable": True}
     return tqdm(total=total, initial=initial, desc=description, unit=unit, delay=DELAY, **hidden)

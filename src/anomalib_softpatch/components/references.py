@@ -146,8 +146,7 @@ def squares_to_others(features: torch.Tensor, scored: torch.Tensor, compared: to
         compared: Numbers of the patches that they are compared with, shape ``(groups, references)``.
 
     Returns:
-        Shape ``(groups, queries, references)``; infinite between patches of one image. The term left out is the
-        negative squared distance of the patch from the mean of its references.
+        Shape ``(groups, queries, references)``; infinite between patches of one image.
     """
     _, height, width, dimensions = features.shape
     flat = features.reshape(-1, dimensions)

@@ -35,17 +35,10 @@ def resize_antialiased(
 def resize_weights(
     old: int, new: int, interpolation: Literal["bilinear", "bicubic"], device: torch.device
 ) -> torch.Tensor:
-    """Return what each old pixel of a row counts in each new one.
+    """Return what each old pixel of a row counts in each new one, shape ``(new, old)``; 1 in all for a new one.
 
-    Args:
-        old: Number of old pixels.
-        new: Number of new pixels.
-        interpolation: ``"bilinear"``: a triangle, as wide on both sides as the larger of the two pixels. ``"bicubic"``:
-            Keys' cubic with a = -0.5, twice as wide.
-        device: Device of the weights.
-
-    Returns:
-        Shape ``(new, old)``; the weights of a new pixel add up to 1.
+    ``"bilinear"`` is a triangle, as wide on both sides as the larger of the two pixels, and ``"bicubic"`` Keys' cubic
+    with a = -0.5, twice as wide.
     """
     # Centers in units of which old * new make half a row are whole numbers, which cannot be rounded.
     old_centers = (2 * torch.arange(old, device=device) + 1) * new

@@ -3,12 +3,9 @@
 
 """Self-check: how far a fit can be trusted, by what it knows itself, without labels.
 
-The out-of-bag scores are what training images would score had they not been in training. They say how well a share of
-false alarms can be known, whether more of the images are above the threshold than it allows for, and, with the memory
-bank cut into two halves of the images, whether two halves rank the images alike.
-
-Limits are those of statistical tests at the level of 5 %, none is fitted to images. The threshold asks for a share
-``a`` of false alarms, and a sentence such as "about 5 %" holds within a factor of two:
+The out-of-bag scores are what training images would score had they not been in training. Limits are those of
+statistical tests at the level of 5 %, none is fitted to images. The threshold asks for a share ``a`` of false alarms,
+and a sentence such as "about 5 %" holds within a factor of two:
 
 - of the highest score of ``n`` images it is known, with a confidence of 95 %, that no more than a share of ``2 a``
   exceeds it if ``(1 - 2 a)^n`` is 0.05 or less: 29 images for 5 % (Wilks, Determination of Sample Sizes for Setting
@@ -20,13 +17,13 @@ What this is worth on images with labels is in ``docs/self_check.md``: defects t
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from scipy.stats import beta, binom, spearmanr
 
+from anomalib_softpatch.components.duplicates import representatives
 from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.memory_bank import DenoisingResult
 from anomalib_softpatch.text import counted
@@ -125,11 +122,10 @@ class SelfCheck:
         lines = [f"Self-check: {self.verdict}: {self.reason}. {self.advice}"]
         scored = len(facts.scores)
         if scored:
-            group = "a second group, " if self.second_group else ""
             lines.append(
                 f"{counted(facts.different, 'different image')}{copies}: the threshold is {self.false_alarms}. Of "
                 f"{scored} scored as if they were new, {self.above} ({_percent(self.above / scored)} %) are above it"
-                f"{', ' + group + 'which it calls anomalous' if self.second_group else ''}."
+                f"{', a second group, which it calls anomalous' if self.second_group else ''}."
             )
         parts = []
         if facts.repeatability is not None:
@@ -174,12 +170,11 @@ class SelfCheck:
 def rate_interval(count: float, images: int) -> tuple[float, float]:
     """Return the interval in which a rate is known to be, at 95 %, where so many of some images have it.
 
+    This is the exact interval of Clopper and Pearson (Biometrika 1934).
+
     Args:
         count: How many of the images have it; a fraction for a rate that is expected.
         images: How many images there are, at least 1.
-
-    Returns:
-        The exact interval of Clopper and Pearson (Biometrika 1934).
     """
     low = float(beta.ppf(LEVEL / 2, count, images - count + 1)) if count > 0 else 0.0
     high = float(beta.ppf(1 - LEVEL / 2, count + 1, images - count)) if count < images else 1.0
@@ -187,20 +182,12 @@ def rate_interval(count: float, images: int) -> tuple[float, float]:
 
 
 def fewest_images(rate: float) -> int:
-    """Return how many images it takes to see one beyond a rate at all, with a confidence of 95 % (Wilks 1941).
-
-    Args:
-        rate: A share above 0 and below 1.
-    """
+    """Return how many images it takes to see one beyond a rate above 0, with a confidence of 95 % (Wilks 1941)."""
     return math.ceil(math.log(LEVEL) / math.log1p(-rate))
 
 
 def gather_facts(
-    store: FeatureStore,
-    result: DenoisingResult,
-    groups: torch.Tensor,
-    images: torch.Tensor,
-    image_scores: torch.Tensor,
+    store: FeatureStore, result: DenoisingResult, groups: torch.Tensor, images: torch.Tensor, image_scores: torch.Tensor
 ) -> FitFacts:
     """Gather what a fit knows of itself.
 
@@ -210,18 +197,11 @@ def gather_facts(
         groups: Number of each image's group of copies, which count once, shape ``(images,)``.
         images: Numbers of the images that were scored out of bag, shape ``(n,)``.
         image_scores: Their out-of-bag scores, shape ``(n,)``.
-
-    Returns:
-        The facts.
     """
-    first: dict[int, int] = {}
-    for place, group in enumerate(groups.cpu()[images].tolist()):
-        first.setdefault(group, place)
-    different = torch.tensor(list(first.values()))
+    different = representatives(groups.cpu()[images]).sort().values
     ranked = None
     if result.scores is not None:
-        arguments = result.features, result.radii, result.indices, groups, result.scores.fused, images[different]
-        ranked = repeatability(store, *arguments)
+        ranked = repeatability(store, result, groups, result.scores.fused, images[different])
     same_place, by_chance = same_place_share(store)
     patches = result.kept[0, 0].numel()
     return FitFacts(
@@ -238,14 +218,7 @@ def gather_facts(
 
 @torch.no_grad()
 def repeatability(
-    store: FeatureStore,
-    bank: torch.Tensor,
-    radii: torch.Tensor,
-    indices: torch.Tensor,
-    groups: torch.Tensor,
-    scores: torch.Tensor,
-    images: torch.Tensor,
-    seed: int = 0,
+    store: FeatureStore, result: DenoisingResult, groups: torch.Tensor, scores: torch.Tensor, images: torch.Tensor
 ) -> float | None:
     """Return how alike two halves of the images rank images: Spearman's rank correlation.
 
@@ -255,29 +228,26 @@ def repeatability(
 
     Args:
         store: Features of all patches.
-        bank: Patches of the memory bank, shape ``(m, channels)``.
-        radii: Their support radii, shape ``(m,)``.
-        indices: Numbers of these patches, shape ``(m,)``.
+        result: What the fit found.
         groups: Number of each image's group of copies, shape ``(images,)``. A group is not cut.
         scores: Noise scores, shape ``(images, height, width)``.
         images: Numbers of the images to rank, shape ``(n,)``.
-        seed: Seed of the halves.
 
     Returns:
         The correlation; ``None`` for fewer than 3 images that both halves can score, or scores that are all alike.
     """
-    patches, device = scores[0].numel(), indices.device
-    group_of_row = groups[indices // patches]
+    patches, device = scores[0].numel(), result.indices.device
+    group_of_row = groups[result.indices // patches]
     count = int(groups.max()) + 1
     first_half = torch.zeros(count, dtype=torch.bool)
-    first_half[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: count // 2]] = True
+    first_half[torch.randperm(count, generator=torch.Generator().manual_seed(0))[: count // 2]] = True
     half_of_row = first_half.to(device)[group_of_row]
     top = max(1, math.ceil(RANKED_SHARE * patches))
-    smallest = radii.square()
+    smallest = result.radii.square()
     by_half = []
     for image in images.tolist():
         places = scores[image].flatten().topk(top).indices.to(device)
-        squares = torch.cdist(store.rows(image * patches + places), bank).square_()
+        squares = torch.cdist(store.rows(image * patches + places), result.features).square_()
         squares = torch.maximum(squares, smallest).masked_fill_(group_of_row == groups[image], torch.inf)
         each = [squares.masked_fill(rows, torch.inf).amin(dim=1).amax() for rows in (half_of_row, ~half_of_row)]
         by_half.append(torch.stack(each))
@@ -289,13 +259,9 @@ def repeatability(
 
 
 def same_place_share(store: FeatureStore) -> tuple[float | None, float]:
-    """Return how often the most similar patch of other images lies at about the same place.
+    """Return how often the most similar patch of other images lies at about the same place, and how often by chance.
 
-    Args:
-        store: Features of all patches.
-
-    Returns:
-        The share among some patches of some images, ``None`` for a single image; and the share by chance.
+    Some patches of some images are looked at; of a single image the first share is ``None``.
     """
     images, height, width, _ = store.shape
     rows, columns = torch.arange(height), torch.arange(width)
@@ -326,12 +292,9 @@ def radii_share(bank: torch.Tensor, radii: torch.Tensor, groups: torch.Tensor) -
     """Return the share of patches whose support radius is larger than the distance to the nearest other patch.
 
     Args:
-        bank: Patches of the memory bank, shape ``(m, channels)``.
+        bank: Patches of the memory bank, shape ``(m, channels)``; evenly spread ones are looked at.
         radii: Their support radii, shape ``(m,)``.
         groups: Group of copies that each of them comes from, shape ``(m,)``: those of the same group do not count.
-
-    Returns:
-        The share among evenly spread patches.
     """
     if not radii.any():
         return 0.0
@@ -353,13 +316,9 @@ def self_check(facts: FitFacts, threshold: float, asked: float | None, scale: fl
         asked: Share of false alarms that the threshold is meant to give, above 0 and below 1; ``None`` if it comes from
             elsewhere, such as labels.
         scale: Sides of the images divided by those that the model sees, the larger one; ``None`` if not known.
-
-    Returns:
-        The verdict.
     """
-    scores: Sequence[float] = facts.scores
-    images = len(scores)
-    above = sum(score > threshold for score in scores)
+    images = len(facts.scores)
+    above = sum(score > threshold for score in facts.scores)
     interval = None
     if images and math.isfinite(threshold):
         expected = above if asked is None else asked * images
@@ -372,14 +331,7 @@ def self_check(facts: FitFacts, threshold: float, asked: float | None, scale: fl
 
 
 def _judge(images: int, above: int, asked: float | None, second_group: bool) -> tuple[Verdict, str, str]:
-    """Return verdict, reason and advice.
-
-    Args:
-        images: Number of images that were scored.
-        above: Number of those above the threshold.
-        asked: Share of false alarms that was asked for.
-        second_group: Whether there are more of these than it explains.
-    """
+    """Return verdict, reason and advice for so many images that were scored, and of these above the threshold."""
     if not images:
         return REFUSE, "no image could be scored as if it were new, since there is no other one", "Add good images."
     if asked is None:

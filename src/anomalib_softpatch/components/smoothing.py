@@ -6,23 +6,18 @@
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-SIGMA = 1.0  # patches
-
 
 def radius_of(sigma: float) -> int:
     """Return how many patches away a score counts."""
     return int(3 * sigma + 0.5)
 
 
-def smooth(scores: torch.Tensor, sigma: float = SIGMA) -> torch.Tensor:
+def smooth(scores: torch.Tensor, sigma: float) -> torch.Tensor:
     """Smooth scores over the grid with a Gaussian, in operations that every export target has.
 
     Args:
-        scores: Shape ``(images, height, width)``.
+        scores: Shape ``(images, height, width)``; those at the border count for what lies beyond it.
         sigma: Standard deviation in patches; 0: scores stay as they are.
-
-    Returns:
-        Same shape; scores at the border count for what lies beyond it.
     """
     if not sigma:
         return scores

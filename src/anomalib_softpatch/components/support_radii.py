@@ -12,20 +12,9 @@ Copies of an image count as one image. Otherwise a defect whose image was copied
 1, which costs least where normal patches are rare. But where the nearest image is much nearer than the second, as an
 image of the same object in other light is, the second counts: r(m) = max(d_1(m), 0.9 d_2(m)).
 
-References:
-    - Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000: the
-      distance to the k-th nearest neighbor as an outlier score
-    - Campello, Moulavi and Sander, Density-Based Clustering Based on Hierarchical Density Estimates, PAKDD 2013,
-      definition 3: the mutual reachability distance
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import FeatureStore
-    >>> from anomalib_softpatch.components.support_radii import support_radii
-    >>> store = FeatureStore()
-    >>> store.append(torch.randn(20, 8, 8, 16))
-    >>> support_radii(store, torch.arange(100), torch.arange(20), {2: 1.0}).shape
-    torch.Size([100])
+References: Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000 (the
+distance to the k-th nearest neighbor as an outlier score); Campello, Moulavi and Sander, Density-Based Clustering Based
+on Hierarchical Density Estimates, PAKDD 2013, definition 3 (the mutual reachability distance).
 """
 
 import math
@@ -58,13 +47,12 @@ def support_of(min_images: float | Literal["auto"], images: int) -> dict[int, fl
     """Return which of the nearest images support a patch.
 
     Args:
-        min_images: How many images must show something, the patch's own included; a share of them below 1; or
-            ``"auto"``.
+        min_images: How many images must show something, the patch's own included; a share of them below 1, at least two
+            images; or ``"auto"``.
         images: How many there are, copies not counted.
 
     Returns:
-        Factors of the distances to the k-th nearest images, by k; empty if one image is enough. A share is at least
-        two images.
+        Factors of the distances to the k-th nearest images, by k; empty if one image is enough.
     """
     if min_images == "auto":
         return dict(DEFAULT_SUPPORT)
@@ -132,12 +120,9 @@ def find_support(
         indices: Numbers of the patches, ``image * height * width + row * width + column``, shape ``(m,)``.
         groups: Number of each image's group of copies, shape ``(images,)``; a group counts as one image. Where all
             images are copies of one, they count as different images.
-        count: How many images to find.
+        count: How many images to find, if there are as many.
         neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
         progress: Show a progress bar.
-
-    Returns:
-        As many images as asked for, or all other ones.
     """
     images, height, width, channels = store.shape
     patches, device = height * width, indices.device
@@ -156,7 +141,7 @@ def find_support(
     with progress_bar(len(indices) * images, "Finding support", "comparison", progress) as bar:
         for part in order.split(max(1, BLOCK // max(IMAGES_AT_A_TIME, channels))):
             rows = indices[part]
-            found[part], nearest = _nearest_groups(store, rows, groups, count, (window_of, windows), bar)
+            found[part], nearest = _nearest_groups(store, rows, groups, count, window_of, windows, bar)
             queries = store.rows(rows)
             for k in range(count):
                 # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
@@ -178,7 +163,7 @@ def support_radii(
         indices: Numbers of the patches, shape ``(m,)``.
         groups: Number of each image's group of copies, shape ``(images,)``.
         support: Factors of the distances to the k-th nearest other images, by k, see :meth:`Support.radii`.
-        neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
+        neighborhood: See :func:`find_support`.
 
     Returns:
         Shape ``(m,)``, in the units of the features; zeros where there is no other image.
@@ -198,26 +183,13 @@ def _nearest_groups(
     rows: torch.Tensor,
     groups: torch.Tensor,
     count: int,
-    places: tuple[torch.Tensor, torch.Tensor],
+    window_of: torch.Tensor,
+    windows: torch.Tensor,
     bar: "tqdm[None]",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the nearest other groups of images, each by its nearest patch within a window of positions.
-
-    Args:
-        store: Features of all patches.
-        rows: Numbers of patches, those with the same window next to each other, shape ``(n,)``.
-        groups: Number of each image's group of copies, shape ``(images,)``.
-        count: How many groups to find, at most all other ones.
-        places: Window of each position, shape ``(height * width,)``, and positions of each window, shape
-            ``(windows, w)``.
-        bar: Progress bar of comparisons of a patch with an image.
-
-    Returns:
-        Groups, nearest first, and numbers of their nearest patches, both of shape ``(n, count)``.
-    """
+    """Return the nearest other groups of images and their nearest patches, both of shape ``(n, count)``."""
     _, height, width, channels = store.shape
     patches, device = height * width, rows.device
-    window_of, windows = places
     queries = store.rows(rows)
     center = queries.mean(dim=0)  # expanded squares lose digits far from the origin
     queries -= center
@@ -278,7 +250,7 @@ def calibrate(
         store: Features of all patches.
         bank: Patches of the memory bank, shape ``(m, channels)``.
         indices: Numbers of these patches, shape ``(m,)``.
-        groups: Number of each image's group of copies, as in :func:`support_radii`.
+        groups: Number of each image's group of copies, shape ``(images,)``.
         radii: Their support radii, shape ``(m,)``.
         scores: Noise scores, which say which patches of an image are compared: shape ``(images, height, width)``.
 
@@ -303,9 +275,8 @@ def calibrate(
         features = store.rows(some) - center
         squares = torch.addmm(norms, features, rows.T, alpha=-2) + features.square().sum(dim=1, keepdim=True)
         squares.clamp_min_(0)
-        in_bag.append(
-            torch.stack([torch.maximum(squares, float(s) ** 2 * smallest).amin(dim=1).sqrt() for s in scales], dim=1)
-        )
+        scaled = [torch.maximum(squares, scale**2 * smallest).amin(dim=1).sqrt() for scale in scales.tolist()]
+        in_bag.append(torch.stack(scaled, dim=1))
         own = groups[some // patches][:, None] == groups[indices // patches]
         out_of_bag.append(squares.masked_fill_(own, torch.inf).amin(dim=1).sqrt())
     typical = torch.cat(out_of_bag).view(-1, count).mean(dim=1)

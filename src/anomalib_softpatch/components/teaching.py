@@ -3,20 +3,17 @@
 
 """Teaching: what people say about images changes a memory bank at once, without another fit.
 
-A fit leaves a record (:class:`FitRecord`): the memory bank, which image each of its rows comes from, which other images
-support it, and patch scores of training images as if they had not been in training. Each thing that is said about an
-image is a :class:`Lesson`, made from the record and the image alone. :func:`teach` makes the memory bank of a record
-and a set of lessons. So the order of the lessons does not matter, and a lesson that is taken back leaves no trace.
+A fit leaves a record (:class:`FitRecord`). Each thing that is said about an image is a :class:`Lesson`, made from the
+record and the image alone. :func:`teach` makes the memory bank of a record and a set of lessons. So the order of the
+lessons does not matter, and a lesson that is taken back leaves no trace.
 
 - *normal*: what the image shows is normal, whatever other images show. Its rows have the support radius 0, and patches
-  of it that are far from the bank become rows, farthest first, until none of it is farther than half as far as the
-  farthest patch of a typical image. All such images together bring as many rows as the bank has, and a training image's
-  share for each, at most.
+  of it that are far from the bank become rows, farthest first, see :data:`NORMAL_SHARE`. All such images together bring
+  as many rows as the bank has, and a training image's share for each, at most.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
-- *defect*: likewise; and all patches that stand out in a region that a person has shown become rows of a second, small
-  bank of defects. Without a region it is the patch that stands out most, of images that would not be found otherwise.
-  Rows of the memory bank that are nearer to one of these than to any other training image leave, too. A patch that is
-  much nearer to a defect than to the memory bank is anomalous, see :class:`DefectBank`.
+- *defect*: likewise; and patches become rows of a second bank, :class:`DefectBank`: all that stand out in a region that
+  a person has shown, or else the one that stands out most, if the image would not be found otherwise. Rows of the
+  memory bank that are nearer to one of these than to any other training image leave, too.
 - *added*: a new image of which nobody has said anything. Patches that are far from the bank become rows with support
   radii: they make others look normal only as far as other images make them look normal.
 """
@@ -75,7 +72,7 @@ class PatchScoreMaps:
         return self.scores[:, 0].amax(dim=(1, 2))
 
     def select(self, some: torch.Tensor) -> "PatchScoreMaps":
-        """Return the scores of some of the images, given by a boolean tensor of shape ``(n,)``."""
+        """Return the scores of the images that a boolean tensor of shape ``(n,)`` names."""
         return PatchScoreMaps(*(values[some] for values in vars(self).values()))
 
 
@@ -124,14 +121,6 @@ class FitRecord:
     def to(self, device: torch.device) -> "FitRecord":
         """Return the record with all tensors on a device."""
         return from_plain(_moved(to_plain(self, []), device))[0]
-
-    @property
-    def found_without_rows(self) -> float:
-        """Highest patch score above which an image is found as soon as its own rows have left the memory bank.
-
-        Such an image needs no patch among the defects. Which one to take would be a guess.
-        """
-        return false_alarm_threshold(self.maps.peaks, FALSE_ALARMS)
 
     @property
     def typical(self) -> float:
@@ -187,21 +176,19 @@ class Taught:
 
 
 @torch.no_grad()
-def score_patches_by_banks(bank: MemoryBank, queries: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
+def score_patches_by_banks(
+    search: NearestNeighborSearch, queries: torch.Tensor, left_out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Score patches against the first and the last bank.
 
     Args:
-        bank: The memory bank.
+        search: Search of the memory bank.
         queries: Shape ``(n, channels)``.
         left_out: Rows that do not count, boolean of shape ``(m,)``; ``None`` for none.
 
     Returns:
         Distances times weights, shape ``(banks, n)``: one bank, or two where they differ.
     """
-    return _score(NearestNeighborSearch(bank), queries, left_out)
-
-
-def _score(search: NearestNeighborSearch, queries: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
     bank = search.bank
     search = search if left_out is None or not bool(left_out.any()) else search.without(left_out)
     scores = []
@@ -226,22 +213,17 @@ def map_scores(
         features: Features of the image's patches, shape ``(height, width, channels)``.
         row_groups: Group of each row of the bank, shape ``(m,)``.
         group: The image's group, -1 if it was not in training.
-
-    Returns:
-        The scores, of one image.
     """
     height, width, channels = features.shape
     queries = features.reshape(-1, channels).to(search.bank.features.dtype)
-    scores = _score(search, queries, row_groups == group)
+    scores = score_patches_by_banks(search, queries, row_groups == group)
     places = scores.amax(dim=0).topk(min(KEPT_PATCHES, len(queries))).indices
     return PatchScoreMaps(torch.tensor([group]), scores.view(1, -1, height, width), places[None], queries[places][None])
 
 
 def join(maps: Sequence[PatchScoreMaps]) -> PatchScoreMaps:
     """Return the scores of all images as one."""
-    return PatchScoreMaps(
-        *(torch.cat([getattr(each, name) for each in maps]) for name in ("groups", "scores", "places", "features"))
-    )
+    return PatchScoreMaps(*map(torch.cat, zip(*(vars(each).values() for each in maps), strict=True)))
 
 
 @torch.no_grad()
@@ -269,9 +251,6 @@ def make_lesson(
         region: Patches that the verdict is about, boolean of shape ``(height, width)``. Default: all.
         most: Largest number of rows that the image may bring. Default: no limit.
 
-    Returns:
-        The lesson.
-
     Raises:
         ValueError: If the region has no patch.
     """
@@ -288,8 +267,8 @@ def make_lesson(
         chosen = [int(scores.argmax())]
         if region is not None:
             chosen = (scores > record.typical).nonzero().squeeze(1).tolist() or chosen
-        elif float(scores.max()) > record.found_without_rows:
-            chosen = []
+        elif float(scores.max()) > false_alarm_threshold(record.maps.peaks, FALSE_ALARMS):
+            chosen = []  # the image is found as soon as its own rows have left, and which one to take would be a guess
     elif verdict in {NORMAL, ADDED}:
         weight = record.weight_of_new_rows
         is_own = record.groups == group
@@ -326,9 +305,6 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
         lessons: Lessons in any order, each about another image.
         ignored: Patches of the grid that nothing is said about, boolean of shape ``(height, width)``. Default: none.
 
-    Returns:
-        The memory bank.
-
     Raises:
         ValueError: If nothing is left of a bank.
     """
@@ -363,29 +339,24 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     weights = torch.where(is_normal, bank.weights.clamp(max=record.weight_of_new_rows), bank.weights)
 
     rows, row_radii, row_groups = _new_rows(record, lessons, stays, ignored)
-    parts = []
     if any(not bool(stays[start:stop].any()) for start, stop in bank.bank_ranges) and not len(rows):
         msg = "Nothing is left of the memory bank: too many of its images are set aside. Train with the others."
         raise ValueError(msg)
     # New rows belong to all banks, so they go where the first range stops or where both overlap
     place = bank.bank_ranges[0][1]
-    ranges = []
-    for start, stop in bank.bank_ranges:
-        new_start, new_stop = int(stays[:start].sum()), int(stays[:stop].sum())
-        ranges.append((new_start, new_stop + len(rows)))
-    before, after = stays.clone(), stays.clone()
-    before[place:] = False
-    after[:place] = False
-    for values, new in (
-        (bank.features, rows),
-        (weights, torch.full((len(rows),), record.weight_of_new_rows)),
-        (radii, row_radii),
-        (record.groups, row_groups),
-    ):
-        parts.append(torch.cat((values[before], new.to(values), values[after])))
-    features, all_weights, all_radii, groups = parts
-    taught = MemoryBank(features, all_weights, all_radii, tuple(ranges))
-    return Taught(taught, groups, defects, torch.cat([torch.empty(0), *least_scales]).to(device))
+    counts = [(int(stays[:start].sum()), int(stays[:stop].sum())) for start, stop in bank.bank_ranges]
+
+    def with_new(values: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.cat((values[:place][stays[:place]], new.to(values), values[place:][stays[place:]]))
+
+    taught = MemoryBank(
+        with_new(bank.features, rows),
+        with_new(weights, torch.full((len(rows),), record.weight_of_new_rows)),
+        with_new(radii, row_radii),
+        tuple((start, stop + len(rows)) for start, stop in counts),
+    )
+    scales = torch.cat([torch.empty(0), *least_scales]).to(device)
+    return Taught(taught, with_new(record.groups, row_groups), defects, scales)
 
 
 def gone_groups(lessons: Sequence[Lesson]) -> set[int]:
@@ -409,11 +380,7 @@ def _counted(lesson: Lesson, rows: torch.Tensor, ignored: torch.Tensor | None) -
 def _new_rows(
     record: FitRecord, lessons: Sequence[Lesson], stays: torch.Tensor, ignored: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the rows that lessons add, their support radii, and the groups of their images.
-
-    Those of normal images are at most as many as the record's memory bank has, and for each image as many more as a
-    training image has in it. Of more, the coreset goes on from the memory bank: the farthest one again and again.
-    """
+    """Return the rows that lessons add, their support radii, and the groups of their images."""
     device, numbers = record.bank.features.device, groups_of_lessons(record, lessons)
     rows, groups, unsure = [record.bank.features[:0]], [record.groups[:0]], [stays[:0]]
     scores = [record.bank.weights[:0]]
@@ -425,6 +392,8 @@ def _new_rows(
             of_rows = each.map.scores[0, 0].flatten()[each.places.to(each.map.scores.device)]
             scores.append(_counted(each, of_rows, ignored).to(device))
     new, row_groups, are_unsure = torch.cat(rows), torch.cat(groups), torch.cat(unsure)
+    # Normal images bring at most as many rows as the record's memory bank has, and for each image as many more as a
+    # training image has in it. Of more, the coreset goes on from the memory bank: the farthest one again and again.
     count = sum(each.verdict == NORMAL for each in lessons)
     most = len(record.bank.features) + count * record.rows_of_an_image
     if int((~are_unsure).sum()) > most:
@@ -437,9 +406,8 @@ def _new_rows(
     if are_unsure.any() and record.support is not None:
         others = torch.cat((record.bank.features[stays], new))
         other_groups = torch.cat((record.groups[stays], row_groups))
-        radii[are_unsure] = _radii_by_rows(
-            new[are_unsure], row_groups[are_unsure], others, other_groups, record.factors
-        )
+        unsure_groups = row_groups[are_unsure]
+        radii[are_unsure] = _radii_by_rows(new[are_unsure], unsure_groups, others, other_groups, record.factors)
     return new, radii, row_groups
 
 
@@ -470,10 +438,6 @@ def score_again(maps: PatchScoreMaps, taught: Taught) -> torch.Tensor:
 
     Other patches keep their scores: they scored less, and what is taught lowers some and raises few.
 
-    Args:
-        maps: Scores against the record's memory bank.
-        taught: The memory bank that was taught.
-
     Returns:
         Scores before smoothing and without defects, shape ``(n, banks, height, width)``.
     """
@@ -481,7 +445,8 @@ def score_again(maps: PatchScoreMaps, taught: Taught) -> torch.Tensor:
     search = NearestNeighborSearch(taught.bank)
     flat = scores.flatten(2)
     for number, group in enumerate(maps.groups.tolist()):
-        flat[number][:, maps.places[number]] = _score(search, maps.features[number], taught.groups == group)
+        own = taught.groups == group
+        flat[number][:, maps.places[number]] = score_patches_by_banks(search, maps.features[number], own)
     return scores
 
 
@@ -522,10 +487,8 @@ class DefectBank:
 
 
 def squared_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return squared distances, shape ``(n, m)``, in operations that exported graphs have for the memory bank, too.
-
-    Expanded squares lose digits where both coincide, which does not matter: see :data:`LARGEST_RAISE`.
-    """
+    """Return squared distances, shape ``(n, m)``, in operations that exported graphs have for the memory bank, too."""
+    # Expanded squares lose digits where both coincide, which does not matter: see LARGEST_RAISE
     with without_autocast(queries.device):
         products = F.linear(-2 * queries, rows, rows.square().sum(dim=1))
     return (products + queries.square().sum(dim=1, keepdim=True)).clamp(min=0)
@@ -559,21 +522,18 @@ def calibrate_defects(taught: Taught, maps: PatchScoreMaps, scores: torch.Tensor
 
 def to_plain(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, Any]:
     """Return a record and lessons as plain data and tensors, which load without unpickling code."""
-    support = record.support
-    return {
-        "bank": {"features": record.bank.features, "weights": record.bank.weights, "radii": record.bank.radii,
-                 "ranges": [list(rows) for rows in record.bank.bank_ranges]},
-        "groups": record.groups,
-        "places": record.places,
+    bank, support = record.bank, record.support
+    ranges = [list(rows) for rows in bank.bank_ranges]
+    return vars(record) | {
+        "bank": {"features": bank.features, "weights": bank.weights, "radii": bank.radii, "ranges": ranges},
         "support": None if support is None else vars(support),
         "factors": dict(record.factors),
         "maps": vars(record.maps),
         "keys": list(record.keys),
-        "group_of_image": record.group_of_image,
         "names": list(record.names),
         "appearances": appearances_to_plain(record.appearances),
         "lessons": [_lesson_to_plain(lesson) for lesson in lessons],
-    }  # fmt: skip
+    }
 
 
 def _lesson_to_plain(lesson: Lesson) -> dict[str, Any]:
@@ -592,10 +552,9 @@ def _moved(data: Any, device: torch.device) -> Any:
 def from_plain(data: Mapping[str, Any]) -> tuple[FitRecord, list[Lesson]]:
     """Return what :func:`to_plain` was given."""
     bank, support = data["bank"], data["support"]
+    ranges = tuple((start, stop) for start, stop in bank["ranges"])
     record = FitRecord(
-        bank=MemoryBank(
-            bank["features"], bank["weights"], bank["radii"], tuple((start, stop) for start, stop in bank["ranges"])
-        ),
+        bank=MemoryBank(bank["features"], bank["weights"], bank["radii"], ranges),
         groups=data["groups"],
         places=data["places"],
         support=None if support is None else Support(**support),

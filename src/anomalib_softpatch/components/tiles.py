@@ -33,25 +33,17 @@ def tiles_of(tiler: Tiler | None) -> dict[str, Any] | None:
 
 
 def make_tiler(tiles: Mapping[str, Any] | None) -> Tiler | None:
-    """Make the tiler that :func:`tiles_of` has described.
-
-    Args:
-        tiles: What it returned; ``tile_size`` and ``stride`` are enough.
-    """
+    """Make the tiler that :func:`tiles_of` has described; ``tile_size`` and ``stride`` are enough."""
     return None if tiles is None else Tiler(**{**tiles, "mode": ImageUpscaleMode(tiles.get("mode", "padding"))})
 
 
 def grid_of(extractor: PatchFeatureExtractor, size: tuple[int, int], tiler: Tiler | None) -> tuple[int, int]:
-    """Return height and width of the grid of patches of an image.
+    """Return height and width of the grid of patches of an image, see :func:`check_tiles`.
 
     Args:
         extractor: What is run on the image, or on each tile.
         size: Height and width of the image in pixels.
         tiler: Tiler, ``None`` for no tiles.
-
-    Raises:
-        ValueError: If there would be no such grid, see :func:`check_tiles` and
-            :meth:`~anomalib_softpatch.components.PatchFeatureExtractor.check_size`.
     """
     if tiler is None:
         return extractor.grid_size(*size)
@@ -83,7 +75,7 @@ def check_tiles(tiler: Tiler, extractor: PatchFeatureExtractor, size: tuple[int,
 def extract_by_tiles(
     extract: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, tiler: Tiler | None
 ) -> torch.Tensor:
-    """Return the features of all patches of images, on one grid for each image, however it was cut.
+    """Return the features of all patches of images, on one grid for each image, see :func:`check_tiles`.
 
     Beyond the right and the bottom border, tiles are filled with zeros; patches there are left out. Where tiles
     overlap, their features are averaged.
@@ -92,12 +84,6 @@ def extract_by_tiles(
         extract: Returns features of shape ``(batch, grid_height, grid_width, channels)`` for tiles.
         images: Shape ``(batch, 3, height, width)``.
         tiler: Size and stride of the tiles; ``None`` for no tiles.
-
-    Returns:
-        Shape ``(batch, grid_height, grid_width, channels)``, the grid of the whole image.
-
-    Raises:
-        ValueError: See :func:`check_tiles`.
     """
     if tiler is None:
         return extract(images)
@@ -148,9 +134,8 @@ def _steps(tiler: Tiler, grid: tuple[int, int]) -> tuple[int, int]:
         msg = "Features of tiles are joined with remove_border_count=0 and mode='padding' only."
         raise ValueError(msg)
     steps = []
-    for side, stride, count in zip(
-        (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w), grid, strict=True
-    ):
+    sides, strides = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
+    for side, stride, count in zip(sides, strides, grid, strict=True):
         step = -(-side // count)
         if side % count or stride % step:
             msg = (
@@ -163,21 +148,12 @@ def _steps(tiler: Tiler, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def _join(parts: Sequence[torch.Tensor], starts: Sequence[int], dim: int) -> torch.Tensor:
-    """Put overlapping parts of equal length into one, their mean where they overlap.
-
-    Args:
-        parts: Parts in their order.
-        starts: First position of each.
-        dim: Dimension in which they lie one behind the other.
-    """
+    """Put parts of equal length, given with their first positions, into one: their mean where they overlap."""
     length = parts[0].shape[dim]
     bounds = sorted({bound for start in starts for bound in (start, start + length)})
     pieces = []
     for first, last in pairwise(bounds):
-        here = [
-            part.narrow(dim, first - start, last - first)
-            for part, start in zip(parts, starts, strict=True)
-            if start <= first and last <= start + length
-        ]
+        around = [(part, start) for part, start in zip(parts, starts, strict=True) if start <= first < start + length]
+        here = [part.narrow(dim, first - start, last - first) for part, start in around]
         pieces.append(here[0] if len(here) == 1 else torch.stack(here).mean(dim=0))
     return torch.cat(pieces, dim=dim)

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 import timm
@@ -48,10 +49,9 @@ class TimmBackbone(nn.Module):
         if missing:
             msg = f"layers={missing} not found in the backbone '{name}'. It has {', '.join(known)}."
             raise ValueError(msg)
-        indices = sorted({known.index(layer) for layer in layers})
         # The order of the network, in which it returns them
-        self.layers = [known[index] for index in indices]
-        self.indices = indices
+        self.indices = sorted({known.index(layer) for layer in layers})
+        self.layers = [known[index] for index in self.indices]
         self.has_tokens = hasattr(getattr(stages, "model", None), "forward_intermediates")
         self.channels_last = getattr(stages, "output_fmt", "NCHW") == "NHWC" and not self.has_tokens
         if self.has_tokens:
@@ -59,32 +59,16 @@ class TimmBackbone(nn.Module):
             self.norm = len({info["num_chs"] for info in stages.feature_info.info}) == 1
             self.feature_extractor = _create_transformer(architecture, pre_trained, arguments)
         else:
-            self.feature_extractor = timm.create_model(
-                architecture,
-                pretrained=pre_trained,
-                features_only=True,
-                exportable=True,
-                out_indices=indices,
-                **arguments,
-            )
+            arguments |= {"features_only": True, "exportable": True, "out_indices": self.indices}
+            self.feature_extractor = timm.create_model(architecture, pretrained=pre_trained, **arguments)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the features of each layer, shape ``(batch, channels, height, width)``, by its name.
-
-        Args:
-            images: Shape ``(batch, 3, height, width)``.
-        """
+        """Return the features of each layer, shape ``(batch, channels, height, width)``, by its name."""
         self.feature_extractor.eval()
         with torch.no_grad():
             if self.has_tokens:
-                features = self.feature_extractor.forward_intermediates(
-                    images,
-                    indices=self.indices,
-                    norm=self.norm,
-                    stop_early=True,
-                    output_fmt="NCHW",
-                    intermediates_only=True,
-                )
+                options = {"norm": self.norm, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
+                features = self.feature_extractor.forward_intermediates(images, indices=self.indices, **options)
             else:
                 features = self.feature_extractor(images)
         if self.channels_last:
@@ -92,12 +76,7 @@ class TimmBackbone(nn.Module):
         return dict(zip(self.layers, features, strict=True))
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether the network takes images of a size: it is tried.
-
-        Args:
-            height: Height in pixels.
-            width: Width in pixels.
-        """
+        """Whether the network takes images of a size in pixels: it is tried."""
         parameter = next(self.parameters())
         try:
             features = self(torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device))
@@ -108,14 +87,11 @@ class TimmBackbone(nn.Module):
         return all(feature.ndim == 4 for feature in features.values())  # noqa: PLR2004
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return sizes that the network takes, the nearest first.
+        """Return up to three sizes that the network takes, the nearest first.
 
         Args:
             height: Height in pixels of the images that there are.
             width: Their width.
-
-        Returns:
-            Up to three pairs of height and width.
         """
         network = self.feature_extractor
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
@@ -129,15 +105,11 @@ class TimmBackbone(nn.Module):
             else:
                 candidates |= {(row, column) for row in rows for column in columns}
         nearest = sorted(candidates, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))
-        found: list[tuple[int, int]] = []
-        for size in nearest:
-            if len(found) < 3 and self.takes(*size):  # noqa: PLR2004
-                found.append(size)
-        return found
+        return list(islice((size for size in nearest if self.takes(*size)), 3))
 
 
 def check_backbone(backbone: str) -> None:
-    """Refuse what names no network, which needs no network.
+    """Refuse what names no network, or what is not there; it takes no network.
 
     Args:
         backbone: Name of a timm model, or one that begins as :data:`~anomalib_softpatch.backbones.SOURCES` say.

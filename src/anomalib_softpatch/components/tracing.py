@@ -16,11 +16,7 @@ def is_traced() -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which products keep their type, whatever ``torch.autocast`` says; in a graph, none.
-
-    Args:
-        device: Device of the products.
-    """
+    """Return a context in which products keep their type, whatever ``torch.autocast`` says; in a graph, none."""
     return nullcontext() if is_traced() else torch.autocast(device.type, enabled=False)
 
 

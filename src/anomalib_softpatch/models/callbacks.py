@@ -6,7 +6,7 @@
 import logging
 from collections.abc import Sequence, Sized
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
@@ -21,8 +21,10 @@ from anomalib_softpatch.data.unreadable import leave_out, listed, misread_images
 from anomalib_softpatch.images.appearance import GRID, appearance
 from anomalib_softpatch.images.reading import EIGHT_BITS
 from anomalib_softpatch.integration.pre_processing import reason_against_pre_processor
-from anomalib_softpatch.models.protocol import SoftPatchModule
 from anomalib_softpatch.text import counted
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +37,11 @@ TOO_FEW = (
 class FitChecks(Callback):
     """Refuse what could only fail after all features are extracted, which takes minutes.
 
-    And see to it that each fit builds a memory bank: Anomalib builds one for a model that has none only, so that a
-    model that is fitted again would keep what it learned from other images.
+    And see to it that each fit builds a memory bank: Anomalib builds one only for a model that has none.
     """
 
-    def setup(self, trainer: Trainer, pl_module: SoftPatchModule, stage: str) -> None:
-        """Look at the pre-processor, the size of the images, and for images that cannot be read in any set.
-
-        Raises:
-            ValueError: If a checkpoint cannot hold the pre-processor, the backbone does not take images of that size,
-                or there are images that cannot be read and the model's option is not to skip them.
-        """
+    def setup(self, trainer: Trainer, pl_module: "DenoisingMixin", stage: str) -> None:
+        """Look at the pre-processor, the size of the images, and for images that cannot be read in any set."""
         if stage != "fit":
             return
         reason = reason_against_pre_processor(pl_module.pre_processor)
@@ -74,32 +70,22 @@ class FitChecks(Callback):
         logger.warning("%d images cannot be read and are left out:\n%s", len(reasons), listed(reasons))
         leave_out(datamodule, list(reasons))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Try the precision on the device, forget features of an interrupted fit, and show progress where others do.
-
-        Raises:
-            ValueError: If the device cannot compute in the precision asked for.
-        """
+    def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Try the precision on the device, forget features of an interrupted fit, and show progress where others do."""
         pl_module.model.feature_store.clear()
         dtype = pl_module.model.feature_extractor.dtype
         try:
             probe = torch.zeros(1, 1, 3, 3, dtype=dtype, device=pl_module.device)
-            torch.nn.functional.conv2d(probe, probe)
+            functional.conv2d(probe, probe)
         except RuntimeError as error:
-            msg = (
-                f"precision={str(dtype).removeprefix('torch.')} does not work on {pl_module.device}: {error}. "
-                "Use 'float32'."
-            )
+            name = str(dtype).removeprefix("torch.")
+            msg = f"precision={name} does not work on {pl_module.device}: {error}. Use 'float32'."
             raise ValueError(msg) from error
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         pl_module.model.memory_bank_builder.progress = shown
 
-    def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Refuse a single training image where noise is to be found, and ask for a new memory bank.
-
-        Raises:
-            ValueError: If there is one training image only.
-        """
+    def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Refuse a single training image where noise is to be found, and ask for a new memory bank."""
         dataset = getattr(trainer.train_dataloader, "dataset", None)
         if pl_module.model.memory_bank_builder.needs_scores and isinstance(dataset, Sized) and len(dataset) == 1:
             msg = (
@@ -109,13 +95,13 @@ class FitChecks(Callback):
             raise ValueError(msg)
         pl_module.mark_fitted(False)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Say how far the fit can be trusted."""
         check = pl_module.self_check()
         if check is not None:
             logger.info("%s", "\n".join(check.lines))
 
-    def on_exception(self, trainer: Trainer, pl_module: SoftPatchModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
         """Keep an earlier memory bank, not what a broken-off fit left; say so if images were too few to split."""
         pl_module.model.feature_store.clear()
         pl_module.mark_fitted(bool(pl_module.model.bank_ranges))
@@ -133,16 +119,14 @@ class ImageAppearance(Callback):
     It comes before the pre-processor, which is a callback, too, and whose normalized images have no brightness.
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Forget images of an earlier fit."""
-        del trainer
         pl_module.appearances = {}
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: SoftPatchModule, batch: ImageBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: "DenoisingMixin", batch: ImageBatch, batch_idx: int
     ) -> None:
         """Look at a batch of images in [0, 1]."""
-        del trainer, batch_idx
         if batch.image is None or pl_module.appearances is None:
             return
         colors = functional.adaptive_avg_pool2d(batch.image.as_subclass(torch.Tensor).float(), GRID).cpu().numpy()
@@ -161,33 +145,25 @@ class FeatureCaching(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def on_train_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Open the cache.
-
-        Raises:
-            OSError: If its folder cannot be made.
-        """
+    def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Open the cache."""
         pl_module.model.feature_cache = FeatureCache(pl_module.model.feature_extractor, self.folder)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: SoftPatchModule, outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
-        """Say after the first batch what the cache takes on the disk.
-
-        Raises:
-            OSError: If the disk has no room for it.
-        """
+        """Say after the first batch what the cache takes on the disk."""
         cache, dataset = pl_module.model.feature_cache, getattr(trainer.train_dataloader, "dataset", None)
         if batch_idx == 0 and cache is not None and isinstance(dataset, Sized) and batch.image is not None:
             logger.info(cache.check_space(len(batch.image), len(dataset)))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Close the cache: images that are tested or predicted are not kept."""
         cache, pl_module.model.feature_cache = pl_module.model.feature_cache, None
         if cache is not None:
             logger.info("Features: %d found in %s, %d computed.", cache.found, cache.folder, cache.computed)
 
-    def on_exception(self, trainer: Trainer, pl_module: SoftPatchModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
         """Close the cache; what is in it stays."""
         self.on_fit_end(trainer, pl_module)
 
@@ -198,25 +174,21 @@ class AnomalibReading(Callback):
     Training does not need it: :class:`FitChecks` looks at the images of all sets.
     """
 
-    def on_predict_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Look at the images that are to be scored.
-
-        Raises:
-            ValueError: If there are such images.
-        """
+    def on_predict_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Look at the images that are to be scored."""
         self._check(trainer.predict_dataloaders, pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Look at the images that are to be scored; arguments and errors as in predictions."""
+    def on_test_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Likewise."""
         self._check(trainer.test_dataloaders, pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
-        """Look at the images that are to be scored; arguments and errors as in predictions."""
+    def on_validation_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
+        """Likewise."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._check(trainer.val_dataloaders, pl_module)
 
     @staticmethod
-    def _check(loaders: Any, pl_module: SoftPatchModule) -> None:
+    def _check(loaders: Any, pl_module: "DenoisingMixin") -> None:
         several = loaders if isinstance(loaders, Sequence) else [loaders]
         reasons = misread_images((getattr(loader, "dataset", None) for loader in several), pl_module.largest_value)
         if reasons:
@@ -230,9 +202,9 @@ class AnomalibReading(Callback):
 class NoiseReport(Callback):
     """Write ``noise_report/`` into the results folder once the memory bank is built."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Write the report, and log how well known noise was found."""
-        pl_module.ensure_fitted()
+        pl_module.on_train_epoch_end()  # builds the memory bank; Lightning calls the model's hooks later
         if trainer.is_global_zero:
             from anomalib_softpatch.models.fit_report import report_fit  # noqa: PLC0415  # drawing libraries
 

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,19 +98,18 @@ class CheckpointMixin(_Module):
         """Mark the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         newest = self.largest_value > EIGHT_BITS or self.model.defects.numel() or self.model.ignored.numel()
-        number = FORMAT if newest else FORMAT_OF_EIGHT_BITS
-        checkpoint[KEY] = {"format": number, "version": __version__, "model": own_name(type(self))}
-        checkpoint[KEY]["components"] = {name: class_path(getattr(self, name)) for name in COMPONENTS}
-        checkpoint[KEY]["largest_value"] = self.largest_value
+        checkpoint[KEY] = {
+            "format": FORMAT if newest else FORMAT_OF_EIGHT_BITS,
+            "version": __version__,
+            "model": own_name(type(self)),
+            "components": {name: class_path(getattr(self, name)) for name in COMPONENTS},
+            "largest_value": self.largest_value,
+        }
         if name := portable_name(self.hparams.get("backbone", "")):
             checkpoint[KEY]["architecture"] = name  # the folder may stay on another machine
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not fit.
-
-        Raises:
-            ValueError: If it is another model's, a newer version's, or one of other options.
-        """
+        """Refuse a checkpoint of another model, of a newer version, or one of other options."""
         reason = self._reason_against(checkpoint)
         if reason:
             path = None
@@ -129,14 +127,8 @@ class CheckpointMixin(_Module):
     ) -> Any:
         """Make a model from a checkpoint, see Anomalib's ``AnomalibModule.load_from_checkpoint``.
 
-        Args:
-            checkpoint_path: Checkpoint file.
-            *args: See Anomalib.
-            **kwargs: See Anomalib; options given here replace those of the checkpoint. Weights of the backbone are not
-                looked for: the checkpoint has them.
-
-        Returns:
-            The model.
+        Options in ``kwargs`` replace those of the checkpoint. Weights of the backbone are not looked for: they are in
+        the checkpoint.
 
         Raises:
             TypeError: If the model does not have an option that is given.
@@ -182,20 +174,17 @@ class CheckpointMixin(_Module):
         if reason := self._reason_against_components(checkpoint):
             return reason
         options = checkpoint.get("hyper_parameters", {})
-        requirements = {name: options[name] for name in ("layers", "patch_embedding") if name in options}
-        if "layers" in requirements:
-            requirements["layers"] = list(requirements["layers"])
+        requirements: dict[str, Any] = {}
+        if "layers" in options:
+            requirements["layers"] = list(options["layers"])
+        if "patch_embedding" in options:
+            requirements["patch_embedding"] = options["patch_embedding"]
         requirements[SCORE_SMOOTHING] = float(options.get(SCORE_SMOOTHING, 0.0))
         extractor = {name.removeprefix(EXTRACTOR): value for name, value in state.items() if name.startswith(EXTRACTOR)}
         requirements[BACKBONE_SHAPES] = shapes(extractor)
         if self.model.tiler is not None and TILES in state.get(EXTRA_STATE, {}):
             requirements[TILES] = state[EXTRA_STATE][TILES]
-        origin = Origin(
-            model=mark.get("model"),
-            backbone=options.get("backbone"),
-            requirements=requirements,
-        )
-        return reason_against(self, origin)
+        return reason_against(self, mark.get("model"), options.get("backbone"), requirements)
 
     def _reason_against_components(self, checkpoint: dict[str, Any]) -> str:
         """Say why the pre- or post-processor would not be the one of the checkpoint, likewise."""
@@ -253,8 +242,7 @@ def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
         path: Checkpoint file.
 
     Returns:
-        Name of the model, ``None`` if the file does not say; and its options by name. The backbone's weights are in the
-        file, so that none are to be looked for.
+        Name of the model, ``None`` if the file does not say; and its options by name.
 
     Raises:
         ValueError: If it cannot be read, or not safely.
@@ -267,26 +255,21 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a checkpoint says of its writer, and its options, see :func:`read_options`."""
     with readable(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # its tensors are not read
-    mark = checkpoint.get(KEY, {}) if isinstance(checkpoint, dict) else {}
-    options = current_options(checkpoint.get("hyper_parameters", {})) if isinstance(checkpoint, dict) else {}
+    if not isinstance(checkpoint, dict):
+        return {}, {}
+    mark, options = checkpoint.get(KEY, {}), current_options(checkpoint.get("hyper_parameters", {}))
     backbone = options.get("backbone")
     if backbone is not None:
-        options["pre_trained"] = False
+        options["pre_trained"] = False  # the weights are in the file
         if "architecture" in mark and portable_name(backbone) is None:
             options["backbone"] = mark["architecture"]
     return mark, options
 
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a checkpoint as this version has them.
+    """Return the options of a checkpoint, as some version saved them, as this version has them.
 
     They say how a memory bank would be built. How a checkpoint scores is in its memory bank, which stays as it is.
-
-    Args:
-        options: Options by name, as some version saved them.
-
-    Returns:
-        Options by name.
     """
     current = {name: value for name, value in options.items() if name not in GONE_OPTIONS}
     current |= {name: 0.0 for name, value in current.items() if name.endswith("threshold") and value == "auto"}
@@ -300,32 +283,8 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a file says of the model that wrote it.
-
-    Attributes:
-        model: Name of the model's class.
-        backbone: Name of its backbone; ``None`` for a module.
-        requirements: What a model must have in common with it, by the names of :data:`REQUIREMENTS`.
-    """
-
-    model: str | None = None
-    backbone: str | None = None
-    requirements: Mapping[str, Any] = field(default_factory=dict)
-
-
 def reason_against_format(number: int, known: int, version: str | None) -> str:
-    """Say why a file cannot be read by this version.
-
-    Args:
-        number: Number of the file's format.
-        known: Number of the newest format that this version reads.
-        version: Version of this package that wrote it.
-
-    Returns:
-        End of a sentence that begins with the file's path; empty if it can be read.
-    """
+    """Say why a file of a format cannot be read by this version, which knows others, likewise."""
     if number <= known:
         return ""
     return (
@@ -334,26 +293,27 @@ def reason_against_format(number: int, known: int, version: str | None) -> str:
     )
 
 
-def reason_against(model: CheckpointMixin, origin: Origin) -> str:
-    """Say why a model cannot use a file.
+def reason_against(
+    model: CheckpointMixin, writer: str | None, backbone: str | None, requirements: Mapping[str, Any]
+) -> str:
+    """Say why a model cannot use a file, as the end of a sentence that begins with the file's path; empty if it can.
 
     Args:
         model: The model.
-        origin: What the file says.
-
-    Returns:
-        End of a sentence that begins with the file's path; empty if the model can use it.
+        writer: Name of the class of the model that wrote the file; ``None`` if it does not say.
+        backbone: Name of that model's backbone; ``None`` for a module.
+        requirements: What both models must have in common, by the names of :data:`REQUIREMENTS`.
     """
     name = own_name(type(model))
-    if origin.model in MODELS and origin.model != name:
-        return f"was written by {origin.model}, but the model is {name}: use {origin.model}."
-    for requirement, value in origin.requirements.items():
+    if writer in MODELS and writer != name:
+        return f"was written by {writer}, but the model is {name}: use {writer}."
+    for requirement, value in requirements.items():
         own = REQUIREMENTS[requirement](model)
         if own == value:
             continue
         if requirement in {BACKBONE_SHAPES, BACKBONE_HASH}:
             return (
-                f"was made with another backbone ({origin.backbone or 'a module of its own'}) than the model's "
+                f"was made with another backbone ({backbone or 'a module of its own'}) than the model's "
                 f"({model.hparams.get('backbone', 'a module')}), or with other weights: give the model the same."
             )
         return f"was made with {requirement}={value}, but the model has {requirement}={own}: give it the same."

@@ -67,10 +67,6 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     A mixin and no common base class, because Anomalib lists and finds models among the direct subclasses of
     ``AnomalibModule`` only. The models declare the options, with their defaults and what they mean, see
     :class:`~anomalib_softpatch.models.SoftPatch`; discriminators and thresholds are those of the memory bank.
-
-    Raises:
-        ValueError: If an argument is out of range or unknown.
-        RuntimeError: If the backbone's weights cannot be had.
     """
 
     model: SoftPatchModel
@@ -146,12 +142,12 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     def _clean_hyper_parameters(self, precision: str) -> None:
         """Leave the model's own options, as plain data: a checkpoint loads without code and gives them again."""
         self.hparams.pop("thresholds", None)
+        self.hparams.pop("feature_cache", None)  # a folder of this machine, and no part of what is trained
+        self.hparams["precision"] = precision
         if "discriminator" in self.hparams:
             self.hparams.pop("discriminators", None)
         if not self.hparams.get("discriminator_options"):  # which version 0.3 does not know
             self.hparams.pop("discriminator_options", None)
-        self.hparams["precision"] = precision
-        self.hparams.pop("feature_cache", None)  # a folder of this machine, and no part of what is trained
         if not isinstance(self.hparams.get("backbone", ""), str):
             # Whoever loads a checkpoint gives the module again: load_from_checkpoint(backbone=)
             self.hparams.pop("backbone")
@@ -162,14 +158,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         image_size: tuple[int, int] | None = None,
         center_crop_size: tuple[int, int] | None = None,
     ) -> PreProcessor:
-        """Configure the pre-processor, which is PatchCore's.
+        """Configure the pre-processor, which is PatchCore's: resize, crop and the statistics of ImageNet.
 
         Args:
             image_size: Height and width to resize to. Default: 256 x 256.
             center_crop_size: Height and width to crop to; 224 x 224 in the papers. Default: no crop.
-
-        Returns:
-            Pre-processor that resizes, crops and normalizes with the statistics of ImageNet.
         """
         return Patchcore.configure_pre_processor(image_size, center_crop_size)
 
@@ -213,11 +206,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return (int(first[0]), int(first[1])) if first == second else None
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Configure callbacks.
-
-        Returns:
-            Those of Anomalib, and what happens around a fit.
-        """
+        """Add to Anomalib's callbacks what happens around a fit."""
         callbacks = super().configure_callbacks()
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
         callbacks += [DistributedFit(), FitChecks(), AnomalibReading(), PredictionTable()]
@@ -225,14 +214,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return [ImageAppearance(), *callbacks, *([NoiseReport()] if self.noise_report else [])]
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Extract and store the features of a batch.
-
-        Returns:
-            A loss of zero, which Lightning asks for.
-
-        Raises:
-            ValueError: If an image gives NaN or infinite features.
-        """
+        """Store the features of a batch and return a loss of zero, which Lightning asks for."""
         datamodule = getattr(self.trainer, "datamodule", None)
         name = datamodule.image_key if isinstance(datamodule, NamesImages) else str
         keys = [name(path) for path in batch.image_path] if batch.image_path else None
@@ -254,36 +236,20 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if record is not None:
             # On the CPU, where it takes no memory from the next fit
             appearances = tuple(each for _, each in sorted((self.appearances or {}).items()))
-            names = self._names_of(record.keys)
+            # Hashes of the files, by which teaching knows the images; empty for those without
+            files = [Path(self._files.get(key, key)) for key in record.keys]
+            names = tuple(hash_files(file) if file.is_file() else "" for file in files)
             self.model.record = replace(record.to(torch.device("cpu")), names=names, appearances=appearances)
         self._files, self.appearances = {}, None
 
-    def ensure_fitted(self) -> None:
-        """Build the memory bank, unless validation has done so.
-
-        Lightning calls the model's hooks after those of the callbacks, some of which need the bank.
-        """
-        self.on_train_epoch_end()
-
     def mark_fitted(self, fitted: bool) -> None:
-        """Say whether there is a memory bank, or the end of the epoch or a validation builds one.
-
-        Args:
-            fitted: Whether there is one.
-        """
-        self._is_fitted = torch.tensor([fitted], device=self.device)  # Anomalib's flag
-
-    def _names_of(self, keys: Sequence[str]) -> tuple[str, ...]:
-        """Return hashes of the files of training images, by which teaching knows them; empty for those without."""
-        files = [Path(self._files.get(key, key)) for key in keys]
-        return tuple(hash_files(file) if file.is_file() else "" for file in files)
+        """Set Anomalib's flag: where there is no memory bank, the end of the epoch or a validation builds one."""
+        self._is_fitted = torch.tensor([fitted], device=self.device)
 
     def self_check(self) -> SelfCheck | None:
         """Judge how far the last fit can be trusted, by what it knows itself.
 
-        Returns:
-            The verdict; ``None`` without a fit, as after loading, without a threshold, and in other processes than the
-            first.
+        ``None`` without a fit, as after loading, without a threshold, and in other processes than the first.
         """
         facts, processor = self.model.fit_facts, self.post_processor
         if facts is None or not isinstance(processor, PostProcessor):
@@ -307,20 +273,11 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return median(max(size[0] / width, size[1] / height) for size in sizes)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Score a batch.
-
-        Returns:
-            The batch with scores and maps.
-        """
+        """Add scores and maps to a batch."""
         return batch.update(**self.model(batch.image)._asdict())
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
-        """Export to ONNX, with a pruned search and into one file where the format allows.
-
-        PyTorch's default is a second file for the weights.
-
-        Returns:
-            The ONNX file.
+        """Export to one ONNX file where the format allows, see Anomalib, with a pruned search.
 
         Raises:
             ValueError: If the file could not resize images as the model does, or cut them into tiles.
@@ -329,11 +286,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         if self.model.tiler is not None and self.input_size is None:  # a graph has so many tiles and no others
             msg = "A model with tiles is exported for one image size: give it a pre-processor with a Resize."
             raise ValueError(msg)
-        size = sum(
-            tensor.numel() * tensor.element_size()
-            for tensor in self.state_dict().values()
-            if isinstance(tensor, torch.Tensor)
-        )
+        size = sum(tensor.nbytes for tensor in self.state_dict().values() if isinstance(tensor, torch.Tensor))
         kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
         if self.model.search == "faiss":
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
@@ -348,11 +301,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return path
 
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
-        """Export to OpenVINO, and compare the file with the model.
-
-        Returns:
-            The file.
-        """
+        """Export to OpenVINO, see Anomalib, and compare the file with the model."""
         self._checks_exports = False  # not the ONNX file on the way there
         try:
             path = super().to_openvino(*args, **kwargs)

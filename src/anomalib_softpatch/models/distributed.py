@@ -34,10 +34,9 @@ class DistributedFit(Callback):
 
 
 def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
-    """Build the memory bank on rank 0 from the features of all ranks, and give it to all.
+    """Build the memory bank on rank 0 from the features of all ranks, and give it to all, which have to call this.
 
-    All ranks have to call this. Where there is one process, it is ``fit`` alone. Only rank 0 keeps what the fit found
-    beside the bank (``model.denoising``).
+    Only rank 0 keeps what the fit found beside the bank (``model.denoising``).
 
     Args:
         model: Model whose feature store holds the features of this rank's images.
@@ -74,10 +73,10 @@ def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
 
 
 def gather_features(store: FeatureStore, group: distributed.ProcessGroup) -> None:
-    """Append the features of all ranks to the store of rank 0, rank by rank.
+    """Append the features of all ranks to the store of rank 0, rank by rank; all ranks have to call this.
 
     An image that several ranks have, by its key, is one that the sampler repeated to give all of them as many, and
-    counts once. All ranks have to call this.
+    counts once.
 
     Args:
         store: Features of this rank's images.

@@ -20,11 +20,7 @@ LABELS = {"gt_label": "images", "gt_mask": "pixels"}
 class LabelAwareEvaluator(Evaluator):
     """Anomalib's evaluator without the metrics that need both normal and anomalous labels where one kind is missing.
 
-    These would be 0, which reads as a model that finds nothing.
-
-    Args:
-        *args: See Anomalib's ``Evaluator``.
-        **kwargs: See there.
+    These would be 0, which reads as a model that finds nothing. Arguments as of Anomalib's.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -6,12 +6,16 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from anomalib_softpatch.components.memory_bank import DenoisingResult
 from anomalib_softpatch.data.protocols import KnowsTruth
-from anomalib_softpatch.models.protocol import SoftPatchModule
+from anomalib_softpatch.report.fit_report import write_fit_report
+
+if TYPE_CHECKING:
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +26,8 @@ AUGMENTED = (
 )
 
 
-def report_fit(module: SoftPatchModule) -> None:
-    """Gather what a fit found, write its report and log how well known noise was found.
-
-    Args:
-        module: Module that was fitted, in a hook that allows logging.
-    """
-    try:
-        from anomalib_softpatch.report.fit_report import write_fit_report  # noqa: PLC0415  # no model needs the report
-    except ImportError as error:
-        logger.warning("No noise report: %s", error)
-        return
+def report_fit(module: "DenoisingMixin") -> None:
+    """Gather what a fit of a module found, write its report and log how well known noise was found."""
     denoising = module.model.denoising
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")

@@ -3,13 +3,12 @@
 
 """Memory banks as safetensors files, for exchange: they hold numbers and texts only, and no loader runs code for them.
 
-Tensors: ``memory_bank`` (patches x channels, or one channel more in files of version 0.2), ``weights`` (patches),
-``radii`` (patches; their support radii, none in files of before 0.3),
-``banks`` (first row and row after the last of each bank) and ``post_processor.*`` (thresholds and ranges of the
-scores). Metadata, JSON texts: ``format``, ``version`` of this package, ``model``, ``backbone``, ``input_size`` (height
-and width, or null) and what a model must have in common with the one that was trained: ``layers``,
-``patch_embedding``, ``precision``, ``score_smoothing``, ``tiles`` and ``backbone_sha256``, a hash of the backbone's
-weights, which are not in the file. ``largest_value`` is the white of the images that the model was trained on.
+Tensors: ``memory_bank`` (patches x channels, one more in files of version 0.2), ``weights`` and ``radii`` (patches; no
+radii before 0.3), ``banks`` (first row and row after the last of each bank) and ``post_processor.*`` (thresholds and
+ranges of the scores). Metadata, JSON texts: ``format``, ``version`` of this package, ``model``, ``backbone``,
+``input_size`` (height and width, or null), ``largest_value`` (white of the training images) and what a model must have
+in common with the one that was trained: ``layers``, ``patch_embedding``, ``precision``, ``score_smoothing``, ``tiles``
+and ``backbone_sha256``, a hash of the backbone's weights, which are not in the file.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from anomalib_softpatch.models.checkpoint import (
     REQUIREMENTS,
     SCORE_SMOOTHING,
     TILES,
-    Origin,
     own_name,
     reason_against,
     reason_against_format,
@@ -128,14 +126,12 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     tensors, metadata = _read(path)
     tensors.setdefault("radii", torch.zeros_like(tensors["weights"]))
     _check_tensors(path, tensors)
-    origin = Origin(
-        model=metadata["model"],
-        backbone=metadata.get("backbone"),
-        requirements={name: metadata[name] for name in ASKED_FOR}
-        | {name: metadata.get(name, default) for name, default in ((SCORE_SMOOTHING, 0.0), (TILES, None))}
-        | {"memory_banks": len(tensors["banks"])},
-    )
-    if reason := reason_against(model, origin):
+    requirements = {name: metadata[name] for name in ASKED_FOR} | {
+        SCORE_SMOOTHING: metadata.get(SCORE_SMOOTHING, 0.0),
+        TILES: metadata.get(TILES),
+        "memory_banks": len(tensors["banks"]),
+    }
+    if reason := reason_against(model, metadata["model"], metadata.get("backbone"), requirements):
         msg = f"{path} {reason}"
         raise ValueError(msg)
     stored = _stored_post_processor(path, tensors, model)
@@ -217,11 +213,7 @@ def _post_processor_state(model: DenoisingMixin) -> dict[str, torch.Tensor]:
 def _stored_post_processor(
     path: Path, tensors: dict[str, torch.Tensor], model: DenoisingMixin
 ) -> dict[str, torch.Tensor]:
-    """Return the post-processor's values of a file by name, those that the model's has.
-
-    Raises:
-        ValueError: If one is missing, of another shape, or such that no score would ever be anomalous.
-    """
+    """Return the values of a file that the model's post-processor has, by name; refuse missing and useless ones."""
     stored = {}
     for name, own in _post_processor_state(model).items():
         tensor = tensors.get(POST_PROCESSOR + name)

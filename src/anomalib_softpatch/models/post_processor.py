@@ -4,7 +4,7 @@
 """Post-processor that needs no labels: thresholds from training images, and scores that do not clip."""
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data import ImageBatch
@@ -14,11 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics.utilities import dim_zero_cat
 
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores, false_alarm_threshold
-from anomalib_softpatch.models.protocol import SoftPatchModule
 from anomalib_softpatch.options import FALSE_ALARMS, check
 
 if TYPE_CHECKING:
-    from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
+    from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +48,7 @@ class ThresholdBetweenScores(F1AdaptiveThreshold):
 def normalize(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Return s / (s + threshold): 0 for no distance at all, 0.5 at the threshold, and below 1 however large.
 
-    Args:
-        scores: Scores or maps, 0 or more.
-        threshold: Threshold. Not a number: the scores stay as they are.
+    Where the threshold is not a number, the scores, which are 0 or more, stay as they are.
     """
     total = scores + threshold
     normalized = torch.where(total > 0, scores / total, torch.zeros_like(scores))
@@ -63,10 +60,8 @@ class LabelFreePostProcessor(PostProcessor):
 
     Anomalib's thresholds maximize F1 on labeled validation images; without defects among these they are the highest
     score. Here, the threshold then comes from the out-of-bag scores of the training images, which themselves may hold
-    defects. What is said of the three ways to say how strict to be counts in this order: ``fixed_threshold``,
-    ``expected_defects``, ``false_alarms``.
-
-    A score s becomes s / (s + threshold): 0 for no distance at all, 0.5 at the threshold, and below 1 however large.
+    defects. Of the three ways to say how strict to be, the first that is given counts: ``fixed_threshold``,
+    ``expected_defects``, ``false_alarms``. Scores are normalized by :func:`normalize`.
 
     Args:
         false_alarms: Share of normal images that may be called anomalous, above 0 and below 1.
@@ -123,16 +118,15 @@ class LabelFreePostProcessor(PostProcessor):
         if outputs.gt_label is not None and bool(outputs.gt_label.any()):
             self._has_labeled_defects = True
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Set the thresholds."""
         labeled = trainer.strategy.reduce_boolean_decision(self._has_labeled_defects, all=False)
         self._has_labeled_defects = labeled
-        scores = cast("SoftPatchModel", pl_module.model).out_of_bag
+        scores = pl_module.model.out_of_bag
         # Of a single training image nothing can be scored out of bag: Anomalib's highest normal score is better than
         # no threshold then. A loaded model has brought its own.
-        possible = (
-            bool(self._image_threshold.isfinite()) if scores is None else bool(scores.image_scores.isfinite().any())
-        )
+        known = self._image_threshold if scores is None else scores.image_scores
+        possible = bool(known.isfinite().any())
         without_labels = self.fixed_threshold is not None or (not labeled and possible)
         if without_labels:  # nothing to maximize F1 on, which Anomalib would warn of
             self._image_threshold_metric.reset()
@@ -141,17 +135,16 @@ class LabelFreePostProcessor(PostProcessor):
         if without_labels:
             self.decide_without_labels(scores)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: SoftPatchModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
         """Set the thresholds where there was no validation."""
         if bool(self._image_threshold.isnan()):
-            pl_module.ensure_fitted()
+            pl_module.on_train_epoch_end()  # builds the memory bank; Lightning calls the model's hooks later
             self.decide_without_labels(pl_module.model.out_of_bag)
 
     def decide_without_labels(self, scores: OutOfBagScores | None) -> None:
-        """Set the thresholds from the training images' own scores, or to what is fixed.
+        """Set the thresholds from the out-of-bag scores of training images, or to what is fixed.
 
-        Args:
-            scores: Out-of-bag scores of the training images; ``None`` for a loaded model, whose thresholds came along.
+        A loaded model has no such scores (``None``), but thresholds that came with it.
         """
         if not self.enable_thresholding:
             return
@@ -166,12 +159,7 @@ class LabelFreePostProcessor(PostProcessor):
         logger.info("Without labeled defects to learn from, the threshold is %.4g.", float(self._image_threshold))
 
     def set_thresholds(self, image: float, pixel: float) -> None:
-        """Set the thresholds of image scores and maps; that of maps may be not a number, the image's counts then.
-
-        Args:
-            image: Threshold of image scores, before normalization.
-            pixel: Threshold of maps.
-        """
+        """Set the thresholds before normalization; that of maps may be not a number, the image's counts then."""
         self._image_threshold.fill_(image)
         self._pixel_threshold.fill_(pixel)
 

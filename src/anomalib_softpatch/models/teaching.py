@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anomalib_softpatch.components.out_of_bag import OutOfBagScores, decided_threshold
+from anomalib_softpatch.components.out_of_bag import decided_threshold
 from anomalib_softpatch.components.teaching import (
     NO_GROUP,
     SHARE_FOR_DEFECTS,
@@ -36,6 +36,7 @@ MOST_NAMED = 5
 
 if TYPE_CHECKING:
     from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
+    from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,6 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
         lessons: Lessons in any order, each about another image.
         ignored: Patches of the grid that nothing is said about, boolean of shape ``(height, width)``. Default: none.
 
-    Returns:
-        What changed.
-
     Raises:
         ValueError: If the model has no record or no threshold, or nothing is left of its memory bank.
     """
@@ -84,10 +82,9 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     record = record_of(module).to(device)
     ignored = None if ignored is None else ignored.to(device)
     assert isinstance(processor, LabelFreePostProcessor)
-    fitted = model.score_maps(record.maps.scores, None)
     before = (len(model.memory_bank), len(model.defects), float(processor.image_threshold))
-    old = teach(record, model.lessons, model.ignored_patches)
-    old_verdicts = _anomalous(module, record.maps, old, model.ignored_patches, before[2])
+    old_scores = _scores_as_new(record.maps, teach(record, model.lessons, model.ignored_patches), model.ignored_patches)
+    old_verdicts = _image_scores(model, record.maps, old_scores) > before[2]
     if model.untaught_thresholds is None or not math.isclose(model.taught_threshold or 0, before[2], rel_tol=1e-6):
         # Of the fit, or of a validation with labels since the model was taught
         model.untaught_thresholds = (before[2], float(processor.pixel_threshold))
@@ -98,28 +95,36 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     model.record = record
     model.lessons = sorted(lessons, key=lambda lesson: lesson.name)
 
-    image_threshold, pixel_threshold = model.untaught_thresholds
-    from_training_images = math.isclose(processor.cut(fitted.image_scores), image_threshold, rel_tol=1e-3)
     gone, numbers = gone_groups(lessons), groups_of_lessons(record, lessons)
     stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()], device=device)
     # As new ones, without the rows that they have brought
     new = [each for each in model.lessons if each.verdict == NORMAL and each.group == NO_GROUP]
     maps_of_new = [replace(each.map, groups=torch.tensor([numbers[each.name]], device=device)) for each in new]
     maps = join([record.maps.select(stays), *maps_of_new])
-    known_defects = sum(group in gone for group in record.maps.groups.tolist())
+    scores = _scores_as_new(maps, taught, ignored)
+
+    image_threshold, pixel_threshold = model.untaught_thresholds
     rule = "It is as it was." if is_taught else "It is that of the fit."
-    if from_training_images and is_taught:
-        scores = _scored_as_new(module, maps, taught, ignored)
-        sample = _Sample.of(record, maps.groups, model.lessons)
-        image_threshold, rule = sample.threshold(processor, scores.image_scores, known_defects)
+    fitted = model.score_maps(record.maps.scores, None).image_scores
+    if is_taught and math.isclose(processor.cut(fitted), image_threshold, rel_tol=1e-3):  # from training images
+        found = model.score_maps(scores, module.input_size)
+        known_defects = int((~stays).sum())
+        image_threshold, rule = _threshold(processor, found.image_scores, record, maps.groups, lessons, known_defects)
         if not math.isnan(pixel_threshold):
-            pixel_threshold, _ = sample.threshold(processor, scores.map_peaks, known_defects)
+            pixel_threshold, _ = _threshold(processor, found.map_peaks, record, maps.groups, lessons, known_defects)
     processor.set_thresholds(image_threshold, pixel_threshold)
     model.taught_threshold = image_threshold
     if not is_taught:
         model.untaught_thresholds, model.taught_threshold = None, None
-    model.defect_bank = _defect_bank(module, maps, taught, ignored, image_threshold)
-    new_verdicts = _anomalous(module, record.maps, taught, ignored, image_threshold)
+
+    scales = taught.defects[:0, 0]
+    if len(taught.defects):  # calibrated by images that are not known to be any
+        kept = scores[:, -1].flatten(1).gather(1, maps.places)
+        scales = calibrate_defects(taught, maps, kept, SHARE_FOR_DEFECTS * processor.false_alarms)
+    live = torch.tensor(image_threshold, dtype=torch.float32, device=device)
+    model.defect_bank = DefectBank(taught.defects, scales, live)
+    new_scores = _scores_as_new(record.maps, taught, ignored)
+    new_verdicts = _image_scores(model, record.maps, new_scores) > image_threshold
     return Change(
         rows=(before[0], len(model.memory_bank)),
         defects=(before[1], len(model.defects)),
@@ -130,70 +135,49 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     )
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Which of the images that thresholds follow from were chosen regardless of what they show, and are decided.
-
-    Attributes:
-        names: What the images are called; empty for those of which that is not known.
-        in_sample: Images of training, and those of folders of good images, shape ``(n,)``. Single images that people
-            decide about are mostly the suspicious ones.
-        decided: Which images are said to be normal, as a whole, shape ``(n,)``.
-    """
-
-    names: list[str]
-    in_sample: torch.Tensor
-    decided: torch.Tensor
-
-    @classmethod
-    def of(cls, record: FitRecord, groups: torch.Tensor, lessons: Sequence[Lesson]) -> "_Sample":
-        numbers = groups_of_lessons(record, lessons)
-        of_group = {numbers[each.name]: each for each in lessons if each.verdict == NORMAL and each.region is None}
-        keys = dict(reversed(list(zip(record.group_of_image.tolist(), record.keys, strict=False))))
-        listed, last = groups.tolist(), int(record.group_of_image.max())
-        return cls(
-            [shown(keys.get(group, "")) for group in listed],
-            torch.tensor([group <= last or (group in of_group and of_group[group].of_folder) for group in listed]),
-            torch.tensor([group in of_group for group in listed]),
-        )
-
-    def threshold(
-        self, processor: LabelFreePostProcessor, scores: torch.Tensor, known_defects: int
-    ) -> tuple[float, str]:
-        """Return the threshold for scores of the images as if they were new, and a line that says where it is from."""
-        if not len(scores):  # of maps whose size depends on the image
-            return math.nan, ""
-        usual = processor.cut(scores, known_defects)
-        rule = f"It follows from median and spread of {counted(len(scores), 'score')} of images as if they were new."
-        share = processor.asked_false_alarms
-        if share is None:
-            return usual, rule
-        some = (self.in_sample & scores.isfinite().cpu()).nonzero().squeeze(1)
-        threshold, missing = decided_threshold(scores.cpu()[some], self.decided[some], share)
-        if math.isnan(threshold):
-            names = [name for name in (self.names[int(some[place])] for place in missing) if name]
-            listed = ", ".join([*names[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])])
-            hint = (
-                " Once the images with the highest scores are all decided, the decisions set it. Decide next about: "
-                f"{listed}."
-            )
-            return usual, rule + (hint if names else "")
+def _threshold(
+    processor: LabelFreePostProcessor,
+    scores: torch.Tensor,
+    record: FitRecord,
+    groups: torch.Tensor,
+    lessons: Sequence[Lesson],
+    known_defects: int,
+) -> tuple[float, str]:
+    """Return the threshold for scores of images as if they were new, and a line that says where it is from."""
+    if not len(scores):  # of maps whose size depends on the image
+        return math.nan, ""
+    usual = processor.cut(scores, known_defects)
+    rule = f"It follows from median and spread of {counted(len(scores), 'score')} of images as if they were new."
+    share = processor.asked_false_alarms
+    if share is None:
+        return usual, rule
+    numbers, last = groups_of_lessons(record, lessons), int(record.group_of_image.max())
+    decisions = {numbers[each.name]: each for each in lessons if each.verdict == NORMAL and each.region is None}
+    listed = groups.tolist()
+    # Single new images that people decide about are mostly the suspicious ones, so that they do not count
+    chosen = [group <= last or (group in decisions and decisions[group].of_folder) for group in listed]
+    some = (torch.tensor(chosen) & scores.isfinite().cpu()).nonzero().squeeze(1)
+    decided = torch.tensor([group in decisions for group in listed])
+    threshold, missing = decided_threshold(scores.cpu()[some], decided[some], share)
+    if not math.isnan(threshold):
         return threshold, (
             f"It follows from decisions: the highest-scored of {counted(len(some), 'image')} are all said to be "
             f"normal, and {100 * share:.3g} % of good images may exceed it."
         )
+    keys = dict(reversed(list(zip(record.group_of_image.tolist(), record.keys, strict=False))))
+    names = [shown(keys[group]) for group in (listed[int(some[place])] for place in missing) if keys.get(group)]
+    if names:
+        listed_names = ", ".join([*names[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])])
+        rule += (
+            " Once the images with the highest scores are all decided, the decisions set it. Decide next about: "
+            f"{listed_names}."
+        )
+    return usual, rule
 
 
 @torch.no_grad()
 def training_facts(module: "DenoisingMixin") -> TrainingFacts:
-    """Return what a model knows of the images that it was trained on and taught.
-
-    Args:
-        module: The model.
-
-    Returns:
-        Nothing but empty facts for a model without a record of its fit.
-    """
+    """Return what a model knows of the images that it was trained on and taught: nothing without a record of a fit."""
     model, processor = module.model, module.post_processor
     if model.record is None:
         return TrainingFacts()
@@ -206,21 +190,18 @@ def training_facts(module: "DenoisingMixin") -> TrainingFacts:
         ignored = model.ignored_patches
         scores = record.maps.scores
         if model.lessons or ignored is not None:
-            scores = _again(record.maps, teach(record, model.lessons, ignored), ignored)
+            scores = _scores_as_new(record.maps, teach(record, model.lessons, ignored), ignored)
         scores = model.score_maps(scores, None).image_scores
         scores = scores[scores.isfinite()]
         if len(scores):
-            normalized = normalize(scores, processor.image_threshold.to(scores))
-            low, middle, high = (float(normalized.double().quantile(share)) for share in (0.05, 0.5, 0.95))
+            normalized = normalize(scores, processor.image_threshold.to(scores)).double()
+            low, middle, high = (float(normalized.quantile(share)) for share in (0.05, 0.5, 0.95))
             quantiles = low, middle, high
     return TrainingFacts(tuple(sorted({name for name in names if name})), quantiles, UsualAppearance.of(seen))
 
 
 def record_of(module: "DenoisingMixin") -> FitRecord:
     """Return what the fit of a model left for teaching.
-
-    Args:
-        module: The model.
 
     Raises:
         ValueError: If there is no record, or the model has no threshold that could follow.
@@ -240,46 +221,17 @@ def record_of(module: "DenoisingMixin") -> FitRecord:
     return record
 
 
-def _scored_as_new(
-    module: "DenoisingMixin", maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None
-) -> OutOfBagScores:
-    """Score images without their own rows and without defects."""
-    return module.model.score_maps(_again(maps, taught, ignored), module.input_size)
-
-
-def _defect_bank(
-    module: "DenoisingMixin",
-    maps: PatchScoreMaps,
-    taught: Taught,
-    ignored: torch.Tensor | None,
-    threshold: float,
-) -> DefectBank:
-    """Return the bank of defects, calibrated by images that are not known to be any."""
-    processor = module.post_processor
-    assert isinstance(processor, LabelFreePostProcessor)
-    scales = taught.defects[:0, 0]
-    if len(taught.defects):
-        scores = _again(maps, taught, ignored)[:, -1].flatten(1).gather(1, maps.places)
-        share = SHARE_FOR_DEFECTS * processor.false_alarms
-        scales = calibrate_defects(taught, maps, scores, share)
-    live = torch.tensor(threshold, dtype=torch.float32, device=taught.defects.device)
-    return DefectBank(taught.defects, scales, live)
-
-
-def _again(maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None) -> torch.Tensor:
+def _scores_as_new(maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None) -> torch.Tensor:
+    """Score images without their own rows and without defects, shape ``(n, banks, height, width)``."""
     scores = score_again(maps, taught)
     return scores if ignored is None else scores.masked_fill(ignored, 0)
 
 
-def _anomalous(
-    module: "DenoisingMixin", maps: PatchScoreMaps, taught: Taught, ignored: torch.Tensor | None, threshold: float
-) -> torch.Tensor:
-    """Tell which images are anomalous as new ones, boolean of shape ``(n,)``."""
-    scores = _again(maps, taught, ignored)
-    image_scores = module.model.score_maps(scores, None).image_scores
-    bank = module.model.defect_bank
-    if len(bank.features):
+def _image_scores(model: "SoftPatchModel", maps: PatchScoreMaps, scores: torch.Tensor) -> torch.Tensor:
+    """Return image scores for patch scores of images as if they were new, with the model's bank of defects."""
+    image_scores = model.score_maps(scores, None).image_scores
+    if len(model.defects):
         normal = scores[:, -1].flatten(1).gather(1, maps.places)
-        raised = bank.score(normal, maps.features.flatten(0, 1))
+        raised = model.defect_bank.score(normal, maps.features.flatten(0, 1))
         image_scores = torch.maximum(image_scores, raised.amax(dim=1))
-    return image_scores > threshold
+    return image_scores

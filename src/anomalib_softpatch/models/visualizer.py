@@ -24,12 +24,9 @@ COLORS = {"anomalous": (170, 30, 30), "normal": (20, 100, 50), "": (70, 70, 70)}
 
 
 class VerdictVisualizer(ImageVisualizer):
-    """Anomalib's visualizer, with a bar below each strip: verdict, score and threshold.
+    """Anomalib's visualizer, with a bar below each strip: verdict, score and threshold. Options as of Anomalib's.
 
     The verdict is that of ``predictions.csv``. A file's name is not drawn: the strip's own file has it.
-
-    Args:
-        **options: Options of Anomalib's ``ImageVisualizer``.
 
     Attributes:
         threshold: Normalized threshold of the model whose predictions are drawn; not a number where it has none or is
@@ -43,14 +40,7 @@ class VerdictVisualizer(ImageVisualizer):
     def visualize(
         self, predictions: ImageItem | NumpyImageItem | ImageBatch | NumpyImageBatch
     ) -> Image.Image | list[Image.Image | None] | None:
-        """Draw predictions.
-
-        Args:
-            predictions: One image or a batch, see Anomalib.
-
-        Returns:
-            Strip, or a list of strips for a batch of several images; ``None`` for one that nothing can be drawn of.
-        """
+        """Draw predictions, one image or a batch, see Anomalib; ``None`` stands for what nothing can be drawn of."""
         strips = super().visualize(predictions)
         if isinstance(strips, list):
             items: Any = predictions  # torch's and NumPy's batches give their items

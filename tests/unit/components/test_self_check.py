@@ -130,9 +130,7 @@ def test_repeatability_is_spearmans_of_two_halves_by_brute_force():
     groups = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12])
     result = DenoisingMemoryBank(**PLUS, coreset_sampling_ratio=0.3).fit(features)
     images = torch.arange(13)
-    actual = repeatability(
-        store_of(features), result.features, result.radii, result.indices, groups, result.scores.fused, images
-    )
+    actual = repeatability(store_of(features), result, groups, result.scores.fused, images)
     half = set(torch.randperm(13, generator=torch.Generator().manual_seed(0))[:6].tolist())
     bank, radii = result.features.double().numpy(), result.radii.double().numpy()
     group_of_row = groups[result.indices // 20].numpy()

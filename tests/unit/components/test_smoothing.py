@@ -22,9 +22,9 @@ def test_smoothing_equals_scipy(height: int, width: int, sigma: float) -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6), (2, 3), (3, 1)])
 def test_smoothing_of_small_grids(height: int, width: int) -> None:
     """The kernel ends where the grid does, and its weights still sum to one."""
-    torch.testing.assert_close(smooth(torch.full((2, height, width), 3.0)), torch.full((2, height, width), 3.0))
+    torch.testing.assert_close(smooth(torch.full((2, height, width), 3.0), 1.0), torch.full((2, height, width), 3.0))
     scores = torch.rand(2, height, width)
-    smoothed = smooth(scores)
+    smoothed = smooth(scores, 1.0)
     assert smoothed.shape == scores.shape
     assert (smoothed.amax(dim=(1, 2)) <= scores.amax(dim=(1, 2)) + 1e-6).all()
     assert (smoothed.amin(dim=(1, 2)) >= scores.amin(dim=(1, 2)) - 1e-6).all()

@@ -176,7 +176,7 @@ def test_a_defect_is_found_again_and_its_like(record):
     threshold = 10.0
     for image, anomalous in ((weak, True), (again, True), (make_features(7)[0], False)):
         queries = image.flatten(0, 1)
-        normal = score_patches_by_banks(taught.bank, queries, None)[:1]
+        normal = score_patches_by_banks(NearestNeighborSearch(taught.bank), queries)[:1]
         raised = defect_bank(taught.defects, threshold).score(normal, queries)
         assert bool((raised > threshold).any()) == anomalous
 
@@ -221,7 +221,7 @@ def test_defects_add_few_false_alarms(record):
 
     def is_defect(image):
         queries = image.flatten(0, 1)
-        return bool(bank.score(score_patches_by_banks(search_bank, queries, None), queries).any())
+        return bool(bank.score(score_patches_by_banks(NearestNeighborSearch(search_bank), queries), queries).any())
 
     good = [is_defect(image) for image in torch.cat([make_features(seed)[8:] for seed in range(30, 36)])]
     assert sum(good) <= 0.15 * len(good)
@@ -267,10 +267,10 @@ def test_normal_counts_whatever_the_weights(record):
     weights = torch.where(record.groups == int(record.group_of_image[VARIANT]), 5.0, 1.0)
     weighted = replace(record, bank=replace(record.bank, weights=weights))
     taught = teach(weighted, [lesson(weighted, NORMAL, VARIANT)])
-    scores = score_patches_by_banks(taught.bank, make_features(9)[VARIANT].flatten(0, 1), None)[0]
-    assert (
-        scores.max() < 0.7 * score_patches_by_banks(weighted.bank, make_features(9)[VARIANT].flatten(0, 1), None).max()
-    )
+    queries = make_features(9)[VARIANT].flatten(0, 1)
+    banks = (weighted.bank, taught.bank)
+    before, after = (score_patches_by_banks(NearestNeighborSearch(bank), queries) for bank in banks)
+    assert after[0].max() < 0.7 * before.max()
 
 
 def test_lessons_say_nothing_at_ignored_positions(record):

@@ -226,7 +226,7 @@ def test_no_report_unless_asked_for(datamodule, tmp_path):
 def test_only_the_first_rank_reports(first, monkeypatch):
     reported = []
     monkeypatch.setattr("anomalib_softpatch.models.fit_report.report_fit", reported.append)
-    module = SimpleNamespace(ensure_fitted=lambda: None)
+    module = SimpleNamespace(on_train_epoch_end=lambda: None)
     NoiseReport().on_train_epoch_end(SimpleNamespace(is_global_zero=first), module)
     assert reported == ([module] if first else [])
 

@@ -16,14 +16,8 @@ SMALLEST_SHARE = 1e-12  # of the variance of all dimensions, added too: counts f
 def gaussian(features: torch.Tensor, references: References) -> torch.Tensor:
     """Score patches by the Mahalanobis distance to a multivariate Gaussian of the patches they are compared with.
 
-    The patch itself takes part in the fit, as in the paper.
-
-    Args:
-        features: Shape ``(images, height, width, dimensions)``.
-        references: Which patches are compared.
-
-    Returns:
-        Shape ``(images, height, width)``.
+    The patch itself takes part in the fit, as in the paper. For arguments and shapes see
+    :class:`~anomalib_softpatch.components.discriminators.table.Discriminator`.
     """
     images, height, width, dimensions = features.shape
     flat = features.reshape(-1, dimensions)

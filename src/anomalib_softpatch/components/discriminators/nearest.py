@@ -13,11 +13,6 @@ from anomalib_softpatch.components.references import References, nearest_patches
 def nearest(features: torch.Tensor, references: References) -> torch.Tensor:
     """Score patches by the distance to the nearest patch they are compared with (SoftPatch, section 3.2).
 
-    Args:
-        features: Shape ``(images, height, width, dimensions)``.
-        references: Which patches are compared.
-
-    Returns:
-        Shape ``(images, height, width)``.
+    For arguments and shapes see :class:`~anomalib_softpatch.components.discriminators.table.Discriminator`.
     """
     return nearest_patches(features, references, k=1)[0].view(features.shape[:3])

@@ -19,8 +19,9 @@ class Discriminator:
     """A way to score patches.
 
     Args:
-        score: Function of features, references and its own parameters that returns scores of shape
-            ``(images, height, width)``.
+        score: Function of features of shape ``(images, height, width, dimensions)``, of the
+            :class:`~anomalib_softpatch.components.References` that say which patches are compared, and of its own
+            parameters. It returns scores of shape ``(images, height, width)``.
         weight_offset: Added to a score to make it the weight of its patch: 0 where inliers score about 1, else 1.
         parameters: Its own parameters by name, and what each may be.
     """
@@ -34,15 +35,7 @@ DISCRIMINATORS: dict[str, Discriminator] = {}
 
 
 def discriminator(weight_offset: float, **parameters: Constraint) -> Callable[[Score], Score]:
-    """Add a function to the table, under its own name.
-
-    Args:
-        weight_offset: See :class:`Discriminator`.
-        **parameters: Likewise. Each has a default in the function.
-
-    Returns:
-        Decorator.
-    """
+    """Add a function to the table, under its own name: arguments as of :class:`Discriminator`."""
 
     def add(score: Score) -> Score:
         DISCRIMINATORS[score.__name__] = Discriminator(score, weight_offset, parameters)
@@ -52,11 +45,7 @@ def discriminator(weight_offset: float, **parameters: Constraint) -> Callable[[S
 
 
 def check_discriminators(names: Sequence[str], options: Mapping[str, Any] | None = None) -> None:
-    """Refuse names that are unknown, repeated, or none at all, and options that none of them has.
-
-    Args:
-        names: Names of discriminators.
-        options: Values of their own parameters by name.
+    """Refuse names that are unknown, repeated, or none at all, and options by name that none of them has.
 
     Raises:
         ValueError: If the names are not one or more different known ones, or an option does not fit them.

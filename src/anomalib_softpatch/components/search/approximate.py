@@ -5,18 +5,7 @@
 
 An inverted file of short codes: the rows of a bank, reduced to their leading axes, are clustered. A query is compared
 with the codes of the rows in the clusters nearest to it, with the reduced rows of the best of these, and with all
-values of the best of those.
-
-See Also:
-    - Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search, PAMI 2011: codes, inverted file
-    - https://github.com/facebookresearch/faiss: the library
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components.search.approximate import ApproximateIndex
-    >>> distances, indices = ApproximateIndex(torch.randn(10_000, 32)).search(torch.randn(1024, 32))
-    >>> distances.shape, indices.shape
-    (torch.Size([1024, 1]), torch.Size([1024, 1]))
+values of the best of those. See Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search, PAMI 2011.
 """
 
 import logging
@@ -69,15 +58,7 @@ TRAINING_ROWS = 64
 
 
 def check_search(name: SearchName) -> None:
-    """Refuse a search that there is not.
-
-    Args:
-        name: ``"exact"``: by lower bounds on the CPU, plain elsewhere. ``"faiss"``: approximate for large banks on the
-            CPU, exact else.
-
-    Raises:
-        ValueError: If the name is unknown, or faiss is not installed.
-    """
+    """Refuse, by a ``ValueError``, a search that there is not, or that needs faiss where that is not installed."""
     check_choice("search", name, SEARCHES)
     if name == "faiss":
         _faiss()
@@ -88,12 +69,6 @@ class ApproximateSearch(NearestNeighborSearch):
 
     The distances are those of the rows that are found, exactly. Graphs, other devices, small banks and those that turn
     out not to suit faiss have the exact search. Equal banks give equal answers.
-
-    Args:
-        bank: The memory bank.
-
-    Raises:
-        ValueError: At the search of a large bank, if faiss is not installed.
     """
 
     def make_index(self, features: torch.Tensor, radii: torch.Tensor | None) -> Index:
@@ -119,20 +94,13 @@ class ApproximateIndex:
         features: Shape ``(m, d)``, float32 or float64, finite, on the CPU; m at least 256.
         radii: Support radii of the rows, shape ``(m,)``: they choose among the candidates, which the distances alone
             bring up. Default: none.
-
-    Attributes:
-        axes: The leading axes; ``None`` where rows stay as they are.
-        index: The index of faiss.
-
-    Raises:
-        ValueError: If faiss is not installed.
     """
 
     @torch.no_grad()
     def __init__(self, features: torch.Tensor, radii: torch.Tensor | None = None) -> None:
         self.features = features
         self.radii = radii
-        self.axes = None
+        self.axes = None  # the leading ones; none where rows stay as they are
         for length in (LENGTH, 2 * LENGTH, 4 * LENGTH):
             if self.axes is None and length < features.shape[1]:
                 self.axes = leading_axes(features, length - 1)  # one value is the length of the rest
@@ -169,11 +137,7 @@ class ApproximateIndex:
 
     @torch.no_grad()
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find rows that are about the nearest.
-
-        Args:
-            queries: Shape ``(n, d)``.
-            k: Number of neighbors, at most m.
+        """Find the k rows that are about the nearest to queries of shape ``(n, d)``.
 
         Returns:
             Distances and numbers of the rows, both of shape ``(n, k)``, nearest first.
@@ -185,7 +149,7 @@ class ApproximateIndex:
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
     ) -> Nearest:
-        """Find the nearest row, see :meth:`PrunedIndex.nearest`."""
+        """Find the nearest row, see :meth:`Index.nearest`."""
         if left_out is None:
             distances, indices = self.search(queries)
             return distances.squeeze(1), indices.squeeze(1)
@@ -204,10 +168,7 @@ class ApproximateIndex:
         return distance, row
 
     def excess(self) -> float:
-        """Return how much farther than the nearest the rows are that are found, on average, as a share.
-
-        Some of the rows are the queries, and the nearest other one is what is looked for.
-        """
+        """Return how much farther than the nearest other rows are those that are found, as a share, on average."""
         queries = self.features[:: max(1, len(self.features) // TRIALS)]
         nearest = nearest_neighbors(queries, self.features, k=2, radii=self.radii)[0][:, 1]
         found = self.search(queries, k=2)[0][:, 1]
@@ -221,12 +182,8 @@ class ApproximateIndex:
         # Sorted by row, so that the first of equally near ones is named; -1, none, comes first.
         candidates = torch.from_numpy(found).sort(dim=1).values
         size = max(1, DIFFERENCE_BLOCK // (queries.shape[1] * count))
-        squares = torch.cat(
-            [
-                (some[:, None] - self.features[others]).square_().sum(dim=2)
-                for some, others in zip(queries.split(size), candidates.split(size), strict=True)
-            ]
-        )
+        pairs = zip(queries.split(size), candidates.split(size), strict=True)
+        squares = torch.cat([(some[:, None] - self.features[rows]).square_().sum(dim=2) for some, rows in pairs])
         if self.radii is not None:
             squares = torch.maximum(squares, self.radii[candidates].square())
         squares[candidates < 0] = torch.inf

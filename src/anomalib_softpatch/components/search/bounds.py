@@ -40,14 +40,7 @@ class LeadingAxes:
         self.axes = axes
 
     def reduce(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return reduced rows.
-
-        Args:
-            rows: Shape ``(n, d)``.
-
-        Returns:
-            Shape ``(n, a + 1)``, of the type of the axes.
-        """
+        """Return rows of shape ``(n, d)`` reduced to shape ``(n, a + 1)``, of the type of the axes."""
         rows = rows.to(self.axes.dtype) - self.center
         with without_autocast(rows.device):
             leading = rows @ self.axes
@@ -56,14 +49,11 @@ class LeadingAxes:
 
 
 def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
-    """Estimate axes along which rows vary most.
+    """Estimate axes along which rows vary most; ``None`` if they hold too little of the variance to be of use.
 
     Args:
         rows: Shape ``(m, d)``.
         count: How many axes, less than d.
-
-    Returns:
-        The axes, of the rows' type; ``None`` if they hold too little of the variance to be of use.
     """
     if count < 1:
         return None
@@ -122,9 +112,6 @@ def rounding_allowance(queries: torch.Tensor, reduced: torch.Tensor, squares: to
         queries: Shape ``(n, d)``.
         reduced: The same reduced, shape ``(n, a + 1)``.
         squares: Squared distances, one of each query, shape ``(n,)``.
-
-    Returns:
-        Shape ``(n,)``.
     """
     precision = torch.finfo(queries.dtype).eps
     lengths = 2 * reduced.square().sum(dim=1).sqrt() + squares.sqrt()
@@ -159,11 +146,7 @@ class BoundsInStrips:
         self.bounds[rows, columns // STRIP, columns % STRIP] = torch.inf
 
     def within(self, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and columns of the bounds that do not exceed the limits of their rows, row by row.
-
-        Args:
-            limits: Shape ``(n,)``.
-        """
+        """Return rows and columns of the bounds that do not exceed the limits of their rows, row by row."""
         row, strip = (self.smallest <= limits[:, None]).nonzero(as_tuple=True)
         pair, place = (self.bounds[row, strip] <= limits[row, None]).nonzero(as_tuple=True)
         return row[pair], strip[pair] * STRIP + place

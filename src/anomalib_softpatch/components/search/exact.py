@@ -1,16 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exact search of a memory bank, part by part: plain, and pruned on a CPU. ``docs/pruning.md`` says why it is exact.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch
-    >>> bank = MemoryBank(torch.randn(10_000, 512), torch.ones(10_000), None, ((0, 10_000),))
-    >>> distances, rows = NearestNeighborSearch(bank).nearest(torch.randn(1024, 512), (0, 10_000))
-    >>> distances.shape, rows.shape
-    (torch.Size([1024]), torch.Size([1024]))
-"""
+"""Exact search of a memory bank, part by part: plain, and pruned on a CPU. ``docs/pruning.md`` says why it is exact."""
 
 from collections.abc import Callable
 from copy import copy
@@ -42,7 +33,14 @@ class Index(Protocol):
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
     ) -> Nearest:
-        """Find the nearest row of the part; see :meth:`PrunedIndex.nearest`."""
+        """Find the nearest row of the part.
+
+        Args:
+            queries: Shape ``(n, d)``.
+            left_out: Rows that do not count, boolean of shape ``(m,)``, not all. Default: all count.
+            limits: Distances of shape ``(n,)``. Where all rows are farther, any of them may be named, with its
+                distance. Default: none.
+        """
 
 
 class NearestNeighborSearch:
@@ -50,9 +48,6 @@ class NearestNeighborSearch:
 
     An index of a part is built at its first search, in about the time of two plain ones, and kept. It adds a fifth to
     the part's memory at most.
-
-    Args:
-        bank: The memory bank.
 
     Attributes:
         bank: The memory bank.
@@ -70,11 +65,7 @@ class NearestNeighborSearch:
         return self._state == _state(bank)
 
     def without(self, left_out: torch.Tensor) -> "NearestNeighborSearch":
-        """Return a search of the other rows, which shares the indexes.
-
-        Args:
-            left_out: Rows of the bank that do not count, boolean of shape ``(m,)``.
-        """
+        """Return a search, with these indexes, that leaves out rows by a boolean tensor of shape ``(m,)``."""
         search = copy(self)
         search.left_out = left_out
         return search
@@ -84,8 +75,8 @@ class NearestNeighborSearch:
         rows = slice(*part)
         left_out = None if self.left_out is None else self.left_out[rows]
         if left_out is not None and left_out.all():
-            nothing = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-            distances, indices = queries.new_full((len(queries),), torch.inf), nothing
+            distances = queries.new_full((len(queries),), torch.inf)
+            indices = torch.zeros_like(distances, dtype=torch.long)
         elif (index := self._index(part)) is not None:
             distances, indices = index.nearest(queries, left_out, None if known is None else known[0])
         else:
@@ -97,9 +88,8 @@ class NearestNeighborSearch:
     def _index(self, part: Rows) -> Index | None:
         """Return the index of a part of the bank; ``None`` where none is faster, and in graphs."""
         features = self.bank.features[slice(*part)]
-        if is_traced() or features.device.type != "cpu" or features.numel() < SMALLEST_INDEX:
-            return None
-        if features.dtype not in PrunedIndex.DTYPES:
+        fits = features.device.type == "cpu" and features.dtype in PrunedIndex.DTYPES
+        if is_traced() or not fits or features.numel() < SMALLEST_INDEX:
             return None
         if part not in self.indexes:
             radii = self.bank.radii
@@ -129,9 +119,6 @@ class PrunedIndex:
     Args:
         features: Shape ``(m, d)``, float32 or float64, on the CPU.
         radii: Support radii of the rows, shape ``(m,)``. Default: none.
-
-    Attributes:
-        points: Reduced rows, padded to whole strips; ``None`` if bounds would rule out too little.
     """
 
     DTYPES = (torch.float32, torch.float64)
@@ -141,7 +128,7 @@ class PrunedIndex:
         self.features = features
         self.radii = radii
         self.squared_lengths = squared_lengths(features)
-        self.points: torch.Tensor | None = None
+        self.points: torch.Tensor | None = None  # reduced rows in whole strips; none if bounds rule out too little
         axes = sufficient_axes(features, features.shape[1] // REDUCTION)
         if axes is None:
             return
@@ -157,14 +144,7 @@ class PrunedIndex:
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
     ) -> Nearest:
-        """Find the nearest row.
-
-        Args:
-            queries: Shape ``(n, d)``.
-            left_out: Rows that do not count, boolean of shape ``(m,)``, not all. Default: all count.
-            limits: Distances of shape ``(n,)``. Where all rows are farther, any of them may be named, with its
-                distance. Default: none.
-        """
+        """Find the nearest row, see :meth:`Index.nearest`."""
         lengths = self.squared_lengths
         if left_out is not None:  # an infinite length is never within a limit
             lengths = lengths.masked_fill(left_out, torch.inf)
@@ -176,10 +156,8 @@ class PrunedIndex:
             norms = norms.masked_fill(F.pad(left_out, (0, len(norms) - len(left_out))), torch.inf)
         size = max(1, BOUND_BLOCK // len(self.points))
         limits = queries.new_full((len(queries),), torch.inf) if limits is None else limits
-        parts = [
-            self._nearest_of_block(*block, self.points, norms, plainly)
-            for block in zip(queries.split(size), limits.split(size), strict=True)
-        ]
+        blocks = zip(queries.split(size), limits.split(size), strict=True)
+        parts = [self._nearest_of_block(*block, self.points, norms, plainly) for block in blocks]
         distances, rows = zip(*parts, strict=True)
         return torch.cat(distances), torch.cat(rows)
 
@@ -212,12 +190,8 @@ class PrunedIndex:
         keep = easy[row]
         row, column = row[keep], column[keep]
         size = max(1, DIFFERENCE_BLOCK // queries.shape[1])
-        squares = torch.cat(
-            [
-                self._squares(queries[some], others)
-                for some, others in zip(row.split(size), column.split(size), strict=True)
-            ]
-        )
+        pairs = zip(row.split(size), column.split(size), strict=True)
+        squares = torch.cat([self._squares(queries[some], others) for some, others in pairs])
         # Sorted by row, then distance, then column: the first of each row
         order = squares.argsort(stable=True)
         order = order[row[order].argsort(stable=True)]

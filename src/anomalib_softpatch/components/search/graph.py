@@ -6,7 +6,6 @@
 See ``docs/pruning.md`` for why it finds what a full search finds.
 """
 
-from collections.abc import Sequence
 from copy import copy
 from itertools import pairwise
 from typing import TypeAlias
@@ -114,14 +113,7 @@ class GraphSearch:
     def _by_shortlist(
         self, queries: torch.Tensor, part: Rows, known: Nearest | None, size: int
     ) -> tuple[Nearest, torch.Tensor]:
-        """Return what is nearest of the rows on the shortlists and what is known, and whether other rows may be nearer.
-
-        Args:
-            queries: Shape ``(n, d)``.
-            part: Rows ``(start, stop)`` of the bank.
-            known: What is nearest so far.
-            size: Rows on a shortlist.
-        """
+        """Return the nearest of what is known and of shortlists of some size, and whether other rows may be nearer."""
         points = self.axes.reduce(queries)
         lengths = points.square().sum(dim=1)
         bounds, rows = self._shortlist(-2 * points, lengths, part, size, known)  # bounds without |q|^2
@@ -132,22 +124,14 @@ class GraphSearch:
 
     def _shortlist(
         self,
-        scaled: torch.Tensor,
-        lengths: torch.Tensor,
+        scaled: torch.Tensor,  # reduced queries times -2
+        lengths: torch.Tensor,  # squared, of the reduced queries
         part: Rows,
         size: int,
         known: Nearest | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the lowest bounds in a part, sorted, and the rows that they belong to, both of shape ``(n, size)``.
-
-        Args:
-            scaled: Reduced queries times -2, shape ``(n, a + 1)``.
-            lengths: Squared lengths of the reduced queries, shape ``(n,)``.
-            part: Rows ``(start, stop)`` of the bank.
-            size: Rows on a shortlist.
-            known: What was found before.
-        """
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Return the lowest bounds in a part, sorted, and the rows that they belong to, both of shape ``(n, size)``."""
+        shortlist: tuple[torch.Tensor, torch.Tensor] | None = None
         before = None if known is None else known[1][:, None]
         for (start, stop), (points, norms, smallest) in self.blocks[part].items():
             # As in the plain search: a product that depends on what was found before cannot be computed early
@@ -156,17 +140,17 @@ class GraphSearch:
                 bounds = torch.addmm(norms, rows, points)
             if smallest is not None:
                 bounds = torch.maximum(bounds, smallest - lengths[:, None])
-            found = [_merge([*found, _lowest(bounds, start, stop, size)])]
-            before = found[0][1]
-        return found[0]
+            lowest = _lowest(bounds, start, stop, size)
+            if shortlist is not None:
+                bounds, rows = (torch.cat(pair, dim=1) for pair in zip(shortlist, lowest, strict=True))
+                bounds, order = bounds.topk(shortlist[0].shape[1], dim=1, largest=False)
+                lowest = bounds, rows.gather(1, order)
+            shortlist, before = lowest, lowest[1]
+        assert shortlist is not None  # no part is empty
+        return shortlist
 
     def _nearest_of_shortlist(self, queries: torch.Tensor, rows: torch.Tensor) -> Nearest:
-        """Return the nearest rows of the bank on the shortlists.
-
-        Args:
-            queries: Shape ``(n, d)``.
-            rows: Rows of the bank, shape ``(n, s)``. The last one does not count: its bound is that of the other rows.
-        """
+        """Return the nearest rows on the shortlists, without the last ones: their bounds are those of the others."""
         rows, negated = rows[:, :-1], -queries
         # One after the other, which bounds memory
         found = [
@@ -181,29 +165,19 @@ class GraphSearch:
 
 
 def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Return the bank as what runtimes do not take for a constant, and do not copy.
-
-    OpenVINO stores a constant once for each operation that gathers rows of it, and these are dozens. So they gather
-    from a reshaped one. Its number of rows is that of the bank and depends on the queries, by the addition of zero.
-    """
+    """Return the bank as what runtimes do not take for a constant, and do not copy."""
     if not torch.onnx.is_in_onnx_export():
         return bank
+    # OpenVINO stores a constant once for each operation that gathers rows of it, and these are dozens. So they gather
+    # from a reshaped one, whose number of rows depends on the queries, by the addition of zero.
     rows = (queries[:1, :1] > queries[:1, :1]).flatten().long() + len(bank)
     shape = torch.cat((rows, torch.full_like(rows, bank.shape[1])))
     return torch.onnx.ops.symbolic("Reshape", (bank, shape), dtype=bank.dtype, shape=bank.shape)
 
 
 def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the lowest bounds of a block of the bank, and the rows that they belong to.
-
-    The lowest ones are all on the combs whose smallest bounds are the lowest.
-
-    Args:
-        bounds: Shape ``(n, b)``; b is a multiple of ``TEETH``.
-        start: The block's first row.
-        stop: The row after its last.
-        size: How many.
-    """
+    """Return the lowest bounds of a block of the bank, and the rows that they belong to."""
+    # The lowest ones are all on the combs whose smallest bounds are the lowest
     count = bounds.shape[1] // TEETH
     combs = bounds.view(-1, TEETH, count)
     best = combs.amin(dim=1).topk(min(size, count), dim=1, largest=False, sorted=False).indices
@@ -212,12 +186,3 @@ def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[tor
     lowest, order = lowest.topk(min(size, lowest.shape[1]), dim=1, largest=False)
     rows = best.gather(1, order % best.shape[1]) + order // best.shape[1] * count + start
     return lowest, rows.clamp(max=stop - 1)  # where there is no row, the last one
-
-
-def _merge(shortlists: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge sorted shortlists, bounds and rows, into one."""
-    if len(shortlists) == 1:
-        return shortlists[0]
-    bounds, rows = (torch.cat(parts, dim=1) for parts in zip(*shortlists, strict=True))
-    bounds, order = bounds.topk(shortlists[0][0].shape[1], dim=1, largest=False)
-    return bounds, rows.gather(1, order)

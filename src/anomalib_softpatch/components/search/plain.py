@@ -1,15 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Plain search: all rows, in matrix products that every export target has.
-
-Example:
-    >>> import torch
-    >>> from anomalib_softpatch.components import nearest_neighbors
-    >>> distances, indices = nearest_neighbors(torch.randn(1024, 512), torch.randn(10_000, 512))
-    >>> distances.shape, indices.shape
-    (torch.Size([1024, 1]), torch.Size([1024, 1]))
-"""
+"""Plain search: all rows, in matrix products that every export target has."""
 
 from typing import Any
 
@@ -58,6 +50,11 @@ def nearest_neighbors(
 
     Returns:
         Distances and indices (rows of the bank), both of shape ``(n, k)``, nearest first.
+
+    Example:
+        >>> distances, indices = nearest_neighbors(torch.randn(1024, 512), torch.randn(10_000, 512))
+        >>> distances.shape, indices.shape
+        (torch.Size([1024, 1]), torch.Size([1024, 1]))
     """
     traced = is_traced()
     first, last = within or (0, len(bank))
@@ -115,34 +112,19 @@ def nearest_row(queries: torch.Tensor, bank: torch.Tensor, **options: Any) -> Ne
 
 
 def _first_of_runs(start: int, stop: int, after: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
-    """Return the first row of each run of a block, or of its first run only where the block is not needed.
-
-    Args:
-        start: The block's first row.
-        stop: The row after its last.
-        after: 0, from what has to be computed before.
-        needed: See :func:`nearest_neighbors`.
-    """
+    """Return the first row of each run of a block, or of its first run only where the block is not needed."""
     runs = torch.arange(start, stop, RUN, device=after.device) + after
     return runs if needed is None else runs[(needed | (runs == start)).nonzero().squeeze(1)]
 
 
 def _members(runs: torch.Tensor, stop: int) -> torch.Tensor:
     """Return the rows of runs, the first ones of all runs first; the last one again where there are no more."""
-    rows = runs + torch.arange(RUN, device=runs.device)[:, None]
-    return rows.clamp(max=stop - 1).flatten()
+    return (runs + torch.arange(RUN, device=runs.device)[:, None]).clamp(max=stop - 1).flatten()
 
 
 def _least(squares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the least value for each query and the first row that has it, both of shape ``(n, 1)``.
-
-    Runtimes find minima alone several times faster than minima and their places.
-
-    Args:
-        squares: Values of rows in runs of neighboring ones, the first row of all runs first, shape
-            ``(n, RUN * count)``.
-        count: Number of runs.
-    """
+    """Return the least value of rows in runs of neighboring ones for each query, and the first row that has it."""
+    # Runtimes find minima alone several times faster than minima and their places
     best = squares.view(-1, RUN, count).amin(dim=1).argmin(dim=1, keepdim=True)
     columns = torch.arange(RUN, device=squares.device) * count + best
     value, place = squares.gather(1, columns).min(dim=1, keepdim=True)

@@ -3,18 +3,18 @@
 
 """Scores of patches against two memory banks: the first one gives the image score, the last one the map.
 
-A map needs the scores of all patches, an image score the largest one only. Distances are mutual reachability distances
-where rows have support radii. The distance of a patch to any row of a bank is an upper bound of its distance to the
-nearest one, and the rows that both banks share have been searched for the map. So where the rows that the first bank
-has alone are many, they are compared only with the patches that can have the largest score. See ``docs/pruning.md``.
+A map needs the scores of all patches, an image score the largest one only. The distance of a patch to any row of a bank
+is an upper bound of its distance to the nearest one, and the rows that both banks share have been searched for the map.
+So where the rows that the first bank has alone are many, they are compared only with the patches that can have the
+largest score. See ``docs/pruning.md``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Rows, Search, contains, put, select
+from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Search, contains, put, select
 from anomalib_softpatch.components.smoothing import radius_of, smooth
 from anomalib_softpatch.components.tracing import is_traced, rows_of
 
@@ -69,7 +69,10 @@ def score_by_banks(
         assert nearest is not None
         return nearest
 
-    if shared is not None and _worth_pruning(queries, own):
+    # On a GPU it takes no less time to compare few patches
+    elements = sum(stop - start for start, stop in own) * queries.shape[1]
+    worth_pruning = (is_traced() or queries.device.type == "cpu") and elements >= SMALLEST_OWN_PART
+    if shared is not None and worth_pruning:
         largest_weight = weights[slice(*first_bank)].amax(dim=0)
         nearest = _compare_possible(compare, queries, weights, largest_weight, shared, shape, smoothing, counts)
     else:
@@ -82,24 +85,13 @@ def _compare_possible(
     compare: Callable[[torch.Tensor, Nearest], Nearest],
     queries: torch.Tensor,
     weights: torch.Tensor,
-    largest_weight: torch.Tensor,
-    known: Nearest,
+    largest_weight: torch.Tensor,  # of the first bank
+    known: Nearest,  # rows of the first bank, no matter which
     shape: tuple[int, int, int],
     smoothing: float,
     counts: torch.Tensor | None,
 ) -> Nearest:
-    """Return the nearest rows of the patches that can have the largest score, and what is known of the others.
-
-    Args:
-        compare: Compares some of the queries with the rows that the first bank has alone.
-        queries: See :func:`score_by_banks`.
-        weights: Likewise.
-        largest_weight: That of the first bank, a scalar.
-        known: Rows of the first bank, no matter which, one of each query.
-        shape: See :func:`score_by_banks`.
-        smoothing: Likewise.
-        counts: Likewise.
-    """
+    """Return the nearest rows of the patches that can have the largest score, and what is known of the others."""
     radius = radius_of(smoothing)
 
     def compare_patches(mask: torch.Tensor, nearest: Nearest) -> Nearest:
@@ -136,9 +128,3 @@ def _around(mask: torch.Tensor, shape: tuple[int, int, int], radius: int) -> tor
         return mask.flatten()
     near = F.max_pool2d(mask.view(shape)[:, None].float(), 2 * radius + 1, stride=1, padding=radius)
     return near.flatten() > 0
-
-
-def _worth_pruning(queries: torch.Tensor, parts: Sequence[Rows]) -> bool:
-    """Return whether it takes less time to compare few patches with some parts; on a GPU it does not."""
-    count = sum(stop - start for start, stop in parts)
-    return (is_traced() or queries.device.type == "cpu") and count * queries.shape[1] >= SMALLEST_OWN_PART

@@ -4,12 +4,7 @@
 """SoftPatch: PatchCore for training images that contain defects.
 
 Before the memory bank is built, a noise discriminator scores every training patch. The noisiest patches are removed;
-those that stay are weighed by their scores.
-
-Paper: https://arxiv.org/abs/2403.14233
-
-See Also:
-    :class:`anomalib_softpatch.models.soft_patch.torch_model.SoftPatchModel`: the PyTorch model
+those that stay are weighed by their scores. Paper: https://arxiv.org/abs/2403.14233
 """
 
 from collections.abc import Sequence

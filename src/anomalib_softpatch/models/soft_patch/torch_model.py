@@ -4,10 +4,6 @@
 """PyTorch model of SoftPatch and SoftPatch+: patch features, search in the memory banks, scores and map.
 
 Papers: https://arxiv.org/abs/2403.14233 (SoftPatch), https://arxiv.org/abs/2412.20870 (SoftPatch+)
-
-See Also:
-    - :class:`anomalib_softpatch.components.DenoisingMemoryBank`: how the banks are built
-    - :class:`anomalib.models.image.patchcore.torch_model.PatchcoreModel`: the model whose shape this one keeps
 """
 
 from collections.abc import Iterator, Sequence
@@ -60,12 +56,13 @@ if TYPE_CHECKING:
 
 # Training images that are scored out of bag: enough for a share of false alarms of a few percent
 OUT_OF_BAG_IMAGES = 128
-TAUGHT = (
-    "defects",
-    "defect_scales",
-    "defect_threshold",
-    "ignored",
-)  # buffers that a checkpoint of a taught model has in its extra state
+# Buffers that a checkpoint of a taught model has in its extra state, and what they are else
+TAUGHT = {
+    "defects": torch.empty(0),
+    "defect_scales": torch.empty(0),
+    "defect_threshold": torch.tensor(0.0),
+    "ignored": torch.empty(0, dtype=torch.bool),
+}
 
 
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
@@ -105,6 +102,14 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         ignored: Patches that nothing is said about, boolean of shape ``(grid_height, grid_width)``, or empty for none.
     """
 
+    memory_bank: torch.Tensor
+    weights: torch.Tensor
+    radii: torch.Tensor
+    defects: torch.Tensor
+    defect_scales: torch.Tensor
+    defect_threshold: torch.Tensor
+    ignored: torch.Tensor
+
     def __init__(
         self,
         layers: Sequence[str],
@@ -137,26 +142,17 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self._search: NearestNeighborSearch | None = None
         self._graph_search: GraphSearch | None = None
 
-        self.memory_bank: torch.Tensor
-        self.weights: torch.Tensor
-        self.register_buffer("memory_bank", torch.empty(0))
-        self.register_buffer("weights", torch.empty(0))
-        self.radii: torch.Tensor
-        self.register_buffer("radii", torch.empty(0))
-        self._radii_count = False
         self.record: FitRecord | None = None
         self.lessons: list[Lesson] = []
         self.untaught_thresholds: tuple[float, float] | None = None
         self.taught_threshold: float | None = None
-        self.defects: torch.Tensor
-        self.register_buffer("defects", torch.empty(0), persistent=False)  # part of the extra state
-        self.defect_scales: torch.Tensor
-        self.register_buffer("defect_scales", torch.empty(0), persistent=False)
-        self.defect_threshold: torch.Tensor
-        self.register_buffer("defect_threshold", torch.tensor(0.0), persistent=False)
-        self.ignored: torch.Tensor
-        self.register_buffer("ignored", torch.empty(0, dtype=torch.bool), persistent=False)
+
+        for name in ("memory_bank", "weights", "radii"):
+            self.register_buffer(name, torch.empty(0))
+        self._radii_count = False
         self.bank_ranges: tuple[tuple[int, int], ...] = ()
+        for name, untaught in TAUGHT.items():
+            self.register_buffer(name, untaught.clone(), persistent=False)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
@@ -165,9 +161,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             state["teaching"] = to_plain(self.record, self.lessons)
             state["untaught_thresholds"] = self.untaught_thresholds
             state["taught_threshold"] = self.taught_threshold
-        for name in TAUGHT:
-            if self.defects.numel() or self.ignored.numel():
-                state[name] = getattr(self, name)
+        if self.defects.numel() or self.ignored.numel():
+            state |= {name: getattr(self, name) for name in TAUGHT}
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -178,9 +173,8 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         self.record, self.lessons = from_plain(state["teaching"]) if "teaching" in state else (None, [])
         self.untaught_thresholds = state.get("untaught_thresholds")
         self.taught_threshold = state.get("taught_threshold")
-        for name in TAUGHT:  # nothing is left of what the model was taught before
-            value = state.get(name, getattr(self, name)[..., :0] if getattr(self, name).dim() else torch.tensor(0.0))
-            setattr(self, name, value.to(self.memory_bank.device))
+        for name, untaught in TAUGHT.items():  # nothing is left of what the model was taught before
+            setattr(self, name, state.get(name, untaught.clone()).to(self.memory_bank.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load the buffers; checkpoints of before 0.3 have no radii."""
@@ -213,11 +207,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             keys: In training, what tells the images apart and orders them, see :class:`FeatureStore`.
 
         Returns:
-            In training, features of shape ``(batch, grid_height, grid_width, channels)``. Else scores of shape
-            ``(batch,)`` and maps of shape ``(batch, 1, height, width)``.
-
-        Raises:
-            RuntimeError: If there is no memory bank to compare with.
+            In training, features of shape ``(batch, grid_height, grid_width, channels)``; else see :meth:`score`.
         """
         features = self.extract(input_tensor)
         if self.training:
@@ -254,10 +244,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return InferenceBatch(pred_score=image_scores, anomaly_map=anomaly_map)
 
     def _score(self, features: torch.Tensor, left_out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores of images, shape ``(batch,)``, and those of their patches that become maps.
-
-        The latter have the shape ``(batch, 1, grid_height, grid_width)``; for the rest see :meth:`score`.
-        """
+        """Return the scores of images, and of their patches for maps: ``(batch, 1, grid_height, grid_width)``."""
         if not self.bank_ranges:
             msg = "The memory bank is empty: train the model (fit), or load a trained one with ckpt_path."
             raise RuntimeError(msg)
@@ -266,7 +253,12 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         # Version 0.2 gave some banks a further coordinate, which is 0 in queries
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
         bank, shape = self._bank, (batch_size, height, width)
-        search = self._search_of(bank, queries, left_out)
+        search: Search
+        if is_traced():
+            graph = self._graph_search
+            search = NearestNeighborSearch(bank) if graph is None else graph.in_graph(bank.features, queries)
+        else:
+            search = self._search_of_bank(bank, left_out)
         counts = None if not self.ignored.numel() else (~self.ignored).to(queries.dtype)
         scores, nearest, scores_of_map = score_by_banks(search, queries, bank, shape, self.score_smoothing, counts)
         image_scores = self._score_images(scores, nearest, queries)
@@ -281,9 +273,6 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
         Args:
             map_size: Height and width of the anomaly maps, which then are scored out of bag, too.
-
-        Raises:
-            ValueError: See :meth:`DenoisingMemoryBank.fit`.
         """
         try:
             result = self.memory_bank_builder.fit(self.feature_store)
@@ -297,12 +286,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def _score_out_of_bag(
         self, result: DenoisingResult, map_size: tuple[int, int] | None
     ) -> tuple[OutOfBagScores, FitFacts, FitRecord]:
-        """Score training images without the rows of the banks that are theirs or their copies', and gather facts.
-
-        Args:
-            result: What the fit found.
-            map_size: Height and width of the anomaly maps.
-        """
+        """Score training images without the rows of the banks that are theirs or their copies', and gather facts."""
         images, height, width, _ = self.feature_store.shape
         patches = height * width
         indices = result.indices
@@ -344,16 +328,13 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         image_scores = smooth(scores[:, 0], self.score_smoothing).flatten(1).amax(dim=1)
         peaks = torch.empty(0)
         if map_size is not None:
-            each = [self._make_map(of_map[None, -1:], map_size).amax(dim=(1, 2, 3)) for of_map in scores]
-            peaks = torch.cat(each)
+            peaks = torch.cat([self._make_map(each[None, -1:], map_size).amax(dim=(1, 2, 3)) for each in scores])
         return OutOfBagScores(image_scores, peaks)
 
     def set_memory_bank(self, bank: MemoryBank) -> None:
         """Replace the memory banks, and forget what a fit or teaching left."""
         self.replace_banks(bank)
-        self.denoising = None
-        self.out_of_bag = None
-        self.fit_facts = None
+        self.denoising, self.out_of_bag, self.fit_facts = None, None, None
         self.record, self.lessons, self.untaught_thresholds, self.taught_threshold = None, [], None, None
         self.defects, self.ignored = self.memory_bank[:0], torch.empty(0, dtype=torch.bool)
 
@@ -372,9 +353,6 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
         The index goes into the graph as constants, a sixth of the banks' size or less. Outside of the block nothing is
         left of it, so that no graph can have the index of banks that were replaced.
-
-        Yields:
-            Nothing.
         """
         if self.bank_ranges:
             self._graph_search = GraphSearch.build(self._bank)
@@ -399,34 +377,18 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     @property
     def _bank(self) -> MemoryBank:
-        """The memory banks as they are searched.
-
-        Whether radii count is known before, since what is recorded for a graph cannot depend on the values of a tensor.
-        """
+        """The memory banks as they are searched."""
+        # What is recorded for a graph cannot depend on values: whether radii count is known before
         return MemoryBank(self.memory_bank, self.weights, self.radii if self._radii_count else None, self.bank_ranges)
 
-    def _search_of(self, bank: MemoryBank, queries: torch.Tensor, left_out: torch.Tensor | None) -> Search:
-        """Return a search of the banks.
-
-        Args:
-            bank: The banks.
-            queries: All queries that will come, shape ``(n, d)``.
-            left_out: See :meth:`score`.
-        """
-        if is_traced():
-            graph = self._graph_search
-            return NearestNeighborSearch(bank) if graph is None else graph.in_graph(bank.features, queries)
-        search = self._search_of_bank(bank)
-        return search if left_out is None else search.without(left_out)
-
-    def _search_of_bank(self, bank: MemoryBank) -> NearestNeighborSearch:
+    def _search_of_bank(self, bank: MemoryBank, left_out: torch.Tensor | None = None) -> NearestNeighborSearch:
         """Return a search outside of graphs, with the indexes of an earlier one."""
         search = self._search
         if search is None or type(search) is not SEARCHES[self.search] or not search.is_of(bank):
             search = SEARCHES[self.search](bank)
             # Elsewhere it has no indexes to keep, and the bank may leave the device
             self._search = search if bank.features.device.type == "cpu" else None
-        return search
+        return search if left_out is None else search.without(left_out)
 
     def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Return the score of each image, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
@@ -442,11 +404,9 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return (1 - F.softmax(distances, dim=1)[:, 0]) * score.squeeze(1)  # s
 
     def _make_map(self, scores: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:
-        """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them.
-
-        Anomalib's generator would upsample with nearest neighbor, and smooths rows and columns in one convolution,
-        which takes ten times as long as one after the other: only its kernel is used.
-        """
+        """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them."""
+        # Anomalib's generator would upsample with nearest neighbor, and smooths rows and columns in one convolution,
+        # which takes ten times as long as one after the other: only its kernel is used
         kernel = next(self.anomaly_map_generator.buffers())[0, 0]  # the product of two vectors whose sums are 1
         # Of another type where the trainer's precision is "true"
         scores = F.interpolate(scores, size=size, mode=self.upsampling).to(kernel.dtype)

@@ -5,12 +5,7 @@
 
 By default nothing is removed: the patches of the memory bank have support radii, which say how many images must show
 something for it to be normal. The paper's way is one configuration away: several discriminators, whose scores are fused
-by rank, and a memory bank for each task.
-
-Paper: https://arxiv.org/abs/2412.20870. The authors have not released an implementation.
-
-See Also:
-    :class:`anomalib_softpatch.models.soft_patch.torch_model.SoftPatchModel`: the PyTorch model, SoftPatch's
+by rank, and a memory bank for each task. Paper: https://arxiv.org/abs/2412.20870 (no implementation of the authors')
 """
 
 from collections.abc import Sequence
