@@ -97,9 +97,11 @@ def test_installed_weights_are_used_and_said(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["layers"], "efficientnet-lite2" in summary["backbone"]) == (["blocks.2", "blocks.4"], True)
     with_hub = f"from anomalib_softpatch import backbones; backbones.check_weights = lambda _: None; {COMMAND}"
-    printed = run_forked("-c", with_hub, *command, cwd=tmp_path).stdout
+    printed = run_forked("-c", with_hub, *command, cwd=tmp_path, env=offline).stdout
     assert printed.count("there already") == 3
 
-    run_forked("-c", COMMAND, "predict", folder, "--ckpt_path", tmp_path / "out" / "model.ckpt", cwd=tmp_path)
+    run_forked(
+        "-c", COMMAND, "predict", folder, "--ckpt_path", tmp_path / "out" / "model.ckpt", cwd=tmp_path, env=offline
+    )
     table = pd.read_csv(tmp_path / "predictions.csv")
     assert Path(table["path"][table["score"].argmax()]).name == "5.png"
