@@ -3,6 +3,7 @@
 
 """What the tests share: small data, the shared images and weights, and the `anomalib` command."""
 
+import gc
 import os
 import shutil
 import signal
@@ -41,6 +42,12 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))  # keeps the order within each file
+
+
+def pytest_collection_finish() -> None:
+    """Take what has been imported by now, a million objects and more, out of every garbage collection to come."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

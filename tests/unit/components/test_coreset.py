@@ -220,11 +220,16 @@ def test_progress_bar(monkeypatch, capfd):
     assert capfd.readouterr().err.count(BAR) == 1
 
 
-def test_no_progress_bar_where_the_environment_says_so(tmp_path, run_python):
+@pytest.mark.parametrize(("disabled", "shown"), [("", True), ("1", False)])
+def test_no_progress_bar_where_the_environment_says_so(disabled, shown, tmp_path, run_python):
+    """Which is asked once, when tqdm is imported; the rest of the package would take long to import here."""
     code = (
-        "import torch\n"
-        "from anomalib_softpatch.components import k_center_greedy, progress\n"
-        "progress.DELAY = 0\n"
-        "k_center_greedy(torch.rand(50, 3), 5, 0, progress=True)"
+        "import sys\n"
+        "module = {}\n"
+        "exec(open(sys.argv[1], encoding='utf-8').read(), module)\n"
+        "module['DELAY'] = 0\n"
+        "with module['progress_bar'](5, 'Selecting coreset', 'patches', True) as bar:\n"
+        "    bar.update(5)"
     )
-    assert BAR not in run_python("-c", code, cwd=tmp_path, env={"TQDM_DISABLE": "1"}).stderr
+    result = run_python("-c", code, progress.__file__, cwd=tmp_path, env={"TQDM_DISABLE": disabled})
+    assert (BAR in result.stderr) == shown
