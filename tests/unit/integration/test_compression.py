@@ -108,7 +108,7 @@ def test_pruned_search_is_left_out(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(graph, "SMALLEST_BANK", 0)
     monkeypatch.setattr(bounds, "EXPLAINED_VARIANCE", 0.01)
     monkeypatch.setattr(bounds, "LARGEST_REST", float("inf"))
-    monkeypatch.setattr(graph, "SHORTLISTS", (3, 6))  # distances to the rows on them are no products
+    monkeypatch.setattr(graph, "SHORTLISTS", (2, 4))  # distances to the rows on them are no products
     pruned = openvino.convert_model(model.to_onnx(tmp_path, verbose=False))
     names = {*resize_operations(pruned), *search_operations(pruned, model.model.memory_bank)}
     kinds = {"MatMul": set(), "Convolution": set()}

@@ -225,7 +225,7 @@ def short_shortlists(monkeypatch):
 
     Graphs with as many rows as the models have are exported by `end_to_end/test_export.py`.
     """
-    monkeypatch.setattr(module, "SHORTLISTS", (3, 6))
+    monkeypatch.setattr(module, "SHORTLISTS", (2, 4))
 
 
 def export(bank, ranges, folder, radii=None):
