@@ -73,7 +73,7 @@ def test_report(way, folder, options, tmp_path, capsys):
     assert max(width / WIDTH * grid[1], height / HEIGHT * grid[0]) <= 12
 
 
-@pytest.mark.parametrize("way", ["default", "tiles"])
+@pytest.mark.parametrize("way", ["default", "given", "tiles"])
 def test_clean_train_predict_and_exported_files(way, folder, options, tmp_path):
     given, size, grid = WAYS[way]
     output, exports = tmp_path / "out", way == "tiles"  # one export is enough to see that a size gets there
