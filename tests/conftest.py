@@ -3,6 +3,7 @@
 
 """What the tests share: small data, the shared images and weights, and the `anomalib` command."""
 
+import gc
 import os
 import shutil
 import signal
@@ -30,6 +31,23 @@ SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or ROOT.parent / "shar
 # what pip writes into the script `anomalib`
 ANOMALIB = "import sys; from anomalib.cli.cli import main; sys.argv[0] = 'anomalib'; sys.exit(main())"
 COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
+# Files that take a minute and more come first: one worker runs a whole file, and the other would wait for it at the end
+LONG = (
+    "test_measurements.py", "test_configs.py", "test_benchmark.py", "test_teach.py", "test_same_answer.py",
+    "test_clean_train.py", "test_plugin.py", "test_export.py", "test_notebooks.py", "test_demo.py", "test_graph.py",
+    "test_models.py", "test_compression.py", "test_distributed.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))  # keeps the order within each file
+
+
+def pytest_collection_finish() -> None:
+    """Take what has been imported by now, a million objects and more, out of every garbage collection to come."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -21,15 +21,13 @@ from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.components.search import bounds, graph, scores
 
 SETTINGS = {
-    "SoftPatch": lambda: SoftPatch(**BACKBONE),
     "SoftPatch, unfold, 5 neighbors": lambda: SoftPatch(**BACKBONE, patch_embedding="unfold", num_neighbors=5),
-    "SoftPatchPlus": lambda: SoftPatchPlus(**BACKBONE),
     "SoftPatchPlus, two banks with radii": lambda: SoftPatchPlus(
         **BACKBONE, segmentation_threshold=0.3, soft_weight=True
     ),
     "SoftPatchPlus, pruned search": lambda: SoftPatchPlus(**BACKBONE | {"coreset_sampling_ratio": 0.5}),
     "SoftPatch, vision transformer": lambda: SoftPatch(
-        **BACKBONE | {"backbone": "vit_tiny_patch16_224", "layers": ["blocks.2", "blocks.5"]}
+        **BACKBONE | {"backbone": "test_vit", "layers": ["blocks.0", "blocks.1"]}
     ),
 }
 BACKBONE = {

@@ -88,18 +88,20 @@ def run_without_hub(
 
 
 def test_installed_weights_are_used_and_said(
-    folder: Path, offline: dict[str, str], tmp_path: Path, run_python: Callable
+    folder: Path, offline: dict[str, str], tmp_path: Path, run_python: Callable, run_forked: Callable
 ) -> None:
     """A run that had to take them goes on with them where there is a hub again."""
-    command = ["clean-train", folder, "--image_size", 64, "--output", tmp_path / "out", "--export", "onnx"]
+    command = ["clean-train", folder, "--image_size", 64, "--output", tmp_path / "out", "--export", "none"]
     printed = run_python("-c", COMMAND, *command, cwd=tmp_path, env=offline).stdout
     assert "Those of efficientnet-lite2 are used instead, as with --weights lite2." in printed.splitlines()[0]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["layers"], "efficientnet-lite2" in summary["backbone"]) == (["blocks.2", "blocks.4"], True)
     with_hub = f"from anomalib_softpatch import backbones; backbones.check_weights = lambda _: None; {COMMAND}"
-    printed = run_python("-c", with_hub, *command, cwd=tmp_path, env=offline).stdout
+    printed = run_forked("-c", with_hub, *command, cwd=tmp_path, env=offline).stdout
     assert printed.count("there already") == 3
 
-    run_python("-c", COMMAND, "predict", folder, "--model", tmp_path / "out" / "model.onnx", cwd=tmp_path, env=offline)
+    run_forked(
+        "-c", COMMAND, "predict", folder, "--ckpt_path", tmp_path / "out" / "model.ckpt", cwd=tmp_path, env=offline
+    )
     table = pd.read_csv(tmp_path / "predictions.csv")
     assert Path(table["path"][table["score"].argmax()]).name == "5.png"

@@ -46,22 +46,14 @@ def values(record: dict, row: str, key: str = "value") -> list[list[float]]:
 
 def test_exported(measure: Callable) -> None:
     _, record = measure("exported.py", "--batches", "1")
-    assert record["headings"] == [
-        "",
-        "Anomalib Patchcore",
-        "SoftPatch, plain search",
-        "SoftPatch",
-        "SoftPatchPlus, two banks",
-        "SoftPatchPlus as published",
-    ]
+    assert record["headings"] == ["", "Anomalib Patchcore", "SoftPatch", "SoftPatchPlus as published"]
     for name in record["rows"]:
-        patchcore, *with_its_bank, _, _ = scores = torch.tensor(values(record, name, "score"))
-        for found in with_its_bank:
-            torch.testing.assert_close(found, patchcore, rtol=1e-3, atol=0)
+        patchcore, with_its_bank, _ = scores = torch.tensor(values(record, name, "score"))
+        torch.testing.assert_close(with_its_bank, patchcore, rtol=1e-3, atol=0)
         in_the_other = values(record, name.replace("OpenVINO", "ONNX Runtime"), "score")
         torch.testing.assert_close(scores, torch.tensor(in_the_other), rtol=1e-3, atol=0)
         sizes = [sizes[0] for sizes in values(record, name, "file")]
-        assert sizes[2:] == sorted(sizes[2:])
+        assert sizes[1] <= sizes[2]
 
 
 def test_comparison(measure: Callable, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from environments import Environment, Run, dependency_folders
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src"
 OFF = {"ANOMALIB_SOFTPATCH_AUTOLOAD": "0"}
-SMALL_MODEL = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
-SMALL_MODEL_FLAGS = ("--model.backbone=resnet18", "--model.layers=[layer3]", "--model.pre_trained=false")
+SMALL_MODEL = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False}
+SMALL_MODEL_FLAGS = ("--model.backbone=test_resnet", "--model.layers=[layer3]", "--model.pre_trained=false")
 
 
 @pytest.fixture(scope="session")
@@ -117,18 +117,6 @@ def test_broken_hook_does_not_break_python(bare: Environment) -> None:
         assert (result.stdout, result.stderr) == ("alive\n", "")
 
 
-def test_broken_registration_does_not_break_anomalib(complete: Environment) -> None:
-    with complete.broken("models/__init__.py"):
-        result = complete.run("import anomalib.data, anomalib.models; print(*anomalib.models.list_models())")
-    models = result.stdout.split()
-    assert "patchcore" in models
-    assert "soft_patch" not in models
-    assert (
-        "could not register SoftPatch, SoftPatchPlus in anomalib.models: RuntimeError: broken on purpose"
-        in result.stderr
-    )
-
-
 STAND_IN = """
     import sys, types
     import anomalib_softpatch
@@ -223,22 +211,22 @@ def test_public_names_are_the_registered_ones() -> None:
         _ = anomalib_softpatch.Unknown
 
 
-# Runs each statement in a process of its own, forked from one that has imported Anomalib's dependencies but nothing of
-# Anomalib: an import of Anomalib then takes half a second instead of ten.
+# Runs each piece of code in a process of its own, forked from one that has imported Anomalib's dependencies but nothing
+# of Anomalib: an import of Anomalib then takes half a second instead of ten.
 FORKS = """
     import contextlib, io, json, os, sys, traceback, warnings
     import jsonargparse, kornia, lightning.pytorch.cli, matplotlib.pyplot, omegaconf, pandas, sklearn.metrics
     import skimage.morphology, timm, torch, torchmetrics, torchvision.transforms.v2
 
     assert not [name for name in sys.modules if name.split(".")[0] == "anomalib"], "imported too early"
-    for statement in json.loads(sys.argv[1]):
+    for code in json.loads(sys.argv[1]):
         child = os.fork()
         if child == 0:
             output = io.StringIO()
             try:
                 with contextlib.redirect_stdout(output), warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
-                    exec(statement, {})
+                    exec(code, {})
                 error = "".join(str(w.message) for w in caught if "softpatch" in str(w.message))
             except BaseException:
                 error = traceback.format_exc()
@@ -249,12 +237,13 @@ FORKS = """
 """
 
 
-def run_each(environment: Environment, codes: list[str], cwd: Path, **kwargs: object) -> list[dict[str, str]]:
+def run_each(environment: Environment, codes: dict[str, str], cwd: Path, **kwargs: object) -> dict[str, dict[str, str]]:
     """Run each piece of code in a forked process; return what it printed and its error, our warnings included."""
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
-    result = environment.run(FORKS, json.dumps([textwrap.dedent(code) for code in codes]), cwd=cwd, **kwargs)
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    arguments = json.dumps([textwrap.dedent(code) for code in codes.values()])
+    result = environment.run(FORKS, arguments, cwd=cwd, **kwargs)
+    return dict(zip(codes, map(json.loads, result.stdout.splitlines()), strict=True))
 
 
 FIRST_IMPORTS = [
@@ -320,51 +309,21 @@ assert "anomalib.models" not in sys.modules
 """
 
 
-def test_registered_whatever_is_imported_first(complete: Environment, tmp_path: Path) -> None:
-    codes = [BY_NAME, ONLY_DATA, *(f"{statement}\n{ALL_IS_REGISTERED}" for statement in FIRST_IMPORTS)]
-    results = run_each(complete, codes, cwd=tmp_path)
-    errors = [f"{code}\n{result['error']}" for code, result in zip(codes, results, strict=True) if result["error"]]
-    assert not errors, "\n\n".join(errors)
-
-
 def anomalib_command(*arguments: str) -> str:
     return f"from anomalib.cli import AnomalibCLI\ntry: AnomalibCLI({[*arguments]})\nexcept SystemExit: pass"
 
 
-def test_bare_names_in_every_subcommand_and_in_configuration_files(complete: Environment, tmp_path: Path) -> None:
-    (tmp_path / "bare.yaml").write_text("model: {class_path: SoftPatch}\ndata: {class_path: MVTec}\n")
-    names = ("--model", "SoftPatch", "--data", "MVTec", "--print_config")
-    codes = [
-        *(anomalib_command(subcommand, *names) for subcommand in ("train", "fit", "validate", "test", "predict")),
-        anomalib_command("export", "--export_type", "torch", *names),
-        anomalib_command("train", "--config", "bare.yaml", "--print_config"),
-    ]
-    for result in run_each(complete, codes, cwd=tmp_path):
-        assert result["error"] == ""
-        assert "class_path: anomalib_softpatch.SoftPatch\n" in result["output"]
-        assert "class_path: anomalib_softpatch.MVTec\n" in result["output"]
+NAMES = ("--model", "SoftPatch", "--data", "MVTec", "--print_config")
+BARE_NAMES = {
+    **{command: anomalib_command(command, *NAMES) for command in ("train", "fit", "validate", "test", "predict")},
+    "export": anomalib_command("export", "--export_type", "torch", *NAMES),
+    "file": anomalib_command("train", "--config", "bare.yaml", "--print_config"),
+}
+BARE_FILE = "model: {class_path: SoftPatch}\ndata: {class_path: MVTec}\n"
 
-
-def test_with_the_hook_off_the_package_registers_when_it_is_imported(complete: Environment, tmp_path: Path) -> None:
-    dotted = "model: {class_path: anomalib_softpatch.SoftPatch}\ndata: {class_path: anomalib_softpatch.MVTec}\n"
-    (tmp_path / "dotted.yaml").write_text(dotted)
-    codes = [
-        "from anomalib.models import list_models; assert 'soft_patch' not in list_models()",
-        f"import anomalib_softpatch\n{ALL_IS_REGISTERED}{BY_NAME}",
-        f"import anomalib.models\nimport anomalib_softpatch\n{ALL_IS_REGISTERED}",
-        anomalib_command("train", "--model", "anomalib_softpatch.SoftPatch", "--print_config"),
-        anomalib_command("train", "--config", "dotted.yaml", "--print_config"),
-    ]
-    results = run_each(complete, codes, cwd=tmp_path, env=OFF)
-    assert [result["error"] for result in results] == [""] * len(codes)
-    *_, flags, yaml = results
-    assert "class_path: anomalib_softpatch.SoftPatch\n" in flags["output"]
-    assert "class_path: anomalib_softpatch.SoftPatch\n" in yaml["output"]
-    assert "class_path: anomalib_softpatch.MVTec\n" in yaml["output"]
-
-
-BENCHMARK_BY_DOTTED_PATH = """
-import sys
+BENCHMARK = """
+import os, sys
+os.chdir({folder!r})
 sys.argv = ["anomalib", "benchmark", "--config", "benchmark.yaml"]
 {before}
 from anomalib.cli.cli import main
@@ -372,28 +331,122 @@ main()
 print("anomalib_softpatch" in sys.modules)
 """
 
+# The file is as it was when the next code is run
+BROKEN = """
+from pathlib import Path
+import anomalib_softpatch
 
-def test_with_the_hook_off_benchmark_needs_an_import(
-    complete: Environment, run_python: Run, mvtec_root: Path, tmp_path: Path
-) -> None:
+file = Path(anomalib_softpatch.__file__).parent / "models" / "__init__.py"
+text = file.read_text()
+file.write_text("raise RuntimeError('broken on purpose')\\n")
+try:
+    import anomalib.data, anomalib.models
+finally:
+    file.write_text(text)
+print(*anomalib.models.list_models())
+"""
+
+
+def write_benchmark(folder: Path, model: str, data: str, root: Path) -> None:
+    models = {"class_path": model, "init_args": SMALL_MODEL}
+    datasets = {"class_path": data, "init_args": {"root": str(root), "num_workers": 0}}
+    config = {"accelerator": "cpu", "benchmark": {"seed": 0, "model": models, "data": datasets}}
+    folder.mkdir()
+    (folder / "benchmark.yaml").write_text(json.dumps(config))  # JSON is YAML
+
+
+@pytest.fixture(scope="module")
+def with_hook(complete: Environment, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """What each piece of code printed, and the folder in which all of them ran."""
+    folder = tmp_path_factory.mktemp("with_hook")
+    (folder / "bare.yaml").write_text(BARE_FILE)
+    write_benchmark(folder / "bare", "SoftPatch", "MVTec", mvtec_root)
+    codes = {"by name": BY_NAME, "only data": ONLY_DATA}
+    codes |= {statement: f"{statement}\n{ALL_IS_REGISTERED}" for statement in FIRST_IMPORTS}
+    codes |= BARE_NAMES | {"benchmark": BENCHMARK.format(folder="bare", before=""), "broken": BROKEN}
+    return run_each(complete, codes, cwd=folder), folder
+
+
+def test_registered_whatever_is_imported_first(with_hook: tuple[dict, Path]) -> None:
+    results, _ = with_hook
+    errors = {code: results[code]["error"] for code in ("by name", "only data", *FIRST_IMPORTS)}
+    assert not any(errors.values()), errors
+
+
+def test_bare_names_in_every_subcommand_and_in_configuration_files(with_hook: tuple[dict, Path]) -> None:
+    results, _ = with_hook
+    for name in BARE_NAMES:
+        assert results[name]["error"] == ""
+        assert "class_path: anomalib_softpatch.SoftPatch\n" in results[name]["output"]
+        assert "class_path: anomalib_softpatch.MVTec\n" in results[name]["output"]
+
+
+def test_bare_names_in_a_benchmark_configuration(with_hook: tuple[dict, Path]) -> None:
+    results, folder = with_hook
+    assert results["benchmark"]["output"].splitlines()[-1] == "True", results["benchmark"]
+    (table,) = (folder / "bare" / "runs").rglob("results.csv")
+    header, row = table.read_text().splitlines()
+    assert "image_AUROC" in header
+    assert "SoftPatch" in row
+
+
+def test_broken_registration_does_not_break_anomalib(with_hook: tuple[dict, Path]) -> None:
+    result = with_hook[0]["broken"]
+    models = result["output"].split()
+    assert "patchcore" in models
+    assert "soft_patch" not in models
+    cause = "could not register SoftPatch, SoftPatchPlus in anomalib.models: RuntimeError: broken on purpose"
+    assert cause in result["error"]
+    assert "Traceback" not in result["error"]
+
+
+DOTTED_NAMES = {
+    "flags": anomalib_command("train", "--model", "anomalib_softpatch.SoftPatch", "--print_config"),
+    "file": anomalib_command("train", "--config", "dotted.yaml", "--print_config"),
+}
+DOTTED_FILE = "model: {class_path: anomalib_softpatch.SoftPatch}\ndata: {class_path: anomalib_softpatch.MVTec}\n"
+IMPORTED = {
+    "not imported": "from anomalib.models import list_models; assert 'soft_patch' not in list_models()",
+    "imported": f"import anomalib_softpatch\n{ALL_IS_REGISTERED}{BY_NAME}",
+    "imported late": f"import anomalib.models\nimport anomalib_softpatch\n{ALL_IS_REGISTERED}",
+}
+
+
+@pytest.fixture(scope="module")
+def without_hook(
+    complete: Environment, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict, Path]:
+    """As `with_hook`, with the hook switched off."""
+    folder = tmp_path_factory.mktemp("without_hook")
+    (folder / "dotted.yaml").write_text(DOTTED_FILE)
+    codes = IMPORTED | DOTTED_NAMES
+    for name, before in (("benchmark", ""), ("benchmark, imported", "import anomalib_softpatch")):
+        write_benchmark(folder / name, "anomalib_softpatch.SoftPatch", "MVTecAD", mvtec_root)
+        codes[name] = BENCHMARK.format(folder=name, before=before)
+    return run_each(complete, codes, cwd=folder, env=OFF), folder
+
+
+def test_with_the_hook_off_the_package_registers_when_it_is_imported(without_hook: tuple[dict, Path]) -> None:
+    results, _ = without_hook
+    assert {results[name]["error"] for name in (*IMPORTED, *DOTTED_NAMES)} == {""}
+    assert "class_path: anomalib_softpatch.SoftPatch\n" in results["flags"]["output"]
+    assert "class_path: anomalib_softpatch.SoftPatch\n" in results["file"]["output"]
+    assert "class_path: anomalib_softpatch.MVTec\n" in results["file"]["output"]
+
+
+def test_with_the_hook_off_benchmark_needs_an_import(without_hook: tuple[dict, Path]) -> None:
     """Nothing can make the stock command import the package then.
 
     `train` imports what a dotted path names; `benchmark` checks such a path against a list of Anomalib's own modules
     before it imports anything, reads its configuration as plain data, and takes no other option.
     """
-    model = {"class_path": "anomalib_softpatch.SoftPatch", "init_args": SMALL_MODEL}
-    data = {"class_path": "MVTecAD", "init_args": {"root": str(mvtec_root), "num_workers": 0}}
-    config = {"accelerator": "cpu", "benchmark": {"seed": 0, "model": model, "data": data}}
-    (tmp_path / "benchmark.yaml").write_text(json.dumps(config))  # JSON is YAML
-
-    without = complete.run(BENCHMARK_BY_DOTTED_PATH.format(before=""), cwd=tmp_path, env=OFF)
-    assert without.stdout.splitlines()[-1] == "False"
-    assert "Module import from 'anomalib_softpatch' is not allowed" in (tmp_path / "runs/pipeline.log").read_text()
-    assert not list((tmp_path / "runs").rglob("results.csv"))
-
-    code = BENCHMARK_BY_DOTTED_PATH.format(before="import anomalib_softpatch")
-    assert complete.run(code, cwd=tmp_path, env=OFF).stdout.splitlines()[-1] == "True"
-    (table,) = (tmp_path / "runs").rglob("results.csv")
+    results, folder = without_hook
+    assert results["benchmark"]["output"].splitlines()[-1] == "False", results["benchmark"]
+    runs = folder / "benchmark" / "runs"
+    assert "Module import from 'anomalib_softpatch' is not allowed" in (runs / "pipeline.log").read_text()
+    assert not list(runs.rglob("results.csv"))
+    assert results["benchmark, imported"]["output"].splitlines()[-1] == "True", results["benchmark, imported"]
+    (table,) = (folder / "benchmark, imported" / "runs").rglob("results.csv")
     assert "anomalib_softpatch.SoftPatch" in table.read_text()
 
 
@@ -409,20 +462,3 @@ def test_train_through_the_stock_command(
     result = run_anomalib(*command, *SMALL_MODEL_FLAGS, cwd=tmp_path, python=complete.python)
     assert "image_AUROC" in result.stdout
     assert (tmp_path / "results/SoftPatch/MVTecAD/bottle/v0/weights/lightning/model.ckpt").is_file()
-
-
-def test_bare_names_in_a_benchmark_configuration(
-    complete: Environment,
-    run_anomalib: Run,
-    mvtec_root: Path,
-    tmp_path: Path,
-) -> None:
-    model = {"class_path": "SoftPatch", "init_args": SMALL_MODEL}
-    data = {"class_path": "MVTec", "init_args": {"root": str(mvtec_root), "num_workers": 0}}
-    config = {"accelerator": "cpu", "benchmark": {"seed": 0, "model": model, "data": data}}
-    (tmp_path / "benchmark.yaml").write_text(json.dumps(config))  # JSON is YAML
-    run_anomalib("benchmark", "--config", "benchmark.yaml", cwd=tmp_path, python=complete.python)
-    (table,) = (tmp_path / "runs").rglob("results.csv")
-    header, row = table.read_text().splitlines()
-    assert "image_AUROC" in header
-    assert "SoftPatch" in row

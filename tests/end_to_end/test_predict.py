@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from anomalib_softpatch.models.visualizer import COLORS
-from conftest import ANOMALIB, COMMAND
+from conftest import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = ("--model", "SoftPatch")  # once trained, its options come from the checkpoint
@@ -26,7 +26,7 @@ QUIET = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 
 
 @pytest.fixture(scope="module")
-def trained(mvtec_root, run_anomalib, run_python, tmp_path_factory):
+def trained(mvtec_root, run_anomalib, tmp_path_factory):
     """Folder where a model was trained without any label, with its checkpoint and exported files."""
     folder = tmp_path_factory.mktemp("trained")
     result = run_anomalib(
@@ -37,7 +37,7 @@ def trained(mvtec_root, run_anomalib, run_python, tmp_path_factory):
     checkpoint = next(folder.rglob("model.ckpt"))
     export = ("export", *NAME, "--ckpt_path", checkpoint, "--export_root", folder, "--export_type")
     run_anomalib(*export, "onnx", cwd=folder)
-    run_python("-c", ANOMALIB, *export, "openvino", cwd=folder)
+    run_anomalib(*export, "openvino", cwd=folder)
     return folder, checkpoint, next(folder.rglob("*.onnx")), next(folder.rglob("*.xml"))
 
 
@@ -95,10 +95,9 @@ def test_options_that_do_not_fit_the_checkpoint(trained, images, run_anomalib):
     assert "was made with layers=['layer1', 'layer2'], but the model has layers=['layer2']: give it the same" in last
 
 
-def test_stock_command_leaves_the_same(trained, images, predicted, run_python):
+def test_stock_command_leaves_the_same(trained, images, predicted, run_anomalib):
     folder, checkpoint, *_ = trained
-    command = ("predict", *NAME, *QUIET, "--data", images, "--ckpt_path", checkpoint)
-    result = run_python("-c", ANOMALIB, *command, cwd=folder)
+    result = run_anomalib("predict", *NAME, *QUIET, "--data", images, "--ckpt_path", checkpoint, cwd=folder)
     table = pd.read_csv(next(folder.rglob("predictions.csv"))).sort_values("path", ignore_index=True)
     expected = predicted[1]
     assert table["path"].tolist() == expected["path"].tolist()

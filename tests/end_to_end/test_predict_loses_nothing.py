@@ -4,6 +4,7 @@
 """The command predict where things go wrong: no image is left without a row, and what was scored stays."""
 
 import csv
+import json
 import resource
 import signal
 import subprocess
@@ -234,23 +235,31 @@ def test_given_again_only_what_is_new_or_has_changed_is_looked_at(
     assert verdicts(output)["a.png"] == "anomalous"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--output", "absent/no folder.txt/p.csv"], "cannot be written to"),
-        (["--output", "mine.csv"], "is not a table of this command"),
-        (["--output", "."], "is not a file"),
-        (["--output", "/dev/full"], "is not a file"),
-        (["--output", "other.csv"], "holds verdicts of another model"),
-        (["--heartbeat", "0"], "heartbeat=0.0 must be a number of seconds above 0"),
-        (["--decisions", "mine.csv"], "is not a table with the columns path, verdict, region"),
-        (["--decisions", "elsewhere.csv"], "decides about 1 image, none of which is among the 3 of this run"),
-        (["--decisions", "elsewhere.csv", "--watch"], "Leave out watch"),
-        (["--false_alarms", "0"], "false_alarms=0.0 must be a share above 0"),
-    ],
-)
+REFUSED = {
+    "cannot be written to": ["--output", "absent/no folder.txt/p.csv"],
+    "is not a table of this command": ["--output", "mine.csv"],
+    "'.' is not a file": ["--output", "."],
+    "'/dev/full' is not a file": ["--output", "/dev/full"],
+    "holds verdicts of another model": ["--output", "other.csv"],
+    "heartbeat=0.0 must be a number of seconds above 0": ["--heartbeat", "0"],
+    "is not a table with the columns path, verdict, region": ["--decisions", "mine.csv"],
+    "decides about 1 image, none of which is among the 3 of this run": ["--decisions", "elsewhere.csv"],
+    "Leave out watch": ["--decisions", "elsewhere.csv", "--watch"],
+    "false_alarms=0.0 must be a share above 0": ["--false_alarms", "0"],
+}
+REFUSAL = """
+import json, sys
+from anomalib_softpatch.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(["predict", *arguments])
+    except SystemExit as error:
+        print(error.code, sorted({"torch", "anomalib", "pandas"} & sys.modules.keys()))
+"""
+
+
 def test_what_is_wrong_is_said_before_the_first_image(
-    images: Path, model: Path, tmp_path: Path, arguments: list[str], message: str, run: Run
+    images: Path, model: Path, tmp_path: Path, run: Run, run_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """And before anything slow is imported."""
     (tmp_path / "absent").mkdir()
@@ -260,20 +269,11 @@ def test_what_is_wrong_is_said_before_the_first_image(
     other = save_model(tmp_path / "other.onnx", NAMES, offset=0.1)
     assert run(images, "--model", other, "--output", "other.csv", cwd=tmp_path)[0] == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    code = f"""
-import sys
-from anomalib_softpatch.cli import main
-try:
-    main({["predict", str(images), "--model", str(model), *arguments]!r})
-finally:
-    print(sorted({{"torch", "anomalib", "pandas"}} & sys.modules.keys()))
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (result.returncode, result.stdout) == (2, "[]\n")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    arguments = json.dumps([[str(images), "--model", str(model), *case] for case in REFUSED.values()])
+    result = run_python("-c", REFUSAL, arguments, cwd=tmp_path)
+    assert result.stdout.splitlines() == ["2 []"] * len(REFUSED)
+    for line, message in zip(result.stderr.splitlines(), REFUSED, strict=True):
+        assert message in line
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

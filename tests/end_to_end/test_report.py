@@ -129,7 +129,7 @@ def test_no_report_where_nothing_is_scored(mvtec_root: Path, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def reported(
-    tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path_factory: pytest.TempPathFactory, run_forked: Callable[..., subprocess.CompletedProcess[str]]
 ) -> tuple[Path, Path]:
     """Thirty images, of which 017 lacks a square and is there twice, and the report that the command wrote of them."""
     import timm
@@ -145,7 +145,7 @@ def reported(
     (folder / "images" / 'copy, "17" #1.png').write_bytes((folder / "images" / "017.png").read_bytes())
     torch.manual_seed(0)
     save_for_hf(timm.create_model("resnet18", pretrained=False), folder / "weights")
-    run_python(
+    run_forked(
         "-c", COMMAND, "report", folder / "images", "--backbone", f"local-dir:{folder / 'weights'}",
         "--layers=[layer2]", "--output", folder / "out", cwd=folder,
     )  # fmt: skip

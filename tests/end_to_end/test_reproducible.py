@@ -22,12 +22,14 @@ def numbers(data: Any) -> Any:
     return zlib.crc32(data.encode()) if isinstance(data, str) else data
 
 
-def test_training_twice_gives_equal_banks(mvtec_root: Path, tmp_path: Path, run_python: Callable) -> None:
-    """Bit by bit, in two processes, with an untrained backbone and shuffled images."""
+def test_training_twice_gives_equal_banks(
+    mvtec_root: Path, tmp_path: Path, run_python: Callable, run_forked: Callable
+) -> None:
+    """Bit by bit, in two processes with hashes of their own, an untrained backbone and shuffled images."""
     states = []
-    for name in ("first", "second"):
-        run_python(
-            *("-c", ANOMALIB, "train", "--model=SoftPatch", "--model.backbone=resnet18", "--model.layers=[layer2]"),
+    for name, run in (("first", run_python), ("second", run_forked)):
+        run(
+            *("-c", ANOMALIB, "train", "--model=SoftPatch", "--model.backbone=test_resnet", "--model.layers=[layer2]"),
             *("--model.pre_trained=false", "--model.noise_report=false", "--data=MVTecAD", f"--data.root={mvtec_root}"),
             *("--data.category=bottle", "--data.num_workers=0", f"--default_root_dir={tmp_path / name}"),
             cwd=tmp_path,

@@ -5,6 +5,7 @@
 
 import csv
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,7 @@ def taught(folder, checkpoint, run):
     return said, folder / "taught.ckpt", folder / "taught_onnx" / "model.onnx"
 
 
+@cache
 def verdicts(run, folder, *model):
     run("predict", folder / "new", *model, "--output", f"{Path(model[1]).parent.name}{Path(model[1]).stem}.csv")
     table = pd.read_csv(folder / f"{Path(model[1]).parent.name}{Path(model[1]).stem}.csv")

@@ -5,6 +5,8 @@
 
 import re
 import shutil
+from functools import cache
+from typing import Any
 
 import pytest
 import timm
@@ -37,11 +39,15 @@ TOKENS = (
 SIDE = 96  # of the images; crossvit resizes any to its own size
 
 
+@cache
+def feature_info(name: str) -> list[dict[str, Any]]:
+    """What timm knows of the layers of a network; some take seconds to be made."""
+    return timm.create_model(name, features_only=True).feature_info.info
+
+
 def layers_of(name: str) -> list[str]:
     """Two layers from the middle of a network."""
-    names = list(
-        dict.fromkeys(info["module"] for info in timm.create_model(name, features_only=True).feature_info.info)
-    )
+    names = list(dict.fromkeys(info["module"] for info in feature_info(name)))
     return [names[len(names) // 3], names[2 * len(names) // 3]]
 
 
@@ -59,8 +65,9 @@ def test_family(name):
         assert f"'{name}' does not take images of 96 x 96 pixels." in line
         height, width = map(int, re.search(r"for example (\d+) x (\d+)", line).groups())
         features = extractor(torch.rand(1, 3, height, width))
-    known = timm.create_model(name, features_only=True).feature_info.info
-    info = {each["module"]: each for each in reversed(known)}  # of branches whose parts have one name, the first
+    info = {
+        each["module"]: each for each in reversed(feature_info(name))
+    }  # of branches whose parts have one name, the first
     reduction = info[layers[0]]["reduction"]
     assert features.shape[0] == 1
     for side, rows in zip((height, width), features.shape[1:3], strict=True):

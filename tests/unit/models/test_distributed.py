@@ -3,6 +3,7 @@
 
 """Several processes: the memory bank is that of one process, on every rank, and no error leaves a rank waiting."""
 
+import os
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -106,11 +107,27 @@ def work(rank, folder):
     distributed.destroy_process_group()
 
 
+# Forks the ranks from a process without threads that has imported everything
+RANKS = """
+import sys
+
+sys.path[:0] = sys.argv[2:]
+from torch import multiprocessing
+
+import test_distributed
+
+multiprocessing.start_processes(test_distributed.work, (sys.argv[1],), nprocs=2, start_method="fork")
+"""
+
+
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, run_forked):
     """What each of two processes got."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    if hasattr(os, "fork"):
+        run_forked("-c", RANKS, folder, Path(__file__).parent, cwd=folder)
+    else:
+        multiprocessing.spawn(work, (str(folder),), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -180,12 +197,12 @@ def test_one_device_unless_asked_for_more(arguments, expected, tmp_path):
     assert engine.trainer.num_devices == expected
 
 
-def test_engine_on_two_devices(mvtec_root, tmp_path, run_python):
+def test_engine_on_two_devices(mvtec_root, tmp_path, run_forked):
     """An odd number of images, some of them repeated ones in each rank's own temporary folder."""
     root = tmp_path / "MVTecAD"
     shutil.copytree(mvtec_root, root)
     (root / "bottle" / "train" / "good" / "007.png").unlink()
-    run_python(distributed_fit.__file__, root, tmp_path, 2, cwd=tmp_path)
+    run_forked(distributed_fit.__file__, root, tmp_path, 2, cwd=tmp_path)  # which starts the second rank anew
     distributed_fit.run(root, tmp_path, 1)
     expected, *ranks = (
         torch.load(tmp_path / f"rank{name}.pt", weights_only=False) for name in ("0-of-1", "0-of-2", "1-of-2")

@@ -450,31 +450,41 @@ class Model(nn.Module):
         return distances[:, None], rows[:, None] - 10
 
 
-@pytest.mark.parametrize(("k", "kind"), [(1, None), (1, "ties"), (3, "some count")])
+def export(model, example, folder):
+    """Export for any number, height and width of images; return functions that search, in both runtimes."""
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    path = folder / "model.onnx"
+    torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
+    openvino.save_model(openvino.convert_model(path), folder / "model.xml", compress_to_fp16=False)
+    assert path.stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
+    session = onnxruntime.InferenceSession(path)
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return (
+        lambda images: session.run(None, {session.get_inputs()[0].name: images.numpy()}),
+        lambda images: [output.copy() for output in compiled(images.numpy()).values()],
+    )
+
+
+def check_sizes(searches, model, radii=None):
+    """Batches of several sizes."""
+    for shape in ((1, 4, 6), (4, 4, 6), (2, 7, 3)):
+        queries = anisotropic(int(np.prod(shape)), 16, seed=2)
+        images = queries.view(shape[0], -1, 16).mT.reshape(shape[0], 16, *shape[1:]).contiguous()
+        for search in searches:
+            check(queries, model.bank[10:], model.k, *map(torch.as_tensor, search(images)), radii=radii)
+
+
+@pytest.mark.parametrize(("k", "kind"), [(1, "ties"), (3, "some count")])
 def test_export(k, kind, small_index, tmp_path, monkeypatch):
     """The graph has the plain operations, and takes any batch size, height and width."""
     monkeypatch.setattr(plain, "BANK_BLOCK", 1024)
     bank = anisotropic(3010, 16)
-    radii = None if kind is None else make_radii(kind, anisotropic(50, 16, seed=2), bank)
+    radii = make_radii(kind, anisotropic(50, 16, seed=2), bank)
     model = Model(bank, k, radii).eval()
     image = anisotropic(4 * 6, 16, seed=1).T.reshape(1, 16, 4, 6)
     monkeypatch.setattr(PrunedIndex, "nearest", None)
-    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(model, (image,), path, dynamo=True, dynamic_shapes=({**sizes},), verbose=False)
-    assert path.stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
-    session = onnxruntime.InferenceSession(path)
-    compiled = openvino.Core().compile_model(openvino.convert_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     traced = torch.jit.trace(model, (image,), check_trace=False)
-    radii = None if kind is None else radii[10:]
-    for shape in ((1, 4, 6), (4, 4, 6), (2, 7, 3)):
-        queries = anisotropic(int(np.prod(shape)), 16, seed=2)
-        images = queries.view(shape[0], -1, 16).mT.reshape(shape[0], 16, *shape[1:])
-        distances, indices = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        check(queries, model.bank[10:], k, torch.tensor(distances), torch.tensor(indices), radii=radii)
-        distances, indices = compiled(images.numpy()).values()
-        check(queries, model.bank[10:], k, torch.tensor(distances), torch.tensor(indices), radii=radii)
-        check(queries, model.bank[10:], k, *traced(images), radii=radii)
+    check_sizes((*export(model, image, tmp_path), traced), model, radii[10:])
 
 
 class LargestTensor(TorchDispatchMode):
@@ -535,27 +545,21 @@ class PeakMemory(threading.Thread):
         self.join()
 
 
-def test_exported_memory_is_bounded(tmp_path, monkeypatch):
+def test_exported_memory_is_bounded(small_index, tmp_path, monkeypatch):
     """Runtimes take one block of the bank after the other, and do not store the blocks beside the bank."""
     monkeypatch.setattr(plain, "BANK_BLOCK", 512)
+    monkeypatch.setattr(PrunedIndex, "nearest", None)
     model = Model(anisotropic(12 * 512 + 10, 16), 1).eval()
-    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(model, (torch.zeros(2, 16, 3, 3),), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
-    openvino.save_model(openvino.convert_model(path), tmp_path / "model.xml", compress_to_fp16=False)
+    searches = export(model, torch.zeros(2, 16, 3, 3), tmp_path)
     assert (tmp_path / "model.bin").stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
-
-    session = onnxruntime.InferenceSession(path)
-    compiled = openvino.Core().compile_model(tmp_path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    traced = torch.jit.trace(model, (torch.zeros(2, 16, 3, 3),), check_trace=False)
+    check_sizes((*searches, traced), model)
     queries = anisotropic(128 * 128, 16, seed=1)
-    images = queries.T.reshape(1, 16, 128, 128).numpy()
+    images = queries.T.reshape(1, 16, 128, 128).contiguous()
     block = len(queries) * 512 * 4
-    for run in (
-        lambda images: session.run(None, {session.get_inputs()[0].name: images}),
-        lambda images: list(compiled(images).values()),
-    ):
-        run(images[:, :, :2])
+    for search in searches:
+        search(images[:, :, :2].contiguous())
         with PeakMemory(daemon=True) as memory:
-            distances, indices = run(images)
+            distances, indices = search(images)
         assert memory.peak < 7 * block  # the distances of all pairs: 12 blocks
         check(queries[::160], model.bank[10:], 1, torch.tensor(distances[::160]), torch.tensor(indices[::160]))
