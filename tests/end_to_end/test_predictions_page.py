@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from test_predict_loses_nothing import NAMES, save, save_model, table
 
-from anomalib_softpatch.components import duplicates
 from anomalib_softpatch.images.decisions import Box, Decision, read_decisions
+from anomalib_softpatch.predictions import page as page_module
 from anomalib_softpatch.scoring.command import predict
 from browser import drive, layout
 from conftest import COMMAND
@@ -190,7 +190,7 @@ def test_a_failed_run_leaves_the_earlier_page(model: Path, tmp_path: Path, monke
     page = (tmp_path / "out.html").read_bytes()
     drawings = set((tmp_path / "out_thumbnails").iterdir())
     save(tmp_path / "images" / "a.png", 100)
-    monkeypatch.setattr(duplicates, "duplicate_groups", fail)
+    monkeypatch.setattr(page_module, "duplicate_groups", fail)
     with pytest.raises(OSError, match="No space left"):
         predict(tmp_path / "images", model=model, output=tmp_path / "out.csv", page=True)
     assert (tmp_path / "out.html").read_bytes() == page
