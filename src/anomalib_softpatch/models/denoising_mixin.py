@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 # Protocol buffers, which ONNX files are, end at 2 GiB; some of it is for the graph.
 LARGEST_ONNX_FILE = 1.9 * 2**30
+# PyTorch's exporter writes this version. Anomalib asks for 14, and converting fails, with a traceback on the console.
+ONNX_VERSION = 18
 # A module. Under that name the command line's help would list every module of every library, thousands of lines.
 Network: TypeAlias = Callable[[torch.Tensor], Any]
 SIZES_READ = 16  # images whose size is read, without decoding them
@@ -288,6 +290,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             raise ValueError(msg)
         size = sum(tensor.nbytes for tensor in self.state_dict().values() if isinstance(tensor, torch.Tensor))
         kwargs.setdefault("external_data", size > LARGEST_ONNX_FILE)
+        kwargs.setdefault("opset_version", ONNX_VERSION)
         if self.model.search == "faiss":
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():

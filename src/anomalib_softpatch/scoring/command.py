@@ -97,12 +97,12 @@ def predict(
     paths, folders, others = ([], [], []) if watch else _found(images)
     decided = None if decisions is None else read_decided(decisions, paths, file)
     name = fingerprint(file)
-    drawn = None
-    if page:
-        from anomalib_softpatch.predictions.page import PredictionPage  # noqa: PLC0415  # imports torch
-
-        drawn = PredictionPage(output)
     with PredictionLog(output, name) as log, _terminated_as_interrupted():
+        drawn = None
+        if page:
+            from anomalib_softpatch.predictions.page import PredictionPage  # noqa: PLC0415  # imports torch
+
+            drawn = PredictionPage(output)
         run = Run(log, file, name, device, exported=ckpt_path is None, page=drawn)
         try:
             if watch:
