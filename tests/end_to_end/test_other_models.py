@@ -44,7 +44,7 @@ CODE = """
         for model_class in (Patchcore, Padim):
             seed_everything(0)
             model = model_class(
-                backbone="test_resnet", layers=["layer1", "layer2"], pre_trained=False, visualizer=False,
+                backbone="resnet18", layers=["layer1", "layer2"], pre_trained=False, visualizer=False,
                 pre_processor=model_class.configure_pre_processor((64, 64)),
             )
             data = MVTecAD(root=root, category="bottle", num_workers=0, train_batch_size=4)

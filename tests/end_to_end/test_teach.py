@@ -257,7 +257,7 @@ def test_an_exported_file_knows_how_its_images_look_and_so_does_teaching(folder,
 def test_watching_says_once_how_the_last_images_differ(folder, checkpoint):
     images = [Appearance(SIZE, SIZE, "gray, 8 bits", brightness) for brightness in (140.0, 70.0)]
     with PredictionLog(folder / "watched.csv", "model") as log:
-        watching = Run(log, checkpoint, "model", "cpu", exported=False)
+        watching = Run(log, checkpoint, "model", "cpu", exported=False, page=None)
         watching.scored.extend([(images[0], 0.4)] * 30)
         assert not [line for line in watching.news() if "darker" in line]
         watching.scored.extend([(images[1], 0.4)] * 40)
