@@ -43,6 +43,19 @@ def check_writable(folder: str | Path) -> None:
         raise OSError(msg) from error
 
 
+def beginning(file: Path) -> bytes:
+    """Return the first thousand bytes of a file, by which one of ours is known; none of what is not a file."""
+    if not file.is_file():
+        return b""
+    with file.open("rb") as stream:
+        return stream.read(1000)
+
+
+def is_page(content: bytes, title: str) -> bool:
+    """Tell by its first thousand bytes whether a file is a page of this package whose title begins so."""
+    return content.startswith(b"<!doctype html>") and f"<title>{title}".encode() in content
+
+
 def read_table(file: Path, *columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Read a CSV file in UTF-8 that has the first of some lists of columns, or one of the others instead.
 

@@ -241,6 +241,7 @@ REFUSED = {
     "'.' is not a file": ["--output", "."],
     "'/dev/full' is not a file": ["--output", "/dev/full"],
     "holds verdicts of another model": ["--output", "other.csv"],
+    "is where the page would be and is not a page of predictions": ["--page", "--output", "taken.csv"],
     "heartbeat=0.0 must be a number of seconds above 0": ["--heartbeat", "0"],
     "is not a table with the columns path, verdict, region": ["--decisions", "mine.csv"],
     "decides about 1 image, none of which is among the 3 of this run": ["--decisions", "elsewhere.csv"],
@@ -265,6 +266,8 @@ def test_what_is_wrong_is_said_before_the_first_image(
     (tmp_path / "absent").mkdir()
     (tmp_path / "absent" / "no folder.txt").touch()
     (tmp_path / "mine.csv").write_text("part,price\n1,2\n")
+    (tmp_path / "taken_thumbnails").mkdir()
+    (tmp_path / "taken_thumbnails" / "holiday.jpg").touch()
     (tmp_path / "elsewhere.csv").write_text("path,verdict,region\n/a.png,normal,\n")
     other = save_model(tmp_path / "other.onnx", NAMES, offset=0.1)
     assert run(images, "--model", other, "--output", "other.csv", cwd=tmp_path)[0] == 0

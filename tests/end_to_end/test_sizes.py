@@ -95,8 +95,9 @@ def test_clean_train_predict_and_exported_files(way, folder, options, tmp_path):
         main(["predict", str(folder), *map(str, source), "--output", str(file)])
         tables.append(pd.read_csv(file).set_index("path"))
     ours, theirs = tables[0], tables[-1]
-    np.testing.assert_allclose(theirs["score"], ours["score"], atol=1e-5)
-    assert theirs["verdict"].equals(ours["verdict"])
+    if exports:
+        np.testing.assert_allclose(theirs["score"], ours["score"], atol=1e-5)
+        assert theirs["verdict"].equals(ours["verdict"])
     for table in tables:
         assert table["score"].idxmax() == str(folder / "defect.png")
         row = table.loc[str(folder / "defect.png")]

@@ -91,7 +91,7 @@ def clean_train(
             check_writable(target)
     chosen = _choose_backbone(extraction, weights, state)
 
-    from anomalib_softpatch.cleaning import run as stages  # noqa: PLC0415  # takes seconds
+    from anomalib_softpatch.cleaning import run as pipeline  # noqa: PLC0415  # takes seconds
     from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # likewise
 
     chosen.prepare()
@@ -107,17 +107,17 @@ def clean_train(
         sys.stdout.write(f"{chosen.remark}\n")
         state.finish(FALLBACK, "", {"weights": chosen.weights})
     sys.stdout.write(about_links(skipped))
-    run = stages.Run(folder, output, options, state)
+    run = pipeline.Run(folder, output, options, state)
     try:
-        ranking = stages.report(run, [Path(os.path.abspath(path)) for path in images])  # noqa: PTH100
-        selection = stages.select(run, ranking, decided, set_aside)
-        fitted = stages.fit(run, ranking, selection.training, false_alarms)
-        exported = stages.export(run, fitted, export)
-        stages.move_away(run, ranking, selection.set_aside, move_to)
+        ranking = pipeline.report(run, [Path(os.path.abspath(path)) for path in images])  # noqa: PTH100
+        selection = pipeline.select(run, ranking, decided, set_aside)
+        fitted = pipeline.fit(run, ranking, selection.training, false_alarms)
+        exported = pipeline.export(run, fitted, export)
+        pipeline.move_away(run, ranking, selection.set_aside, move_to)
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped. The same command goes on from here.\n")
         raise SystemExit(130) from None
-    stages.summarize(run, ranking, selection, fitted, exported, set_aside)
+    pipeline.summarize(run, ranking, selection, fitted, exported, set_aside)
 
 
 def _choose_backbone(extraction: Extraction, weights: WeightsName | None, state: State) -> Backbone:

@@ -108,8 +108,9 @@ def select(run: Run, ranking: Ranking, decisions: Mapping[str, str], share: floa
     files, ranked = ranking.files, ranking.ranked
     links = linked_names(run.folder, files)
     set_aside = selection.choose(files, ranked, ranking.unreadable, decisions, share, links)
+    known = {each.value for each in Kind}
     for name, entry in ranking.moved.items():  # what is not there any more cannot be trained on
-        kind = Kind(entry.get("kind", Kind.EARLIER))
+        kind = Kind(entry["kind"]) if entry.get("kind") in known else Kind.EARLIER
         set_aside[name] = SetAside(kind, entry["reason"], Path(entry["moved_to"]))
     write_set_aside(run.folder, set_aside, run.output / SET_ASIDE)
     counts = Counter(each.kind.value for each in set_aside.values())

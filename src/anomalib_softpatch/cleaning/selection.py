@@ -26,7 +26,7 @@ class Kind(Enum):
     DECIDED = "decided"
     COPY = "exact copies"
     SUSPICIOUS = "most suspicious"
-    EARLIER = "by an earlier version"  # which has not written down the kind
+    EARLIER = "by another version"  # which wrote down no kind, or one that is not known here
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,11 @@ def _parsed(options: Options, other_options: Collection[str]) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
     known = list(vars(parser.get_defaults()))
-    given = Namespace(**deepcopy(options.model_options)).as_dict()
+    try:
+        given = Namespace(**deepcopy(options.model_options)).as_dict()
+    except (KeyError, IndexError) as error:  # a dot with nothing before or behind it
+        msg = f"One of the options {', '.join(map(repr, options.model_options))} is not a name. See --help."
+        raise ValueError(msg) from error
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         similar = get_close_matches(unknown, [*known, *other_options, *vars(options.extraction)], n=1)

@@ -314,7 +314,8 @@ class NoisyDataModule(AnomalibDataModule):
         if unknown:
             msg = (
                 f"manifest={str(self.manifest)!r} lists {len(unknown)} images that are not anomalous test images "
-                f"of {self.datamodule.name}, for example {unknown[0]!r}. Is it that of this dataset and category?"
+                f"of {self.datamodule.name}, for example {unknown[0]!r}. Paths are relative to the dataset's "
+                "root. Is it the manifest of this dataset and category?"
             )
             raise ValueError(msg)
         self.overlap = bool(listed["in_test"].all())
@@ -370,7 +371,8 @@ class NoisyDataModule(AnomalibDataModule):
         if unknown:
             msg = (
                 f"{name} lists {len(unknown)} images that {self.datamodule.name} does not have in {folder}, for "
-                f"example {unknown[0]!r}. Correct the list, or complete the dataset."
+                f"example {unknown[0]!r}. Paths are relative to the dataset's root or to the category's folder, or "
+                "absolute. Correct the list, or complete the dataset."
             )
             raise ValueError(msg)
         if not found:

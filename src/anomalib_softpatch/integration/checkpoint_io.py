@@ -42,7 +42,10 @@ class CheckpointIO(AnomalibCheckpointIO):
             with atomic_output(path) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
-            msg = f"The checkpoint {path} could not be written: {error}. Is there space left? Others are unchanged."
+            msg = (
+                f"The checkpoint {path} could not be written: {error}. Is there space left, and may the folder be "
+                "written to? Earlier checkpoints are unchanged."
+            )
             raise OSError(msg) from error
 
     @override

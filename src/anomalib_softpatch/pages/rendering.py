@@ -114,11 +114,6 @@ def render_page(
     return text.encode(errors="replace").decode()  # names that are no Unicode, which file systems allow
 
 
-def is_page(content: bytes, title: str) -> bool:
-    """Tell by its first thousand bytes whether a file is a page of this package whose title begins so."""
-    return content.startswith(b"<!doctype html>") and f"<title>{title}".encode() in content
-
-
 def _data_uri(image: Image.Image) -> str:
     """Return an image as a PNG file in a link."""
     file = io.BytesIO()

@@ -9,7 +9,6 @@ Torch is imported here, which takes seconds.
 import hashlib
 import math
 import os
-import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -26,13 +25,12 @@ from anomalib_softpatch.images.hashing import hash_pixels
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, image_size
 from anomalib_softpatch.pages.drawing import JPEG_QUALITY, TILE, difference, draw_pair
-from anomalib_softpatch.pages.rendering import another_of_group, figure, is_page, render_page, shown_difference
+from anomalib_softpatch.pages.rendering import another_of_group, figure, render_page, shown_difference
+from anomalib_softpatch.predictions.page_files import page_files
 from anomalib_softpatch.predictions.predictor import Predictor
 from anomalib_softpatch.predictions.table import UNREADABLE, Prediction, time_of_change
 from anomalib_softpatch.report.geometry import visible_region
 
-TITLE = "Predictions: "
-THUMBNAIL = r"[0-9a-f]{20}(_copy)?\.jpg"
 MOST_DIFFERENCES = 50  # images, the first ones, among which copies are compared
 BORDERLINE_SHARE, MOST_BORDERLINE = 0.1, 20  # of the images, on either side of the threshold
 COLORED = 0.15  # from the threshold to the anomaly scores that have the last and the first color
@@ -55,13 +53,7 @@ class PredictionPage:
     """
 
     def __init__(self, output: Path) -> None:
-        self.path = output.with_suffix(".html")
-        self.thumbnails = output.with_name(f"{output.stem}_thumbnails")
-        foreign = [path for path in (self.path, self.thumbnails) if not self._is_replaceable(path)]
-        if foreign or self.path == output:
-            place = str((foreign or [output])[0])
-            msg = f"{place!r} is where the page would be and is not a page of predictions. Give another output."
-            raise ValueError(msg)
+        self.path, self.thumbnails = page_files(output)
 
     def draw(self, prediction: Prediction, anomaly_map: np.ndarray, predictor: Predictor) -> None:
         """Draw an image, given what the model says of it and its anomaly map, of shape ``(height, width)``."""
@@ -163,17 +155,6 @@ class PredictionPage:
         """Return the file of a drawing. Another content or another model has another one."""
         content = f"{to_text(prediction.path)}\n{prediction.modified}\n{prediction.model}"
         return self.thumbnails / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.jpg"
-
-    def _is_replaceable(self, path: Path) -> bool:
-        """Whether nothing is there, or what an earlier page has left."""
-        if not path.exists():
-            return True
-        if path == self.thumbnails:
-            return path.is_dir() and all(re.fullmatch(THUMBNAIL, file.name) for file in path.iterdir())
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return is_page(file.read(1000), TITLE)
 
 
 def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) -> tuple[list[int], int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from anomalib_softpatch._version import __version__
-from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.files import atomic_output, beginning
 from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.options import check_choice
 
@@ -281,14 +281,6 @@ def write_exports(findings: "Findings", names: Sequence[str], folder: Path) -> l
         with atomic_output(file) as temporary:
             temporary.write_text(json.dumps(EXPORTS[name](images), indent=1) + "\n", encoding="ascii")
     return files
-
-
-def beginning(file: Path) -> bytes:
-    """Return the first thousand bytes of a file, by which one of a report is known; none of what is no file."""
-    if not file.is_file():
-        return b""
-    with file.open("rb") as stream:
-        return stream.read(1000)
 
 
 def _root(images: Sequence[ExportedImage]) -> Path:

@@ -28,8 +28,9 @@ class Region:
 
     def patch_center(self, row: int, column: int, grid_size: tuple[int, int]) -> tuple[int, int]:
         """Return x and y of the pixel at the center of the patch at a row and a column of the grid."""
-        width, height = self.patch_size(grid_size)
-        return int(self.left + (column + 0.5) * width), int(self.top + (row + 0.5) * height)
+        x = self.left + (column + 0.5) / grid_size[1] * (self.right - self.left)
+        y = self.top + (row + 0.5) / grid_size[0] * (self.bottom - self.top)
+        return int(x), int(y)
 
     def crop(self, mask: torch.Tensor) -> torch.Tensor:
         """Cut the rectangle out of a mask of shape ``(height, width)``; what lies beyond the mask is zero."""

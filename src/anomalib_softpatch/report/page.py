@@ -91,8 +91,10 @@ def self_check_block(lines: Sequence[str]) -> str:
 
 def with_self_check(page: str, lines: Sequence[str]) -> str:
     """Put the self-check of a fit, the verdict first, into a page, in the place of an earlier one."""
-    before, _, rest = page.partition(CHECK_START)
-    _, _, after = rest.partition(CHECK_END)
+    before, start, rest = page.partition(CHECK_START)
+    _, end, after = rest.partition(CHECK_END)
+    if not start or not end:  # of an earlier version
+        return page
     return f"{before}{self_check_block(lines)}{after}"
 
 

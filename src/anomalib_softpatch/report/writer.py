@@ -15,12 +15,11 @@ import pandas as pd
 from PIL import Image
 
 from anomalib_softpatch._version import __version__
-from anomalib_softpatch.files import atomic_output, check_writable
+from anomalib_softpatch.files import atomic_output, beginning, check_writable, is_page
 from anomalib_softpatch.images.paths import in_spreadsheet
 from anomalib_softpatch.pages.drawing import JPEG_QUALITY, difference
-from anomalib_softpatch.pages.rendering import Figure, is_page, shown_difference
+from anomalib_softpatch.pages.rendering import Figure, shown_difference
 from anomalib_softpatch.report.drawing import image_pair, nearest_patches
-from anomalib_softpatch.report.exports import beginning
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.look_alikes import MOST_EXPLAINED
 from anomalib_softpatch.report.page import MOST_SHOWN, render, with_self_check

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from anomalib_softpatch.images.appearance import Appearance, appearance, mean_co
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
 from anomalib_softpatch.images.reading import UnreadableImageError, read_image
 from anomalib_softpatch.options import FALSE_ALARMS, check
+from anomalib_softpatch.predictions.page_files import page_files
 from anomalib_softpatch.predictions.predictor import Predictor, load_exported
 from anomalib_softpatch.predictions.runtimes import check_exported
 from anomalib_softpatch.predictions.table import (
@@ -97,13 +99,10 @@ def predict(
     paths, folders, others = ([], [], []) if watch else _found(images)
     decided = None if decisions is None else read_decided(decisions, paths, file)
     name = fingerprint(file)
+    if page:
+        page_files(output)  # refuses a place that is taken
     with PredictionLog(output, name) as log, _terminated_as_interrupted():
-        drawn = None
-        if page:
-            from anomalib_softpatch.predictions.page import PredictionPage  # noqa: PLC0415  # imports torch
-
-            drawn = PredictionPage(output)
-        run = Run(log, file, name, device, exported=ckpt_path is None, page=drawn)
+        run = Run(log, file, name, device, exported=ckpt_path is None, page=page)
         try:
             if watch:
                 run.watch(images, heartbeat)
@@ -176,7 +175,7 @@ class Run:
     """
 
     def __init__(
-        self, log: PredictionLog, file: Path, name: str, device: str, exported: bool, page: "PredictionPage | None"
+        self, log: PredictionLog, file: Path, name: str, device: str, exported: bool, page: bool = False
     ) -> None:
         self.log = log
         self.verdicts: Counter[str] = Counter()
@@ -185,7 +184,7 @@ class Run:
         self._name = name
         self._device = device
         self._exported = exported
-        self._page = page
+        self._has_page = page
         self._model: Predictor | None = None
         self._said: set[str] = set()
 
@@ -193,6 +192,15 @@ class Run:
     def training(self) -> TrainingFacts:
         """What the model knows of its training images; nothing where it cannot be loaded."""
         return self._load().training
+
+    @cached_property
+    def _page(self) -> "PredictionPage | None":
+        """The page, imported once there is something to draw, since that takes seconds."""
+        if not self._has_page:
+            return None
+        from anomalib_softpatch.predictions.page import PredictionPage  # noqa: PLC0415  # imports torch
+
+        return PredictionPage(self.log.path)
 
     def score(self, paths: Sequence[str]) -> None:
         """Score images; those that have a row already are counted only. Then write the page."""

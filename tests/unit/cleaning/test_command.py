@@ -86,7 +86,7 @@ def test_what_an_earlier_version_has_moved_is_known(
     before = (tmp_path / "images-trained" / "set_aside.csv").read_text()
     clean_train(folder)
     assert done == ["report", "fit on 8"]
-    assert "set aside 2 images (by an earlier version: 2)" in capsys.readouterr().out
+    assert "set aside 2 images (by another version: 2)" in capsys.readouterr().out
     assert (tmp_path / "images-trained" / "set_aside.csv").read_text() == before
 
 
