@@ -172,7 +172,7 @@ def print_cuts(file: Path) -> None:
     bad = np.array([run["bad"] for run in runs], dtype=bool)
     for fact in FACTS:
         values = np.array([run[fact] for run in runs])
-        verdicts = [side * (values - cut) >= 0 for cut in values for side in (1, -1)]
+        verdicts = [side * (values - cut) >= 0 for cut in values for side in (1, -1)] + [np.zeros_like(bad)]
         print(f"{fact}: right for {max(int((verdict == bad).sum()) for verdict in verdicts)} of {len(runs)}")
 
 

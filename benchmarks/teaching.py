@@ -156,6 +156,9 @@ def measure(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float
     """Return the figures of each row, before and after."""
     if person.folder.name == "plates":
         return measure_holes(person)
+    if any(is_bad(path) for path in person.paths["train"]):
+        msg = f"{person.folder.name} has defects among its training images and no masks: see decision_order.py."
+        raise ValueError(msg)
     train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
     rows = {}
     for name, change in (("mirrored", {"mirrored": True}), ("reddish", {"colors": RED})):

@@ -45,7 +45,7 @@ class FeatureCache:
     Attributes:
         folder: Subfolder that this extractor's features are in.
         found: Number of images whose features were found.
-        computed: Number of those whose features were computed.
+        computed: Number of images whose features were computed.
 
     Raises:
         OSError: If the folder cannot be made.

@@ -130,14 +130,14 @@ class FeatureStore:
             else:
                 os.truncate(handle, size * dtype.itemsize)
         except OSError as error:
+            os.close(handle)  # first: an open file may keep its folder from being removed
             self.clear()
             msg = (
                 f"{what} do not fit on the disk that holds {folder}: {error}. Free space there, set the environment "
                 "variable TMPDIR to a folder on a larger disk, or hold more in memory (memory_budget of a model)."
             )
             raise OSError(msg) from error
-        finally:
-            os.close(handle)
+        os.close(handle)
         # Shared, so that the pages belong to the file and the system may drop them from memory.
         mapped = torch.from_file(name, shared=True, size=size, dtype=dtype)
         # The mapping keeps the data, and a killed process leaves nothing behind. Windows removes no file in use.
@@ -185,7 +185,9 @@ class FeatureStore:
     def numbered_batches(
         self, device: torch.device | None = None, size: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the numbers of images, shape ``(b,)``, and their features, float32, batch by batch.
+        """Yield the numbers of images and their features, batch by batch.
+
+        The numbers have the shape ``(b,)``, and the features ``(b, height, width, channels)``, float32.
 
         Args:
             device: Where to put them. Default: the device of the features.

@@ -3,7 +3,7 @@
 
 """Denoising memory bank: from the features of noisy training images to patches and weights to compare with.
 
-The stages, each a module of its own: features -> discriminator scores -> kept patches and weights -> coreset ->
+The stages: features -> discriminator scores -> kept patches and weights -> coreset ->
 support radii -> bank.
 """
 
@@ -108,6 +108,7 @@ class DenoisingMemoryBank:
     def __post_init__(self) -> None:
         self.discriminators = tuple(self.discriminators)
         self.thresholds = tuple(self.thresholds)
+        self.discriminator_options = dict(self.discriminator_options or {})
         check_discriminators(self.discriminators, self.discriminator_options)
         if len(self.thresholds) not in {1, 2}:
             msg = f"thresholds must be one value, or two for a bank of each task, got {self.thresholds}."
@@ -243,9 +244,14 @@ class DenoisingMemoryBank:
         return _overlap_ranges(coresets)
 
     def weigh(self, scores: PatchScores | None, indices: torch.Tensor) -> torch.Tensor:
-        """Return the weights of some patches, given by their indices, 0 or more (SoftPatch, section 3.4).
+        """Return the weights of some patches (SoftPatch, section 3.4).
 
-        Without noise scores of all patches they are 1.
+        Args:
+            scores: Noise scores of all patches; ``None``: all weights are 1.
+            indices: Which patches, shape ``(m,)``.
+
+        Returns:
+            Shape ``(m,)``, 0 or more.
         """
         if scores is None or not self.soft_weight:
             return torch.ones(len(indices), device=indices.device)
@@ -265,6 +271,9 @@ def keep_mask(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     Args:
         scores: Noise scores of any shape.
         threshold: Share to remove, tau in the paper, in [0, 1).
+
+    Returns:
+        Boolean, of the shape of the scores.
     """
     if threshold == 0:
         return torch.ones_like(scores, dtype=torch.bool)

@@ -79,11 +79,12 @@ class PatchFeatureExtractor(nn.Module):
                 self.check_size(*images.shape[-2:])
             raise
         features = [by_layer[layer].float() for layer in self.layers]
+        del by_layer  # in half precision these are copies
         size = features[0].shape[-2:]
-        # Pooling acts on channels and resizing on positions: either order gives the same, this one is cheaper.
         if self.patch_embedding == "average":
             features = [self.average(feature) for feature in features]
         else:
+            # Pooling acts on channels and resizing on positions: either order gives the same, this one is cheaper.
             features = [pool_channels(unfold(feature), POOLED_CHANNELS) for feature in features]
         resized = [F.interpolate(feature, size=size, mode="bilinear") for feature in features[1:]]
         stacked = torch.cat([features[0], *resized], dim=1)
@@ -91,7 +92,11 @@ class PatchFeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the grid of patches of an image, whose size is in pixels: one is tried."""
+        """Return height and width of the grid of patches of an image, whose size is in pixels: one is tried.
+
+        Raises:
+            ValueError: See :meth:`check_size`.
+        """
         device = next((parameter.device for parameter in self.backbone.parameters()), None)
         features = self(torch.zeros(1, 3, height, width, device=device))
         return features.shape[1], features.shape[2]

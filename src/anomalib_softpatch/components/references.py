@@ -140,6 +140,8 @@ def nearest_patches(features: torch.Tensor, references: References, k: int) -> t
 def squares_to_others(features: torch.Tensor, scored: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
     """Return squared distances between patches, up to a term that is the same for all references of a patch.
 
+    The term is the squared length of the patch itself, from the mean of the references.
+
     Args:
         features: Shape ``(images, height, width, dimensions)``, float32.
         scored: Numbers of patches, shape ``(groups, queries)``.

@@ -182,7 +182,7 @@ def rate_interval(count: float, images: int) -> tuple[float, float]:
 
 
 def fewest_images(rate: float) -> int:
-    """Return how many images it takes to see one beyond a rate above 0, with a confidence of 95 % (Wilks 1941)."""
+    """Return how many images it takes to see one beyond a rate between 0 and 1, with 95 % confidence (Wilks 1941)."""
     return math.ceil(math.log(LEVEL) / math.log1p(-rate))
 
 

@@ -163,7 +163,7 @@ def support_radii(
         indices: Numbers of the patches, shape ``(m,)``.
         groups: Number of each image's group of copies, shape ``(images,)``.
         support: Factors of the distances to the k-th nearest other images, by k, see :meth:`Support.radii`.
-        neighborhood: See :func:`find_support`.
+        neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
 
     Returns:
         Shape ``(m,)``, in the units of the features; zeros where there is no other image.

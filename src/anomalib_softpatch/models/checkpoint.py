@@ -284,7 +284,7 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reason_against_format(number: int, known: int, version: str | None) -> str:
-    """Say why a file of a format cannot be read by this version, which knows others, likewise."""
+    """Say why a file of a format newer than the newest known one cannot be read; empty if it can."""
     if number <= known:
         return ""
     return (

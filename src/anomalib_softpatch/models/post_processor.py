@@ -61,7 +61,9 @@ class LabelFreePostProcessor(PostProcessor):
     Anomalib's thresholds maximize F1 on labeled validation images; without defects among these they are the highest
     score. Here, the threshold then comes from the out-of-bag scores of the training images, which themselves may hold
     defects. Of the three ways to say how strict to be, the first that is given counts: ``fixed_threshold``,
-    ``expected_defects``, ``false_alarms``. Scores are normalized by :func:`normalize`.
+    ``expected_defects``, ``false_alarms``.
+
+    A score s becomes s / (s + threshold): 0 for no distance at all, 0.5 at the threshold, and below 1 however large.
 
     Args:
         false_alarms: Share of normal images that may be called anomalous, above 0 and below 1.

@@ -39,7 +39,10 @@ data = Folder("bolts", "train/good", root, "test/broken_small", "test/good", num
 engine = Engine(default_root_dir="results", accelerator="cpu", logger=False)
 engine.fit(model, datamodule=data)
 engine.test(model, datamodule=data)
-torch.save([model.model.memory_bank, model.model.radii], "bank.pt")
+model.model.eval()
+image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    torch.save([model.model.memory_bank, model.model.radii, *model.model(image)[::2]], "bank.pt")
 """
 
 
@@ -60,10 +63,15 @@ def test_it_trains_without_the_plugin(
     model = SoftPatchPlus(backbone=backbone, layers=LAYERS, coreset_sampling_ratio=0.1, pre_processor=pre_processor)
     data = Folder("bolts", "train/good", root, "test/broken_small", "test/good", num_workers=0)
     Engine(default_root_dir=tmp_path / "own", accelerator="cpu", logger=False).fit(model, datamodule=data)
-    bank, radii = torch.load(tmp_path / "bank.pt")
+    bank, radii, score, anomaly_map = torch.load(tmp_path / "bank.pt")
     assert radii.any()
     assert torch.equal(bank, model.model.memory_bank)
     assert torch.equal(radii, model.model.radii)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        again = model.model.eval()(image)
+    assert torch.equal(score, again.pred_score)
+    assert torch.equal(anomaly_map, again.anomaly_map)
 
 
 def assemble(target: Path) -> set[str]:
