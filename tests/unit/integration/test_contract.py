@@ -14,6 +14,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -485,6 +486,8 @@ def uses() -> Iterator[tuple[str, str]]:
     for module in pkgutil.walk_packages([str(PACKAGE)], "anomalib_softpatch."):
         for owner in vars(importlib.import_module(module.name)).values():
             if not inspect.isclass(owner) or not owner.__module__.startswith("anomalib_softpatch."):
+                continue
+            if issubclass(owner, Enum):  # whose private parts Python makes
                 continue
             bases = [vars(base) for base in owner.__mro__ if not base.__module__.startswith("anomalib_softpatch.")]
             theirs = {name for base in bases for name in base if private(name) and not name.startswith("_abc_")}

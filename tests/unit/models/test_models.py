@@ -388,7 +388,7 @@ def test_options_come_back_from_a_checkpoint(model_class, own, datamodule, tmp_p
     parser.add_class_arguments(model_class, "model")
     assert saved.keys() <= vars(parser.get_defaults().model).keys()
     restored = model_class.load_from_checkpoint(checkpoint)
-    assert vars(restored.model.memory_bank_builder) == vars(trained.model.memory_bank_builder)
+    assert restored.model.memory_bank_builder == trained.model.memory_bank_builder
     assert dict(restored.hparams) == dict(trained.hparams)
     assert restored.noise_report is trained.noise_report
     assert restored.model.feature_extractor.dtype == torch.bfloat16
