@@ -6,6 +6,7 @@
 import copy
 import pickle
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -388,7 +389,7 @@ def test_options_come_back_from_a_checkpoint(model_class, own, datamodule, tmp_p
     parser.add_class_arguments(model_class, "model")
     assert saved.keys() <= vars(parser.get_defaults().model).keys()
     restored = model_class.load_from_checkpoint(checkpoint)
-    assert restored.model.memory_bank_builder == trained.model.memory_bank_builder
+    assert asdict(restored.model.memory_bank_builder) == asdict(trained.model.memory_bank_builder)
     assert dict(restored.hparams) == dict(trained.hparams)
     assert restored.noise_report is trained.noise_report
     assert restored.model.feature_extractor.dtype == torch.bfloat16
