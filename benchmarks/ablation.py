@@ -96,6 +96,16 @@ def set_of(root: Path, category: str) -> AnomalibDataModule:
     return Folder(category, root=folder, **folders, num_workers=0, val_split_mode="same_as_test", seed=0)
 
 
+def is_bad(name: str) -> bool:
+    """Tell by the name of a training image, in a set with noise of its own, whether it surely has a defect."""
+    return name.startswith("defect_")
+
+
+def is_doubtful(name: str) -> bool:
+    """Tell likewise whether it may have one."""
+    return name.startswith("doubtful_")
+
+
 def extract(
     model: SoftPatchModel, ratio: float, seed: int, overlap: bool, rotated: bool, arguments: argparse.Namespace
 ) -> Features:
@@ -136,9 +146,9 @@ def extract(
         torch.cat([features for features, *_ in test]),
         torch.cat([labels for _, labels, *_ in test]),
         torch.cat([masks for _, _, masks, _ in test]).bool(),
-        np.array(injected, dtype=bool) | [name.startswith("defect_") for name in names],
+        np.array(injected, dtype=bool) | [is_bad(name) for name in names],
         [path for *_, paths in test for path in paths],
-        np.array([name.startswith("doubtful_") for name in names]),
+        np.array([is_doubtful(name) for name in names]),
     )
 
 

@@ -22,9 +22,10 @@ Example::
 import numpy as np
 import torch
 
+from ablation import is_bad
 from anomalib_softpatch.images.decisions import DEFECT, NORMAL
 from anomalib_softpatch.models.teaching import teach_model
-from teaching import NOISE, Person, is_bad, run
+from teaching import NOISE, Person, run
 
 COUNTS = (5, 10, 20, 40)
 KEYS = ("defects left", "false alarms", "found")
@@ -33,7 +34,7 @@ KEYS = ("defects left", "false alarms", "found")
 def measure(person: Person) -> dict[str, list[dict[str, float]]]:
     """Return the figures of each order, after each number of decisions."""
     images, good, defects = (person.features[name] for name in ("train", "good", "defects"))
-    bad = [is_bad(path) for path in person.paths["train"]]
+    bad = [is_bad(path.name) for path in person.paths["train"]]
     if not any(bad):
         images, defects = torch.cat((images, defects[:NOISE])), defects[NOISE:]
         bad += [True] * NOISE

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ablation import is_bad, is_doubtful
 from anomalib_softpatch import SoftPatch
 from anomalib_softpatch.components.search import NearestNeighborSearch
 from anomalib_softpatch.components.teaching import NO_GROUP, Lesson, make_lesson
@@ -53,16 +54,6 @@ RED = (0.3, 1.0, 1.0)
 KEYS = ("false alarms", "found", "taught")
 
 
-def is_doubtful(path: Path) -> bool:
-    """Tell whether a training image of solar cells is neither surely good nor surely bad."""
-    return path.name.startswith("doubtful_")
-
-
-def is_bad(path: Path) -> bool:
-    """Tell whether a training image of solar cells is surely bad; those of other sets are all good."""
-    return path.name.startswith("defect_")
-
-
 class Person:
     """A set with its truth, a model, and what the model is told.
 
@@ -80,7 +71,7 @@ class Person:
         rng = np.random.default_rng(seed)
         test = [Path(path) for path in find_images(folder / "test")[0]]
         paths = {
-            "train": [Path(path) for path in find_images(folder / "train")[0] if not is_doubtful(Path(path))],
+            "train": [path for path in map(Path, find_images(folder / "train")[0]) if not is_doubtful(path.name)],
             "good": [path for path in test if path.parent.name == "good"],
             "defects": [path for path in test if path.parent.name != "good"],
         }
@@ -156,7 +147,7 @@ def measure(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float
     """Return the figures of each row, before and after."""
     if person.folder.name == "plates":
         return measure_holes(person)
-    if any(is_bad(path) for path in person.paths["train"]):
+    if any(is_bad(path.name) for path in person.paths["train"]):
         msg = f"{person.folder.name} has defects among its training images and no masks: see decision_order.py."
         raise ValueError(msg)
     train, good, defects = (person.features[name] for name in ("train", "good", "defects"))

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ class Run:
     output: Path
     options: stages.Options
     state: State
+
+    @cached_property
+    def settings(self) -> list[Any]:
+        """What features and scores depend on besides the images; the weights are hashed once."""
+        options, extraction = self.options, self.options.extraction
+        name = extraction.backbone
+        assert name is not None
+        files = find_source(name).files
+        weights = inventory(files[0].parent, files) if files else {}
+        sizes = [extraction.size, extraction.tiles]
+        compared = [options.neighborhood, options.model_options.get("min_images")]
+        return [__version__, name, weights, extraction.layers, *sizes, *compared]
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,7 @@ def select(run: Run, ranking: Ranking, decisions: Mapping[str, str], share: floa
 def fit(run: Run, ranking: Ranking, training: Sequence[str], false_alarms: float) -> Fit:
     """Train, set the threshold for a share of false alarms, and show the self-check in the report."""
     contents = [[name, ranking.files[name]] for name in training]
-    settings = [*_settings(run.options), ranking.largest_value]
+    settings = [*run.settings, ranking.largest_value]
     key = key_of(settings, str(run.folder), contents, run.options.model, run.options.model_options)
     found = run.state.finished("fit", key)
     what = f"fit on {counted(len(training), 'image')}"
@@ -262,20 +275,8 @@ def _prediction(output: Path, exported: Sequence[str]) -> str:
     return f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
 
 
-def _settings(options: stages.Options) -> list[Any]:
-    """Return what features and scores depend on beside the images."""
-    extraction = options.extraction
-    name = extraction.backbone
-    assert name is not None
-    files = find_source(name).files
-    weights = inventory(files[0].parent, files) if files else {}
-    sizes = [extraction.size, extraction.tiles]
-    compared = [options.neighborhood, options.model_options.get("min_images")]
-    return [__version__, name, weights, extraction.layers, *sizes, *compared]
-
-
 def _report_key(run: Run, files: Mapping[str, str]) -> str:
-    return key_of(_settings(run.options), str(run.folder), dict(files), *run.options.exports)
+    return key_of(run.settings, str(run.folder), dict(files), *run.options.exports)
 
 
 def _say(number: int, text: str) -> None:

@@ -19,15 +19,12 @@ def page_files(output: Path) -> tuple[Path, Path]:
         ValueError: If something other than an earlier page is there.
     """
     page, drawings = output.with_suffix(".html"), output.with_name(f"{output.stem}_thumbnails")
-    for path, free in ((page, _is_free(page) and page != output), (drawings, _is_free(drawings))):
-        if not free:
+    is_earlier = {
+        page: page != output and is_page(beginning(page), TITLE),
+        drawings: drawings.is_dir() and all(re.fullmatch(THUMBNAIL, file.name) for file in drawings.iterdir()),
+    }
+    for path, earlier in is_earlier.items():
+        if (path == output or path.exists()) and not earlier:
             msg = f"{str(path)!r} is where the page would be and is not a page of predictions. Give another output."
             raise ValueError(msg)
     return page, drawings
-
-
-def _is_free(path: Path) -> bool:
-    """Tell whether nothing is there, or what an earlier page has left."""
-    if path.is_dir():
-        return path.suffix != ".html" and all(re.fullmatch(THUMBNAIL, file.name) for file in path.iterdir())
-    return not path.exists() or is_page(beginning(path), TITLE)

@@ -4,7 +4,7 @@
 """Noise level: how many images stand apart from the rest, where that can be told.
 
 It is not the share of anomalous images: a rare variant of normal images stands apart like a defect, and a defect that
-several images show does not. ``docs/results.md`` has what ``benchmarks/noise_level.py`` measures.
+several images show does not. ``benchmarks/noise_level.py`` measures how often it is right.
 """
 
 import warnings
