@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
 import pandas as pd
 import pytest
 import torch
@@ -28,6 +27,7 @@ from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.benchmark.generator import NoiseBenchmarkJobGenerator
 from anomalib_softpatch.benchmark.pipeline import NoiseBenchmark
 from anomalib_softpatch.components import DenoisingMemoryBank
+from anomalib_softpatch.predictions.runtimes import openvino_core
 from conftest import ROOT, SHARED
 
 CONFIGS = ROOT / "configs"
@@ -163,7 +163,7 @@ def test_dinov2(datasets: Path, tmp_path: Path) -> None:
     assert len({expected[path] > 0.5 for path in paths}) == 2  # the black rectangles are found
     file = str(engine.export(model, ExportType.ONNX, export_root=tmp_path))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for path in paths:
         image = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32).transpose(2, 0, 1)[None] / 255
         (onnx_score,) = session.run(["pred_score"], {session.get_inputs()[0].name: image})

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from anomalib.data import MVTecAD
@@ -19,6 +18,7 @@ from PIL import Image
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.components.search import bounds, graph, scores
+from anomalib_softpatch.predictions.runtimes import openvino_core
 
 SETTINGS = {
     "SoftPatch, unfold, 5 neighbors": lambda: SoftPatch(**BACKBONE, patch_embedding="unfold", num_neighbors=5),
@@ -130,7 +130,7 @@ def test_onnxruntime(trained, onnx_file, batch_size, size):
 def test_openvino(trained, openvino_file, batch_size, size):
     images = random_images(batch_size, size)
     # The reference precision: by default OpenVINO computes in bfloat16 where the processor has it.
-    compiled = openvino.Core().compile_model(str(openvino_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(str(openvino_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled(images.numpy())
     with torch.no_grad():
         expected = trained[1](images)

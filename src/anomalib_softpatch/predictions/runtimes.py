@@ -6,13 +6,18 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import numpy as np
 
 from anomalib_softpatch.predictions.metadata import Metadata, read_metadata
+
+if TYPE_CHECKING:
+    import openvino
 
 NEEDED_OUTPUTS = ("pred_score", "anomaly_map")
 RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "OpenVINO")}  # module and name by suffix
@@ -75,6 +80,19 @@ def load_runtime(file: Path, exact: bool = True) -> Runtime:
     return runtime
 
 
+@cache
+def openvino_core() -> "openvino.Core":
+    """Return the one OpenVINO core of this process.
+
+    A core with the CPU plugin gives the calling thread a new signal stack. When two cores are released in the order in
+    which they were made, the thread keeps a signal stack that is no longer mapped, and the next signal that Python
+    handles, such as Ctrl-C, ends the process with a segmentation fault and no message (seen with OpenVINO 2026.4).
+    """
+    import openvino  # noqa: PLC0415  # optional
+
+    return openvino.Core()
+
+
 def _load_onnx(file: Path) -> tuple[Runtime, list[str]]:
     """Load an ONNX file; return the names of its outputs, too."""
     # Its telemetry sends what is run on a machine to others, and is known to crash (microsoft/onnxruntime, issue 32173)
@@ -100,7 +118,7 @@ def _load_openvino(file: Path, exact: bool) -> tuple[Runtime, list[str]]:
 
     ElementTree.parse(file)  # OpenVINO takes a file that is not XML for TensorFlow's, and says so in several lines
     file.with_suffix(".bin").stat()
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(str(file))
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
     names = [output.get_any_name() for output in compiled.outputs if output.get_names()]

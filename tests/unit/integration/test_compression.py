@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from anomalib_softpatch import SoftPatchPlus
 from anomalib_softpatch.components.search import bounds, graph, scores
 from anomalib_softpatch.integration.compression import compress, measure, resize_operations, search_operations
+from anomalib_softpatch.predictions.runtimes import openvino_core
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_search_stays_in_full_precision(model, exported, compression, mvtec_root
     # With weights in eight bits the features of an untrained network differ a little, with activations too a lot.
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
-    output = openvino.Core().compile_model(compressed, "CPU", hint)(image.numpy())
+    output = openvino_core().compile_model(compressed, "CPU", hint)(image.numpy())
     with torch.no_grad():
         expected = model(image)
     tolerance = 0.2 if compression == CompressionType.INT8 else 1.0
@@ -157,7 +158,7 @@ def test_bad_input_is_refused(model, exported, mvtec_root) -> None:
 def test_the_accuracy_is_that_of_the_images(model, exported, mvtec_root) -> None:
     data = MVTecAD(root=mvtec_root, category="bottle", num_workers=0, eval_batch_size=3)
     data.setup()
-    compiled = openvino.Core().compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     metric = AUROC(fields=["pred_score", "gt_label"])
     scores, labels = [], []
     with torch.no_grad():

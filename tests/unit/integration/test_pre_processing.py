@@ -5,7 +5,6 @@
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
@@ -14,6 +13,7 @@ from torch import nn
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Pad, Resize
 
 from anomalib_softpatch.integration.pre_processing import infer_as_trained
+from anomalib_softpatch.predictions.runtimes import openvino_core
 
 NORMALIZE = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TRANSFORMS = {
@@ -60,7 +60,7 @@ def test_in_runtimes(pre_processor, tmp_path):
         dynamic_shapes={"batch": dict(zip((0, 2, 3), dynamic, strict=True))},
     )  # fmt: skip
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for size in SIZES:
         given = images(size, 2)
         expected = pre_processor.transform(given.double()).numpy()  # in float32, PyTorch rounds places in the image

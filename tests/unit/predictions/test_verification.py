@@ -104,3 +104,23 @@ def test_golden_images_are_the_same_everywhere():
     assert (255 * image.astype(np.float64)).round(3).max() <= 255
     np.testing.assert_array_equal(image, make_image(0, 33, 50))
     assert np.abs(image - make_image(1, 33, 50)).mean() > 0.05
+
+
+SIGNAL = """
+import faulthandler, signal, sys
+from pathlib import Path
+from anomalib_softpatch.predictions.runtimes import load_runtime
+
+faulthandler.enable()  # which gives this thread a signal stack
+first, second = (load_runtime(Path(sys.argv[1])) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_is_handled_after_models_were_released(tmp_path, run_python):
+    """OpenVINO's cores take the signal stack of a thread with them."""
+    file = export(tmp_path, golden(), "openvino")
+    assert run_python("-c", SIGNAL, file, cwd=tmp_path).stdout == "handled\n"

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from anomalib_softpatch.components import MemoryBank, NearestNeighborSearch, nearest_neighbors
 from anomalib_softpatch.components.search import bounds, exact, plain
 from anomalib_softpatch.components.search.exact import PrunedIndex
+from anomalib_softpatch.predictions.runtimes import openvino_core
 
 RANGES = {
     "one": [(0, 3000)],
@@ -458,7 +459,7 @@ def export(model, example, folder):
     openvino.save_model(openvino.convert_model(path), folder / "model.xml", compress_to_fp16=False)
     assert path.stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
     session = onnxruntime.InferenceSession(path)
-    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return (
         lambda images: session.run(None, {session.get_inputs()[0].name: images.numpy()}),
         lambda images: [output.copy() for output in compiled(images.numpy()).values()],

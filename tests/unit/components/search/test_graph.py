@@ -18,6 +18,7 @@ from anomalib_softpatch.components.search import bounds, plain
 from anomalib_softpatch.components.search import graph as module
 from anomalib_softpatch.components.search.bank import contains
 from anomalib_softpatch.components.search.graph import GraphSearch
+from anomalib_softpatch.predictions.runtimes import openvino_core
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +241,7 @@ def export(bank, ranges, folder, radii=None):
         searches = sum(map(len, parts_of(ranges)))
         assert file.stat().st_size < (1.3 * bank.numel() * 4 + 8 * len(bank)) + 260_000 * searches
     session = onnxruntime.InferenceSession(path)
-    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def pairs(outputs):
         return list(zip(outputs[::2], outputs[1::2], strict=True))

@@ -20,6 +20,7 @@ from anomalib_softpatch.components import MemoryBank, nearest_neighbors
 from anomalib_softpatch.components.search import scores as module
 from anomalib_softpatch.components.search.bank import nearer
 from anomalib_softpatch.components.search.scores import score_by_banks
+from anomalib_softpatch.predictions.runtimes import openvino_core
 
 TWO = (RANGES["two that share rows"][0], RANGES["two that share rows"][1])
 SHAPE = (3, 9, 7)
@@ -256,7 +257,7 @@ def test_export(tmp_path):
     path, model = tmp_path / "model.onnx", Model(bank, weights)
     torch.onnx.export(model, (torch.zeros(2, 32, 5, 6),), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
     session = onnxruntime.InferenceSession(path)
-    compiled = openvino.Core().compile_model(openvino.convert_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(openvino.convert_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for number, shape in enumerate([(1, 20, 24), (3, 9, 7), (1, 4, 4), (2, 24, 22), (1, 1, 1)]):
         queries = anisotropic(int(np.prod(shape)), 32, seed=number + 2)
         queries[len(queries) // 2] *= 1 + 3 * (number % 2)
