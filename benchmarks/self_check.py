@@ -19,7 +19,7 @@ table are what it said.
 Example::
 
     python benchmarks/self_check.py --sets kolektor mtile visa_macaroni1 --save docs/results/self_check.json
-    python benchmarks/self_check.py --cuts docs/results/self_check.json  # what any one fact could have said at best
+    python benchmarks/self_check.py --cuts docs/results/self_check.json  # what rules fitted to these runs could say
 """
 
 import argparse
@@ -31,6 +31,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from ablation import Features
 from anomalib_softpatch.components import FeatureCache
@@ -166,14 +172,32 @@ def measure(
 
 
 def print_cuts(file: Path) -> None:
-    """Print of each fact how many runs of a saved file its best cut is right for, chosen with the truth at hand."""
-    cells = json.loads(file.read_text(encoding="utf-8"))["rows"].values()
-    runs = [run for columns in cells for column in columns for run in column]
+    """Print how many runs of a saved file rules are right for that were fitted to the truth about these runs.
+
+    For each fact, that is its best cut. For all facts together, it is what rules say about a set that they were not
+    fitted to.
+    """
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    sets, runs = zip(*((name, run) for name, columns in rows.items() for cell in columns for run in cell), strict=True)
     bad = np.array([run["bad"] for run in runs], dtype=bool)
     for fact in FACTS:
         values = np.array([run[fact] for run in runs])
         verdicts = [side * (values - cut) >= 0 for cut in values for side in (1, -1)] + [np.zeros_like(bad)]
         print(f"{fact}: right for {max(int((verdict == bad).sum()) for verdict in verdicts)} of {len(runs)}")
+    facts = np.array([[run[fact] for fact in FACTS] for run in runs])
+    groups = [name.split(",")[0].split(" and ")[0] for name in sets]  # a mixture counts as its first set
+    rules = {
+        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression()),
+        **{
+            f"decision tree, depth {depth}": DecisionTreeClassifier(max_depth=depth, random_state=0)
+            for depth in (1, 2, 3)
+        },
+        "random forest": RandomForestClassifier(500, random_state=0),
+    }
+    for name, rule in rules.items():
+        same = int((rule.fit(facts, bad).predict(facts) == bad).sum())
+        other = int((cross_val_predict(rule, facts, bad, groups=groups, cv=LeaveOneGroupOut()) == bad).sum())
+        print(f"{name}: right for {same} of {len(runs)} runs it was fitted to, for {other} with their set left out")
 
 
 def main() -> None:
