@@ -297,7 +297,8 @@ def raw_scores(model: SoftPatch, folder: Path) -> dict[str, float]:
 
 def folder_of(root: Path) -> Folder:
     dirs = {"normal_dir": "good", "normal_test_dir": "good too", "abnormal_dir": "bad"}
-    return Folder(name="set", root=root, num_workers=0, **dirs)
+    # By default, a random half of the test images is for validation
+    return Folder(name="set", root=root, num_workers=0, val_split_mode="same_as_test", **dirs)
 
 
 @pytest.fixture
