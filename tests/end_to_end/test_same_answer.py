@@ -37,8 +37,7 @@ SMALL = {
 }  # fmt: skip
 NORMALIZE = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SETTINGS = {
-    "center crop": ([Resize((128, 128)), CenterCrop((96, 96))], {}),
-    "padding": ([Resize((112, 112)), Pad(8)], {}),
+    "padding and center crop": ([Resize((112, 112)), Pad(8), CenterCrop((96, 128))], {}),
     "tiles that do not fit": ([Resize((112, 160))], {"tile_size": 64, "stride": 48}),
 }
 
@@ -165,7 +164,7 @@ def test_command_with_exported_files(kind, trained, exported, root, tmp_path, ca
     check_command(expected, images, tmp_path / "predictions.csv", model=file)
 
 
-@pytest.mark.parametrize("trained", ["center crop"], indirect=True)
+@pytest.mark.parametrize("trained", ["padding and center crop"], indirect=True)
 def test_a_file_that_decides_otherwise(exported, tmp_path):
     """As if its runtime computed something else."""
     file, content = tmp_path / "model.onnx", onnx.load(exported[0])
