@@ -3,16 +3,22 @@
 
 """Small inputs that several tests use."""
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from PIL import Image
 
 from anomalib_softpatch.files import write_table
 from anomalib_softpatch.images.decisions import COLUMNS, Decision
 from anomalib_softpatch.images.paths import to_text
 
+OUTPUTS = {"score": "pred_score", "map": "anomaly_map"}  # of an exported model
 # Noise scores, some of which tie
 SCORES = st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=50)
 
@@ -36,3 +42,37 @@ def write_decisions(decisions: Iterable[Decision], file: Path) -> None:
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_table(file, COLUMNS, [[to_text(each.path), each.verdict, region] for each, region in regions.items()])
+
+
+def save_brightness_model(file: Path, outputs: dict[str, str], offset: float = 0.0) -> Path:
+    """An exported file whose score is the brightest value of the image, and whose map is the mean over the colors."""
+    nodes = [
+        helper.make_node("Add", ["input", "offset"], ["moved"]),
+        helper.make_node("ReduceMax", ["moved"], [outputs["score"]], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["moved"], [outputs["map"]], axes=[1], keepdims=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+        [
+            helper.make_tensor_value_info(outputs["score"], TensorProto.FLOAT, ["batch"]),
+            helper.make_tensor_value_info(outputs["map"], TensorProto.FLOAT, ["batch", 1, "height", "width"]),
+        ],
+        [helper.make_tensor("offset", TensorProto.FLOAT, [], [offset])],
+    )
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), file)
+    return file
+
+
+def save_dark_image(path: Path, brightest: int) -> None:
+    """A dark image of 30 by 20 pixels with one that is brighter, at (12, 7)."""
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[7, 12] = brightest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

@@ -3,7 +3,6 @@
 
 """The command predict where things go wrong: no image is left without a row, and what was scored stays."""
 
-import csv
 import json
 import resource
 import signal
@@ -13,61 +12,26 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from PIL import Image
 
 from conftest import COMMAND
+from samples import OUTPUTS, read_rows, save_brightness_model, save_dark_image
 
 SOME_UNREADABLE, INTERRUPTED = 3, 130
 Run = Callable[..., tuple[int, str, str]]
 
 
-def save_model(file: Path, outputs: dict[str, str], offset: float = 0.0) -> Path:
-    """An exported file whose score is the brightest value of the image, and whose map is the mean over the colors."""
-    nodes = [
-        helper.make_node("Add", ["input", "offset"], ["moved"]),
-        helper.make_node("ReduceMax", ["moved"], [outputs["score"]], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("ReduceMean", ["moved"], [outputs["map"]], axes=[1], keepdims=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
-        [
-            helper.make_tensor_value_info(outputs["score"], TensorProto.FLOAT, ["batch"]),
-            helper.make_tensor_value_info(outputs["map"], TensorProto.FLOAT, ["batch", 1, "height", "width"]),
-        ],
-        [helper.make_tensor("offset", TensorProto.FLOAT, [], [offset])],
-    )
-    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), file)
-    return file
-
-
-NAMES = {"score": "pred_score", "map": "anomaly_map"}
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "model.onnx", NAMES)
-
-
-def save(path: Path, brightest: int) -> None:
-    """A dark image of 30 by 20 pixels with one that is brighter, at (12, 7)."""
-    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
-    pixels[7, 12] = brightest
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    return save_brightness_model(tmp_path_factory.mktemp("model") / "model.onnx", OUTPUTS)
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
-    save(folder / "a.png", 255)
-    save(folder / "b.png", 51)
-    save(folder / "sub" / "c.png", 204)
+    save_dark_image(folder / "a.png", 255)
+    save_dark_image(folder / "b.png", 51)
+    save_dark_image(folder / "sub" / "c.png", 204)
     return folder
 
 
@@ -99,13 +63,8 @@ def run(run_forked: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
     return run
 
 
-def table(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def verdicts(file: Path) -> dict[str, str]:
-    return {Path(row["path"]).name: row["verdict"] for row in table(file)}
+    return {Path(row["path"]).name: row["verdict"] for row in read_rows(file)}
 
 
 def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, model: Path, tmp_path: Path) -> None:
@@ -114,7 +73,7 @@ def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, mo
     status, printed, error = run_anew(images, "--model", model, cwd=tmp_path)
     assert (status, error) == (SOME_UNREADABLE, "")
     assert verdicts(tmp_path / "predictions.csv") == {"a.png": "anomalous", "b.png": "unreadable", "c.png": "anomalous"}
-    row = table(tmp_path / "predictions.csv")[1]
+    row = read_rows(tmp_path / "predictions.csv")[1]
     assert "cannot be read" in row["reason"]
     assert (row["score"], row["threshold"], row["x"], row["y"]) == ("", "", "", "")
     lines = printed.splitlines()
@@ -127,22 +86,22 @@ def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, mo
 
 def test_the_place_and_the_score_are_the_image_s_own(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     assert run(images / "sub" / "c.png", "--model", model, cwd=tmp_path)[0] == 0
-    (row,) = table(tmp_path / "predictions.csv")
+    (row,) = read_rows(tmp_path / "predictions.csv")
     assert (float(row["score"]), row["x"], row["y"]) == (pytest.approx(0.8), "12", "7")
 
 
 def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: Path, tmp_path: Path, run: Run) -> None:
-    nan = save_model(tmp_path / "nan.onnx", NAMES, offset=float("nan"))
+    nan = save_brightness_model(tmp_path / "nan.onnx", OUTPUTS, offset=float("nan"))
     status, _, error = run(images, "--model", nan, cwd=tmp_path)
     assert (status, error) == (SOME_UNREADABLE, "")
-    assert [(row["verdict"], row["reason"]) for row in table(tmp_path / "predictions.csv")] == [
+    assert [(row["verdict"], row["reason"]) for row in read_rows(tmp_path / "predictions.csv")] == [
         ("unreadable", "its score is not a number")
     ] * 3
 
 
 def test_decisions_about_the_images_make_a_promise(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     """Whether they were scored by this run or by an earlier one; the file tells images by relative paths, too."""
-    save(images / "sub" / "d.png", 30)
+    save_dark_image(images / "sub" / "d.png", 30)
     (tmp_path / "decisions.csv").write_text(
         f"path,verdict,region\n{images / 'a.png'},defect,12 7 1 1\nimages/b.png,normal,\n"
         "images/sub/c.png,false_alarm,\n"
@@ -165,7 +124,7 @@ def test_decisions_about_the_images_make_a_promise(images: Path, model: Path, tm
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     for number in range(400):
-        save(tmp_path / "many" / f"{number:04}.png", number % 256)
+        save_dark_image(tmp_path / "many" / f"{number:04}.png", number % 256)
     return tmp_path / "many"
 
 
@@ -192,7 +151,7 @@ def test_stopped_it_keeps_what_was_scored_and_goes_on(
     status, printed, error = run(many, "--model", model, cwd=tmp_path)
     assert (status, error) == (0, "")
     assert output.read_text().startswith(before)
-    rows = table(output)
+    rows = read_rows(output)
     assert [Path(row["path"]) for row in rows] == sorted(many.iterdir())  # each once, none twice
     expected = ["anomalous" if number % 256 / 255 > 0.5 else "normal" for number in range(400)]
     assert [row["verdict"] for row in rows] == expected
@@ -214,7 +173,7 @@ def test_a_full_disk_keeps_what_was_scored(many: Path, model: Path, tmp_path: Pa
     assert output.read_bytes().endswith(b"\n")
     assert limit - 400 < output.stat().st_size <= limit
     assert run(many, "--model", model, cwd=tmp_path)[0] == 0
-    assert len(table(output)) == 400
+    assert len(read_rows(output)) == 400
 
 
 def test_given_again_only_what_is_new_or_has_changed_is_looked_at(
@@ -227,11 +186,11 @@ def test_given_again_only_what_is_new_or_has_changed_is_looked_at(
     status, printed, _ = run(images, "--model", model, cwd=tmp_path)
     assert (status, output.read_text()) == (SOME_UNREADABLE, before)  # it is still so, and need not be said twice
     assert printed.splitlines()[-1].startswith("1 of 2 images anomalous, 1 unreadable")
-    save(images / "a.png", 255)
-    save(images / "d.png", 0)
+    save_dark_image(images / "a.png", 255)
+    save_dark_image(images / "d.png", 0)
     assert run(images, "--model", model, cwd=tmp_path)[0] == 0
     assert output.read_text().startswith(before)
-    assert [Path(row["path"]).name for row in table(output)] == ["a.png", "b.png", "c.png", "a.png", "d.png"]
+    assert [Path(row["path"]).name for row in read_rows(output)] == ["a.png", "b.png", "c.png", "a.png", "d.png"]
     assert verdicts(output)["a.png"] == "anomalous"
 
 
@@ -269,7 +228,7 @@ def test_what_is_wrong_is_said_before_the_first_image(
     (tmp_path / "taken_thumbnails").mkdir()
     (tmp_path / "taken_thumbnails" / "holiday.jpg").touch()
     (tmp_path / "elsewhere.csv").write_text("path,verdict,region\n/a.png,normal,\n")
-    other = save_model(tmp_path / "other.onnx", NAMES, offset=0.1)
+    other = save_brightness_model(tmp_path / "other.onnx", OUTPUTS, offset=0.1)
     assert run(images, "--model", other, "--output", "other.csv", cwd=tmp_path)[0] == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     arguments = json.dumps([[str(images), "--model", str(model), *case] for case in REFUSED.values()])
@@ -283,7 +242,7 @@ def test_what_is_wrong_is_said_before_the_first_image(
 def test_files_of_others_are_refused_in_one_line(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     import torch
 
-    foreign = save_model(tmp_path / "foreign.onnx", {"score": "logits", "map": "features"})
+    foreign = save_brightness_model(tmp_path / "foreign.onnx", {"score": "logits", "map": "features"})
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(model.read_bytes()[:100])
     broken = tmp_path / "broken.xml"
@@ -335,8 +294,8 @@ def test_a_folder_is_watched_until_it_is_stopped(
     """Complete files only, a row each, on and on, and after a restart without any twice."""
     output = tmp_path / "predictions.csv"
     process = watching()
-    wait_for(lambda: output.exists() and len(table(output)) == 3)
-    save(tmp_path / "new.png", 230)
+    wait_for(lambda: output.exists() and len(read_rows(output)) == 3)
+    save_dark_image(tmp_path / "new.png", 230)
     content = (tmp_path / "new.png").read_bytes()
     with (images / "slow.png").open("wb", buffering=0) as file:  # a camera that takes its time
         for place in range(0, len(content), 20):
@@ -345,26 +304,26 @@ def test_a_folder_is_watched_until_it_is_stopped(
             assert "slow.png" not in verdicts(output)
     wait_for(lambda: "slow.png" in verdicts(output))
     (images / "a.png").unlink()  # taken away
-    save(images / "b.png", 255)  # another image of an old name
+    save_dark_image(images / "b.png", 255)  # another image of an old name
     spoil(images / "sub" / "c.png")  # it will not be completed
-    wait_for(lambda: len(table(output)) == 6)
+    wait_for(lambda: len(read_rows(output)) == 6)
     process.send_signal(signal.SIGTERM)
     printed, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (SOME_UNREADABLE, "")
-    said = [(Path(row["path"]).name, row["verdict"]) for row in table(output)]
+    said = [(Path(row["path"]).name, row["verdict"]) for row in read_rows(output)]
     assert sorted(said[:3]) == [("a.png", "anomalous"), ("b.png", "normal"), ("c.png", "anomalous")]
     assert said[3:] == [("slow.png", "anomalous"), ("b.png", "anomalous"), ("c.png", "unreadable")]
     assert f" watching {images}: 3 of 4 images anomalous" in printed
 
     before = output.read_text()
     process = watching()
-    save(images / "d.png", 0)
+    save_dark_image(images / "d.png", 0)
     wait_for(lambda: "d.png" in verdicts(output))
     process.send_signal(signal.SIGINT)
     printed, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (0, "")  # of this run's images none is unreadable that was not said before
     assert output.read_text().startswith(before)
-    assert len(table(output)) == 7
+    assert len(read_rows(output)) == 7
 
 
 def test_an_empty_folder_can_be_watched_but_no_folder_cannot(

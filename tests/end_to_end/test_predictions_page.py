@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_predict_loses_nothing import NAMES, save, save_model, table
 
 from anomalib_softpatch.images.decisions import Box, Decision, read_decisions
 from anomalib_softpatch.predictions import page as page_module
 from anomalib_softpatch.scoring.command import predict
 from browser import drive, layout
 from conftest import COMMAND
+from samples import OUTPUTS, read_rows, save_brightness_model, save_dark_image
 
-# The brightest value of an image is its score, and 127.5 the threshold: see save_model
+# The brightest value of an image is its score, and 127.5 the threshold: see save_brightness_model
 VALUES = {"far.png": 250, "near, 1.png": 130, "under.png": 120, "dark.png": 20, "tiff.tif": 200}
 
 
@@ -26,14 +26,14 @@ DRAWINGS = "*[!y].jpg"  # without the differences from copies, ..._copy.jpg
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "model.onnx", NAMES)
+    return save_brightness_model(tmp_path_factory.mktemp("model") / "model.onnx", OUTPUTS)
 
 
 @pytest.fixture(scope="module")
 def page(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     for name, brightest in VALUES.items():
-        save(folder / "images" / name, brightest)
+        save_dark_image(folder / "images" / name, brightest)
     predict(folder / "images", model=model, output=folder / "predictions.csv", page=True)
     return folder / "predictions.html"
 
@@ -157,9 +157,9 @@ def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> 
     """Those of a run without a page, too; what has gone is named."""
     images = tmp_path / "images"
     for name in ("a.png", "b.png", "gone.png"):
-        save(images / name, 200)
+        save_dark_image(images / name, 200)
     predict(images, model=model, output=tmp_path / "out.csv")
-    save(images / "c.png", 10)
+    save_dark_image(images / "c.png", 10)
     (images / "gone.png").unlink()
     predict(images, model=model, output=tmp_path / "out.csv", page=True)
     text = (tmp_path / "out.html").read_text(encoding="utf-8")
@@ -170,12 +170,12 @@ def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> 
     ]
     assert 'data-name="gone.png"' not in text
     assert text.count("is not there any more") == 1
-    assert len(table(tmp_path / "out.csv")) == 4  # drawing adds no rows
+    assert len(read_rows(tmp_path / "out.csv")) == 4  # drawing adds no rows
     drawings = set((tmp_path / "out_thumbnails").glob(DRAWINGS))
     assert len(drawings) == 3
     with Image.open(min(drawings)) as image:
         assert image.size == (456, 224)
-    save(images / "a.png", 90)
+    save_dark_image(images / "a.png", 90)
     predict(images, model=model, output=tmp_path / "out.csv", page=True)
     assert len(set((tmp_path / "out_thumbnails").glob(DRAWINGS)) - drawings) == 1  # that of the new content
     assert len(list((tmp_path / "out_thumbnails").glob(DRAWINGS))) == 3
@@ -185,11 +185,11 @@ def test_a_failed_run_leaves_the_earlier_page(model: Path, tmp_path: Path, monke
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    save(tmp_path / "images" / "a.png", 200)
+    save_dark_image(tmp_path / "images" / "a.png", 200)
     predict(tmp_path / "images", model=model, output=tmp_path / "out.csv", page=True)
     page = (tmp_path / "out.html").read_bytes()
     drawings = set((tmp_path / "out_thumbnails").iterdir())
-    save(tmp_path / "images" / "a.png", 100)
+    save_dark_image(tmp_path / "images" / "a.png", 100)
     monkeypatch.setattr(page_module, "duplicate_groups", fail)
     with pytest.raises(OSError, match="No space left"):
         predict(tmp_path / "images", model=model, output=tmp_path / "out.csv", page=True)
@@ -212,7 +212,7 @@ def test_what_cannot_be_is_said_in_one_line(
     tmp_path: Path,
     run_forked: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    save(tmp_path / "images" / "a.png", 200)
+    save_dark_image(tmp_path / "images" / "a.png", 200)
     (tmp_path / "mine.html").write_text("my own page")
     command = ("-c", COMMAND, "predict", "images", "--model", model, "--page", *options)
     result = run_forked(*command, cwd=tmp_path, timeout=120, check=False)
@@ -227,7 +227,7 @@ def test_copies_are_shown_with_their_difference(model: Path, tmp_path: Path) -> 
     """Also by a later run, and no more when one of them has gone."""
     images, output = tmp_path / "images", tmp_path / "out.csv"
     for name, brightest in (("one.png", 200), ("other.png", 90), ("same.png", 200)):
-        save(images / name, brightest)
+        save_dark_image(images / name, brightest)
     for _ in range(2):
         predict(images, model=model, output=output, page=True)
         text = output.with_suffix(".html").read_text(encoding="utf-8")
