@@ -29,9 +29,13 @@ def drive(page: Path, script: str, run_browser: Callable[..., str], **kwargs: in
         + "}</script>",
         encoding="utf-8",
     )
-    document = run_browser(copy, "--dump-dom", **kwargs)
+    for _ in range(3):  # a busy machine may print the page before what the script waits for has come
+        document = run_browser(copy, "--dump-dom", **kwargs)
+        found = re.search(r'<pre id="result">(.*?)</pre>', document, flags=re.DOTALL).group(1)
+        if found:
+            break
     copy.unlink()
-    return json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', document, flags=re.DOTALL).group(1)))
+    return json.loads(html.unescape(found))
 
 
 def layout(page: Path, width: int, run_browser: Callable[..., str]) -> object:
