@@ -21,7 +21,7 @@ from anomalib_softpatch.extraction import Extraction, Size
 # Subcommand -> module and function. The module is imported when the subcommand, or the list of all, is asked for; the
 # function's signature and docstring are its options and their help.
 COMMANDS = {
-    "demo": ("anomalib_softpatch.demo", "main"),
+    "demo": ("anomalib_softpatch.demo", "demo"),
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
     "predict": ("anomalib_softpatch.scoring.command", "predict"),
     "teach": ("anomalib_softpatch.teaching.command", "teach"),

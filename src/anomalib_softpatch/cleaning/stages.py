@@ -113,7 +113,7 @@ def _make_model(options: Options, other_options: Collection[str] = (), **more: A
     model_class, extraction = MODELS[options.model], options.extraction
     given = _parsed(options, other_options) | options.comparison | more
     given |= {"backbone": extraction.backbone, "layers": extraction.layers}
-    with _quiet():
+    with quiet():
         model = model_class(
             feature_cache=str(extraction.feature_cache),
             noise_report=False,  # there is one
@@ -182,7 +182,7 @@ def fit(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
         )
-        with _quiet():
+        with quiet():
             try:
                 data = UnlabeledDataModule(paths, extraction.batch_size, extraction.num_workers, largest_value)
                 engine.fit(model, datamodule=data)
@@ -230,7 +230,7 @@ def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
         The files, the model's first.
     """
     with _working_folder(output) as folder:
-        with _quiet():
+        with quiet():
             engine = Engine(default_root_dir=folder, accelerator="cpu")
             path = engine.export(load_model(checkpoint), kind, export_root=folder, onnx_kwargs=ONNX_OPTIONS)
         assert path is not None
@@ -239,7 +239,7 @@ def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep remarks of other libraries, which ask nothing of the user, out of the progress."""
     levels = {name: logging.getLogger(name).level for name in TALKATIVE}
     for name in levels:
