@@ -3,9 +3,7 @@
 
 """The stages that compute: report, fit and export. They leave whole files, or none."""
 
-import logging
 import shutil
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,6 +24,7 @@ from anomalib_softpatch.components.out_of_bag import OutOfBagScores
 from anomalib_softpatch.components.tiles import grid_of, make_tiler
 from anomalib_softpatch.extraction import Extraction
 from anomalib_softpatch.image_size import choose_size, typical_image
+from anomalib_softpatch.integration.quiet import quiet
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.checkpoint import MODELS
 from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
@@ -35,8 +34,6 @@ from anomalib_softpatch.report.ranking import check_device, rank_images
 from anomalib_softpatch.report.writer import PAGE, write_report
 
 WORKING = ".working"  # in the output folder: files that are not finished
-# Loggers; Lightning's fabric has the name that it is installed by, alone or as a part
-TALKATIVE = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.onnx", "onnxscript", "onnx_ir")
 # Options of the models that the command decides
 OWN_OPTIONS: set[str | int] = {
     *("backbone", "layers", "neighborhood", "feature_cache", "noise_report"),
@@ -236,21 +233,6 @@ def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
         assert path is not None
         files = sorted(path.parent.iterdir(), key=lambda file: (file != path, file.name))
         return [file.replace(output / file.name) for file in files]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep remarks of other libraries, which ask nothing of the user, out of the progress."""
-    levels = {name: logging.getLogger(name).level for name in TALKATIVE}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager

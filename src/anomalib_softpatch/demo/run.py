@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from anomalib_softpatch.backbones import Backbone
-from anomalib_softpatch.cleaning.stages import quiet
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, make_dataset
 from anomalib_softpatch.files import atomic_output
+from anomalib_softpatch.integration.quiet import quiet
 from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
 
 MODELS = {"PatchCore": Patchcore, "SoftPatch": SoftPatch, "SoftPatchPlus": SoftPatchPlus}
