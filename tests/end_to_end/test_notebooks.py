@@ -3,10 +3,12 @@
 
 """The notebooks run from top to bottom, on small sets, and are kept without outputs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
@@ -18,7 +20,7 @@ SMALL = {"num_train": 12, "num_test_good": 4, "num_test_per_defect": 2}
 # For each, parameters that make it small, and what must hold at its end
 RUNS = {
     "own_folder": (
-        f"MADE = {SMALL | {'num_hidden': 1}}",
+        f"IMAGE_SIZE, MADE = 128, {SMALL | {'num_hidden': 1}}",
         """
         assert len(findings.table) == 13
         assert len(verdicts) == 10
@@ -56,17 +58,28 @@ def test_kept_without_outputs(path: Path) -> None:
         assert cell.execution_count is None
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    """Kernel of all notebooks, which imports what takes seconds once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        # What the project is installed in, not a kernel of the user's own
+        patch.setenv("JUPYTER_PATH", "")
+        manager = KernelManager()
+        manager.start_kernel()
+        yield manager
+        manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs(name: str, tmp_path: Path, kernel: KernelManager) -> None:
     parameters, expected = RUNS[name]
     notebook = nbformat.read(ROOT / "docs" / "notebooks" / f"{name}.ipynb", as_version=4)
     (place,) = [index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
     notebook.cells.insert(place + 1, new_code_cell(parameters))
     notebook.cells.append(new_code_cell("\n".join(line.strip() for line in expected.splitlines())))
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # What the project is installed in, not a kernel of the user's own
-    monkeypatch.setenv("JUPYTER_PATH", "")
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
+    # No name of another notebook is left, and this one has a folder of its own
+    notebook.cells.insert(0, new_code_cell(f"%reset -f\n%cd -q {tmp_path}"))
+    NotebookClient(notebook, km=kernel, timeout=300).execute()
     assert any(output.output_type == "display_data" for cell in code_cells(notebook) for output in cell.outputs)

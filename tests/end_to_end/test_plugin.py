@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src"
 OFF = {"ANOMALIB_SOFTPATCH_AUTOLOAD": "0"}
 SMALL_MODEL = {"backbone": "test_resnet", "layers": ["layer3"], "pre_trained": False}
-SMALL_MODEL_FLAGS = ("--model.backbone=test_resnet", "--model.layers=[layer3]", "--model.pre_trained=false")
 
 
 @pytest.fixture(scope="session")
@@ -212,13 +211,15 @@ def test_public_names_are_the_registered_ones() -> None:
 
 
 # Runs each piece of code in a process of its own, forked from one that has imported Anomalib's dependencies but nothing
-# of Anomalib: an import of Anomalib then takes half a second instead of ten.
+# of Anomalib: an import of Anomalib then takes half a second instead of ten. The process starts with the hook off; what
+# begins with `HOOK` does what Python does with the start-up line when it starts.
 FORKS = """
     import contextlib, io, json, os, sys, traceback, warnings
     import jsonargparse, kornia, lightning.pytorch.cli, matplotlib.pyplot, omegaconf, pandas, sklearn.metrics
     import skimage.morphology, timm, torch, torchmetrics, torchvision.transforms.v2
 
-    assert not [name for name in sys.modules if name.split(".")[0] == "anomalib"], "imported too early"
+    early = [name for name in sys.modules if name.split(".")[0] in ("anomalib", "anomalib_softpatch")]
+    assert not early, early
     for code in json.loads(sys.argv[1]):
         child = os.fork()
         if child == 0:
@@ -235,41 +236,25 @@ FORKS = """
             os._exit(0)
         os.waitpid(child, 0)
 """
+HOOK = """
+import os, site
+del os.environ["ANOMALIB_SOFTPATCH_AUTOLOAD"]
+site.addpackage({site_packages!r}, "anomalib_softpatch.pth", set())
+"""
 
-
-def run_each(environment: Environment, codes: dict[str, str], cwd: Path, **kwargs: object) -> dict[str, dict[str, str]]:
-    """Run each piece of code in a forked process; return what it printed and its error, our warnings included."""
-    if not hasattr(os, "fork"):
-        pytest.skip("needs os.fork")
-    arguments = json.dumps([textwrap.dedent(code) for code in codes.values()])
-    result = environment.run(FORKS, arguments, cwd=cwd, **kwargs)
-    return dict(zip(codes, map(json.loads, result.stdout.splitlines()), strict=True))
-
-
+# Of each order in which imports of Anomalib's modules and ours can meet: which of `anomalib.data` and `anomalib.models`
+# is there first, and what has begun the import
 FIRST_IMPORTS = [
-    "import anomalib.models",
-    "import anomalib.data",
-    "import anomalib.data.datamodules.image",
-    "import anomalib.data.validators",
-    "import anomalib.engine",
+    "from anomalib.models import Padim, SoftPatch",
+    "from anomalib.models.image.patchcore.torch_model import PatchcoreModel",
+    "from anomalib.data import MVTec",
     "import anomalib.metrics",
-    "import anomalib.callbacks",
-    "import anomalib.visualization",
-    "import anomalib.pre_processing",
-    "import anomalib.post_processing",
-    "import anomalib.deploy",
+    "import anomalib.engine",
     "import anomalib.pipelines",
     "import anomalib.cli",
-    "import anomalib.utils.path",
-    "import anomalib.models.components",
-    "from anomalib.models.image.patchcore.torch_model import PatchcoreModel",
-    "from anomalib.models import Padim, SoftPatch",
-    "from anomalib.data import MVTec",
-    "from anomalib_softpatch import SoftPatch",
     "from anomalib_softpatch import MVTec",
     "from anomalib_softpatch import *",
     "from anomalib_softpatch.models import SoftPatch",
-    "from anomalib_softpatch.data.mvtec import MVTec",
 ]
 
 ALL_IS_REGISTERED = """
@@ -309,27 +294,50 @@ assert "anomalib.models" not in sys.modules
 """
 
 
-def anomalib_command(*arguments: str) -> str:
-    return f"from anomalib.cli import AnomalibCLI\ntry: AnomalibCLI({[*arguments]})\nexcept SystemExit: pass"
-
-
-NAMES = ("--model", "SoftPatch", "--data", "MVTec", "--print_config")
-BARE_NAMES = {
-    **{command: anomalib_command(command, *NAMES) for command in ("train", "fit", "validate", "test", "predict")},
-    "export": anomalib_command("export", "--export_type", "torch", *NAMES),
-    "file": anomalib_command("train", "--config", "bare.yaml", "--print_config"),
-}
+# Of the stock command, with names of classes alone
+NAMES = ["--model", "SoftPatch", "--data", "MVTec", "--print_config"]
+BARE_NAMES = [
+    *([command, *NAMES] for command in ("train", "fit", "validate", "test", "predict")),
+    ["export", "--export_type", "torch", *NAMES],
+    ["train", "--config", "bare.yaml", "--print_config"],
+]
 BARE_FILE = "model: {class_path: SoftPatch}\ndata: {class_path: MVTec}\n"
+DOTTED_NAMES = [
+    ["train", "--model", "anomalib_softpatch.SoftPatch", "--print_config"],
+    ["train", "--config", "dotted.yaml", "--print_config"],
+]
+DOTTED_FILE = "model: {class_path: anomalib_softpatch.SoftPatch}\ndata: {class_path: anomalib_softpatch.MVTec}\n"
 
-BENCHMARK = """
+
+def printed_configurations(commands: list[list[str]]) -> str:
+    return f"""
+from anomalib.cli import AnomalibCLI
+for arguments in {commands!r}:
+    try: AnomalibCLI(arguments)
+    except SystemExit: pass
+"""
+
+
+IMPORTED = {
+    "not imported": "from anomalib.models import list_models; assert 'soft_patch' not in list_models()",
+    "imported": f"import anomalib_softpatch\n{ALL_IS_REGISTERED}{BY_NAME}",
+    "imported late": f"import anomalib.models\nimport anomalib_softpatch\n{ALL_IS_REGISTERED}",
+}
+
+COMMAND = """
 import os, sys
 os.chdir({folder!r})
-sys.argv = ["anomalib", "benchmark", "--config", "benchmark.yaml"]
+sys.argv = ["anomalib", *{arguments!r}]
 {before}
 from anomalib.cli.cli import main
 main()
 print("anomalib_softpatch" in sys.modules)
 """
+BENCHMARK = ("benchmark", "--config", "benchmark.yaml")
+TRAIN = (
+    "train", "--model", "SoftPatch", "--data", "MVTec", "--data.num_workers=0",
+    "--model.backbone=test_resnet", "--model.layers=[layer3]", "--model.pre_trained=false",
+)  # fmt: skip
 
 # The file is as it was when the next code is run
 BROKEN = """
@@ -356,33 +364,55 @@ def write_benchmark(folder: Path, model: str, data: str, root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_hook(complete: Environment, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    """What each piece of code printed, and the folder in which all of them ran."""
-    folder = tmp_path_factory.mktemp("with_hook")
+def ran(complete: Environment, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """What each piece of code printed and its error, our warnings included, and the folder in which all of them ran."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    folder = tmp_path_factory.mktemp("ran")
     (folder / "bare.yaml").write_text(BARE_FILE)
+    (folder / "dotted.yaml").write_text(DOTTED_FILE)
+    (folder / "train" / "datasets").mkdir(parents=True)
+    (folder / "train" / "datasets" / "MVTecAD").symlink_to(
+        mvtec_root
+    )  # where MVTecAD, and so MVTec, looks for its data
     write_benchmark(folder / "bare", "SoftPatch", "MVTec", mvtec_root)
-    codes = {"by name": BY_NAME, "only data": ONLY_DATA}
+    codes = {"by name": BY_NAME, "only data": ONLY_DATA, "bare names": printed_configurations(BARE_NAMES)}
     codes |= {statement: f"{statement}\n{ALL_IS_REGISTERED}" for statement in FIRST_IMPORTS}
-    codes |= BARE_NAMES | {"benchmark": BENCHMARK.format(folder="bare", before=""), "broken": BROKEN}
-    return run_each(complete, codes, cwd=folder), folder
+    codes["benchmark"] = COMMAND.format(folder="bare", arguments=BENCHMARK, before="")
+    codes["train"] = COMMAND.format(folder="train", arguments=TRAIN, before="")
+    codes["broken"] = BROKEN
+    hook = HOOK.format(site_packages=str(complete.site_packages))
+    codes = {name: f"{hook}\n{code}" for name, code in codes.items()}
+
+    codes |= IMPORTED | {"dotted names": printed_configurations(DOTTED_NAMES)}
+    for name, before in (("benchmark, off", ""), ("benchmark, imported", "import anomalib_softpatch")):
+        write_benchmark(folder / name, "anomalib_softpatch.SoftPatch", "MVTecAD", mvtec_root)
+        codes[name] = COMMAND.format(folder=name, arguments=BENCHMARK, before=before)
+    result = complete.run(FORKS, json.dumps([*codes.values()]), cwd=folder, env=OFF)
+    return dict(zip(codes, map(json.loads, result.stdout.splitlines()), strict=True)), folder
 
 
-def test_registered_whatever_is_imported_first(with_hook: tuple[dict, Path]) -> None:
-    results, _ = with_hook
+def test_registered_whatever_is_imported_first(ran: tuple[dict, Path]) -> None:
+    results, _ = ran
     errors = {code: results[code]["error"] for code in ("by name", "only data", *FIRST_IMPORTS)}
     assert not any(errors.values()), errors
 
 
-def test_bare_names_in_every_subcommand_and_in_configuration_files(with_hook: tuple[dict, Path]) -> None:
-    results, _ = with_hook
-    for name in BARE_NAMES:
-        assert results[name]["error"] == ""
-        assert "class_path: anomalib_softpatch.SoftPatch\n" in results[name]["output"]
-        assert "class_path: anomalib_softpatch.MVTec\n" in results[name]["output"]
+def test_bare_names_in_every_subcommand_and_in_configuration_files(ran: tuple[dict, Path]) -> None:
+    result = ran[0]["bare names"]
+    assert result["error"] == ""
+    assert result["output"].count("class_path: anomalib_softpatch.SoftPatch\n") == len(BARE_NAMES)
+    assert result["output"].count("class_path: anomalib_softpatch.MVTec\n") == len(BARE_NAMES)
 
 
-def test_bare_names_in_a_benchmark_configuration(with_hook: tuple[dict, Path]) -> None:
-    results, folder = with_hook
+def test_train_through_the_stock_command(ran: tuple[dict, Path]) -> None:
+    results, folder = ran
+    assert "image_AUROC" in results["train"]["output"], results["train"]
+    assert (folder / "train/results/SoftPatch/MVTecAD/bottle/v0/weights/lightning/model.ckpt").is_file()
+
+
+def test_bare_names_in_a_benchmark_configuration(ran: tuple[dict, Path]) -> None:
+    results, folder = ran
     assert results["benchmark"]["output"].splitlines()[-1] == "True", results["benchmark"]
     (table,) = (folder / "bare" / "runs").rglob("results.csv")
     header, row = table.read_text().splitlines()
@@ -390,8 +420,8 @@ def test_bare_names_in_a_benchmark_configuration(with_hook: tuple[dict, Path]) -
     assert "SoftPatch" in row
 
 
-def test_broken_registration_does_not_break_anomalib(with_hook: tuple[dict, Path]) -> None:
-    result = with_hook[0]["broken"]
+def test_broken_registration_does_not_break_anomalib(ran: tuple[dict, Path]) -> None:
+    result = ran[0]["broken"]
     models = result["output"].split()
     assert "patchcore" in models
     assert "soft_patch" not in models
@@ -400,65 +430,25 @@ def test_broken_registration_does_not_break_anomalib(with_hook: tuple[dict, Path
     assert "Traceback" not in result["error"]
 
 
-DOTTED_NAMES = {
-    "flags": anomalib_command("train", "--model", "anomalib_softpatch.SoftPatch", "--print_config"),
-    "file": anomalib_command("train", "--config", "dotted.yaml", "--print_config"),
-}
-DOTTED_FILE = "model: {class_path: anomalib_softpatch.SoftPatch}\ndata: {class_path: anomalib_softpatch.MVTec}\n"
-IMPORTED = {
-    "not imported": "from anomalib.models import list_models; assert 'soft_patch' not in list_models()",
-    "imported": f"import anomalib_softpatch\n{ALL_IS_REGISTERED}{BY_NAME}",
-    "imported late": f"import anomalib.models\nimport anomalib_softpatch\n{ALL_IS_REGISTERED}",
-}
+def test_with_the_hook_off_the_package_registers_when_it_is_imported(ran: tuple[dict, Path]) -> None:
+    results, _ = ran
+    assert {results[name]["error"] for name in (*IMPORTED, "dotted names")} == {""}
+    printed = results["dotted names"]["output"]
+    assert printed.count("class_path: anomalib_softpatch.SoftPatch\n") == 2
+    assert printed.count("class_path: anomalib_softpatch.MVTec\n") == 1
 
 
-@pytest.fixture(scope="module")
-def without_hook(
-    complete: Environment, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict, Path]:
-    """As `with_hook`, with the hook switched off."""
-    folder = tmp_path_factory.mktemp("without_hook")
-    (folder / "dotted.yaml").write_text(DOTTED_FILE)
-    codes = IMPORTED | DOTTED_NAMES
-    for name, before in (("benchmark", ""), ("benchmark, imported", "import anomalib_softpatch")):
-        write_benchmark(folder / name, "anomalib_softpatch.SoftPatch", "MVTecAD", mvtec_root)
-        codes[name] = BENCHMARK.format(folder=name, before=before)
-    return run_each(complete, codes, cwd=folder, env=OFF), folder
-
-
-def test_with_the_hook_off_the_package_registers_when_it_is_imported(without_hook: tuple[dict, Path]) -> None:
-    results, _ = without_hook
-    assert {results[name]["error"] for name in (*IMPORTED, *DOTTED_NAMES)} == {""}
-    assert "class_path: anomalib_softpatch.SoftPatch\n" in results["flags"]["output"]
-    assert "class_path: anomalib_softpatch.SoftPatch\n" in results["file"]["output"]
-    assert "class_path: anomalib_softpatch.MVTec\n" in results["file"]["output"]
-
-
-def test_with_the_hook_off_benchmark_needs_an_import(without_hook: tuple[dict, Path]) -> None:
+def test_with_the_hook_off_benchmark_needs_an_import(ran: tuple[dict, Path]) -> None:
     """Nothing can make the stock command import the package then.
 
     `train` imports what a dotted path names; `benchmark` checks such a path against a list of Anomalib's own modules
     before it imports anything, reads its configuration as plain data, and takes no other option.
     """
-    results, folder = without_hook
-    assert results["benchmark"]["output"].splitlines()[-1] == "False", results["benchmark"]
-    runs = folder / "benchmark" / "runs"
+    results, folder = ran
+    assert results["benchmark, off"]["output"].splitlines()[-1] == "False", results["benchmark, off"]
+    runs = folder / "benchmark, off" / "runs"
     assert "Module import from 'anomalib_softpatch' is not allowed" in (runs / "pipeline.log").read_text()
     assert not list(runs.rglob("results.csv"))
     assert results["benchmark, imported"]["output"].splitlines()[-1] == "True", results["benchmark, imported"]
     (table,) = (folder / "benchmark, imported" / "runs").rglob("results.csv")
     assert "anomalib_softpatch.SoftPatch" in table.read_text()
-
-
-def test_train_through_the_stock_command(
-    complete: Environment,
-    run_anomalib: Run,
-    mvtec_root: Path,
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "MVTecAD").symlink_to(mvtec_root)  # where MVTecAD, and so MVTec, looks for its data
-    command = ("train", "--model", "SoftPatch", "--data", "MVTec", "--data.num_workers=0")
-    result = run_anomalib(*command, *SMALL_MODEL_FLAGS, cwd=tmp_path, python=complete.python)
-    assert "image_AUROC" in result.stdout
-    assert (tmp_path / "results/SoftPatch/MVTecAD/bottle/v0/weights/lightning/model.ckpt").is_file()

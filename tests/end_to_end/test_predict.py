@@ -117,13 +117,16 @@ SNIPPETS = {
     "openvino.Core()": {"anomalous": "True", "normal": "False"},
 }
 RANKING = "rank_images("
-# In place of the hub's weights, random ones: the piece as it stands, on a machine without a network
+# In place of the hub's weights, random ones of a small network: the piece as it stands, on a machine without a network
 WITHOUT_HUB = """
 import functools, timm
 from anomalib_softpatch.components import patch_features
 patch_features.check_weights = lambda _: None
 create = timm.create_model
-timm.create_model = functools.wraps(create)(lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False}))
+small = {"wide_resnet50_2": "resnet18"}
+timm.create_model = functools.wraps(create)(
+    lambda name, **kwargs: create(small[name], **kwargs | {"pretrained": False})
+)
 """
 
 

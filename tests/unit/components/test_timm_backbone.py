@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A small network of every family of timm that offers features: maps of the right shape, or one line of refusal."""
+"""A small network of each kind of family in timm: maps of features of the right shape, or one line of refusal."""
 
 import re
 import shutil
@@ -16,25 +16,18 @@ from timm.models import save_for_hf
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.components.timm_backbone import TimmBackbone
 
-# By the way in which timm gives features, and where channels are last
+# By the way in which timm gives features, and where channels are last. Of the families that are alike in this, in the
+# arguments that they take, in what they say of their patches, and in how they refuse a size, a few small ones are here.
 STAGES = (
-    "test_byobnet", "convnext_atto", "coatnet_nano_rw_224", "cpubone_nano", "csatv2", "cspresnet50", "davit_tiny",
-    "densenet121", "dla34", "dpn48b", "edgenext_xx_small", "efficientnet_lite0", "efficientvit_b0", "efficientvit_m0",
-    "efficientformerv2_s0", "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_100",
-    "hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small", "iformer_t", "inception_next_tiny", "inception_v3",
-    "lcnetv2_small", "legacy_seresnet18", "lowformer_b0", "maxvit_pico_rw_256", "mobilenetv3_small_050",
-    "mobilevit_xxs", "nest_tiny", "nextvit_small", "nfnet_f0", "pit_ti_224", "poolformer_s12", "pvt_v2_b0",
-    "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvit_m0_9", "res2net50_14w_8s", "resnest14d", "resnet18",
-    "resnetv2_18", "rexnet_100", "selecsls42", "shvit_s1", "skresnet18", "starnet_s1", "swiftformer_xs",
-    "tiny_vit_5m_224", "tresnet_m", "vgg11", "vovnet39a", "xception41",
+    "test_byobnet", "convnext_atto", "densenet121", "efficientnet_lite0", "efficientformerv2_s0", "hrnet_w18_small",
+    "inception_v3", "maxvit_pico_rw_256", "mobilenetv3_small_050", "nest_tiny", "pit_ti_224", "pvt_v2_b0", "resnet18",
+    "xception41",
 )  # fmt: skip
-CHANNELS_LAST = ("mambaout_femto", "sequencer2d_s", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256")
+CHANNELS_LAST = ("mambaout_femto", "swinv2_tiny_window8_256")
 TOKENS = (
-    "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "crossvit_9_240", "cspnext_tiny",
-    "deit_tiny_patch16_224", "efficientformer_l1", "efficientvim_m1", "eva02_tiny_patch14_224", "hiera_tiny_224",
-    "levit_128s", "mixer_s32_224", "mvitv2_tiny", "tnt_s_patch16_224", "twins_svt_small", "visformer_tiny",
-    "vit_relpos_small_patch16_224", "vit_small_r26_s32_224", "vit_tiny_patch16_224", "vitamin_small_224",
-    "volo_d1_224", "xcit_nano_12_p16_224",
+    "coat_tiny", "convit_tiny", "convmixer_768_32", "crossvit_9_240", "cspnext_tiny", "deit_tiny_patch16_224",
+    "efficientvim_m1", "eva02_tiny_patch14_224", "levit_128s", "mixer_s32_224", "visformer_tiny",
+    "vit_tiny_patch16_224", "xcit_nano_12_p16_224",
 )  # fmt: skip
 SIDE = 96  # of the images; crossvit resizes any to its own size
 
@@ -76,7 +69,7 @@ def test_family(name):
     assert features.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["mambaout_femto", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+@pytest.mark.parametrize("name", ["mambaout_femto", "swin_tiny_patch4_window7_224"])
 def test_channels_last(name):
     """The values of timm's other way to features, which gives the channels first."""
     backbone = TimmBackbone(name, layers_of(name), pre_trained=False).eval()
@@ -117,8 +110,8 @@ def test_features_of_a_vision_transformer_are_normed():
 @pytest.mark.parametrize(
     ("name", "size", "fitting"),
     [
-        ("vit_small_patch14_dinov2", (256, 256), "252 x 252, 266 x 266"),
-        ("vit_small_patch14_dinov2", (200, 300), "196 x 294, 196 x 308, 210 x 294"),
+        ("eva02_tiny_patch14_224", (256, 256), "252 x 252, 266 x 266"),
+        ("eva02_tiny_patch14_224", (200, 300), "196 x 294, 196 x 308, 210 x 294"),
         ("swin_tiny_patch4_window7_224", (256, 256), "224 x 224"),
     ],
 )

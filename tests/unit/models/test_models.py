@@ -75,12 +75,12 @@ def fit(model, images, seed=0):
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randn(12, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    return torch.randn(8, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("num_neighbors", [1, 3])
-@pytest.mark.parametrize("smoothing", [0.0, 1.0])
-@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize(
+    ("num_neighbors", "smoothing", "indexed"), [(1, 0.0, False), (3, 1.0, False), (1, 1.0, True), (3, 0.0, True)]
+)
 def test_scores_are_those_of_a_whole_search(num_neighbors, smoothing, indexed, monkeypatch):
     """Although few patches are compared with the rows that only the image score needs; with rows left out, too."""
     rows = torch.randn(1300, 6, generator=torch.Generator().manual_seed(0)) @ torch.randn(
@@ -117,7 +117,7 @@ def test_scores_are_those_of_a_whole_search(num_neighbors, smoothing, indexed, m
         torch.testing.assert_close(found[0].anomaly_map, found[1].anomaly_map, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(("num_neighbors", "seed"), [(1, 0), (4, 0), (9, 3)])
+@pytest.mark.parametrize(("num_neighbors", "seed"), [(1, 0), (9, 3)])
 def test_is_patchcore_without_denoising(images, num_neighbors, seed):
     """Same coreset given the same seed; same scores, and maps given the same upsampling."""
     builder = DenoisingMemoryBank(thresholds=(0.0,), soft_weight=False, seed=seed)
@@ -137,11 +137,9 @@ def test_is_patchcore_without_denoising(images, num_neighbors, seed):
     "builder",
     [
         softpatch_bank(),
-        two_banks(),
         two_banks(soft_weight="lof"),
         bank_with_radii(),
         bank_with_radii(thresholds=(0.0, 0.3), soft_weight=True),
-        two_banks(min_images=2),
     ],
 )
 def test_scores_equal_numpy(images, builder):
@@ -170,13 +168,15 @@ def test_scores_equal_numpy(images, builder):
 
 
 def test_deterministic(images):
-    first, second, other = (fit(softpatch_model(memory_bank_builder=softpatch_bank(seed=n)), images) for n in (3, 3, 4))
+    first, second, other = (
+        fit(softpatch_model(memory_bank_builder=softpatch_bank(seed=seed)), images[:4]) for seed in (3, 3, 4)
+    )
     assert torch.equal(first.memory_bank, second.memory_bank)
     assert torch.equal(first.weights, second.weights)
     assert not torch.equal(first.memory_bank, other.memory_bank)
 
 
-@pytest.mark.parametrize("builder", [softpatch_bank(), two_banks(), bank_with_radii()])
+@pytest.mark.parametrize("builder", [two_banks(), bank_with_radii()])
 def test_state_survives(images, builder):
     trained = fit(softpatch_model(memory_bank_builder=builder), images)
     restored = softpatch_model(memory_bank_builder=builder).eval()
@@ -233,7 +233,7 @@ def test_tiles(images):
     model = softpatch_model()
     model.tiler = Tiler(tile_size=32, stride=32)
     fit(model, images)
-    assert model(images).anomaly_map.shape == (12, 1, 64, 96)
+    assert model(images).anomaly_map.shape == (8, 1, 64, 96)
     tiles = images[:1, :, :32, 32:64]
     torch.testing.assert_close(model.extract(images)[:1, :8, 8:16], model.feature_extractor(tiles))
 
@@ -327,6 +327,8 @@ def engine(folder):
 def lightning_model(model_class, **arguments):
     defaults = {"backbone": "resnet18", "layers": LAYERS, "pre_trained": False, "coreset_sampling_ratio": 0.005}
     pre_processor = model_class.configure_pre_processor((64, 64))
+    if not issubclass(model_class, Patchcore):
+        defaults["noise_report"] = False
     return model_class(**(defaults | {"visualizer": False, "pre_processor": pre_processor} | arguments))
 
 
@@ -335,17 +337,17 @@ def datamodule(mvtec_root):
     return MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
 
 
-@pytest.mark.parametrize(("model_class", "options"), [(SoftPatch, {}), (SoftPatchPlus, {}), (SoftPatchPlus, PAPER)])
-def test_engine_and_checkpoint(model_class, options, datamodule, tmp_path):
+@pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
+def test_engine_and_checkpoint(model_class, datamodule, tmp_path):
     """Fit, test, and predict from the checkpoint, which holds plain data only."""
-    trained, runner = lightning_model(model_class, **options), engine(tmp_path)
+    trained, runner = lightning_model(model_class, noise_report=True), engine(tmp_path)
     runner.fit(trained, datamodule=datamodule)
     metrics = runner.test(trained, datamodule=datamodule, verbose=False)[0]
     assert metrics["image_AUROC"] == 1.0  # black squares on gray noise
     checkpoint = runner.trainer.checkpoint_callback.best_model_path
     assert torch.load(checkpoint, weights_only=True)["state_dict"]
     restored = engine(tmp_path)
-    model = lightning_model(model_class, **options)
+    model = lightning_model(model_class)
     before = restored.predict(model, datamodule=datamodule, ckpt_path=checkpoint)
     after = runner.predict(trained, datamodule=datamodule)
     for first, second in zip(before, after, strict=True):
@@ -429,10 +431,10 @@ def test_broken_image_is_named(datamodule, tmp_path):
         engine(tmp_path).fit(model, datamodule=datamodule)
 
 
-def test_one_task_one_bank(datamodule, tmp_path):
+def test_one_task_one_bank(images):
     for task, threshold in (("classification", 0.15), ("segmentation", 0.5)):
         model = lightning_model(SoftPatchPlus, task=task, **PAPER)
-        engine(tmp_path).fit(model, datamodule=datamodule)
+        fit(model.model, images)
         assert len(model.model.bank_ranges) == 1
         assert model.model.denoising.kept.float().mean() == pytest.approx(1 - threshold, abs=0.01)
 
@@ -452,9 +454,10 @@ def test_one_discriminator_is_enough():
             parser.parse_args([f"--model.segmentation_threshold={word}"])
 
 
-@pytest.mark.parametrize("count", [2, 3, 10])
-@pytest.mark.parametrize("equal", [False, True])
-@pytest.mark.parametrize("min_images", ["auto", 2, 100, 0.1])
+@pytest.mark.parametrize(
+    ("count", "equal", "min_images"),
+    [(2, False, "auto"), (2, True, "auto"), (2, False, 100), (3, False, 2), (10, False, 0.1), (10, True, 100)],
+)
 def test_soft_patch_plus_on_few_images(count, equal, min_images):
     """However few, and all of them equal: finite banks, radii, scores, maps and thresholds."""
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -57,7 +57,10 @@ def datamodule(mvtec_root: Path) -> MVTecAD:
     return MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
 
 
-@pytest.fixture(scope="module", params=["with a further coordinate", "without"])
+FURTHER = "with a further coordinate"  # which needs more than a bank without
+
+
+@pytest.fixture(scope="module", params=[FURTHER, "without"])
 def old(request: pytest.FixtureRequest, datamodule: MVTecAD, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """Path of a checkpoint as version 0.2 wrote it, and the bank, the further coordinate and the ranges in it."""
     folder = tmp_path_factory.mktemp("old")
@@ -68,7 +71,7 @@ def old(request: pytest.FixtureRequest, datamodule: MVTecAD, tmp_path_factory: p
     del state["model.radii"]
     bank = state["model.memory_bank"]
     generator = torch.Generator().manual_seed(0)
-    further = bank.std() * torch.rand(len(bank), generator=generator) if "with a" in request.param else None
+    further = bank.std() * torch.rand(len(bank), generator=generator) if request.param == FURTHER else None
     if further is not None:
         state["model.memory_bank"] = torch.cat((bank, further[:, None]), dim=1)
     ranges = ((0, len(bank) - 30), (50, len(bank)))
@@ -120,6 +123,7 @@ def test_checkpoint(load: Callable, old: tuple, images: torch.Tensor) -> None:
     assert "prototypes" not in model.hparams
 
 
+@pytest.mark.parametrize("old", [FURTHER], indirect=True)
 def test_command_line(old: tuple, images: torch.Tensor, datamodule: MVTecAD, tmp_path: Path) -> None:
     """The model that `anomalib predict` makes of the checkpoint beside it, and what it does with it."""
     path, content = old
@@ -133,6 +137,7 @@ def test_command_line(old: tuple, images: torch.Tensor, datamodule: MVTecAD, tmp
     check_scores(model, content, images)
 
 
+@pytest.mark.parametrize("old", [FURTHER], indirect=True)
 def test_reweighting_by_neighbors(old: tuple, images: torch.Tensor) -> None:
     model = load_model(old[0]).eval().model
     plain = model(images).pred_score
@@ -156,6 +161,7 @@ def test_memory_bank_file(old: tuple, images: torch.Tensor, tmp_path: Path) -> N
     check_scores(loaded, content, images)
 
 
+@pytest.mark.parametrize("old", [FURTHER], indirect=True)
 def test_another_fit_has_radii(old: tuple) -> None:
     """Nothing of the old bank is left, neither its further coordinate nor its lack of radii."""
     path, content = old
@@ -166,7 +172,7 @@ def test_another_fit_has_radii(old: tuple) -> None:
     assert (model.radii > 0).all()
 
 
-@pytest.mark.parametrize("old", ["with a further coordinate"], indirect=True)  # which is no radius, either
+@pytest.mark.parametrize("old", [FURTHER], indirect=True)
 def test_onnx(old: tuple, images: torch.Tensor, tmp_path: Path) -> None:
     model = load_model(old[0]).eval()
     file = new_engine(tmp_path).export(model, ExportType.ONNX, export_root=tmp_path)

@@ -106,7 +106,7 @@ def test_ranks_copies_and_lists_without_touching_the_folder(
     assert "12/12" in printed.err
 
 
-@pytest.mark.parametrize(("min_images", "nearest"), [("auto", 2), (1, 1), (2, 1), (5, 4), (0.5, 5)])
+@pytest.mark.parametrize(("min_images", "nearest"), [("auto", 2), (1, 1), (5, 4), (0.5, 5)])
 def test_so_many_images_must_show_something(
     min_images: float | str, nearest: int, folder: Path, small_backbone: str
 ) -> None:
@@ -420,7 +420,7 @@ def test_a_copied_defect_stays_where_it_was(folder: Path, small_backbone: str, t
 
 
 def test_copying_all_defects_does_not_change_what_is_found(kolektor: Path, backbone: str, tmp_path: Path) -> None:
-    normal = sorted((kolektor / "kolektor" / "train" / "good").glob("*.png"))[:60]
+    normal = sorted((kolektor / "kolektor" / "train" / "good").glob("*.png"))[:30]
     defects = sorted((kolektor / "kolektor" / "test" / "defect").glob("*.png"))[:12]
     options = {"backbone": backbone, "layers": ["blocks.2", "blocks.4"], "feature_cache": tmp_path / "cache"}
 

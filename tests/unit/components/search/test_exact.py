@@ -475,15 +475,13 @@ def check_sizes(searches, model, radii=None):
             check(queries, model.bank[10:], model.k, *map(torch.as_tensor, search(images)), radii=radii)
 
 
-@pytest.mark.parametrize(("k", "kind"), [(1, "ties"), (3, "some count")])
-def test_export(k, kind, small_index, tmp_path, monkeypatch):
-    """The graph has the plain operations, and takes any batch size, height and width."""
+def test_exported_with_more_neighbors(tmp_path, monkeypatch):
+    """The graph takes any batch size, height and width."""
     monkeypatch.setattr(plain, "BANK_BLOCK", 1024)
     bank = anisotropic(3010, 16)
-    radii = make_radii(kind, anisotropic(50, 16, seed=2), bank)
-    model = Model(bank, k, radii).eval()
+    radii = make_radii("some count", anisotropic(50, 16, seed=2), bank)
+    model = Model(bank, 3, radii).eval()
     image = anisotropic(4 * 6, 16, seed=1).T.reshape(1, 16, 4, 6)
-    monkeypatch.setattr(PrunedIndex, "nearest", None)
     traced = torch.jit.trace(model, (image,), check_trace=False)
     check_sizes((*export(model, image, tmp_path), traced), model, radii[10:])
 
@@ -546,15 +544,20 @@ class PeakMemory(threading.Thread):
         self.join()
 
 
-def test_exported_memory_is_bounded(small_index, tmp_path, monkeypatch):
-    """Runtimes take one block of the bank after the other, and do not store the blocks beside the bank."""
+def test_exported(small_index, tmp_path, monkeypatch):
+    """The graph has the plain operations, and takes any batch size, height and width.
+
+    Runtimes take one block of the bank after the other, and do not store the blocks beside the bank.
+    """
     monkeypatch.setattr(plain, "BANK_BLOCK", 512)
     monkeypatch.setattr(PrunedIndex, "nearest", None)
-    model = Model(anisotropic(12 * 512 + 10, 16), 1).eval()
+    bank = anisotropic(8 * 512 + 10, 16)
+    radii = make_radii("ties", anisotropic(50, 16, seed=2), bank)
+    model = Model(bank, 1, radii).eval()
     searches = export(model, torch.zeros(2, 16, 3, 3), tmp_path)
-    assert (tmp_path / "model.bin").stat().st_size < 1.2 * model.bank.numel() * 4 + 50_000
+    assert (tmp_path / "model.bin").stat().st_size < 1.3 * bank.numel() * 4 + 50_000
     traced = torch.jit.trace(model, (torch.zeros(2, 16, 3, 3),), check_trace=False)
-    check_sizes((*searches, traced), model)
+    check_sizes((*searches, traced), model, radii[10:])
     queries = anisotropic(128 * 128, 16, seed=1)
     images = queries.T.reshape(1, 16, 128, 128).contiguous()
     block = len(queries) * 512 * 4
@@ -562,5 +565,7 @@ def test_exported_memory_is_bounded(small_index, tmp_path, monkeypatch):
         search(images[:, :, :2].contiguous())
         with PeakMemory(daemon=True) as memory:
             distances, indices = search(images)
-        assert memory.peak < 7 * block  # the distances of all pairs: 12 blocks
-        check(queries[::160], model.bank[10:], 1, torch.tensor(distances[::160]), torch.tensor(indices[::160]))
+        # Measured 3.3 and 8.3 blocks of distances; 16 and more where the bank is not cut into blocks
+        assert memory.peak < 11 * block
+        found = torch.tensor(distances[::160]), torch.tensor(indices[::160])
+        check(queries[::160], bank[10:], 1, *found, radii=radii[10:])

@@ -3,8 +3,6 @@
 
 """The pruned search of exported graphs against NumPy in float64, eager and in the runtimes."""
 
-from functools import reduce
-
 import numpy as np
 import onnxruntime
 import openvino
@@ -54,9 +52,14 @@ def parts_of(ranges):
 
 
 def search_ranges(index, queries, bank, ranges):
-    """Search each range part by part."""
-    search = index.in_graph(bank, queries)
-    return [reduce(lambda known, part: search.nearest(queries, part, known), parts, None) for parts in parts_of(ranges)]
+    """Search each range part by part; ranges that begin with the same parts share the search of these."""
+    search, found = index.in_graph(bank, queries), {(): None}
+    for parts in parts_of(ranges):
+        for count, part in enumerate(parts):
+            before, now = tuple(parts[:count]), tuple(parts[: count + 1])
+            if now not in found:
+                found[now] = search.nearest(queries, part, found[before])
+    return [found[tuple(parts)] for parts in parts_of(ranges)]
 
 
 def check(queries, bank, ranges, found, tolerance=1e-5, radii=None):
@@ -229,7 +232,7 @@ def short_shortlists(monkeypatch):
     monkeypatch.setattr(module, "SHORTLISTS", (2, 4))
 
 
-def export(bank, ranges, folder, radii=None):
+def export(bank, ranges, folder, radii):
     """Export to both formats, for any number, height and width of images; return functions that search."""
     model = Model(bank, ranges, radii).eval()
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
@@ -237,9 +240,8 @@ def export(bank, ranges, folder, radii=None):
     torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
     openvino.save_model(openvino.convert_model(path), folder / "model.xml", compress_to_fp16=False)
     for file in (path, folder / "model.bin"):
-        # Besides the operations of each search, 246 kB measured, nothing but one bank and its index
-        searches = sum(map(len, parts_of(ranges)))
-        assert file.stat().st_size < (1.3 * bank.numel() * 4 + 8 * len(bank)) + 260_000 * searches
+        # Besides the operations of the search of each part, 246 kB measured, nothing but one bank and its index
+        assert file.stat().st_size < (1.3 * bank.numel() * 4 + 8 * len(bank)) + 260_000 * len(model.index.blocks)
     session = onnxruntime.InferenceSession(path)
     compiled = openvino_core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
@@ -252,29 +254,22 @@ def export(bank, ranges, folder, radii=None):
     }
 
 
-def check_turns(searches, bank, ranges, radii=None):
-    """Any number of queries, easy and hard ones in turn: what is left over from the image before does no harm."""
+def test_exported(tmp_path, short_shortlists):
+    """Any number of queries, easy and hard ones in turn: what is left over from the image before does no harm.
+
+    And runtimes take one block of the bank after the other. An export takes long, so one graph serves both checks: of
+    two parts, the second of which is searched with what is known of the first, and with radii some of which tie.
+    """
+    bank = anisotropic(5 * 1024 - 30, 32)
+    ranges = [(0, 4 * 1024 - 10), (0, len(bank))]  # of four blocks and one
+    radii = make_radii("ties", anisotropic(50, 32, seed=2), bank)
+    searches = export(bank, ranges, tmp_path, radii)
     shapes = [(1, 4, 6), (4, 4, 6), (4, 4, 6), (1, 4, 6), (2, 7, 3), (1, 1, 1), (4, 9, 9)]
     for number, (shape, offset) in enumerate(zip(shapes, [0, 0, 30, 0, 30, 0, 0], strict=True)):
         queries = anisotropic(int(np.prod(shape)), 32, seed=number + 2) + offset * torch.eye(32)[number]
         images = queries.view(shape[0], -1, 32).mT.reshape(shape[0], 32, *shape[1:]).contiguous()
         for search in searches.values():
             check(queries, bank, ranges, search(images), radii=radii)
-
-
-# An export takes long: there is one graph of three parts, with radii some of which tie, and one of one part without
-def test_export(tmp_path, short_shortlists):
-    bank, ranges = anisotropic(3000, 32), RANGES["two that share rows"]
-    radii = make_radii("ties", anisotropic(50, 32, seed=2), bank)
-    check_turns(export(bank, ranges, tmp_path, radii), bank, ranges, radii)
-
-
-def test_exported_memory_is_bounded(tmp_path, short_shortlists):
-    """Runtimes take one block of the bank after the other."""
-    bank = anisotropic(14 * 1024 - 10, 32)
-    ranges = [(0, len(bank))]
-    searches = export(bank, ranges, tmp_path)
-    check_turns(searches, bank, ranges)
     queries = anisotropic(96 * 96, 32, seed=1)
     images = queries.T.reshape(1, 32, 96, 96).contiguous()
     block = len(queries) * 1024 * 4
@@ -282,5 +277,6 @@ def test_exported_memory_is_bounded(tmp_path, short_shortlists):
         search(images[:, :, :2].contiguous())
         with PeakMemory(daemon=True) as memory:
             found = search(images)
-        assert memory.peak < 11 * block  # the bounds of all pairs: 14 blocks
-        check(queries[::90], bank, ranges, [(distances[::90], rows[::90]) for distances, rows in found])
+        # Measured 7.7 and 10.9 blocks of bounds; 14 and 15 where a part is not cut into blocks
+        assert memory.peak < 12.5 * block
+        check(queries[::90], bank, ranges, [(distances[::90], rows[::90]) for distances, rows in found], radii=radii)
