@@ -8,7 +8,6 @@ import socket
 import numpy as np
 import pytest
 from anomalib.data import MVTecAD
-from PIL import Image
 
 from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, add_defect, make_dataset
 
