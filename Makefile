@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint docs tables setup clean
 
-demo: setup  ## Train and test PatchCore, SoftPatch and SoftPatchPlus on a small set with defects among the training images
+demo: setup  ## Compare PatchCore, SoftPatch, and SoftPatchPlus on a small set with hidden defects
 	$(VENV)/bin/anomalib-softpatch demo
 
 test: ## Ruff, mypy and the whole test suite, as continuous integration runs them

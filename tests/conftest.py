@@ -167,16 +167,12 @@ def distributions(
 
 @pytest.fixture(scope="session")
 def run_anomalib(
-    run_python: Callable[..., subprocess.CompletedProcess[str]],
     run_forked: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Function that runs the stock `anomalib` command.
-
-    Its keyword arguments are those of `run_forked`, which it is run by, or, where `python` is given, of `run_python`.
-    """
+    """Function that runs the stock `anomalib` command. Its keyword arguments are those of `run_forked`."""
 
     def run(*arguments: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
-        return (run_python if "python" in kwargs else run_forked)("-c", ANOMALIB, *arguments, cwd=cwd, **kwargs)
+        return run_forked("-c", ANOMALIB, *arguments, cwd=cwd, **kwargs)
 
     return run
 

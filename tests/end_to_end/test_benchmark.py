@@ -303,7 +303,7 @@ def test_two_runs_at_a_time_measure_what_one_does(config: dict, run_here: Callab
     rows = runner.run(config["benchmark"])
     found = pd.read_csv(table.path).set_index("model.class_path")
     measures = ["image_AUROC", "pixel_AUROC", "pixel_AUPRO"]
-    pd.testing.assert_frame_equal(found.loc[expected.index, measures], expected[measures])
+    pd.testing.assert_frame_equal(found.loc[expected.index, measures], expected[measures], check_exact=True)
     assert len(rows) == len(expected) == 2
     assert runner.failures == 0
     assert sorted(path.name for path in table.path.parent.iterdir()) == [

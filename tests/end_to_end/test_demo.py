@@ -56,10 +56,11 @@ def test_demo(backbone, run_forked, tmp_path):
     ("options", "message"),
     [
         (["--backbone", "local-dir:nowhere"], "there is no config.json in that folder"),
-        (["--backbone", "resnet18", "--weights", "lite2"], "weights"),
+        (["--backbone", "resnet17"], "'resnet17' is not a model of timm"),
+        (["--backbone", "resnet18", "--weights", "lite2"], "Give either backbone or weights"),
         (["--layers", "[layer9]"], "layer9"),
-        (["--num_hidden", 25], "num_hidden=25 must be between 0 and 24"),
-        (["--num_train", 0], "needs images of each kind"),
+        (["--num_hidden", 25], "num_hidden must be between 0 and the number of defective test images, 24, got 25"),
+        (["--num_train", 0], "num_train must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_leave_nothing_behind(backbone, options, message, run_forked, tmp_path):
@@ -68,3 +69,24 @@ def test_bad_arguments_leave_nothing_behind(backbone, options, message, run_fork
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "status", "said"),
+    [
+        ("KeyboardInterrupt", 130, "Stopped. The last folder in demo is not complete"),
+        ("SystemExit", 130, "Stopped."),  # of Lightning, when it is interrupted
+        ("RuntimeError('no weights')", 2, "anomalib-softpatch demo: no weights"),
+    ],
+)
+def test_a_run_that_ends_early_says_so_and_leaves_no_table(backbone, ends_with, status, said, run_forked, tmp_path):
+    code = f"""if True:
+        from anomalib.engine import Engine
+        def fit(*args, **kwargs):
+            raise {ends_with}
+        Engine.fit = fit
+        {COMMAND}
+    """
+    result = run_forked("-c", code, "demo", *backbone, "--num_train", 2, "--num_hidden", 0, cwd=tmp_path, check=False)
+    assert (result.returncode, said in result.stderr) == (status, True), result.stderr
+    assert not [*tmp_path.rglob("results.csv"), *tmp_path.rglob("heat_maps.png")]

@@ -3,6 +3,7 @@
 
 """A demonstration on images that need no download: ``anomalib-softpatch demo``."""
 
+import sys
 from pathlib import Path
 
 from anomalib_softpatch.backbones import WeightsName, choose_backbone
@@ -38,9 +39,14 @@ def demo(
     chosen = choose_backbone(backbone, layers, weights)
     check_writable(output)
     chosen.prepare()
+    sys.stdout.write(f"Backbone: {chosen.name}. {chosen.remark}".rstrip() + "\nLoading torch and Anomalib.\n")
+    sys.stdout.flush()
     from anomalib_softpatch.demo.run import run_demo  # noqa: PLC0415  # imports torch
 
     try:
         run_demo(output, chosen, num_train=num_train, num_hidden=num_hidden, seed=seed)
+    except RuntimeError as error:  # weights that cannot be had; the message says how to go on
+        raise OSError(str(error)) from error
     except (KeyboardInterrupt, SystemExit):  # the latter is how Lightning ends an interrupted process
+        sys.stderr.write(f"\nStopped. The last folder in {output} is not complete, and can be deleted.\n")
         raise SystemExit(130) from None

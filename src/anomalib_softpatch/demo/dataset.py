@@ -38,18 +38,26 @@ def make_dataset(
     num_hidden: int = 6,
     seed: int = 0,
 ) -> Path:
-    """Write the set to ``root/gravel``, and return that folder. The same seed gives the same images.
+    """Write the set to ``root/gravel``.
 
-    The last ``num_hidden`` training images are copies of the first defective test images; kinds of defects take turns.
+    Args:
+        root: Folder of the set.
+        num_train: Number of normal training images.
+        num_test_good: Number of normal test images.
+        num_test_per_defect: Number of test images with each kind of defect.
+        num_hidden: Number of further training images, the last ones, that are copies of the first test images with a
+            defect. The kinds of defects take turns.
+        seed: The same seed gives the same images.
+
+    Returns:
+        The folder of the category.
 
     Raises:
         FileExistsError: If ``root/gravel`` exists.
         ValueError: If a number of images is out of range.
     """
+    check_numbers(num_train, num_test_good, num_test_per_defect, num_hidden)
     defective = num_test_per_defect * len(DEFECTS)
-    if min(num_train, num_test_good, num_test_per_defect) < 1 or not 0 <= num_hidden <= defective:
-        msg = f"The set needs images of each kind, and num_hidden={num_hidden} must be between 0 and {defective}."
-        raise ValueError(msg)
     photographs = {}
     for name in PHOTOGRAPHS:  # skimage.data.gravel() may fetch a file that is missing
         with (files("skimage") / "data" / f"{name}.png").open("rb") as file:
@@ -74,10 +82,31 @@ def make_dataset(
     return category
 
 
+def check_numbers(num_train: int, num_test_good: int = 1, num_test_per_defect: int = 8, num_hidden: int = 0) -> None:
+    """Refuse numbers of images that :func:`make_dataset` cannot make.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    numbers = {"num_train": num_train, "num_test_good": num_test_good, "num_test_per_defect": num_test_per_defect}
+    for name, number in numbers.items():
+        if number < 1:
+            msg = f"{name} must be at least 1, got {number}."
+            raise ValueError(msg)
+    defective = num_test_per_defect * len(DEFECTS)
+    if not 0 <= num_hidden <= defective:
+        msg = f"num_hidden must be between 0 and the number of defective test images, {defective}, got {num_hidden}."
+        raise ValueError(msg)
+
+
 def add_defect(
     image: np.ndarray, defect: str, photographs: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put one of ``DEFECTS`` into a gray image in [0, 1]; return it and the boolean mask, both of its shape."""
+    """Put one of ``DEFECTS`` into a gray image of gravel in [0, 1], shape ``(256, 256)``.
+
+    Returns:
+        The image with the defect, and its boolean mask, both of shape ``(256, 256)``.
+    """
     if defect == "brick":
         mask = convex_hull_image(_blob(rng, area=(0.015, 0.04)))
         fragment = _crop(photographs["brick"], rng, BRICK_CROP_SIZE)

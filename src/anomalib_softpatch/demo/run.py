@@ -5,7 +5,8 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import count
+from contextlib import suppress
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from anomalib_softpatch.backbones import Backbone
 from anomalib_softpatch.components import PatchFeatureExtractor
-from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, make_dataset
+from anomalib_softpatch.demo.dataset import CATEGORY, DEFECTS, check_numbers, make_dataset
 from anomalib_softpatch.files import atomic_output
 from anomalib_softpatch.integration.quiet import quiet
 from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
@@ -33,26 +34,34 @@ REDDEST = 0.999  # share of the pixels of good images below the score that is dr
 
 
 def run_demo(output: Path, backbone: Backbone, num_train: int, num_hidden: int, seed: int) -> None:
-    """Run the demo with the options of :func:`anomalib_softpatch.demo.demo`; a run that fails leaves no table."""
-    PatchFeatureExtractor(backbone.name, backbone.layers, pre_trained=False)  # refuses what timm does not know
-    folder = next(path for number in count(1) if not (path := output / f"run-{number:03d}").exists())
+    """Run the demo with the options of :func:`anomalib_softpatch.demo.demo`. A run that fails leaves no table.
+
+    Raises:
+        ValueError: If an option is out of range, or timm does not know the backbone.
+        RuntimeError: If the weights of the backbone cannot be had.
+    """
+    PatchFeatureExtractor(backbone.name, backbone.layers)  # refuses what cannot be used, before anything is written
+    check_numbers(num_train=num_train, num_hidden=num_hidden)
+    folder = _new_folder(output)
     _say(f"{num_train} images of gravel to train with, and {num_hidden} with a defect hidden among them: {folder}")
     images = make_dataset(folder, num_train=num_train, num_hidden=num_hidden, seed=seed)
+    examples = {}
+    for kind, index in product(DEFECTS, (0, -1)):
+        files = sorted((images / "test" / kind).iterdir())
+        number = (index % len(files)) * len(DEFECTS) + DEFECTS.index(kind)
+        place = "hidden in training" if number < num_hidden else "only in test"
+        examples[f"{kind}/{files[index].stem}\n{place}"] = files[index]
     good = sorted((images / "test" / "good").iterdir())
-    examples = {  # of each kind of defect the first one, of which a copy is hidden, and the last one
-        **{f"{kind}\n{where}": images / "test" / kind / f"{index:03d}.png" for kind in DEFECTS
-           for where, index in (("hidden in training", 0), ("only in test", 7))},
-        "good\nno defect": good[0],
-    }  # fmt: skip
-    _say(f"Backbone: {backbone.name}. {backbone.remark}")
+    examples["good\nno defect"] = good[0]
     rows, maps = {}, {}
     for name, model_class in MODELS.items():
         _say(f"Training and testing {name}")
         data = MVTecAD(root=folder, category=CATEGORY, num_workers=0)
         engine = Engine(default_root_dir=folder / "results", **QUIETLY)
+        own = {} if model_class is Patchcore else {"seed": seed}  # Anomalib's takes the global one
         with quiet():
             seed_everything(seed)
-            model = model_class(backbone=backbone.name, layers=backbone.layers, **OPTIONS)
+            model = model_class(backbone=backbone.name, layers=backbone.layers, **OPTIONS, **own)
             engine.fit(model, datamodule=data)
             (metrics,) = engine.test(model, datamodule=data, verbose=False)
         rows[name] = {metric: 100 * metrics[f"{metric}_AUROC"] for metric in ("image", "pixel")}
@@ -62,7 +71,7 @@ def run_demo(output: Path, backbone: Backbone, num_train: int, num_hidden: int, 
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("AUROC in %")
     title = f"Trained on {num_train + num_hidden} images, of which {num_hidden} have a hidden defect"
     with atomic_output(folder / "heat_maps.png") as path:
-        draw_figure(examples, maps, title, path)
+        draw_figure(examples, maps, title).savefig(path)
     with atomic_output(folder / "results.csv") as path:
         table.to_csv(path)
     _say(table.round(1).reset_index().to_string(index=False))
@@ -70,23 +79,47 @@ def run_demo(output: Path, backbone: Backbone, num_train: int, num_hidden: int, 
     _say("Next:      anomalib-softpatch clean-train FOLDER, with a folder of your images")
 
 
+def _new_folder(output: Path) -> Path:
+    """Make the first of ``run-001``, ``run-002``, ... that is not there yet."""
+    for number in count(1):
+        with suppress(FileExistsError):
+            (folder := output / f"run-{number:03d}").mkdir(parents=True)
+            return folder
+    raise AssertionError
+
+
 @torch.no_grad()
 def anomaly_maps(model: Patchcore | SoftPatch, images: Sequence[Path]) -> np.ndarray:
-    """Return the anomaly maps of images of one size, shape ``(n, height, width)``, before any normalization."""
+    """Compute anomaly maps before any normalization.
+
+    Args:
+        model: A trained model.
+        images: Image files of one size.
+
+    Returns:
+        Shape ``(n, height, width)``.
+    """
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in images])
     assert model.pre_processor is not None
     batch = model.pre_processor(torch.from_numpy(pixels).movedim(3, 1))
     return model.eval().cpu().model(batch).anomaly_map[:, 0].numpy()
 
 
-def draw_figure(examples: Mapping[str, Path], maps: Mapping[str, np.ndarray], title: str, path: Path) -> None:
-    """Draw images by their titles, true defects, and below them maps by their labels, from 0 (pale) to 1 (red)."""
+def draw_figure(examples: Mapping[str, Path], maps: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Draw images, and below each of them its heat maps with the outline of the true defect.
+
+    Args:
+        examples: Files of test images by their titles.
+        maps: Scores by the label of their row, each of shape ``(len(examples), height, width)``, drawn from 0 (pale) to
+            1 (red).
+        title: Title of the figure.
+    """
     figure = Figure(figsize=(2.2 + 1.75 * len(examples), 1.2 + 1.75 * (1 + len(maps))), dpi=120, layout="compressed")
     subtitle = "pale: median of good images, dark red: above 99.9 % of their pixels; true defects outlined"
     figure.suptitle(f"{title}\n{subtitle}")
     axes = figure.subplots(1 + len(maps), len(examples))
     for column, (name, file) in enumerate(examples.items()):
-        mask = Path(str(file.with_stem(f"{file.stem}_mask")).replace("test", "ground_truth", 1))
+        mask = file.parents[2] / "ground_truth" / file.parent.name / f"{file.stem}_mask.png"
         axes[0, column].imshow(Image.open(file), cmap="gray", vmin=0, vmax=255)
         axes[0, column].set_title(name)
         for row, (label, values) in enumerate(maps.items(), start=1):
@@ -96,7 +129,7 @@ def draw_figure(examples: Mapping[str, Path], maps: Mapping[str, np.ndarray], ti
                 axes[row, column].contour(np.asarray(Image.open(mask)), levels=[127], colors="black", linewidths=1)
     for each in axes.flat:
         each.set(xticks=[], yticks=[])
-    figure.savefig(path)
+    return figure
 
 
 def _say(text: str) -> None:

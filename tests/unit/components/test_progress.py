@@ -3,7 +3,9 @@
 
 """Progress bars: every part of a fit that may take long has one, whose total is what there is to do."""
 
+import io
 import re
+import sys
 
 import pytest
 import torch
@@ -35,3 +37,50 @@ def test_what_is_short_or_not_wanted_has_no_bar(capfd: pytest.CaptureFixture[str
         builder.progress = wanted
         builder.fit(features)
     assert "%" not in capfd.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Stream:
+    """As some programs put in the place of standard error."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+def states(stream: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show a bar whose work takes 100 seconds, by the clock that tqdm looks at."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr(sys, "stderr", stream)
+    bar = progress.progress_bar(100, "Working", "image", progress=True)
+    bar._time = lambda: start + next(clock)  # a second later at each look
+    start = bar.start_t
+    for _ in range(100):
+        bar.update()
+    bar.close()
+
+
+def test_a_file_gets_a_state_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    for stream in (Terminal(), io.StringIO(), Stream()):
+        states(stream, monkeypatch)
+        text = stream.text if isinstance(stream, Stream) else stream.getvalue()
+        shown[type(stream).__name__] = text.count("Working:")
+    assert shown["Terminal"] > 20
+    assert 2 <= shown["StringIO"] <= 6
+    assert 2 <= shown["Stream"] <= 6
+
+
+def test_no_bar_asks_nothing_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with progress.progress_bar(5, "Working", "image", progress=False) as bar:
+        bar.update(5)

@@ -197,39 +197,12 @@ def test_one_device_unless_asked_for_more(arguments, expected, tmp_path):
     assert engine.trainer.num_devices == expected
 
 
-# Forks the ranks, as above; Lightning, which would start the second one anew, takes what is set for a rank's own
-ENGINES = """
-import os
-import socket
-import sys
-
-sys.path[:0] = sys.argv[3:]
-from torch import multiprocessing
-
-import distributed_fit
-
-
-def work(rank):
-    os.environ["LOCAL_RANK"] = str(rank)
-    distributed_fit.run(*sys.argv[1:3], 2)
-
-
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-multiprocessing.start_processes(work, nprocs=2, start_method="fork")
-"""
-
-
 def test_engine_on_two_devices(mvtec_root, tmp_path, run_forked):
     """An odd number of images, some of them repeated ones in each rank's own temporary folder."""
     root = tmp_path / "MVTecAD"
     shutil.copytree(mvtec_root, root)
     (root / "bottle" / "train" / "good" / "007.png").unlink()
-    if hasattr(os, "fork"):
-        run_forked("-c", ENGINES, root, tmp_path, Path(__file__).parent, cwd=tmp_path)
-    else:
-        run_forked(distributed_fit.__file__, root, tmp_path, 2, cwd=tmp_path)  # which starts the second rank anew
+    run_forked(distributed_fit.__file__, root, tmp_path, 2, cwd=tmp_path)  # which starts the second rank anew
     distributed_fit.run(root, tmp_path, 1)
     expected, *ranks = (
         torch.load(tmp_path / f"rank{name}.pt", weights_only=False) for name in ("0-of-1", "0-of-2", "1-of-2")

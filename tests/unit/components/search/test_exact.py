@@ -475,9 +475,10 @@ def check_sizes(searches, model, radii=None):
             check(queries, model.bank[10:], model.k, *map(torch.as_tensor, search(images)), radii=radii)
 
 
-def test_exported_with_more_neighbors(tmp_path, monkeypatch):
-    """The graph takes any batch size, height and width."""
+def test_exported_with_more_neighbors(small_index, tmp_path, monkeypatch):
+    """The graph has the plain operations, and takes any batch size, height and width."""
     monkeypatch.setattr(plain, "BANK_BLOCK", 1024)
+    monkeypatch.setattr(PrunedIndex, "nearest", None)
     bank = anisotropic(3010, 16)
     radii = make_radii("some count", anisotropic(50, 16, seed=2), bank)
     model = Model(bank, 3, radii).eval()
