@@ -3,11 +3,14 @@
 
 """Groups of duplicates, of features made so that it is known which are copies."""
 
+from itertools import product
+
+import numpy as np
 import pytest
 import torch
 
 from anomalib_softpatch.components import duplicates
-from anomalib_softpatch.components.duplicates import duplicate_groups, near_pairs, representatives
+from anomalib_softpatch.components.duplicates import RADIUS, duplicate_groups, near_pairs, representatives
 
 
 def features(images: int = 60, spread: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -122,3 +125,26 @@ def test_a_sample_of_the_images_makes_no_more_pairs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(duplicates, "MOST_COMPARED", 30)
     monkeypatch.setattr(duplicates, "FEWEST_COMPARED", 30)
     assert 0 < len(near_pairs(images)) <= pairs
+
+
+def test_pairs_equal_brute_force() -> None:
+    """Of copies that differ more and more from their originals, those that are just near enough."""
+    originals = features(40, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    differences = torch.linspace(0.2, 1.2, 40)[:, None, None, None] * torch.randn(originals.shape, generator=generator)
+    images = torch.cat((originals, originals + differences)).double().numpy()
+    count, height, _, channels = images.shape
+    nearer = np.zeros((3, count, count))
+    inside = range(RADIUS, height - RADIUS)  # where all patches have the same number of others around them
+    for row, column in product(inside, inside):
+        others = images[:, row - RADIUS : row + RADIUS + 1, column - RADIUS : column + RADIUS + 1]
+        others = others.reshape(1, count, -1, channels)
+        distances = np.linalg.norm(images[:, row, column][:, None, None] - others, axis=3).min(axis=2)
+        np.fill_diagonal(distances, np.inf)
+        for place, k in enumerate((8, 16, 32)):
+            limits = np.sort(distances, axis=1)[:, k - 1] * (k / 4) ** (-1 / 3)
+            nearer[place] += distances < limits[:, None]
+    most = (nearer > len(inside) ** 2 / 2).any(axis=0)
+    expected = np.argwhere(np.triu(most & most.T, 1)).tolist()
+    assert 10 < len(expected) < 38  # some of the copies
+    assert near_pairs(torch.from_numpy(images).float()).tolist() == expected

@@ -86,6 +86,18 @@ def test_a_second_group_is_looked_at():
     assert self_check(facts(scores), threshold, None).verdict == TRUST
 
 
+@pytest.mark.parametrize("images", [40, 100])
+def test_the_second_group_is_that_of_scipys_test(images):
+    """More above the threshold than twice the share explains, at the level of five percent."""
+    found = []
+    for above in range(images + 1):
+        scores = [2.0] * above + [1.0] * (images - above)
+        significant = binomtest(above, images, 0.1, alternative="greater").pvalue < 0.05
+        assert self_check(facts(scores), 1.5, 0.05).second_group == significant
+        found.append(significant)
+    assert set(found) == {True, False}
+
+
 def test_few_images_are_refused_and_say_how_many_it_takes():
     scores = [1.0 + index / 100 for index in range(28)]
     check = self_check(facts(scores), 2.0, 0.05)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, support_radii
+from anomalib_softpatch.components import DenoisingMemoryBank, FeatureStore, MemoryBank, support_radii
 from anomalib_softpatch.components.search import NearestNeighborSearch
 from anomalib_softpatch.components.teaching import (
     LARGEST_RAISE,
@@ -52,11 +52,13 @@ def variant():
 class Fitted(SoftPatchModel):
     """A fitted model whose features are given."""
 
-    def __init__(self, **options):
+    def __init__(self, num_neighbors=1, **options):
         builder = DenoisingMemoryBank(
             discriminators=("knn",), coreset_sampling_ratio=0.3, soft_weight=False, neighborhood=1, **options
         )
-        super().__init__(layers=["layer1"], backbone="resnet18", pre_trained=False, memory_bank_builder=builder)
+        super().__init__(
+            ["layer1"], "resnet18", pre_trained=False, memory_bank_builder=builder, num_neighbors=num_neighbors
+        )
 
 
 @pytest.fixture(scope="module", params=[{"min_images": "auto", "thresholds": (0.0, 0.0)}, {"min_images": 1}])
@@ -375,3 +377,48 @@ def test_many_normal_images_bring_no_more_rows_than_the_bank_has(record):
         fewer.bank.features[fewer.groups > int(record.group_of_image.max())],
         torch.cat([each.rows for each in lessons[:3]]),
     )
+
+
+def test_rows_that_are_said_to_be_normal_stay_beside_a_defect_like_them(record):
+    """Only what nobody has decided about leaves the bank for being like a defect."""
+    if record.support is None:
+        pytest.skip("without radii nothing leaves the bank for being like a defect")
+    everywhere = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
+    like_it = lesson(record, DEFECT, features=make_features()[VARIANT], name="like the variant", region=everywhere)
+    rows = record.groups == record.group_of_image[VARIANT]
+    assert rows.sum() > 5
+    for lessons, stay in (([like_it], False), ([like_it, lesson(record, NORMAL, VARIANT)], True)):
+        kept = {tuple(row) for row in teach(record, lessons).bank.features.tolist()}
+        assert {tuple(row) in kept for row in record.bank.features[rows].tolist()} == {stay}
+
+
+def test_a_taught_defect_raises_the_score_of_its_image(model):
+    """To that of its patch: the image is called anomalous for it."""
+    features = make_features(9)[:2]
+    before = model.score(features, (64, 64)).pred_score
+    bank, threshold = model.defect_bank, 2 * float(before.max())
+    try:
+        model.defect_bank = defect_bank(features[1, 2, 2][None], threshold)
+        after = model.score(features, (64, 64))
+    finally:
+        model.defect_bank = bank
+    normal = score_patches_by_banks(NearestNeighborSearch(model.record.bank), features.flatten(0, 2))[-1].view(2, -1)
+    raised = defect_bank(features[1, 2, 2][None], threshold).score(normal, features.flatten(0, 2))
+    assert after.pred_score[0] == before[0]
+    assert after.pred_score[1] == raised[1].max() > threshold
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 3])
+def test_out_of_bag_scores_are_those_of_a_bank_without_the_image(num_neighbors):
+    model = Fitted(num_neighbors=num_neighbors, min_images="auto", thresholds=(0.0,))
+    features = make_features()
+    model.feature_store.append(features, [f"{number:03}" for number in range(IMAGES)])
+    model.fit(None)
+    record, bank, found = model.record, model.record.bank, model.out_of_bag.image_scores
+    expected = []
+    for image in range(IMAGES):
+        others = record.groups != record.group_of_image[image]
+        rest = MemoryBank(bank.features[others], bank.weights[others], bank.radii[others], ((0, int(others.sum())),))
+        model.set_memory_bank(rest)
+        expected.append(float(model.score(features[image][None], (64, 64)).pred_score))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -231,3 +231,11 @@ def test_a_fit_ends_with_its_self_check(unlabeled, labeled, tmp_path, caplog):
     engine(tmp_path / "labeled").fit(trained, datamodule=labeled)
     assert (trained.self_check().verdict, trained.self_check().asked) == ("trust it", None)
     assert model().self_check() is None
+
+
+@pytest.mark.parametrize(("known", "between"), [(0, (80, 81)), (5, (84, 85)), (10, (89, 89)), (30, (89, 89))])
+def test_known_defects_are_not_expected_again(known, between):
+    """Of 90 images and some known defects, a share of all is expected to be defective."""
+    scores = torch.arange(90.0)[torch.randperm(90, generator=torch.Generator().manual_seed(0))]
+    low, high = between
+    assert low <= LabelFreePostProcessor(expected_defects=0.1).cut(scores, known_defects=known) <= high

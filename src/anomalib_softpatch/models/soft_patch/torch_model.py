@@ -261,7 +261,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             search = self._search_of_bank(bank, left_out)
         counts = None if not self.ignored.numel() else (~self.ignored).to(queries.dtype)
         scores, nearest, scores_of_map = score_by_banks(search, queries, bank, shape, self.score_smoothing, counts)
-        image_scores = self._score_images(scores, nearest, queries)
+        image_scores = self._score_images(scores, nearest, queries, left_out)
         if self.defects.numel():
             raised = self.defect_bank.score(scores_of_map, queries)
             scores_of_map = torch.maximum(scores_of_map, raised)
@@ -390,16 +390,23 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             self._search = search if bank.features.device.type == "cpu" else None
         return search if left_out is None else search.without(left_out)
 
-    def _score_images(self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    def _score_images(
+        self, scores: torch.Tensor, nearest: torch.Tensor, queries: torch.Tensor, left_out: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return the score of each image, shape ``(batch,)``; symbols as in PatchCore, section 3.3."""
         if self.num_neighbors == 1:
             return scores.amax(dim=1)
         score, position = scores.max(dim=1, keepdim=True)  # s^* and m^test,*
         feature = queries.view(*scores.shape, -1).gather(1, position[..., None].expand(-1, -1, queries.shape[1]))
         start, stop = self.bank_ranges[0]
-        bank = self.memory_bank[start:stop]
+        bank, count = self.memory_bank[start:stop], stop - start
+        if left_out is not None:
+            bank = bank[~left_out[start:stop]]
+            count = len(bank)
+        if not count:  # an infinite score stays what it is
+            return score.squeeze(1)
         nearest_patch = self.memory_bank[nearest.gather(1, position).squeeze(1)]  # m^*
-        _, support = nearest_neighbors(nearest_patch, bank, k=min(self.num_neighbors, stop - start))  # N_b(m^*)
+        _, support = nearest_neighbors(nearest_patch, bank, k=min(self.num_neighbors, count))  # N_b(m^*)
         distances = (feature - bank[support]).square().sum(dim=2).sqrt()
         return (1 - F.softmax(distances, dim=1)[:, 0]) * score.squeeze(1)  # s
 
