@@ -17,8 +17,7 @@ from lightning import seed_everything
 from anomalib_softpatch import NoisyDataModule, SoftPatchPlus
 
 
-def run(root, folder, devices):
-    seed_everything(devices, verbose=False)  # random numbers of others make no difference
+def make(root):
     model = SoftPatchPlus(
         backbone="resnet18",
         layers=["layer1", "layer2"],
@@ -29,11 +28,20 @@ def run(root, folder, devices):
     )
     model.requires_grad_(False)
     clean = MVTecAD(root=root, category="bottle", train_batch_size=2, eval_batch_size=3, num_workers=0)
-    datamodule = NoisyDataModule(clean, noise_ratio=0.9, overlap=True)
-    engine = Engine(
-        default_root_dir=folder, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
+    return model, NoisyDataModule(clean, noise_ratio=0.9, overlap=True)
+
+
+def make_engine(folder, devices, strategy="ddp"):
+    return Engine(
+        default_root_dir=folder, accelerator="cpu", devices=devices, strategy=strategy if devices > 1 else "auto",
         enable_progress_bar=False, logger=False,
     )  # fmt: skip
+
+
+def run(root, folder, devices):
+    seed_everything(devices, verbose=False)  # random numbers of others make no difference
+    model, datamodule = make(root)
+    engine = make_engine(folder, devices)
     trainable = {}
 
     def note(stage):

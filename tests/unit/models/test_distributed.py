@@ -197,6 +197,31 @@ def test_one_device_unless_asked_for_more(arguments, expected, tmp_path):
     assert engine.trainer.num_devices == expected
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_ranks_may_be_forked(mvtec_root, tmp_path, run_python):
+    """By another of Lightning's strategies. The process that has started the ranks has the memory bank, too."""
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch
+        from distributed_fit import make, make_engine
+        torch.manual_seed(0)
+        model, datamodule = make({str(mvtec_root)!r})
+        engine = make_engine(".", 2, "ddp_fork")
+        engine.fit(model, datamodule=datamodule)
+        checkpoint = torch.load(engine.best_model_path, weights_only=True)
+        torch.save([model.state_dict(), checkpoint["state_dict"]], "states.pt")
+    """
+    run_python("-c", code, cwd=tmp_path)  # not forked itself, which Lightning refuses
+    torch.manual_seed(0)
+    model, datamodule = distributed_fit.make(mvtec_root)
+    distributed_fit.make_engine(tmp_path, 1).fit(model, datamodule=datamodule)
+    expected = model.state_dict()
+    for state in torch.load(tmp_path / "states.pt", weights_only=True):
+        for name in ("model.memory_bank", "model.radii", "model.weights", "post_processor._image_threshold"):
+            torch.testing.assert_close(state[name], expected[name], msg=name)
+
+
 def test_engine_on_two_devices(mvtec_root, tmp_path, run_forked):
     """An odd number of images, some of them repeated ones in each rank's own temporary folder."""
     root = tmp_path / "MVTecAD"
