@@ -187,7 +187,7 @@ def print_cuts(file: Path) -> None:
         verdicts = [side * (values - cut) >= 0 for cut in values for side in (1, -1)] + [np.zeros_like(bad)]
         print(f"{fact}: right for {max(int((verdict == bad).sum()) for verdict in verdicts)} of {len(runs)}")
     facts = np.array([[run[fact] for fact in FACTS] for run in runs])
-    sets = [{each.removesuffix("_full") for each in name.split(",")[0].split(" and ")} for name in names]
+    sets = [frozenset(each.removesuffix("_full") for each in name.split(",")[0].split(" and ")) for name in names]
     rules = {
         "logistic regression": make_pipeline(StandardScaler(), LogisticRegression()),
         **{
@@ -199,7 +199,7 @@ def print_cuts(file: Path) -> None:
     for name, rule in rules.items():
         same = int((rule.fit(facts, bad).predict(facts) == bad).sum())
         other = 0
-        for own in map(set, sorted({tuple(sorted(each)) for each in sets})):
+        for own in set(sets):
             known = np.array([not own & each for each in sets])
             judged = np.array([own == each for each in sets])
             other += int((rule.fit(facts[known], bad[known]).predict(facts[judged]) == bad[judged]).sum())

@@ -23,16 +23,16 @@ def test_whoever_reads_the_earlier_file_reads_it_to_its_end(tmp_path: Path) -> N
     assert [path.name for path in file.parent.iterdir()] == ["table.csv"]
 
 
-def test_what_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
-    file = tmp_path / "table.csv"
-    file.write_text("earlier")
+def test_an_interrupted_writer_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
 
-    def write() -> None:
-        with atomic_output(file) as temporary:
-            temporary.write_text("half")
-            raise InterruptedError
+    def write_half() -> None:
+        with atomic_output(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
 
-    with pytest.raises(InterruptedError):
-        write()
-    assert file.read_text() == "earlier"
-    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -81,11 +81,12 @@ def run_demo(output: Path, backbone: Backbone, num_train: int, num_hidden: int, 
 
 def _new_folder(output: Path) -> Path:
     """Make the first of ``run-001``, ``run-002``, ... that is not there yet."""
-    for number in count(1):
+    numbers = count(1)
+    while True:
+        folder = output / f"run-{next(numbers):03d}"
         with suppress(FileExistsError):
-            (folder := output / f"run-{number:03d}").mkdir(parents=True)
+            folder.mkdir(parents=True)
             return folder
-    raise AssertionError
 
 
 @torch.no_grad()
@@ -133,5 +134,5 @@ def draw_figure(examples: Mapping[str, Path], maps: Mapping[str, np.ndarray], ti
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text.strip()}\n")
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

@@ -8,7 +8,6 @@ import pytest
 
 from anomalib_softpatch.data.manifest import read_manifest, write_manifest
 from anomalib_softpatch.data.noise import select_noise
-from anomalib_softpatch.files import atomic_output
 
 PATHS = ["a/test/cut/0.png", "a/test/cut/1.png", "a/test/hole, big/0.png"]
 
@@ -77,18 +76,3 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
     for name in ("empty.csv", "image.csv"):
         with pytest.raises(ValueError, match=rf"{name}' cannot be read as a CSV file"):
             read_manifest(tmp_path / name)
-
-
-def test_an_interrupted_writer_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def write_half() -> None:
-        with atomic_output(path) as temporary:
-            temporary.write_text("ne")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
