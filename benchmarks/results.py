@@ -12,7 +12,8 @@ file in ``docs/results/`` gives::
 
 Behind the file's name the mark may say ``keys=image,pixel`` (other figures of the runs than the file's first choice),
 ``heading="image / pixel AUROC"`` (of the first column), ``title="..."`` (above the table) and
-``rows=softpatch;default`` (some rows, in this order).
+``rows=softpatch;default`` (some rows, in this order). Where rows are named like ``kolektor, overlap: default``,
+``columns=patchcore;default`` shows what is after the colon side by side, see :func:`compared`.
 """
 
 import json
@@ -29,7 +30,7 @@ Rows = Mapping[str, Sequence[Sequence[Run]]]
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 MARK = re.compile(r"<!-- results: (?P<what>.*?) -->\n.*?<!-- end of results -->", re.DOTALL)
 OWN = "anomalib-softpatch"
-OPTIONS = {"keys", "rows", "heading", "title"}
+OPTIONS = {"columns", "keys", "rows", "heading", "title"}
 
 
 def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: bool = False) -> str:
@@ -76,6 +77,28 @@ def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: boo
     return "\n".join(lines)
 
 
+def compared(rows: Rows, columns: Sequence[str], names: Sequence[str]) -> Rows:
+    """Put rows that differ in what is after the colon side by side.
+
+    Args:
+        rows: Rows with names such as ``kolektor, overlap: default``.
+        columns: Headings of their columns.
+        names: What is after the colon, in the order in which it becomes columns.
+
+    Returns:
+        Rows with names such as ``kolektor, overlap, 10%``. Rows without runs are left out, and so are rows that repeat
+        an earlier one: without noise, both protocols are the same.
+    """
+    starts = dict.fromkeys(name.rpartition(": ")[0] for name in rows)
+    found: dict[str, list[Sequence[Run]]] = {}
+    for start in starts:
+        for number, column in enumerate(columns):
+            runs = [rows.get(f"{start}: {name}", [[]] * len(columns))[number] for name in names]
+            if any(runs) and runs not in found.values():
+                found[start if start.endswith(column) else f"{start}, {column}"] = runs
+    return found
+
+
 def origin(record: Mapping[str, Any], rows: Rows, key: str) -> str:
     """Return, as Markdown, by which command, when and on which machine a figure of some rows was measured."""
     others = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name != OWN)
@@ -94,11 +117,14 @@ def origin(record: Mapping[str, Any], rows: Rows, key: str) -> str:
 
 def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
     """Return the table of a file that a benchmark has written, and what it was measured by."""
-    rows = record["rows"]
+    rows, columns = record["rows"], record["headings"][1:]
     if "rows" in options:
         rows = {name: rows[name] for name in options["rows"].split(";")}
+    if "columns" in options:
+        names = options["columns"].split(";")
+        rows, columns = compared(rows, columns, names), names
     keys = options["keys"].split(",") if "keys" in options else record["keys"]
-    headings = [options.get("heading", record["headings"][0]), *record["headings"][1:]]
+    headings = [options.get("heading", record["headings"][0]), *columns]
     shown = table(headings, rows, keys, record.get("medians", False))
     return f"{options.get('title', record['title'])}:\n\n{shown}\n\n{origin(record, rows, keys[0])}"
 

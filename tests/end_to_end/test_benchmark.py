@@ -68,7 +68,7 @@ def config(root: Path) -> dict[str, Any]:
             "model": {
                 "class_path": {"grid": ["Patchcore", "SoftPatch"]},
                 "init_args": {
-                    "backbone": "resnet18",
+                    "backbone": "test_resnet",
                     "layers": ["layer2", "layer3"],
                     "pre_trained": False,
                     "coreset_sampling_ratio": 0.1,
@@ -319,7 +319,7 @@ def test_the_noise_of_a_run_is_in_its_results_folder(run_anomalib: Callable, roo
     options = [f"--data.datamodule.root={root}", "--data.datamodule.num_workers=1", "--data.noise_ratio=0.5"]
     model = [
         "--model=SoftPatch",
-        "--model.backbone=resnet18",
+        "--model.backbone=test_resnet",
         "--model.pre_trained=false",
         "--model.visualizer=false",
     ]

@@ -43,7 +43,7 @@ for name, limit, arguments in json.loads(sys.argv[1]):
 """
 
 MODEL = [
-    "--model=SoftPatch", "--model.backbone=resnet18", "--model.layers=[layer2]", "--model.pre_trained=false",
+    "--model=SoftPatch", "--model.backbone=test_resnet", "--model.layers=[layer2]", "--model.pre_trained=false",
     "--model.coreset_sampling_ratio=0.01", "--trainer.accelerator=cpu", "--data=Folder", "--data.name=set",
     "--data.normal_dir=good", "--data.num_workers=0",
 ]  # fmt: skip

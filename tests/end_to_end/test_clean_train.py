@@ -38,7 +38,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options of a backbone with random weights: telling a black square from gray noise takes no more."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
+    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
     return ["--backbone", f"local-dir:{folder}", "--layers", "[layer2]", "--image_size", "64", "--device", "cpu"]
 
 

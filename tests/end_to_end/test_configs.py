@@ -83,7 +83,7 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 def shrink_model(init_args: dict[str, Any]) -> None:
     """Take a small backbone without weights, and images a quarter or an eighth as large."""
-    init_args.update(backbone="resnet18", pre_trained=False, layers=["layer2", "layer3"], visualizer=False)
+    init_args.update(backbone="test_resnet", pre_trained=False, layers=["layer2", "layer3"], visualizer=False)
     init_args.setdefault("pre_processor", yaml.safe_load(DEFAULT_PRE_PROCESSOR))
     for transform in init_args["pre_processor"]["init_args"]["transform"]["init_args"]["transforms"]:
         if "size" in transform["init_args"]:
@@ -240,7 +240,7 @@ def test_the_default_of_soft_patch_plus() -> None:
     """Its file says what a model without options does, but for the paper's features."""
     own = read("model", "soft_patch_plus.yaml")["model"]["init_args"]
     paper = read("model", "soft_patch_plus_paper.yaml")["model"]["init_args"]
-    defaults = SoftPatchPlus(backbone="resnet18", pre_trained=False).model.memory_bank_builder
+    defaults = SoftPatchPlus(backbone="test_resnet", pre_trained=False).model.memory_bank_builder
     thresholds = own["classification_threshold"], own["segmentation_threshold"]
     assert (tuple(own["discriminators"]), thresholds) == (defaults.discriminators, defaults.thresholds)
     assert own["soft_weight"] is defaults.soft_weight
@@ -279,7 +279,7 @@ def test_data(name: str, datasets: Path, tmp_path: Path) -> None:
     assert datamodule.name.endswith(
         f"-noise{8 if 'visa' in name else 10}-{'overlap' if overlap else 'no_overlap'}-seed0"
     )
-    model = SoftPatch(backbone="resnet18", pre_trained=False, pre_processor=False, visualizer=False, noise_report=False)
+    model = SoftPatch(backbone="test_resnet", pre_trained=False, pre_processor=False, visualizer=False, noise_report=False)
     measures = train(model, datamodule, tmp_path)
     assert {"image_AUROC", "pixel_AUROC"} <= set(measures)
     injected = int((0.08 if "visa" in name else 0.1) * NORMAL)

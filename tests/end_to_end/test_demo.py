@@ -57,7 +57,7 @@ def test_demo(backbone, run_forked, tmp_path):
     [
         (["--backbone", "local-dir:nowhere"], "there is no config.json in that folder"),
         (["--backbone", "resnet17"], "'resnet17' is not a model of timm"),
-        (["--backbone", "resnet18", "--weights", "lite2"], "Give either backbone or weights"),
+        (["--backbone", "test_resnet", "--weights", "lite2"], "Give either backbone or weights"),
         (["--layers", "[layer9]"], "layer9"),
         (["--num_hidden", 25], "num_hidden must be between 0 and the number of defective test images, 24, got 25"),
         (["--num_train", 0], "num_train must be at least 1, got 0"),

@@ -28,7 +28,7 @@ SETTINGS = {  # of SoftPatch, without radii, see `test_same_answer.py`
     "pruned search": lambda: SoftPatchPlus(**BACKBONE | {"coreset_sampling_ratio": 0.2}),
 }  # fmt: skip
 BACKBONE = {
-    "backbone": "resnet18",
+    "backbone": "test_resnet",
     "layers": ["layer1", "layer2"],
     "pre_trained": False,
     "coreset_sampling_ratio": 0.02,

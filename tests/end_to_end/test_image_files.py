@@ -41,7 +41,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """Options of a backbone with random weights: telling a black square from gray noise takes no more."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
+    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
     return {"extraction": Extraction(f"local-dir:{folder}", ["layer2"], 64, device="cpu")}
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import timm
+import torch
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
+from timm.models import save_for_hf
 
 from conftest import ROOT
 
@@ -72,12 +75,24 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
         manager.shutdown_kernel(now=True)
 
 
+@pytest.fixture(scope="module")
+def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Code that takes a small network in place of the notebook's, an export of which takes most of a minute."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
+    return f'BACKBONE, LAYERS = "local-dir:{folder}", ["layer1", "layer2"]'
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_runs(name: str, tmp_path: Path, kernel: KernelManager) -> None:
+def test_runs(name: str, tmp_path: Path, kernel: KernelManager, small_backbone: str) -> None:
     parameters, expected = RUNS[name]
     notebook = nbformat.read(ROOT / "docs" / "notebooks" / f"{name}.ipynb", as_version=4)
     (place,) = [index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
     notebook.cells.insert(place + 1, new_code_cell(parameters))
+    if name == "own_folder":
+        (place,) = [index for index, cell in enumerate(notebook.cells) if "write_weights(" in cell.source]
+        notebook.cells.insert(place + 1, new_code_cell(small_backbone))
     notebook.cells.append(new_code_cell("\n".join(line.strip() for line in expected.splitlines())))
     # No name of another notebook is left, and this one has a folder of its own
     notebook.cells.insert(0, new_code_cell(f"%reset -f\n%cd -q {tmp_path}"))

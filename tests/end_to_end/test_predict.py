@@ -19,7 +19,7 @@ from conftest import COMMAND
 ROOT = Path(__file__).resolve().parents[2]
 NAME = ("--model", "SoftPatch")  # once trained, its options come from the checkpoint
 MODEL = (
-    *NAME, "--model.backbone", "resnet18", "--model.layers", "[layer1, layer2]",
+    *NAME, "--model.backbone", "test_resnet", "--model.layers", "[layer1, layer2]",
     "--model.pre_trained", "false", "--model.coreset_sampling_ratio", "0.02", "--model.noise_report", "false",
 )  # fmt: skip
 QUIET = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
@@ -123,7 +123,7 @@ import functools, timm
 from anomalib_softpatch.components import patch_features
 patch_features.check_weights = lambda _: None
 create = timm.create_model
-small = {"wide_resnet50_2": "resnet18"}
+small = {"wide_resnet50_2": "test_resnet"}
 timm.create_model = functools.wraps(create)(
     lambda name, **kwargs: create(small[name], **kwargs | {"pretrained": False})
 )

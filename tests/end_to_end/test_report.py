@@ -31,7 +31,7 @@ from browser import drive, layout
 from conftest import COMMAND
 
 FILES = {"images.csv", "skipped.csv", "summary.json", "report.html", "thumbnails"}
-SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.05}
+SMALL = {"backbone": "test_resnet", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.05}
 
 
 def fit(root: Path, results: Path, model: SoftPatch | SoftPatchPlus, ratio: float | None = 0.3) -> Engine:
@@ -77,7 +77,7 @@ def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Pat
     from timm.models import save_for_hf
 
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("resnet18", pretrained=False), tmp_path / "weights")
+    save_for_hf(timm.create_model("test_resnet", pretrained=False), tmp_path / "weights")
     backbone = f"local-dir:{tmp_path / 'weights'}"
     engine = fit(mvtec_root, tmp_path, SoftPatch(**(SMALL | {"backbone": backbone, "pre_trained": True})), ratio=None)
     extraction = Extraction(backbone, ["layer2"])
@@ -100,7 +100,7 @@ def test_stock_command_leaves_a_report(
     mvtec_root: Path, tmp_path: Path, run_anomalib: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     run_anomalib(
-        "fit", "--model", "SoftPatch", "--model.backbone=resnet18", "--model.layers=[layer2]",
+        "fit", "--model", "SoftPatch", "--model.backbone=test_resnet", "--model.layers=[layer2]",
         "--model.pre_trained=false", "--data", "MVTecAD", f"--data.root={mvtec_root}", "--data.category=bottle",
         "--data.num_workers=0", "--trainer.accelerator=cpu", f"--default_root_dir={tmp_path}", cwd=tmp_path,
     )  # fmt: skip
@@ -144,7 +144,7 @@ def reported(
         Image.fromarray(pixels).save(folder / "images" / f"{index:03}.png")
     (folder / "images" / 'copy, "17" #1.png').write_bytes((folder / "images" / "017.png").read_bytes())
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("resnet18", pretrained=False), folder / "weights")
+    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder / "weights")
     run_forked(
         "-c", COMMAND, "report", folder / "images", "--backbone", f"local-dir:{folder / 'weights'}",
         "--layers=[layer2]", "--output", folder / "out", cwd=folder,

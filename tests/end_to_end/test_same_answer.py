@@ -32,7 +32,7 @@ from anomalib_softpatch.scoring.command import predict
 HEIGHT, WIDTH = 500, 700
 SQUARE = (slice(200, 300), slice(100, 250))  # black in defective images: rows and columns
 SMALL = {
-    "backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02,
+    "backbone": "test_resnet", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02,
     "visualizer": False, "noise_report": False,
 }  # fmt: skip
 NORMALIZE = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -92,8 +92,27 @@ def test_choice_of_figures_and_rows(folder: Path) -> None:
     assert "default" not in text
 
 
+def test_settings_side_by_side(folder: Path) -> None:
+    clean = [{"image": 9.0}]
+    rows = {
+        "tiles, overlap: ours": [clean, [{"image": 8.0}]], "tiles, overlap: theirs": [clean, [{"image": 7.0}]],
+        "tiles, no overlap: ours": [clean, []], "tiles, no overlap: theirs": [clean, [{"image": 6.0}]],
+        "cells, 10 %: ours": [[], [{"image": 5.0}]],
+    }  # fmt: skip
+    (folder / "sides.json").write_text(json.dumps(RECORD | {"keys": ["image"], "rows": rows}))
+    text = results.render(page('sides.json columns="theirs;ours" heading=set'), folder)
+    assert (
+        "| set | theirs | ours |\n"
+        "|---|---:|---:|\n"
+        "| tiles, overlap, 0 % | 9.0 | 9.0 |\n"
+        "| tiles, overlap, 10 % | 7.0 | 8.0 |\n"
+        "| tiles, no overlap, 10 % | 6.0 | n/a |\n"
+        "| cells, 10 % | n/a | 5.0 |\n\n"
+    ) in text
+
+
 def test_unknown_option_of_a_mark(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"robustness.json: color. Known are heading, keys, rows, title"):
+    with pytest.raises(ValueError, match=r"robustness.json: color. Known are columns, heading, keys, rows, title"):
         results.render(page("robustness.json color=red"), folder)
 
 
@@ -114,12 +133,16 @@ def test_files_are_shown_and_say_what_they_were_measured_by(path: Path) -> None:
     assert record["command"].startswith("python benchmarks/")
     assert not re.search(r"(^|[ :=])/", record["command"]), "a path of somebody's machine"
     assert not record["commit"].endswith("-dirty")
-    if "" in marks:
-        for name, columns in record["rows"].items():
-            for runs in columns:
-                if runs:
-                    center = (np.median if record.get("medians") else np.mean)([run[record["keys"][0]] for run in runs])
-                    assert re.search(rf"\| {re.escape(name)} \|.* {center:.1f}[ |]", pages)
+    compared = {name for mark in marks if (names := re.search('columns="(.*?)"', mark)) for name in names[1].split(";")}
+    for name, columns in record["rows"].items():
+        start, _, setting = name.rpartition(": ")
+        for heading, runs in zip(record["headings"][1:], columns, strict=True):
+            shown = name
+            if setting in compared and heading != "0%":  # where both protocols are the same
+                shown = start if start.endswith(heading) else f"{start}, {heading}"
+            if runs and ("" in marks or shown != name):
+                center = (np.median if record.get("medians") else np.mean)([run[record["keys"][0]] for run in runs])
+                assert re.search(rf"\| {re.escape(shown)} \|.* {center:.1f}[ |]", pages)
 
 
 def test_roles_of_docstrings_are_shown_as_names() -> None:

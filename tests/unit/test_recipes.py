@@ -53,7 +53,7 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def network() -> timm.models.ResNet:
     torch.manual_seed(0)
-    return timm.create_model("resnet18", pretrained=False)
+    return timm.create_model("test_resnet", pretrained=False)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def spread() -> Iterator[None]:
 @pytest.mark.usefixtures("spread")
 def test_a_discriminator_with_a_parameter_of_its_own(images: torch.Tensor) -> None:
     """Scores are mean distances to the nearest patches at the same position, by scikit-learn."""
-    options = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False, "discriminator": "spread"}
+    options = {"backbone": "test_resnet", "layers": ["layer1"], "pre_trained": False, "discriminator": "spread"}
     for given, neighbors in (({"spread_k": 2}, 2), (None, 3)):
         model = SoftPatch(**options, discriminator_options=given).model
         features = model.train()(images)
@@ -90,7 +90,7 @@ def test_the_command_line_has_the_parameter(tmp_path: Path) -> None:
     given = ["--model.discriminator=spread", "--model.discriminator_options.spread_k=2"]
     found = parser.parse_args(given).model
     assert (found.discriminator, found.discriminator_options) == ("spread", {"spread_k": 2})
-    extraction = Extraction("resnet18", ["layer1"], 64, feature_cache=tmp_path)
+    extraction = Extraction("test_resnet", ["layer1"], 64, feature_cache=tmp_path)
     own = {"discriminator": "spread", "discriminator_options": {"spread_k": 0}}
     with pytest.raises(ValueError, match="spread_k=0 must be a whole number of 1 or more"):
         prepare(Options("SoftPatch", extraction, None, own), [])
@@ -102,7 +102,7 @@ def test_a_way_to_name_a_backbone(
     """Features are those of the network itself, whose pooled layer is that of a forward hook."""
     follow("A way to name a backbone", backbones, backbones.SOURCES, monkeypatch)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    name = f"weights-file:resnet18,{tmp_path / 'weights.pth'}"
+    name = f"weights-file:test_resnet,{tmp_path / 'weights.pth'}"
     outputs = []
     network.layer1.register_forward_hook(lambda *call: outputs.append(call[-1]))
     with torch.no_grad():

@@ -43,7 +43,8 @@ class TimmBackbone(nn.Module):
         self.name = name
         source = find_source(name)
         architecture, arguments = source.architecture, dict(source.arguments)
-        stages: Any = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
+        with torch.device("meta"):  # which layers there are needs no weights, whose random values take a second
+            stages: Any = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
         known = [info["module"] for info in stages.feature_info.info]
         missing = [layer for layer in layers if layer not in known]
         if missing:

@@ -15,7 +15,7 @@ from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.anomalib_command.checkpoint_options import take_options
 from anomalib_softpatch.models.checkpoint import current_options
 
-OPTIONS = {"backbone": "resnet18", "layers": ["layer1", "layer3"], "pre_trained": True, "score_smoothing": 0.5}
+OPTIONS = {"backbone": "test_resnet", "layers": ["layer1", "layer3"], "pre_trained": True, "score_smoothing": 0.5}
 DEFAULTS = {
     "backbone": "wide_resnet50_2", "layers": ["layer2", "layer3"], "pre_trained": True, "score_smoothing": 0.0,
 }  # fmt: skip
@@ -75,7 +75,7 @@ def test_no_checkpoint() -> None:
 def test_command_line_makes_the_model_of_the_checkpoint(model: type, tmp_path: Path) -> None:
     """Stands for `anomalib export`: up to the point where the model is made."""
     content = {
-        "hyper_parameters": {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": True, "lof_k": 4},
+        "hyper_parameters": {"backbone": "test_resnet", "layers": ["layer1"], "pre_trained": True, "lof_k": 4},
         "anomalib_softpatch": {"format": 1, "model": model.__name__},
     }
     torch.save(content, tmp_path / "model.ckpt")
@@ -89,7 +89,7 @@ def test_command_line_makes_the_model_of_the_checkpoint(model: type, tmp_path: P
 def test_options_of_version_0_2(tmp_path: Path) -> None:
     """What is gone is left out; what a default was then is said, since it is another one now."""
     options = {
-        "backbone": "resnet18", "layers": ["layer1"], "pre_trained": False, "discriminators": ("simplified_lof",),
+        "backbone": "test_resnet", "layers": ["layer1"], "pre_trained": False, "discriminators": ("simplified_lof",),
         "classification_threshold": "auto", "segmentation_threshold": 0.3, "prototypes": True, "score_smoothing": 1.0,
     }  # fmt: skip
     content = {"hyper_parameters": options, "anomalib_softpatch": {"format": 1, "model": "SoftPatchPlus"}}

@@ -40,14 +40,14 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths: list[Path], output: Path, options: stages.Options, false_alarms: float, largest_value: int
     ) -> dict[str, object]:
         assert largest_value == 255
-        assert options.extraction.backbone == "resnet18"
+        assert options.extraction.backbone == "test_resnet"
         assert all(path.is_file() for path in paths)
         computed.append(f"fit on {len(paths)}")
         (output / "model.ckpt").write_text(" ".join(path.name for path in paths))
         facts = FitFacts(len(paths), len(paths), (0.5,) * len(paths), None, 0.0, 0.0, None, 0.0)
         return {"threshold": 1.0, "facts": asdict(facts), "scale": None}
 
-    monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("resnet18", ["layer2"]))  # needs no hub
+    monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("test_resnet", ["layer2"]))  # needs no hub
     monkeypatch.setattr(stages, "prepare", lambda options, *_: options)
     monkeypatch.setattr(stages, "make_report", make_report)
     monkeypatch.setattr(stages, "fit", fit)

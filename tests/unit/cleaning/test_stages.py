@@ -20,7 +20,7 @@ def test_the_neighborhood_is_the_models_own_unless_one_is_given(
     model: str, given: Any, expected: Any, tmp_path: Path
 ) -> None:
     """The papers compare patches at the same position."""
-    extraction = Extraction("resnet18", ["layer2"], (64, 64), feature_cache=tmp_path)
+    extraction = Extraction("test_resnet", ["layer2"], (64, 64), feature_cache=tmp_path)
     options = stages.Options(model, extraction, given, model_options={})
     made = stages._make_model(options, pre_trained=False)
     assert made.model.memory_bank_builder.neighborhood == expected
@@ -28,7 +28,7 @@ def test_the_neighborhood_is_the_models_own_unless_one_is_given(
 
 def test_a_dot_names_a_part_of_an_option(tmp_path: Path) -> None:
     """As on the command line of anomalib train."""
-    extraction = Extraction("resnet18", ["layer2"], (64, 64), feature_cache=tmp_path)
+    extraction = Extraction("test_resnet", ["layer2"], (64, 64), feature_cache=tmp_path)
     given = {"discriminator_options.lof_k": 3, "coreset_sampling_ratio": 0.5}
     builder = stages._make_model(
         stages.Options("SoftPatch", extraction, None, model_options=given), pre_trained=False

@@ -17,7 +17,7 @@ from anomalib_softpatch.components import feature_cache as module
 
 def make_extractor(seed=0, layers=("layer1", "layer2"), **options):
     torch.manual_seed(seed)
-    return PatchFeatureExtractor("resnet18", layers, pre_trained=False, **options)
+    return PatchFeatureExtractor("test_resnet", layers, pre_trained=False, **options)
 
 
 @pytest.fixture(scope="module")

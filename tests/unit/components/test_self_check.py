@@ -190,7 +190,7 @@ def test_radii_share_by_hand():
     ids=["two images", "constant images", "one image", "no scores", "copies of one image", "two banks"],
 )
 def test_no_fit_is_broken(features, options):
-    model = SoftPatchModel(["layer1"], "resnet18", pre_trained=False)
+    model = SoftPatchModel(["layer1"], "test_resnet", pre_trained=False)
     model.memory_bank_builder = DenoisingMemoryBank(**options, coreset_sampling_ratio=0.2)
     model.feature_store.append(features)
     model.fit()
@@ -205,7 +205,7 @@ def test_no_fit_is_broken(features, options):
 
 def test_copies_count_once():
     features = torch.randn(30, 6, 6, 8, generator=torch.Generator().manual_seed(0))
-    model = SoftPatchModel(["layer1"], "resnet18", pre_trained=False)
+    model = SoftPatchModel(["layer1"], "test_resnet", pre_trained=False)
     model.memory_bank_builder = DenoisingMemoryBank(**PLUS, coreset_sampling_ratio=0.2)
     model.feature_store.append(torch.cat((features, features[:5])))
     model.fit()

@@ -57,7 +57,7 @@ class Fitted(SoftPatchModel):
             discriminators=("knn",), coreset_sampling_ratio=0.3, soft_weight=False, neighborhood=1, **options
         )
         super().__init__(
-            ["layer1"], "resnet18", pre_trained=False, memory_bank_builder=builder, num_neighbors=num_neighbors
+            ["layer1"], "test_resnet", pre_trained=False, memory_bank_builder=builder, num_neighbors=num_neighbors
         )
 
 

@@ -32,7 +32,7 @@ def test_one_grid_for_the_whole_image(size, tile, stride):
 @pytest.mark.parametrize("stride", [64, 32])
 def test_tiles_that_fit_are_joined_as_anomalib_does(stride):
     """With a network, whose features depend on where it is cut: overlaps are averaged."""
-    extractor = PatchFeatureExtractor("resnet18", ["layer1", "layer2"], pre_trained=False).eval()
+    extractor = PatchFeatureExtractor("test_resnet", ["layer1", "layer2"], pre_trained=False).eval()
     images = torch.rand(2, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     tiler = Tiler(64, stride)
     with torch.no_grad():
@@ -70,6 +70,6 @@ def test_tilers_come_back_from_plain_data():
     ],
 )
 def test_tiles_that_would_make_no_grid_are_refused(tiler, message):
-    extractor = PatchFeatureExtractor("resnet18", ["layer1"], pre_trained=False).eval()
+    extractor = PatchFeatureExtractor("test_resnet", ["layer1"], pre_trained=False).eval()
     with pytest.raises(ValueError, match=message):
         check_tiles(tiler, extractor, (64, 128))

@@ -29,7 +29,7 @@ def model():
 def fitted(**options):
     torch.manual_seed(0)
     model = SoftPatchPlus(
-        backbone="resnet18",
+        backbone="test_resnet",
         layers=["layer1", "layer2"],
         pre_trained=False,
         coreset_sampling_ratio=0.3,
@@ -118,7 +118,7 @@ def test_pruned_search_is_left_out(tmp_path, monkeypatch) -> None:
     assert len(kinds["MatMul"]) > 3
     assert kinds["MatMul"] <= names
     # The smoothing of the map comes after the search, the backbone before
-    assert len(kinds["Convolution"] - names) == 10  # of resnet18 up to layer2
+    assert len(kinds["Convolution"] - names) == 10  # of test_resnet up to layer2
 
 
 @pytest.mark.parametrize("compression", ALL_TYPES[:2])

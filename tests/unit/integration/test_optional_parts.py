@@ -34,7 +34,7 @@ CODE = """
     root, folder = sys.argv[1:]
     for model_class in (SoftPatch, SoftPatchPlus):
         model = model_class(
-            backbone="resnet18", layers=["layer2"], pre_trained=False, coreset_sampling_ratio=0.1, visualizer=False,
+            backbone="test_resnet", layers=["layer2"], pre_trained=False, coreset_sampling_ratio=0.1, visualizer=False,
             pre_processor=model_class.configure_pre_processor((64, 64)),
         )
         runner = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)

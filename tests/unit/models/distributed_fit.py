@@ -19,7 +19,7 @@ from anomalib_softpatch import NoisyDataModule, SoftPatchPlus
 
 def make(root):
     model = SoftPatchPlus(
-        backbone="resnet18",
+        backbone="test_resnet",
         layers=["layer1", "layer2"],
         pre_trained=False,
         coreset_sampling_ratio=0.02,

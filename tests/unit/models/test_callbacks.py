@@ -21,7 +21,7 @@ from anomalib_softpatch.models.distributed import DistributedFit
 
 
 def make_model(model_class=SoftPatch, **options):
-    small = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "visualizer": False}
+    small = {"backbone": "test_resnet", "layers": ["layer1", "layer2"], "pre_trained": False, "visualizer": False}
     pre_processor = model_class.configure_pre_processor((64, 64))
     return model_class(**small, coreset_sampling_ratio=0.01, pre_processor=pre_processor, **options)
 

@@ -190,7 +190,7 @@ def test_errors_reach_all_ranks(ranks, name, message):
 
 @pytest.mark.parametrize(("arguments", "expected"), [({}, 1), ({"devices": "auto"}, 1), ({"devices": 2}, 2)])
 def test_one_device_unless_asked_for_more(arguments, expected, tmp_path):
-    model = SoftPatch(backbone="resnet18", pre_trained=False)
+    model = SoftPatch(backbone="test_resnet", pre_trained=False)
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", **arguments)
     engine._setup_trainer(model)
     assert engine._cache.args["devices"] == expected  # Lightning makes 1 of "auto" on a CPU

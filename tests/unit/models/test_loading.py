@@ -23,7 +23,7 @@ from anomalib_softpatch.backbones import portable_name
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.models import load_model
 
-SMALL = {"backbone": "resnet18", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
+SMALL = {"backbone": "test_resnet", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
 
 
 def fitted(model_class: type, mvtec_root: Path, folder: Path, **options: object) -> tuple[nn.Module, Path]:
@@ -72,7 +72,7 @@ def test_weights_come_with_the_checkpoint(checkpoint: Path, images: torch.Tensor
 def test_folder_of_the_backbone_is_gone(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
     """The checkpoint was copied to another machine, without the folder that the backbone's weights came from."""
     folder = tmp_path / "weights"
-    save_for_hf(timm.create_model("resnet18", num_classes=7), folder, safe_serialization=True)
+    save_for_hf(timm.create_model("test_resnet", num_classes=7), folder, safe_serialization=True)
     options = {"backbone": f"local-dir:{folder}", "pre_trained": True, "noise_report": False}
     trained, path = fitted(SoftPatch, mvtec_root, tmp_path, **options)
     expected = trained(images).pred_score
@@ -132,7 +132,7 @@ def test_size_behind_the_pre_processor(transform: Transform | None, size: tuple[
 
 def test_arguments_that_are_no_networks(tmp_path: Path) -> None:
     """A file from somebody else cannot have timm load another one."""
-    save_for_hf(timm.create_model("resnet18"), tmp_path / "own", model_args={"checkpoint_path": "trap.bin"})
+    save_for_hf(timm.create_model("test_resnet"), tmp_path / "own", model_args={"checkpoint_path": "trap.bin"})
     name = portable_name(f"local-dir:{tmp_path / 'own'}")
     assert "trap.bin" in name
     PatchFeatureExtractor(name, ["layer1"], pre_trained=False)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, __version__, load_memory_bank, save_memory_bank
 from anomalib_softpatch.components import MemoryBank
 
-SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
+SMALL = {"backbone": "test_resnet", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
 
 
 def new_model(model_class: type = SoftPatch, seed: int = 0, size: int = 64, **options: object) -> SoftPatch:
@@ -80,7 +80,7 @@ def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
         "format": 2,
         "version": __version__,
         "model": "SoftPatch",
-        "backbone": "resnet18",
+        "backbone": "test_resnet",
         "layers": ["layer1", "layer2"],
         "patch_embedding": "average",
         "precision": "float32",
@@ -97,8 +97,8 @@ def test_other_software_can_read_it(trained: SoftPatch, file: Path) -> None:
         ({"layers": ["layer2"]}, r"layers=\['layer1', 'layer2'\], but the model has layers=\['layer2'\]"),
         ({"patch_embedding": "unfold"}, "patch_embedding=average, but the model has patch_embedding=unfold"),
         ({"precision": "bfloat16"}, "precision=float32, but the model has precision=bfloat16"),
-        ({"backbone": "resnet34"}, r"another backbone \(resnet18\) than the model's \(resnet34\)"),
-        ({"seed": 1}, r"than the model's \(resnet18\), or with other weights: give the model the same"),
+        ({"backbone": "resnet34"}, r"another backbone \(test_resnet\) than the model's \(resnet34\)"),
+        ({"seed": 1}, r"than the model's \(test_resnet\), or with other weights: give the model the same"),
         ({"model_class": SoftPatchPlus}, "was written by SoftPatch, but the model is SoftPatchPlus: use SoftPatch"),
     ],
 )
@@ -142,7 +142,7 @@ NO_THRESHOLDS = {f"post_processor._{name}_threshold": torch.tensor(torch.nan) fo
         (
             {"weights": torch.ones(3)},
             {},
-            r"is damaged: its features \(float32 \[40, 192\]\), weights \(float32 \[3\]\)",
+            r"is damaged: its features \(float32 \[40, 80\]\), weights \(float32 \[3\]\)",
         ),
         ({"weights": torch.full((40,), torch.nan)}, {}, "is damaged"),
         ({"weights": torch.full((40,), -1.0)}, {}, "is damaged"),
@@ -151,15 +151,15 @@ NO_THRESHOLDS = {f"post_processor._{name}_threshold": torch.tensor(torch.nan) fo
         ({"radii": torch.full((40,), torch.inf)}, {}, "is damaged"),
         ({"radii": torch.full((40,), -1.0)}, {}, "is damaged"),
         ({"radii": torch.zeros(40, dtype=torch.float64)}, {}, r"is damaged: .* radii \(float64 \[40\]\)"),
-        ({"memory_bank": torch.zeros(40, 192, dtype=torch.float16)}, {}, r"is damaged: its features \(float16"),
-        ({"memory_bank": torch.zeros(40, 100)}, {}, "has features of 100 channels, but the model's have 192"),
+        ({"memory_bank": torch.zeros(40, 80, dtype=torch.float16)}, {}, r"is damaged: its features \(float16"),
+        ({"memory_bank": torch.zeros(40, 100)}, {}, "has features of 100 channels, but the model's have 80"),
         ({"memory_bank": torch.zeros(())}, {}, "is damaged"),
         ({"banks": torch.tensor([[0, 41]])}, {}, "is damaged"),
         ({"banks": torch.tensor([[-1, 40]])}, {}, "is damaged"),
         ({"banks": torch.tensor([[0, 10], [20, 40]])}, {}, "is damaged"),
         ({"banks": torch.zeros(0, 2, dtype=torch.long)}, {}, "is damaged"),
         (
-            {"memory_bank": torch.zeros(40, 192), "banks": torch.tensor([[0, 40], [0, 40]])},
+            {"memory_bank": torch.zeros(40, 80), "banks": torch.tensor([[0, 40], [0, 40]])},
             {},
             "was made with memory_banks=2, but the model has memory_banks=1",
         ),

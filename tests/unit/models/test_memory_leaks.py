@@ -17,7 +17,7 @@ from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.components.search import exact
 from anomalib_softpatch.models import SoftPatchModel
 
-BACKBONE = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
+BACKBONE = {"backbone": "test_resnet", "layers": ["layer1"], "pre_trained": False}
 FITS = 3
 
 

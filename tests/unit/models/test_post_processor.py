@@ -18,7 +18,7 @@ from anomalib_softpatch.components.out_of_bag import false_alarm_threshold
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor, ThresholdBetweenScores
 
 SMALL = {
-    "backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02,
+    "backbone": "test_resnet", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02,
     "visualizer": False, "noise_report": False,
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ def module() -> Namespace:
     builder = DenoisingMemoryBank(
         discriminators=("knn",), thresholds=(0.0, 0.0), coreset_sampling_ratio=0.3, soft_weight=False, neighborhood=1
     )
-    model = SoftPatchModel(layers=["layer1"], backbone="resnet18", pre_trained=False, memory_bank_builder=builder)
+    model = SoftPatchModel(layers=["layer1"], backbone="test_resnet", pre_trained=False, memory_bank_builder=builder)
     model.feature_store.append(make_features(), [f"{number:03}.png" for number in range(IMAGES)])
     model.fit((32, 32))
     processor = LabelFreePostProcessor(false_alarms=SHARE)

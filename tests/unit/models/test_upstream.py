@@ -50,7 +50,7 @@ def test_it_trains_without_the_plugin(
     mvtec_root: Path, tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """A copy of the module and of what it imports, under another name, builds the plugin's memory bank bit by bit."""
-    network = timm.create_model("resnet18", pretrained=False)
+    network = timm.create_model("test_resnet", pretrained=False)
     save_for_hf(network, tmp_path / "weights")
     backbone, root = f"local-dir:{tmp_path / 'weights'}", mvtec_root / "bottle"
     copied = assemble(tmp_path / "offered")

@@ -38,7 +38,7 @@ VERSION = {"format": 1, "version": "0.2.0", "model": "SoftPatchPlus"}
 
 def options() -> dict:
     return {
-        "backbone": "resnet18",
+        "backbone": "test_resnet",
         "layers": ["layer1", "layer2"],
         "pre_trained": False,
         "coreset_sampling_ratio": 0.05,

@@ -105,7 +105,7 @@ def test_one_image_a_batch_and_numpy_are_drawn_alike(batch: ImageBatch) -> None:
 
 
 def test_default_of_our_models_alone() -> None:
-    options = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
+    options = {"backbone": "test_resnet", "layers": ["layer1"], "pre_trained": False}
     assert isinstance(SoftPatch(**options).visualizer, VerdictVisualizer)
     assert SoftPatch(**options, visualizer=False).visualizer is None
     assert type(Patchcore(**options).visualizer) is ImageVisualizer

@@ -44,7 +44,7 @@ def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Backbone with random weights on disk: ranking a black square among gray noise takes no more."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("resnet18", pretrained=False), folder)
+    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
     return f"local-dir:{folder}"
 
 
