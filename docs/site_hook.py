@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Brings the repository's own pages into the site, without a second copy of them."""
+"""Add the repository's own pages to the site, without a second copy of them."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what lies outside of ``docs/``."""
+    """Add the pages outside of ``docs/``."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
@@ -34,5 +34,5 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Show the roles of docstrings, which Markdown does not know, as the names that they are about."""
+    """Replace the roles in docstrings, which Markdown does not know, with the names that they refer to."""
     return re.sub(r":(?:attr|class|data|func|meth|mod):<code>(?:~[\w.]*\.)?", "<code>", html)

@@ -48,9 +48,9 @@ def graph() -> networkx.DiGraph:
 def text() -> str:
     """Return the figure in Graphviz's language."""
     found = graph()
-    circles = [" -> ".join([*circle, circle[0]]) for circle in networkx.simple_cycles(found)]
-    if circles:
-        msg = f"Folders import each other: {'; '.join(circles)}. Move what the lower one needs below both."
+    cycles = [" -> ".join([*cycle, cycle[0]]) for cycle in networkx.simple_cycles(found)]
+    if cycles:
+        msg = f"Folders import each other: {'; '.join(cycles)}. Move what the lower one needs below both."
         raise ValueError(msg)
     lines = [f"  {start} -> {stop}" for start, stop in sorted(networkx.transitive_reduction(found).edges)]
     return HEAD + "\n".join(lines) + "\n}\n"

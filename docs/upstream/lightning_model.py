@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""SoftPatch+ as a module that could be offered to Anomalib: the default of ``SoftPatchPlus``, by public parts alone.
+"""SoftPatch+ as a module that Anomalib could adopt: the default of ``SoftPatchPlus``, by public parts of Anomalib only.
 
-Everything else that the plugin adds (thresholds without labels, reports, teaching, checkpoints that load by themselves)
-is left out. ``tests/unit/models/test_upstream.py`` trains it in a process that cannot import the plugin.
+It leaves out everything else that the plugin adds, such as thresholds without labels, reports, and teaching.
+``tests/unit/models/test_upstream.py`` trains it in a process that cannot import the plugin.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 
 class SoftPatchPlus(MemoryBankMixin, AnomalibModule):
-    """SoftPatch+ with support radii: a memory bank for training images of which some are anomalous.
+    """SoftPatch+ with support radii: a memory bank from training images, some of which may be anomalous.
 
     Args:
         backbone: Name of a timm model.
@@ -71,10 +71,10 @@ class SoftPatchPlus(MemoryBankMixin, AnomalibModule):
 
     @staticmethod
     def configure_optimizers() -> None:
-        """Configure no optimizer: nothing is learned by gradients."""
+        """Return no optimizer, because nothing is learned by gradients."""
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Store the features of a batch, and return the loss of zero that Lightning asks for."""
+        """Store the features of a batch, and return the loss of zero that Lightning needs."""
         del args, kwargs
         self.model(batch.image, batch.image_path)
         return torch.tensor(0.0, requires_grad=True, device=self.device)
@@ -90,10 +90,10 @@ class SoftPatchPlus(MemoryBankMixin, AnomalibModule):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """One pass over the training images on one device."""
+        """Trainer arguments for one pass over the training images on one device."""
         return {"gradient_clip_val": 0, "max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
 
     @property
     def learning_type(self) -> LearningType:
-        """Trained on images that are taken for normal."""
+        """Type of learning: from images that are assumed to be normal."""
         return LearningType.ONE_CLASS
