@@ -301,7 +301,7 @@ def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
     """Return the options, those of small sizes where it shall be quick."""
     options = arguments.parse_args()
     if options.quick:
-        options.backbone, options.size, options.images, options.repeats = "resnet18", 64, 8, 2
+        options.backbone, options.size, options.images, options.repeats = "test_resnet", 64, 8, 2
         options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [1, 2]
     return options
 

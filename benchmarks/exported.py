@@ -181,7 +181,7 @@ def main() -> None:
     options = arguments.parse_args()
     if options.quick:
         # Banks that are too small for a pruned search, whose export takes minutes
-        options.backbone, options.images, options.bank, options.repeats = "resnet18", 8, 800, 2
+        options.backbone, options.images, options.bank, options.repeats = "test_resnet", 8, 800, 2
         for name in ("SoftPatch, plain search", "SoftPatchPlus, two banks"):  # an export less each
             del MODELS[name]
     torch.set_num_threads(options.threads)

@@ -179,8 +179,8 @@ def test_dinov2(dinov2: Path, tmp_path: Path) -> None:
 
 
 def test_dinov2_exported(dinov2: Path, datasets: Path, tmp_path: Path) -> None:
-    """The same scores from exported files. Three blocks are enough, since all are alike and each adds to an export."""
-    model = model_on(first_blocks(dinov2, tmp_path / "weights", 3), tmp_path, layers=["blocks.0", "blocks.1"])
+    """The same scores from exported files. One block is enough, since all are alike and each adds to an export."""
+    model = model_on(first_blocks(dinov2, tmp_path / "weights", 1), tmp_path, layers=["blocks.0"])
     source, root = datasets / "MVTecAD" / "screw", tmp_path / "few"
     for part, count in (("train/good", 4), ("test/good", 1), ("test/scratch", 1)):
         (root / part).mkdir(parents=True)
@@ -279,7 +279,9 @@ def test_data(name: str, datasets: Path, tmp_path: Path) -> None:
     assert datamodule.name.endswith(
         f"-noise{8 if 'visa' in name else 10}-{'overlap' if overlap else 'no_overlap'}-seed0"
     )
-    model = SoftPatch(backbone="test_resnet", pre_trained=False, pre_processor=False, visualizer=False, noise_report=False)
+    model = SoftPatch(
+        backbone="test_resnet", pre_trained=False, pre_processor=False, visualizer=False, noise_report=False
+    )
     measures = train(model, datamodule, tmp_path)
     assert {"image_AUROC", "pixel_AUROC"} <= set(measures)
     injected = int((0.08 if "visa" in name else 0.1) * NORMAL)

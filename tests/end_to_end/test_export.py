@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from anomalib.data import MVTecAD
@@ -18,6 +19,7 @@ from PIL import Image
 from anomalib_softpatch import SoftPatchPlus
 from anomalib_softpatch.components import MemoryBank
 from anomalib_softpatch.components.search import bounds, graph, scores
+from anomalib_softpatch.integration.compression import resize_operations, search_operations
 from anomalib_softpatch.predictions.runtimes import openvino_core
 
 SETTINGS = {  # of SoftPatch, without radii, see `test_same_answer.py`
@@ -161,6 +163,21 @@ def test_search_is_pruned(trained, onnx_file, request):
     pruned = "pruned" in request.node.callspec.params["trained"]
     assert ("GatherElements" in operators and "NonZero" in operators) == pruned
     assert model.model._graph_search is None
+
+
+@pytest.mark.parametrize("trained", ["pruned search"], indirect=True)
+def test_compression_leaves_the_pruned_search_out(trained, onnx_file):
+    """All products but the backbone's, of which there are none: the axes, the bounds and the plain search."""
+    pruned = openvino.convert_model(onnx_file)
+    names = {*resize_operations(pruned), *search_operations(pruned, trained[1].model.memory_bank)}
+    kinds = {"MatMul": set(), "Convolution": set()}
+    for operation in pruned.get_ops():
+        kinds.get(operation.get_type_name(), set()).add(operation.get_friendly_name())
+    assert len(kinds["MatMul"]) > 3
+    assert kinds["MatMul"] <= names
+    # The smoothing of the map comes after the search, the backbone before
+    backbone = [each for each in trained[1].model.feature_extractor.modules() if isinstance(each, torch.nn.Conv2d)]
+    assert len(kinds["Convolution"] - names) == len(backbone)
 
 
 def test_weights_are_inside(trained, onnx_file):

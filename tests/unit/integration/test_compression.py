@@ -15,25 +15,23 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from sklearn.metrics import roc_auc_score
 
 from anomalib_softpatch import SoftPatchPlus
-from anomalib_softpatch.components.search import bounds, graph, scores
-from anomalib_softpatch.integration.compression import compress, measure, resize_operations, search_operations
+from anomalib_softpatch.integration.compression import compress, measure, resize_operations
 from anomalib_softpatch.predictions.runtimes import openvino_core
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Trained SoftPatchPlus: two banks whose patches have radii, the search runs in three parts."""
-    return fitted(segmentation_threshold=0.3)
+    """Trained SoftPatchPlus: two banks whose patches have radii, the search runs in three parts.
 
-
-def fitted(**options):
+    That the pruned search of large banks is left out, too, is checked in `end_to_end/test_export.py`.
+    """
     torch.manual_seed(0)
     model = SoftPatchPlus(
         backbone="test_resnet",
         layers=["layer1", "layer2"],
         pre_trained=False,
         coreset_sampling_ratio=0.3,
-        **options,
+        segmentation_threshold=0.3,
         pre_processor=SoftPatchPlus.configure_pre_processor((64, 64)),
         post_processor=False,
         visualizer=False,
@@ -96,29 +94,6 @@ def test_unprotected_compression_quantizes_the_bank(exported, model):
         and list(operation.shape)[1:] == [bank.shape[1]]
         for operation in compressed.get_ops()
     )
-
-
-def test_pruned_search_is_left_out(tmp_path, monkeypatch) -> None:
-    """All products but the backbone's, of which there are none: the axes, the bounds and the plain search.
-
-    Of one bank without radii, since the export of each further part takes as long, and radii make no products.
-    """
-    model = fitted(min_images=1)
-    monkeypatch.setattr(scores, "SMALLEST_OWN_PART", 0)
-    monkeypatch.setattr(graph, "SMALLEST_INDEX", 0)
-    monkeypatch.setattr(graph, "SMALLEST_BANK", 0)
-    monkeypatch.setattr(bounds, "EXPLAINED_VARIANCE", 0.01)
-    monkeypatch.setattr(bounds, "LARGEST_REST", float("inf"))
-    monkeypatch.setattr(graph, "SHORTLISTS", (2, 4))  # distances to the rows on them are no products
-    pruned = openvino.convert_model(model.to_onnx(tmp_path, verbose=False))
-    names = {*resize_operations(pruned), *search_operations(pruned, model.model.memory_bank)}
-    kinds = {"MatMul": set(), "Convolution": set()}
-    for operation in pruned.get_ops():
-        kinds.get(operation.get_type_name(), set()).add(operation.get_friendly_name())
-    assert len(kinds["MatMul"]) > 3
-    assert kinds["MatMul"] <= names
-    # The smoothing of the map comes after the search, the backbone before
-    assert len(kinds["Convolution"] - names) == 10  # of test_resnet up to layer2
 
 
 @pytest.mark.parametrize("compression", ALL_TYPES[:2])

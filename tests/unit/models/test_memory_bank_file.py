@@ -16,7 +16,12 @@ from safetensors.torch import load_file, save_file
 from anomalib_softpatch import SoftPatch, SoftPatchPlus, __version__, load_memory_bank, save_memory_bank
 from anomalib_softpatch.components import MemoryBank
 
-SMALL = {"backbone": "test_resnet", "layers": ["layer1", "layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.02}
+SMALL = {
+    "backbone": "test_resnet",
+    "layers": ["layer1", "layer2"],
+    "pre_trained": False,
+    "coreset_sampling_ratio": 0.02,
+}
 
 
 def new_model(model_class: type = SoftPatch, seed: int = 0, size: int = 64, **options: object) -> SoftPatch:
