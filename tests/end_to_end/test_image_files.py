@@ -138,7 +138,7 @@ def test_deep_images_are_read_by_their_bits(
     for number, pixels in enumerate(draw()):
         Image.fromarray((pixels / WHITE).astype(np.float32)).save(floats / f"{number}.tif")
     report(folder, tmp_path / "of 12 bits", **options)
-    assert capfd.readouterr().err.count("12 images read as of 12 bits per value, in which white is 4095") == 1
+    assert capfd.readouterr().err.count("12 images read with 12 bits per value, where white is 4095") == 1
     report(floats, tmp_path / "of floats", **options)
     expected = scores(tmp_path / "of floats")
     assert scores(tmp_path / "of 12 bits") == pytest.approx(expected, abs=1e-4)
