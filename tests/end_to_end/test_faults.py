@@ -348,8 +348,8 @@ def test_images_that_anomalib_misreads(trained: tuple[SoftPatch, Path], images: 
     for name in ("deep.png", "deep too.png"):
         save(deep, images / "good" / name)
     turned(images / "good" / "4.png")
-    deep_reason = r"deep\.png: has values up to 39835 \(mode I;16\), and Anomalib cuts values at 255: convert it"
-    message = rf"3 images cannot be read(.|\n)*4\.png: is turned by its EXIF orientation(.|\n)*{deep_reason}"
+    deep_reason = r"deep\.png: has values up to 39835 \(mode I;16\), and Anomalib clips values at 255: convert it"
+    message = rf"3 images cannot be read(.|\n)*4\.png: is rotated or mirrored by its EXIF(.|\n)*{deep_reason}"
     with pytest.raises(ValueError, match=message):
         engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(images))
     model = SoftPatch(**SMALL, skip_unreadable=True)

@@ -154,8 +154,8 @@ def test_what_nobody_knows_the_meaning_of_is_set_aside(folder: Path, trained: Pa
     table = pd.read_csv(trained / "set_aside.csv")
     reasons = {Path(path).name: reason for path, reason in zip(table["path"], table["reason"], strict=True)}
     assert reasons.keys() == {"float.tif", "long.tif"}
-    assert "70000; floating-point images are read where they are in [0, 1]" in reasons["float.tif"]
-    assert "70000; whole numbers are read from 0 to 4095, 12 bits" in reasons["long.tif"]
+    assert "70000; floating-point values must be in [0, 1]" in reasons["float.tif"]
+    assert "70000; whole numbers must be from 0 to 4095, 12 bits" in reasons["long.tif"]
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["trained_on"] == 12
     assert summary["largest_value"] == WHITE
@@ -207,7 +207,7 @@ def test_images_of_another_camera_are_not_judged(name: str, trained: Path, tmp_p
     assert status.value.code == 3
     row = pd.read_csv(tmp_path / "predictions.csv").iloc[0]
     assert row["verdict"] == "unreadable"
-    assert "to 48000; whole numbers are read from 0 to 4095, 12 bits as in the training images" in row["reason"]
+    assert "to 48000; whole numbers must be from 0 to 4095, 12 bits as in the training images" in row["reason"]
 
 
 @pytest.fixture

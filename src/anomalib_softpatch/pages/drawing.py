@@ -13,10 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_softpatch.images.reading import EIGHT_BITS, read_reduced
 
-TILE = 224  # pixels of the side of the square that an image is fitted into
-GAP = 8
+TILE = 224  # side of the square that an image is fitted into, in pixels
+GAP = 8  # pixels between two images
 JPEG_QUALITY = 82
-RING = 7  # radius in pixels of the mark at a place
+RING = 7  # radius of the ring around a marked pixel, in pixels
 
 
 def draw_pair(
@@ -28,15 +28,15 @@ def draw_pair(
     marked: tuple[int, int] | None = None,
     tile: int = TILE,
 ) -> Image.Image:
-    """Draw an image beside itself under its heat map.
+    """Draw an image and, beside it, the same image under its heat map.
 
     Args:
         path: Image file.
-        heat: Heat map of shape ``(height, width)`` on any grid; 0 has the first color, and 1 and more the last one.
+        heat: Heat map of shape ``(height, width)`` on any grid, from 0 (first color) to 1 (last color); clipped.
         covered: Left, top, right and bottom of the part of the image that the heat map covers, in pixels of the image.
         largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
-        outlined: What is outlined in white, boolean on a grid over the same part; ``None`` for nothing.
-        marked: Column and row of the pixel of the image that has a ring around it; ``None`` for none.
+        outlined: Mask to outline in white, boolean on a grid over the same part; ``None`` for no outline.
+        marked: Column and row of the pixel of the image to draw a ring around; ``None`` for no ring.
         tile: Side of the square that each of the two is fitted into, in pixels.
 
     Returns:
@@ -64,14 +64,16 @@ def draw_pair(
 
 
 def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, int]:
-    """Draw a copy (the other file) of an image, and where it differs.
+    """Draw a copy (the other file) of an image, and how it differs from the image.
+
+    Both are compared at the size of the drawing.
 
     Returns:
-        The copy and, beside it, the difference as gray, white where it is largest; and the largest difference of a
-        value, of 255. Both are compared in the size in which they are shown.
+        The copy and, beside it, the difference in gray, where white is the largest one; and the largest difference of
+        a value, of 255.
 
     Raises:
-        UnreadableImageError: If one of the files cannot be read any more.
+        UnreadableImageError: If one of the files can no longer be read.
     """
     first, second = (read_reduced(path, TILE, largest_value)[0] for path in (one, other))
     values = np.asarray(ImageChops.difference(first, second.resize(first.size))).max(axis=2)
@@ -81,12 +83,12 @@ def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BI
 
 
 def color_bar(width: int, height: int) -> Image.Image:
-    """Draw the colors of the heat maps from the lowest, on the left, to the highest; width and height in pixels."""
+    """Draw the colors of the heat maps from the lowest, on the left, to the highest; sizes in pixels."""
     return visualize_anomaly_map(torch.linspace(0, 1, width).expand(1, height, width).contiguous()).convert("RGB")
 
 
 def _side_by_side(left: Image.Image, right: Image.Image, tile: int) -> Image.Image:
-    """Put each of two images into the middle of a square."""
+    """Center each of two images in a square."""
     pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
     for number, half in enumerate((left, right)):
         pair.paste(half, (number * (tile + GAP) + (tile - half.width) // 2, (tile - half.height) // 2))
@@ -94,7 +96,7 @@ def _side_by_side(left: Image.Image, right: Image.Image, tile: int) -> Image.Ima
 
 
 def _draw_ring(image: Image.Image, x: float, y: float) -> None:
-    """Draw a ring that is seen on light and on dark ground."""
+    """Draw a ring that is visible on light and dark backgrounds."""
     draw = ImageDraw.Draw(image)
     for radius, color, width in ((RING + 1, "black", 4), (RING, "white", 2)):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=width)
