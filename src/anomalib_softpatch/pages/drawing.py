@@ -26,9 +26,8 @@ def draw_pair(
     largest_value: int = EIGHT_BITS,
     outlined: torch.Tensor | None = None,
     marked: tuple[int, int] | None = None,
-    tile: int = TILE,
 ) -> Image.Image:
-    """Draw an image and, beside it, the same image under its heat map.
+    """Draw an image and, beside it, the same image under its heat map, each fitted into a square.
 
     Args:
         path: Image file.
@@ -37,15 +36,14 @@ def draw_pair(
         largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
         outlined: Mask to outline in white, boolean on a grid over the same part; ``None`` for no outline.
         marked: Column and row of the pixel of the image to draw a ring around; ``None`` for no ring.
-        tile: Side of the square that each of the two is fitted into, in pixels.
 
     Returns:
-        Image of the size ``(2 * tile + GAP, tile)``.
+        Image of the size ``(2 * TILE + GAP, TILE)``.
 
     Raises:
         UnreadableImageError: If the file cannot be read.
     """
-    thumbnail, (full_width, full_height) = read_reduced(path, tile, largest_value)
+    thumbnail, (full_width, full_height) = read_reduced(path, TILE, largest_value)
     scale_x, scale_y = thumbnail.width / full_width, thumbnail.height / full_height
     left, top, right, bottom = covered
     corner = round(left * scale_x), round(top * scale_y)
@@ -60,7 +58,7 @@ def draw_pair(
         overlaid.paste(outline.convert("RGB"), corner, outline.getchannel("A"))
     if marked is not None:
         _draw_ring(overlaid, (marked[0] + 0.5) * scale_x - 0.5, (marked[1] + 0.5) * scale_y - 0.5)
-    return _side_by_side(thumbnail, overlaid, tile)
+    return _side_by_side(thumbnail, overlaid)
 
 
 def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, int]:
@@ -79,7 +77,7 @@ def difference(one: str | Path, other: str | Path, largest_value: int = EIGHT_BI
     values = np.asarray(ImageChops.difference(first, second.resize(first.size))).max(axis=2)
     largest = int(values.max())
     gray = Image.fromarray((values * (255 / max(1, largest))).astype(np.uint8))
-    return _side_by_side(second, gray, TILE), largest
+    return _side_by_side(second, gray), largest
 
 
 def color_bar(width: int, height: int) -> Image.Image:
@@ -87,11 +85,11 @@ def color_bar(width: int, height: int) -> Image.Image:
     return visualize_anomaly_map(torch.linspace(0, 1, width).expand(1, height, width).contiguous()).convert("RGB")
 
 
-def _side_by_side(left: Image.Image, right: Image.Image, tile: int) -> Image.Image:
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     """Center each of two images in a square."""
-    pair = Image.new("RGB", (2 * tile + GAP, tile), "white")
+    pair = Image.new("RGB", (2 * TILE + GAP, TILE), "white")
     for number, half in enumerate((left, right)):
-        pair.paste(half, (number * (tile + GAP) + (tile - half.width) // 2, (tile - half.height) // 2))
+        pair.paste(half, (number * (TILE + GAP) + (TILE - half.width) // 2, (TILE - half.height) // 2))
     return pair
 
 

@@ -106,7 +106,10 @@ def report(
     ranked = [Path(findings.paths[index]) for index in findings.order]
     count = round(suspicious * len(ranked))
     if write_list is not None:
-        _write_list(ranked[:count], write_list)
+        lines = [os.fsencode(to_text(path) if "\n" in str(path) else path) + b"\n" for path in ranked[:count]]
+        with atomic_output(write_list) as temporary:
+            temporary.write_bytes(b"".join(lines))
+        sys.stdout.write(f"{counted(count, 'suspicious path')}: {write_list}\n")
     if copy_rest is not None:
         copy([Transfer(path, copy_rest / path.relative_to(folder)) for path in sorted(ranked[count:])])
         sys.stdout.write(f"{counted(len(ranked) - count, 'other image')} copied: {copy_rest}\n")
@@ -125,10 +128,3 @@ def _check_folders(folder: Path, against: Path | None, copy_rest: Path | None) -
     if copy_rest is not None and copy_rest.exists() and (not copy_rest.is_dir() or any(copy_rest.iterdir())):
         msg = f"copy_rest={str(copy_rest)!r} exists and is not empty. Give a new folder."
         raise ValueError(msg)
-
-
-def _write_list(paths: list[Path], file: Path) -> None:
-    lines = [os.fsencode(to_text(path) if "\n" in str(path) else path) + b"\n" for path in paths]
-    with atomic_output(file) as temporary:
-        temporary.write_bytes(b"".join(lines))
-    sys.stdout.write(f"{counted(len(paths), 'suspicious path')}: {file}\n")

@@ -28,21 +28,13 @@ class Copy:
 
 @dataclass(frozen=True)
 class OtherFolder:
-    """What was found in another folder.
-
-    Attributes:
-        folder: Path of the folder.
-        images: Number of images that were compared.
-        skipped: Number of other files, and of images that cannot be read.
-        near: Whether there were enough images (20) to look for near copies.
-        copies: The images that are copies, sorted by path.
-    """
+    """Result of the search for copies in another folder."""
 
     folder: str
-    images: int
-    skipped: int
-    near: bool
-    copies: Sequence[Copy]
+    images: int  # number of images that were compared
+    skipped: int  # number of other files, and of images that cannot be read
+    near: bool  # whether there were enough images (20) to look for near copies
+    copies: Sequence[Copy]  # sorted by path
 
     @property
     def line(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import astuple
 from PIL import Image, ImageDraw
 
 from anomalib_softpatch.images.reading import read_part
-from anomalib_softpatch.pages.drawing import GAP, TILE, draw_pair
+from anomalib_softpatch.pages.drawing import GAP, draw_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.image_scores import peaks
 
@@ -45,10 +45,8 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
     return strip
 
 
-def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
+def image_pair(findings: Findings, index: int) -> Image.Image:
     """Draw an image beside its heat map, with the outline of the anomaly in white if it is known.
-
-    Each of the two is fitted into a square with sides of ``tile`` pixels.
 
     Raises:
         UnreadableImageError: If the file cannot be read any more.
@@ -60,5 +58,4 @@ def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
         astuple(findings.regions[index]),
         findings.largest_value,
         outlined=truth if truth is not None and truth.any() else None,
-        tile=tile,
     )

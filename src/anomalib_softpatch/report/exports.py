@@ -43,27 +43,16 @@ FIFTYONE_FIELDS = {
 
 @dataclass(frozen=True)
 class ExportedImage:
-    """What the exports contain about an image.
+    """The findings about one image."""
 
-    Attributes:
-        path: Absolute path.
-        width: Width in pixels.
-        height: Height in pixels.
-        rank: 1 for the most suspicious image.
-        score: Image score in the report.
-        duplicate_group: Number of the image's duplicate group; ``None`` for an image without copies.
-        findings: Names of its other oddities.
-        regions: Its suspicious regions, the rarest first.
-    """
-
-    path: Path
-    width: int
+    path: Path  # absolute
+    width: int  # pixels
     height: int
-    rank: int
+    rank: int  # 1 for the most suspicious image
     score: float
-    duplicate_group: int | None
-    findings: list[str]
-    regions: "list[SuspiciousRegion]"
+    duplicate_group: int | None  # None for an image without copies
+    findings: list[str]  # names of its oddities
+    regions: "list[SuspiciousRegion]"  # the rarest first
 
 
 def exported_images(findings: "Findings") -> list[ExportedImage]:

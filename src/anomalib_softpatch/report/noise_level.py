@@ -27,19 +27,12 @@ LARGEST_SHARE = 0.5  # largest share of possible images: the others must be "the
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """How many images stand apart from the rest.
+    """How many images stand apart from the rest."""
 
-    Args:
-        low: Share of the images that surely stand apart; 0 if unknown.
-        high: Share of the images that may stand apart; 1 if unknown.
-        known: Whether the two shares are known.
-        score: Score above which a single image stands out: the median plus three robust standard deviations.
-    """
-
-    low: float
-    high: float
-    known: bool
-    score: float
+    low: float  # share of the images that surely stand apart; 0 if unknown
+    high: float  # share of the images that may stand apart; 1 if unknown
+    known: bool  # whether the two shares are known
+    score: float  # score above which a single image stands out: the median plus three robust standard deviations
 
     def __str__(self) -> str:
         """Return the interval in percent, or "cannot tell"."""

@@ -33,24 +33,17 @@ STATISTICS_SIDE = 256  # shorter side, in pixels, at which sharpness is measured
 class ImageStatistics:
     """Measurements that oddities are found by.
 
-    Args:
-        width: Width in pixels.
-        height: Height in pixels.
-        darkest: Brightness that 5 % of the pixels are below, in [0, 1].
-        brightest: Brightness that 5 % of the pixels are above, in [0, 1].
-        sharpness: Standard deviation of the Laplacian of the brightness, divided by that of the brightness, so that low
-            contrast does not count as blur; at a shorter side of 256 pixels.
-        entropy: Entropy of the histogram of the brightness in 256 steps, in bits.
-        color: Mean difference between the largest and the smallest channel, in [0, 1].
+    Sharpness is the standard deviation of the Laplacian of the brightness, divided by that of the brightness, so that
+    low contrast does not count as blur.
     """
 
-    width: int
+    width: int  # pixels
     height: int
-    darkest: float
-    brightest: float
+    darkest: float  # brightness that 5 % of the pixels are below, in [0, 1]
+    brightest: float  # brightness that 5 % of the pixels are above, in [0, 1]
     sharpness: float
-    entropy: float
-    color: float
+    entropy: float  # of the histogram of the brightness in 256 steps, in bits
+    color: float  # mean difference between the largest and the smallest channel, in [0, 1]
 
     @property
     def size(self) -> tuple[int, int]:

@@ -168,21 +168,13 @@ def rank_images(
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image that was read.
-
-    Attributes:
-        path: Image file.
-        tensor: Transformed image, shape ``(3, height, width)``; ``None`` after its features were extracted.
-        content: Hash of its pixels.
-        statistics: Measurements that oddities are found by.
-        remark: What was lost in reading it; empty for ordinary images.
-    """
+    """An image that was read."""
 
     path: Path
-    tensor: torch.Tensor | None
-    content: str
+    tensor: torch.Tensor | None  # transformed, shape (3, height, width); None after its features were extracted
+    content: str  # hash of its pixels
     statistics: ImageStatistics
-    remark: str
+    remark: str  # what was lost in reading it; empty for ordinary images
 
 
 @dataclass(frozen=True)
@@ -199,13 +191,13 @@ class ReadFolder:
         return [item.content for item in self.images]
 
 
+@dataclass(frozen=True)
 class FileDataset(Dataset[ReadImage | tuple[str, str]]):
     """Images that are read, measured and transformed; for an unreadable file, its path and the reason."""
 
-    def __init__(self, paths: list[Path], transform: Transform, largest_value: int) -> None:
-        self.paths = paths
-        self.transform = transform
-        self.largest_value = largest_value
+    paths: list[Path]
+    transform: Transform
+    largest_value: int
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -59,8 +59,8 @@ def test_a_gray_image_in_a_color_file_is_gray(tmp_path: Path) -> None:
 def test_an_image_is_as_wide_as_it_is_displayed(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("L", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    seen = look_at(tmp_path / "turned.jpg")
+    Image.new("L", (40, 20)).save(tmp_path / "rotated.jpg", exif=exif)
+    seen = look_at(tmp_path / "rotated.jpg")
     assert (seen.width, seen.height) == (20, 40)
 
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command `anomalib-softpatch report` on folders as they are found in practice."""
+"""The command `anomalib-softpatch report` on folders that occur in practice."""
 
 import html
 import json
@@ -445,7 +445,7 @@ def test_odd_images_are_named(folder: Path, small_backbone: str) -> None:
     assert {"odd size", "odd aspect"} <= set(odd["tall.png"])
 
 
-def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(["report", str(tmp_path)])
     assert error.value.code == 2

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resiz
 
 from anomalib_softpatch.components import keep_mask
 from anomalib_softpatch.images.reading import read_part
-from anomalib_softpatch.pages.drawing import GAP
+from anomalib_softpatch.pages.drawing import GAP, TILE
 from anomalib_softpatch.report import writer
 from anomalib_softpatch.report.drawing import PART, image_pair, nearest_patches
 from anomalib_softpatch.report.findings import Findings, NearestPatch
@@ -281,22 +281,22 @@ def test_each_group_counts_once() -> None:
 
 
 def test_hottest_color_lies_on_the_defect(tmp_path: Path) -> None:
-    pair = np.asarray(image_pair(make_findings(tmp_path), BAD, tile=96)).astype(int)
-    right = pair[:, -96:]  # 96 x 64 pixels, with 16 rows of white above and below
+    pair = np.asarray(image_pair(make_findings(tmp_path), BAD)).astype(int)
+    right = pair[:, -TILE:]  # the image, with white above and below
     redness = right[..., 0] - right[..., 2]
-    y, x = np.unravel_index(redness.argmax(), redness.shape)
+    y, x = np.array(np.unravel_index(redness.argmax(), redness.shape)) * 96 / TILE
     assert 28 <= x < 52
     assert 16 + 12 <= y < 16 + 36
 
 
 def test_heat_map_is_drawn_where_the_model_looked(tmp_path: Path) -> None:
     region = Region(24, 16, 72, 48)
-    pair = np.asarray(image_pair(make_findings(tmp_path, regions=[region] * 12), 0, tile=96))
-    overlaid = pair[16:80, -96:]
+    pair = np.asarray(image_pair(make_findings(tmp_path, regions=[region] * 12), 0))
+    overlaid = pair[37:186, -TILE:]  # the image of 96 x 64 pixels, enlarged to 224 x 149
     untouched = (overlaid == 160).all(axis=2)
-    assert untouched[:14].all()
-    assert untouched[:, :22].all()
-    assert not untouched[18:46, 26:70].any()
+    assert untouched[:33].all()
+    assert untouched[:, :51].all()
+    assert not untouched[42:107, 61:163].any()
 
 
 # Files
@@ -405,7 +405,7 @@ def test_a_later_self_check_replaces_an_earlier_one():
     assert with_self_check(twice, []) == written
 
 
-def test_the_oddest_patch_is_drawn_beside_its_nearest(tmp_path: Path) -> None:
+def test_the_oddest_patch_is_drawn_beside_the_nearest_ones(tmp_path: Path) -> None:
     """The middle of each square is black for the image's own patch and gray for the others."""
     nearest = {BAD: [NearestPatch(0, 1, 2, 1.0), NearestPatch(5, 0, 0, 2.0)]}
     findings = make_findings(tmp_path / "images", nearest=nearest)
