@@ -14,30 +14,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 
-class RunProgress:
-    """Context manager that shows a progress bar with the current runs, and a line for each finished run."""
+class RunProgress(Progress):
+    """Progress bar with the current runs, and a line for each finished run."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self.console = console
+        names = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), names)
+        super().__init__(*columns, console=console, expand=True, redirect_stdout=False, redirect_stderr=False)
         self.total = total
         self.ended = 0
         self._current: list[str] = []
-        names = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
-        columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), names)
-        self._bar = Progress(*columns, console=console, expand=True, redirect_stdout=False, redirect_stderr=False)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> "RunProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._bar = self.add_task("", total=total)
 
     def begin(self, name: str) -> None:
         """Show that a run has begun."""
         self._current.append(name)
-        self._bar.update(self._task, description=escape("; ".join(self._current)))
+        self.update(self._bar, description=escape("; ".join(self._current)))
 
     def end(self, name: str, outcome: str) -> None:
         """Show that a run has ended, with its results or the reason of its failure."""
@@ -45,7 +37,7 @@ class RunProgress:
         self._current.remove(name)
         line = f"{self.ended}/{self.total} {name}: {outcome}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._bar.update(self._task, description=escape("; ".join(self._current)), advance=1)
+        self.update(self._bar, description=escape("; ".join(self._current)), advance=1)
 
 
 @contextmanager

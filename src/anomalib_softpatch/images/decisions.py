@@ -102,11 +102,7 @@ def read_decisions(file: Path) -> list[Decision]:
 
 
 def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a region.
-
-    Args:
-        region: Box or mask file.
-        size: Width and height of the image as it is displayed, in pixels.
+    """Return the pixels of a box or mask file, given width and height of the image as it is displayed.
 
     Returns:
         Shape ``(height, width)``, true in the region.

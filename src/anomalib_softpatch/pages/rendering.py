@@ -58,13 +58,9 @@ def shown_difference(drawing: str, name: str, largest: int) -> Figure:
 
 
 def another_of_group(groups: Sequence[int | None]) -> dict[int, int]:
-    """Return for each image in a group another image of the group: the first one, or the second one for the first.
+    """Return for each image in a group the index of another one of the group: the first, or the second for the first.
 
-    Args:
-        groups: Number of each image's group; ``None`` for an image without one.
-
-    Returns:
-        Indices of the other images by the indices of the images.
+    Groups are numbers, or ``None`` for an image without a group.
     """
     members: dict[int, list[int]] = {}
     for place, group in enumerate(groups):

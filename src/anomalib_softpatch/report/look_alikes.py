@@ -14,8 +14,8 @@ from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.image_scores import peaks
 
 MOST_EXPLAINED = 50  # number of the most suspicious images that are explained
-# Look-alikes are searched among this share of the most suspicious images, or among all that stand out if there are
-# more, but among at most half of all images and this many
+# Look-alikes are searched among the most suspicious images: this share of all images, or all that stand out if those
+# are more, but at most half of all images and at most this many
 COMPARED_SHARE, MOST_COMPARED = 0.2, 200
 NEAREST = 3  # nearest images that are shown for a patch
 

@@ -38,8 +38,8 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
     """Write ``report.html``, ``images.csv``, ``skipped.csv``, ``summary.json`` and ``thumbnails/`` to a folder.
 
     All are made in a temporary folder first. When all are ready, they replace an earlier report file by file, so that
-    an error before leaves it unchanged; other files in the folder stay. ``report.html`` is removed first and written
-    last: if it exists, the report is complete, even if the process was killed.
+    an error before that leaves it unchanged; other files in the folder stay. ``report.html`` is removed first and
+    written last: if it exists, the report is complete, even if the process was killed.
 
     Returns:
         Path of ``report.html``.
