@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image files as people have them, by the commands: turned by EXIF, of 10 to 16 bits, floating-point, and links."""
+"""The commands with image files from practice: rotated by EXIF, of 10 to 16 bits, floating-point, and links."""
 
 import json
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_deep_images_are_read_by_their_bits(
         middle = np.asarray(image.convert("L"))[112, 112]
     assert abs(int(middle) - 255 * 2050 / WHITE) < 12
     page = (tmp_path / "of 12 bits" / "report.html").read_text(encoding="utf-8")
-    assert "12 bits per value, in which white is 4095" in page
+    assert "12 bits per value, where white is 4095" in page
 
 
 def test_what_nobody_knows_the_meaning_of_is_set_aside(folder: Path, trained: Path) -> None:
