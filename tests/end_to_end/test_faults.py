@@ -342,7 +342,7 @@ def turned(file: Path) -> Path:
 
 
 def test_images_that_anomalib_misreads(trained: tuple[SoftPatch, Path], images: Path, tmp_path: Path) -> None:
-    """It clips values at 255 and ignores EXIF orientations: such images are refused, counted, and left out."""
+    """Anomalib clips values at 255 and ignores EXIF orientations: such images are refused, counted, and left out."""
     deep = gray_noise(1)[0].astype(np.uint16) * 257
     save(np.dstack([gray_noise(1)[0]] * 3), images / "good" / "5.png")
     for name in ("deep.png", "deep too.png"):
