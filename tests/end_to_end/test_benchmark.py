@@ -196,7 +196,7 @@ def test_a_failed_run_is_reported_and_the_others_are_finished(
         run_here(config)
     assert error.value.code == 1
     output = capsys.readouterr().err
-    assert "noise_ratio=0.9: failed: noise_ratio=0.9 asks for 14 anomalous images" in output
+    assert "noise_ratio=0.9: failed: noise_ratio=0.9 requires 14 anomalous images" in output
     assert "2 runs failed, see runs/pipeline.log." in output
     assert list(results(tmp_path)["data.init_args.noise_ratio"]) == [0.2, 0.2]
     assert (tmp_path / "runs" / "pipeline.log").read_text().count("Traceback") >= 2

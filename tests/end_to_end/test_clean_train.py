@@ -332,7 +332,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
         "is not a folder": [tmp_path / "nowhere"],
         "has no images": [tmp_path / "empty"],
         "not of an earlier run": [folder, "--output", tmp_path / "mine"],
-        "in which nothing is changed": [folder, "--output", folder / "out"],
+        "where nothing may change": [folder, "--output", folder / "out"],
         "false_alarms=1.5 must be a share above 0": [folder, "--false_alarms", 1.5],
         "set_aside=1.0 must be a share of at least 0": [folder, "--set_aside", 1.0],
         "image_size=0 must be a whole number of 32": [folder, "--image_size", 0],

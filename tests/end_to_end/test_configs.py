@@ -21,12 +21,12 @@ from anomalib.data import AnomalibDataModule, Folder
 from anomalib.deploy import ExportType
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
+from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
-from anomalib_softpatch.benchmark.generator import NoiseBenchmarkJobGenerator
 from anomalib_softpatch.benchmark.pipeline import NoiseBenchmark
 from anomalib_softpatch.components import DenoisingMemoryBank
 from anomalib_softpatch.predictions.runtimes import openvino_core
@@ -258,7 +258,7 @@ def test_each_run_of_a_benchmark_has_a_seed_of_its_own(name: str) -> None:
     wrapped = part["data"]["init_args"]["datamodule"]["init_args"]
     if name != "kolektor.yaml":
         wrapped["category"]["grid"] = wrapped["category"]["grid"][:1]  # seeds do not depend on it
-    for config in NoiseBenchmarkJobGenerator.configurations(part):
+    for config in get_iterator_from_grid_dict(part):
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
         options = resolved["model"]["init_args"]
         assert options["seed"] == resolved["data"]["init_args"]["seed"] == resolved["seed"]

@@ -74,7 +74,7 @@ def test_bad_arguments_leave_nothing_behind(backbone, options, message, run_fork
 @pytest.mark.parametrize(
     ("ends_with", "status", "said"),
     [
-        ("KeyboardInterrupt", 130, "Stopped. The last folder in demo is not complete"),
+        ("KeyboardInterrupt", 130, "Stopped. The last folder in demo is incomplete"),
         ("SystemExit", 130, "Stopped."),  # of Lightning, when it is interrupted
         ("RuntimeError('no weights')", 2, "anomalib-softpatch demo: no weights"),
     ],

@@ -342,14 +342,14 @@ def turned(file: Path) -> Path:
 
 
 def test_images_that_anomalib_misreads(trained: tuple[SoftPatch, Path], images: Path, tmp_path: Path) -> None:
-    """It cuts values at 255 and does not see EXIF orientations: such images are refused, counted, and left out."""
+    """Anomalib clips values at 255 and ignores EXIF orientations: such images are refused, counted, and left out."""
     deep = gray_noise(1)[0].astype(np.uint16) * 257
     save(np.dstack([gray_noise(1)[0]] * 3), images / "good" / "5.png")
     for name in ("deep.png", "deep too.png"):
         save(deep, images / "good" / name)
     turned(images / "good" / "4.png")
-    deep_reason = r"deep\.png: has values up to 39835 \(mode I;16\), and Anomalib cuts values at 255: convert it"
-    message = rf"3 images cannot be read(.|\n)*4\.png: is turned by its EXIF orientation(.|\n)*{deep_reason}"
+    deep_reason = r"deep\.png: has values up to 39835 \(mode I;16\), and Anomalib clips values at 255: convert it"
+    message = rf"3 images cannot be read(.|\n)*4\.png: is rotated or mirrored by its EXIF(.|\n)*{deep_reason}"
     with pytest.raises(ValueError, match=message):
         engine(tmp_path).fit(SoftPatch(**SMALL), datamodule=folder_of(images))
     model = SoftPatch(**SMALL, skip_unreadable=True)

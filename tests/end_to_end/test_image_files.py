@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image files as people have them, by the commands: turned by EXIF, of 10 to 16 bits, floating-point, and links."""
+"""The commands with image files from practice: rotated by EXIF, of 10 to 16 bits, floating-point, and links."""
 
 import json
 from pathlib import Path
@@ -138,7 +138,7 @@ def test_deep_images_are_read_by_their_bits(
     for number, pixels in enumerate(draw()):
         Image.fromarray((pixels / WHITE).astype(np.float32)).save(floats / f"{number}.tif")
     report(folder, tmp_path / "of 12 bits", **options)
-    assert capfd.readouterr().err.count("12 images read as of 12 bits per value, in which white is 4095") == 1
+    assert capfd.readouterr().err.count("12 images read with 12 bits per value, where white is 4095") == 1
     report(floats, tmp_path / "of floats", **options)
     expected = scores(tmp_path / "of floats")
     assert scores(tmp_path / "of 12 bits") == pytest.approx(expected, abs=1e-4)
@@ -147,15 +147,15 @@ def test_deep_images_are_read_by_their_bits(
         middle = np.asarray(image.convert("L"))[112, 112]
     assert abs(int(middle) - 255 * 2050 / WHITE) < 12
     page = (tmp_path / "of 12 bits" / "report.html").read_text(encoding="utf-8")
-    assert "12 bits per value, in which white is 4095" in page
+    assert "12 bits per value, where white is 4095" in page
 
 
 def test_what_nobody_knows_the_meaning_of_is_set_aside(folder: Path, trained: Path) -> None:
     table = pd.read_csv(trained / "set_aside.csv")
     reasons = {Path(path).name: reason for path, reason in zip(table["path"], table["reason"], strict=True)}
     assert reasons.keys() == {"float.tif", "long.tif"}
-    assert "70000; floating-point images are read where they are in [0, 1]" in reasons["float.tif"]
-    assert "70000; whole numbers are read from 0 to 4095, 12 bits" in reasons["long.tif"]
+    assert "70000; floating-point values must be in [0, 1]" in reasons["float.tif"]
+    assert "70000; whole numbers must be from 0 to 4095, 12 bits" in reasons["long.tif"]
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["trained_on"] == 12
     assert summary["largest_value"] == WHITE
@@ -207,7 +207,7 @@ def test_images_of_another_camera_are_not_judged(name: str, trained: Path, tmp_p
     assert status.value.code == 3
     row = pd.read_csv(tmp_path / "predictions.csv").iloc[0]
     assert row["verdict"] == "unreadable"
-    assert "to 48000; whole numbers are read from 0 to 4095, 12 bits as in the training images" in row["reason"]
+    assert "to 48000; whole numbers must be from 0 to 4095, 12 bits as in the training images" in row["reason"]
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ def test_copies_are_shown_with_their_difference(model: Path, tmp_path: Path) -> 
         predict(images, model=model, output=output, page=True)
         text = output.with_suffix(".html").read_text(encoding="utf-8")
         assert text.count("Difference from a copy") == 2
-        assert "Left the copy same.png, right the difference: none." in text
+        assert "Left: the copy same.png. Right: the difference, which is zero." in text
         drawings = list((tmp_path / "out_thumbnails").glob("*_copy.jpg"))
         assert len(drawings) == 2
         assert all(f"out_thumbnails/{drawing.name}" in text for drawing in drawings)

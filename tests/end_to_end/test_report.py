@@ -349,7 +349,7 @@ def test_why_an_image_is_thought_odd_is_told_on_demand(alike: Path, run_browser:
         """,
         run_browser,
     )
-    assert before == [["Why it is thought odd", False], *2 * [["Difference from a copy", False]]]
+    assert before == [["Why it looks odd", False], *2 * [["Difference from a copy", False]]]
     assert after
     assert chosen == 0
     assert sizes == [[4 * 112 + 3 * 8, 112], [2 * 224 + 8, 224], [2 * 224 + 8, 224]]

@@ -238,18 +238,18 @@ def test_a_folder_that_differs_as_a_whole_is_said(folder, checkpoint, run):
         save(draw(300 + number), folder / "like" / f"{number:02}.png")
     said = run("predict", "dark", "--ckpt_path", checkpoint, "--output", "dark.csv")
     assert "These images differ as a whole from the training images" in said
-    assert "These images are darker than the training images: mean brightness 70 of 255 against 140 (98 %" in said
+    assert "These images are darker than the training images: mean brightness 70 of 255 instead of 140 (98 %" in said
     same = run("predict", "like", "--ckpt_path", checkpoint, "--output", "same.csv")
     assert not any(words in same for words in ("differ as a whole", "than the training images"))
 
 
 def test_an_exported_file_knows_how_its_images_look_and_so_does_teaching(folder, checkpoint, taught, run):
-    """Dark and small images that are said to be normal are news no more."""
+    """Dark and small images that were decided to be normal are no longer reported."""
     for number in range(12):
         save(draw(500 + number)[::2, ::2] // 2, folder / "small" / f"{number:02}.png")
     said = run("predict", "small", "--model", taught[2], "--output", "small.csv")
-    assert "mean brightness 70 of 255 against 140" in said
-    assert "another size than the training images: 48 x 48 pixels (width x height) against 96 x 96" in said
+    assert "mean brightness 70 of 255 instead of 140" in said
+    assert "different size than the training images: 48 x 48 pixels (width x height) instead of 96 x 96" in said
     run("teach", checkpoint, "--add", "small", "--output", "small.ckpt")
     again = run("predict", "small", "--ckpt_path", folder / "small.ckpt", "--output", "again.csv")
     assert "than the training images" not in again
@@ -274,7 +274,7 @@ def test_watching_says_once_how_the_last_images_differ(folder, checkpoint):
         ([], "Nothing to teach"),
         (["--decisions", "absent.csv"], "absent.csv"),
         (["--decisions", "unknown.csv"], "cannot be found"),
-        (["--decisions", "outside.csv"], "reaches outside of its image of 96 x 96 pixels"),
+        (["--decisions", "outside.csv"], "extends beyond its image of 96 x 96 pixels"),
         (["--decisions", "again.csv", "--output", "taught.ckpt"], "is there already"),
         (["--forget", "forget.txt"], "cannot be found and is not known to the model"),
     ],

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Jobs from the configuration of a benchmark, and short names for them."""
+"""Jobs from the configuration of a benchmark, and short names for runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from anomalib.data import AnomalibDataModule
 from anomalib.metrics import AUPRO, Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.pipelines.benchmark.job import BenchmarkJob
-from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from anomalib.utils.config import flatten_dict
 from anomalib.utils.logging import hide_output
 from lightning import seed_everything
@@ -25,7 +24,7 @@ from anomalib_softpatch.instantiate import instantiate
 
 
 class NoiseBenchmarkJob(BenchmarkJob):
-    """Anomalib's benchmark job, which also leaves the manifest of its noise in a folder."""
+    """Anomalib's benchmark job, which also writes the manifest of its noise to a folder."""
 
     def __init__(self, manifests: Path, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -38,33 +37,28 @@ class NoiseBenchmarkJob(BenchmarkJob):
             name = "-".join(filter(None, ("manifest", self.datamodule.name, self.datamodule.category)))
             self.datamodule.write_manifest(self.manifests / f"{name}.csv")
             noise = {"noise_ratio": self.datamodule.noise_ratio, "overlap": self.datamodule.overlap}
-            row.update({f"{DATA_OPTIONS}{key}": value for key, value in noise.items()})  # defaults too
+            row.update({f"{DATA_OPTIONS}{key}": value for key, value in noise.items()})  # also if they are defaults
             row[NOISE_SHARE] = self.datamodule.noise_share
         return row
 
 
 @dataclass(frozen=True)
 class NoiseBenchmarkJobGenerator:
-    """Make the jobs of a benchmark on ``"cpu"`` or ``"cuda"``, which leave manifests of their noise in a folder."""
+    """Make the jobs of a benchmark on ``"cpu"`` or ``"cuda"``, which write manifests of their noise to a folder."""
 
     accelerator: str
     manifests: Path
 
-    @staticmethod
-    def configurations(args: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return a configuration for every combination of the grids in the part ``benchmark`` of a configuration."""
-        return list(get_iterator_from_grid_dict(args))
-
     @hide_output
     def make_job(self, config: dict[str, Any]) -> NoiseBenchmarkJob:
-        """Make the job of one combination, with a model that also measures the pixel AUPRO.
+        """Make the job of one run, with a model that also measures the pixel AUPRO.
 
         Args:
             config: Configuration without grids, with ``seed``, ``model`` and ``data``; OmegaConf's interpolations, such
                 as ``${seed}`` and ``${oc.env:NAME,default}``, are resolved.
 
         Raises:
-            LoggerRedirectError: If it cannot be made; the reason is the error's cause.
+            LoggerRedirectError: If the job cannot be made; the reason is the error's cause.
         """
         for part in ("seed", "model", "data"):
             if part not in config:
@@ -89,7 +83,7 @@ class NoiseBenchmarkJobGenerator:
 
 
 def describe(configs: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Name each run by its model and by the values that are not the same in all runs of the model.
+    """Name each run by its model and by the values that differ between runs of the model.
 
     Yields:
         A short name for each configuration, for example ``Patchcore, noise_ratio=0.1, seed=2``.

@@ -3,14 +3,15 @@
 
 """``anomalib benchmark`` for benchmarks that use a class of this package; Anomalib's own code runs the others.
 
-Every run is one of Anomalib's benchmark jobs, and results are where Anomalib puts them. What differs:
+Every run is one of Anomalib's benchmark jobs, and results are where Anomalib puts them. The differences:
 
 - The CSV file is written after every run. Anomalib writes it at the end, so an interrupted benchmark loses everything.
 - Runs may have different options, and progress is shown.
-- Nested objects, such as a pre-processor with the papers' crop, are made. Anomalib hands their configuration on.
-- An option can be tied to another: ``seed: ${seed}`` gives the noise the seed of the run, where two grids would cross.
+- Nested objects, such as a pre-processor with the papers' crop, are instantiated. Anomalib passes their configuration.
+- An option can refer to another: ``seed: ${seed}`` gives the noise the seed of the run, while two grids would give all
+  combinations.
 - The pixel AUPRO is measured too, and the seed is set before the model is made.
-- A failed run is reported at once, and the command's exit status is 1. Log messages go to the log file only.
+- A failed run is reported at once, and the command's exit status is 1. Log messages go only to the log file.
 """
 
 import sys
@@ -32,10 +33,11 @@ from anomalib_softpatch.benchmark.progress import log_to_file_only
 from anomalib_softpatch.benchmark.results import ResultTable
 from anomalib_softpatch.benchmark.runners import NoiseBenchmarkRunner, ParallelRunner, SerialRunner
 from anomalib_softpatch.integration.registration import DATAMODULES, MODELS
+from anomalib_softpatch.text import counted
 
 
 class NoiseBenchmark(Benchmark):
-    """Anomalib's benchmark, for classes of this package, too. The other runs are finished if one fails."""
+    """Anomalib's benchmark, extended to classes of this package. If a run fails, the others continue."""
 
     @override
     def run(self, args: Namespace | None = None) -> None:
@@ -51,7 +53,7 @@ class NoiseBenchmark(Benchmark):
         table = ResultTable(
             Path("runs") / BenchmarkJob.name / datetime.now().strftime("%Y-%m-%d-%H_%M_%S") / "results.csv"
         )
-        console = Console(file=sys.stderr)  # fixed, because Anomalib replaces sys.stderr while a job runs
+        console = Console(file=sys.stderr)  # the current one, because Anomalib replaces sys.stderr while a job runs
         accelerators = config["accelerator"] if isinstance(config["accelerator"], list) else [config["accelerator"]]
         runners = [make_runner(accelerator, table, console) for accelerator in accelerators]
         console.print(f"Results are written to {table.path} after every run, details to {log_file}.")
@@ -60,14 +62,14 @@ class NoiseBenchmark(Benchmark):
                 runner.run(config["benchmark"])
         failures = sum(runner.failures for runner in runners)
         if failures:
-            console.print(f"{failures} runs failed, see {log_file}.")
+            console.print(f"{counted(failures, 'run')} failed, see {log_file}.")
             raise SystemExit(1)
 
 
 def make_runner(accelerator: str, table: ResultTable, console: Console) -> NoiseBenchmarkRunner:
-    """Make a runner, which uses all GPUs if there are several and the accelerator is ``"cuda"``.
+    """Make a runner, which uses all GPUs if the accelerator is ``"cuda"``.
 
-    The manifests go to the folder of the table.
+    The manifests are written to the folder of the table.
 
     Raises:
         ValueError: If the accelerator is neither ``"cpu"`` nor ``"cuda"``.

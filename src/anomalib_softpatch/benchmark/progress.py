@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a benchmark shows while it runs, and where its log messages go."""
+"""Progress and log messages of a benchmark."""
 
 import logging
 from collections.abc import Iterator
@@ -14,52 +14,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 
-class RunProgress:
-    """Progress bar with the runs that are under way, and a line for each that has ended. A context manager."""
+class RunProgress(Progress):
+    """Progress bar with the current runs, and a line for each finished run."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self.console = console
-        self.total = total
-        self.ended = 0
-        self._under_way: list[str] = []
         names = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
         columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), names)
-        self._bar = Progress(*columns, console=console, expand=True, redirect_stdout=False, redirect_stderr=False)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> "RunProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        super().__init__(*columns, console=console, expand=True, redirect_stdout=False, redirect_stderr=False)
+        self.total = total
+        self.ended = 0
+        self._current: list[str] = []
+        self._bar = self.add_task("", total=total)
 
     def begin(self, name: str) -> None:
         """Show that a run has begun."""
-        self._under_way.append(name)
-        self._bar.update(self._task, description=escape("; ".join(self._under_way)))
+        self._current.append(name)
+        self.update(self._bar, description=escape("; ".join(self._current)))
 
     def end(self, name: str, outcome: str) -> None:
-        """Show that a run has ended, and what it has measured, or why it failed."""
+        """Show that a run has ended, with its results or the reason of its failure."""
         self.ended += 1
-        self._under_way.remove(name)
+        self._current.remove(name)
         line = f"{self.ended}/{self.total} {name}: {outcome}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._bar.update(self._task, description=escape("; ".join(self._under_way)), advance=1)
+        self.update(self._bar, description=escape("; ".join(self._current)), advance=1)
 
 
 @contextmanager
 def log_to_file_only(path: Path) -> Iterator[None]:
-    """Append all log messages and warnings to a file. On the terminal they would tear the progress bar.
+    """Append all log messages and warnings to a file, because they would tear the progress bar on the terminal.
 
-    Anomalib's ``redirect_logs`` leaves the handlers of the root logger, writes a message once per parent logger, and
+    Anomalib's ``redirect_logs`` keeps the handlers of the root logger, writes a message once per parent logger, and
     cannot be undone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    root, *others = loggers = [
-        logging.getLogger(),
-        *(logging.getLogger(name) for name in logging.root.manager.loggerDict),
-    ]
+    root, *others = loggers = [logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)]
     before = [(each, each.handlers[:], each.propagate) for each in loggers]
     with closing(logging.FileHandler(path, encoding="utf-8")) as handler:
         handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a benchmark measures, and the CSV file that it leaves: one row per run.
+"""Measures of a benchmark, and the CSV file that it writes, with one row per run.
 
 Columns: those of :data:`MEASURES`, ``job_duration``, ``accelerator``, ``noise_share`` (injected images among all
 training images; the ratio counts them for each normal one), and one for every option of the configuration (``seed``,
@@ -9,7 +9,7 @@ training images; the ratio counts them for each normal one), and one for every o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ ACCELERATOR = "accelerator"
 JOB_DURATION = "job_duration"  # seconds
 NOISE_SHARE = "noise_share"
 MODEL_OPTIONS = "model.init_args."
-DATA_PARTS = "data."  # of a wrapped datamodule too
+DATA_PARTS = "data."  # also options of a wrapped datamodule
 DATA_OPTIONS = "data.init_args."
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column with numbers to compare models by."""
+    """A column with numbers that models are compared by."""
 
     name: str
-    unit: str  # to show it in
-    factor: float  # to that unit from the file's: shares in [0, 1], durations in seconds
+    unit: str  # for display
+    factor: float  # from the unit of the file (shares in [0, 1], seconds) to the unit for display
 
     @property
     def heading(self) -> str:
@@ -51,26 +51,26 @@ MEASURES = {
     "fit_duration": Measure("Fit", "s", 1),
     "test_duration": Measure("Test", "s", 1),
 }
-CURVES = ("image_AUROC", "pixel_AUROC")  # drawn against the noise ratio, and said of a run when it has finished
-REQUIRED = (MODEL, DATA, SEED, "image_AUROC")  # without which a file is none of a benchmark
+CURVES = ("image_AUROC", "pixel_AUROC")  # drawn against the noise ratio, and shown when a run has finished
+REQUIRED = (MODEL, DATA, SEED, "image_AUROC")  # columns that every benchmark's file has
 
 
+@dataclass
 class ResultTable:
-    """Table of the finished runs, in a CSV file that is complete after every run."""
+    """Table of the finished runs in a CSV file, which is complete after every run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[Mapping[str, Any]] = []
+    path: Path
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add the options and measurements of a run by name, and write the file. Runs need not have the same names."""
+        """Add the options and measurements of a run by name, and write the file. The names may differ between runs."""
         self.rows.append(row)
         with atomic_output(self.path) as temporary:
             pd.DataFrame(self.rows).to_csv(temporary, index=False)
 
 
 def summary(row: Mapping[str, Any]) -> str:
-    """Say in short what a run has measured, for example ``Image AUROC 98.1 %, 12 s``."""
+    """Summarize the results of a run, for example ``Image AUROC 98.1 %, 12 s``."""
     values = [
         f"{measure.name} {measure.factor * row[column]:.1f} {measure.unit}"
         for column, measure in MEASURES.items()

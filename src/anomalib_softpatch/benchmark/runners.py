@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runners: the jobs of a benchmark one after another, or several at a time on as many devices.
+"""Runners: they run the jobs of a benchmark one after another, or several at a time on as many devices.
 
-Both save every result as it comes, show progress, report a failed run at once and go on with the others.
+Both save each result immediately, show progress, report a failed run at once, and continue with the others.
 """
 
 import atexit
@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from rich.console import Console
 from typing_extensions import override
 
@@ -29,42 +30,45 @@ from anomalib_softpatch.benchmark.results import ResultTable, summary
 
 logger = logging.getLogger(__name__)
 
+Config = dict[str, Any]  # of one run, without grids
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run has no result: in one line, and the traceback."""
+    """Why a run has no result: the reason in one line, and the traceback."""
 
     reason: str
     details: str = ""
 
 
-def run_job(generator: NoiseBenchmarkJobGenerator, config: dict[str, Any], device: int | None = None) -> Row | Failure:
+Outcome = Row | Failure
+
+
+def run_job(generator: NoiseBenchmarkJobGenerator, config: Config, device: int | None = None) -> Outcome:
     """Make a job and run it, by default on a device that Lightning chooses."""
     try:
         return generator.make_job(config).run(device)
-    except Exception as error:  # whatever it is, the other runs must go on
+    except Exception as error:  # the other runs must continue after any error
         return Failure(str(error.__cause__ or error), traceback.format_exc())
 
 
+@dataclass
 class NoiseBenchmarkRunner(ABC):
-    """Has the generator make jobs, adds what they measure to the table, and shows progress on the console."""
+    """Runs the jobs of the generator, adds their results to the table, and shows progress on the console."""
 
-    def __init__(self, generator: NoiseBenchmarkJobGenerator, table: ResultTable, console: Console) -> None:
-        self.generator = generator
-        self.table = table
-        self.console = console
-        self.failures = 0
+    generator: NoiseBenchmarkJobGenerator
+    table: ResultTable
+    console: Console
+    failures: int = field(default=0, init=False)  # jobs without a result
 
     def run(self, args: dict[str, Any]) -> list[Row]:
-        """Run all jobs of the part ``benchmark`` of a configuration.
+        """Run all jobs of the part ``benchmark`` of a configuration, one for each combination of its grids.
 
         Returns:
-            The results of those that have one, in the order in which they ended; how many have none is in
-            :attr:`failures`.
+            The results in the order in which the jobs ended.
         """
-        configs = self.generator.configurations(args)
+        configs: list[Config] = list(get_iterator_from_grid_dict(args))
         names = list(describe(configs))
         rows = []
         with RunProgress(self.console, len(configs)) as progress:
@@ -80,57 +84,38 @@ class NoiseBenchmarkRunner(ABC):
         return rows
 
     @abstractmethod
-    def outcomes(
-        self, configs: Sequence[dict[str, Any]], begin: Callable[[int], None]
-    ) -> Iterator[tuple[int, Row | Failure]]:
-        """Yield number and outcome of each job when it has ended; ``begin`` is called when one begins."""
+    def outcomes(self, configs: Sequence[Config], begin: Callable[[int], None]) -> Iterator[tuple[int, Outcome]]:
+        """Yield number and outcome of each job when it ends; ``begin`` is called when one begins."""
 
 
 class SerialRunner(NoiseBenchmarkRunner):
-    """Run one job after another, here."""
+    """Run one job after another in this process."""
 
     @override
-    def outcomes(
-        self, configs: Sequence[dict[str, Any]], begin: Callable[[int], None]
-    ) -> Iterator[tuple[int, Row | Failure]]:
+    def outcomes(self, configs: Sequence[Config], begin: Callable[[int], None]) -> Iterator[tuple[int, Outcome]]:
         for number, config in enumerate(configs):
             begin(number)
             yield number, run_job(self.generator, config)
 
 
+@dataclass
 class ParallelRunner(NoiseBenchmarkRunner):
-    """Run as many jobs at a time as there are devices, each in a process of its own, which the generator is sent to.
+    """Run as many jobs at a time as there are devices, each in its own process, to which the generator is sent.
 
-    A process that dies costs its run and no other. After an interruption, runs that are under way are waited for.
-
-    Args:
-        devices: Index of each device; ``None`` leaves the choice to Lightning.
-        log_file: File for the log messages of the processes.
+    If a process dies, only its current run is lost. After an interruption, the current runs are completed.
     """
 
-    def __init__(
-        self,
-        generator: NoiseBenchmarkJobGenerator,
-        table: ResultTable,
-        console: Console,
-        devices: Sequence[int | None],
-        log_file: Path,
-    ) -> None:
-        super().__init__(generator, table, console)
-        self.devices = devices
-        self.log_file = log_file
+    devices: Sequence[int | None]  # their indices; with None, Lightning chooses a device
+    log_file: Path  # for the log messages of the processes
 
     @override
-    def outcomes(
-        self, configs: Sequence[dict[str, Any]], begin: Callable[[int], None]
-    ) -> Iterator[tuple[int, Row | Failure]]:
-        processes: dict[int, ProcessPoolExecutor] = {}
+    def outcomes(self, configs: Sequence[Config], begin: Callable[[int], None]) -> Iterator[tuple[int, Outcome]]:
+        processes = [self._process() for _ in self.devices]
         free: SimpleQueue[int] = SimpleQueue()
-        for place in range(len(self.devices)):
-            processes[place] = self._process()
+        for place in range(len(processes)):
             free.put(place)
 
-        def run(number: int) -> tuple[int, Row | Failure]:
+        def run(number: int) -> tuple[int, Outcome]:
             place = free.get()
             begin(number)
             try:
@@ -138,7 +123,7 @@ class ParallelRunner(NoiseBenchmarkRunner):
                 return number, task.result()
             except BrokenProcessPool:
                 processes[place] = self._process()
-                return number, Failure("its process was killed or crashed; is there enough memory for so many runs?")
+                return number, Failure("its process was killed or crashed; is there enough memory for parallel runs?")
             finally:
                 free.put(place)
 
@@ -148,17 +133,17 @@ class ParallelRunner(NoiseBenchmarkRunner):
                 yield ended.result()
         finally:
             threads.shutdown(cancel_futures=True)
-            for process in processes.values():
+            for process in processes:
                 process.shutdown()
 
     def _process(self) -> ProcessPoolExecutor:
-        """A process that runs one job at a time. Spawned, because CUDA cannot be used in a forked one."""
+        """Return a process that runs one job at a time. It is spawned, because CUDA does not work in forked ones."""
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(1, mp_context=context, initializer=_begin_process, initargs=(self.log_file,))
 
 
 def _begin_process(log_file: Path) -> None:
-    """Have the log messages of this process go to the file for as long as it lives."""
+    """Redirect the log messages of this process to the file until it ends."""
     stack = ExitStack()
     stack.enter_context(log_to_file_only(log_file))
     atexit.register(stack.close)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables and a figure from the results of ``anomalib benchmark``."""
+"""Tables and a figure of the results of ``anomalib benchmark``."""
 
 import sys
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from anomalib_softpatch.files import atomic_output
 
 
 def compare(results: Path, output: Path | None = None) -> None:
-    """Compare the models of a benchmark: a table per noise ratio, and AUROC against noise ratio as an image.
+    """Compare the models of a benchmark: a table per noise ratio, and a plot of AUROC against noise ratio.
 
-    The table goes to the terminal and to comparison.md, the image to comparison.png.
+    The tables are printed and written to comparison.md, the plot to comparison.png.
 
     Args:
-        results: The results.csv that anomalib benchmark wrote, or a folder whose files of that name are taken together,
-            as after an interruption. Of a run that is in several files the one in the last folder counts.
-        output: Folder for the table and the image, by default that of the results.
+        results: The results.csv that anomalib benchmark wrote, or a folder with several such files, for example after
+            an interruption. If a run is in several files, the one in the last folder counts.
+        output: Folder for the tables and the plot, by default that of the results.
     """
     files = sorted(results.rglob("results.csv")) if results.is_dir() else [results]
     if not files:
@@ -55,10 +55,10 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
     """Read the runs of CSV files that ``anomalib benchmark`` wrote.
 
     Returns:
-        One row per run with the columns ``model`` (class, with those options that differ between runs of the class),
-        ``noise_ratio``, ``protocol`` (``overlap``, ``no overlap``, or empty where no noise was asked for), ``dataset``,
-        ``category``, ``seed``, ``noise_share`` (not a number where the file does not have it), and those of
-        :data:`MEASURES` that were measured.
+        One row per run with the columns ``model`` (class, with the options that differ between runs of the class),
+        ``noise_ratio``, ``protocol`` (``overlap``, ``no overlap``, or empty without a noise protocol), ``dataset``,
+        ``category``, ``seed``, ``noise_share`` (NaN if the file does not have it), and the measured columns of
+        :data:`MEASURES`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -87,7 +87,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         msg = f"results={str(path)!r} is not a file. Give the results.csv of a benchmark."
         raise FileNotFoundError(msg)
     try:
-        table = pd.read_csv(path, dtype=str)  # the category "01" is no number
+        table = pd.read_csv(path, dtype=str)  # the category "01" is not a number
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         msg = f"results={str(path)!r} cannot be read as a CSV file: {error}"
         raise ValueError(msg) from error
@@ -100,7 +100,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _option(table: pd.DataFrame, name: str) -> pd.Series:
-    """Values of a datamodule's option wherever the configuration has it, of the innermost (wrapped) one first."""
+    """Return the values of a datamodule's option at any depth; the innermost (wrapped) datamodule comes first."""
     columns = [column for column in table if column.startswith(DATA_PARTS) and column.endswith(f".{name}")]
     columns.sort(key=lambda column: -column.count("."))
     values = pd.Series(None, index=table.index, dtype=object)
@@ -110,7 +110,7 @@ def _option(table: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _model_names(table: pd.DataFrame) -> pd.Series:
-    """Class of the model, followed by those options that are not the same in all runs of the class."""
+    """Return the class of the model, followed by the options that differ between runs of the class."""
     names = table[MODEL].str.rpartition(".")[2]
     options = [column for column in table if column.startswith(MODEL_OPTIONS) or column == ACCELERATOR]
     for _, group in table.groupby(names):
@@ -129,17 +129,17 @@ def _model_names(table: pd.DataFrame) -> pd.Series:
 
 
 def _is_seed_of_run(column: str, runs: pd.DataFrame) -> bool:
-    """Tell whether an option of the model is the seed of each run, handed on, and so none that tells models apart."""
+    """Tell whether an option of the model is just the seed of each run, and so does not distinguish models."""
     return column == f"{MODEL_OPTIONS}{SEED}" and bool((pd.to_numeric(runs[column]) == pd.to_numeric(runs[SEED])).all())
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Average runs, as :func:`read_results` gives them, over categories, then over seeds.
+    """Average the runs of :func:`read_results` over categories, then over seeds.
 
     Returns:
-        One row per dataset, protocol, noise ratio and model, in the order in which the models first appear. For every
-        measure there are the columns ``(measure, "mean")`` and ``(measure, "std")``, the standard deviation over the
-        seeds (not a number where there is one seed), in the units of :data:`MEASURES`.
+        One row per dataset, protocol, noise ratio and model, in the order in which the models first appear. Every
+        measure has the columns ``(measure, "mean")`` and ``(measure, "std")``, the standard deviation over the seeds
+        (NaN for one seed), in the units of :data:`MEASURES`.
     """
     measured = [name for name in MEASURES if name in runs]
     keys = ["dataset", "protocol", "noise_ratio", "model"]
@@ -151,7 +151,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """Write tables of the averages of some runs in Markdown, one per dataset, protocol and noise ratio."""
+    """Return tables of the averages of some runs in Markdown, one per dataset, protocol and noise ratio."""
     measured = [name for name in MEASURES if (name, "mean") in summary]
     lines = []
     keys = ["dataset", "protocol", "noise_ratio"]
@@ -167,7 +167,7 @@ def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
             f"{_category_name(group)}; "
             + (f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."),
             "",
-            # By hand: DataFrame.to_markdown needs one more package (tabulate) and gives the same table.
+            # Written by hand, because DataFrame.to_markdown needs another package (tabulate) for the same table
             "| " + " | ".join(["Model", *(MEASURES[name].heading for name in measured)]) + " |",
             "|" + " --- |" + " ---: |" * len(measured),
         ]
@@ -177,7 +177,7 @@ def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
         lines.append("")
         counts = group.groupby("model", sort=False).size()
         lines += [
-            f"{model}: only {count} of {categories * seeds} runs are there.\n"
+            f"{model}: only {count} of {categories * seeds} runs exist.\n"
             for model, count in counts.items()
             if count < categories * seeds
         ]
@@ -185,7 +185,7 @@ def to_markdown(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
 
 
 def _true_share(runs: pd.DataFrame) -> str:
-    """Say what share of all training images the noise of some runs is; nothing where there is none."""
+    """Return the noise share of some runs as text; empty without noise."""
     shares = {f"{100 * share:.1f}" for share in (runs[NOISE_SHARE].min(), runs[NOISE_SHARE].max()) if share > 0}
     return f" ({' to '.join(sorted(shares, key=float))} % of the training images)" if shares else ""
 
@@ -197,14 +197,14 @@ def _cell(mean: float, std: float) -> str:
 
 
 def draw(summary: pd.DataFrame, runs: pd.DataFrame, path: Path) -> None:
-    """Draw averages of some runs as AUROC against noise ratio: a line per model, image and pixel side by side.
+    """Plot the average AUROC of some runs against the noise ratio: one line per model, image and pixel side by side.
 
     Each dataset and protocol has a row of panels.
     """
     curves = [name for name in CURVES if (name, "mean") in summary and summary[name, "mean"].notna().any()]
     settings = list(summary.index.droplevel(["noise_ratio", "model"]).unique())
     models = list(summary.index.unique("model"))
-    with mpl.rc_context(mpl.rcParamsDefault):  # a light background, whatever the user's own style
+    with mpl.rc_context(mpl.rcParamsDefault):  # a light background even if the user's style is dark
         figure = Figure(figsize=(5 * len(curves), 3.6 * len(settings) + 0.6), dpi=150, layout="constrained")
         axes = figure.subplots(len(settings), len(curves), squeeze=False)
         for row, (dataset, protocol) in enumerate(settings):
@@ -229,6 +229,6 @@ def draw(summary: pd.DataFrame, runs: pd.DataFrame, path: Path) -> None:
 
 
 def _category_name(runs: pd.DataFrame) -> str:
-    """The category that was tested on, or the number of them."""
+    """Return the category, or the number of categories."""
     categories = runs["category"].unique()
     return categories[0] if len(categories) == 1 else f"mean of {len(categories)} categories"

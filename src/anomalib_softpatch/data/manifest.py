@@ -1,15 +1,15 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Manifest of injected noise: a CSV file from which the same noise can be made again, here or by other software.
+"""Manifest of injected noise: a CSV file that lets this or other software reproduce the noise.
 
-Columns: ``image_path`` and ``mask_path`` (relative to the dataset's root, ``/`` as separator; the mask is empty where
-the dataset has none), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
-:func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test`` (whether the image stays in the test set). One row
-per injected image, in the order of injection.
+Columns: ``image_path`` and ``mask_path`` (relative to the dataset's root, with ``/`` as separator; the mask path is
+empty if the dataset has no masks), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
+:func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test`` (whether the image stays in the test set). There is
+one row per injected image, in the order of injection.
 
-Lists as others publish them are read, too: a CSV file with a column ``filename`` and perhaps ``clsname`` (category), or
-a file with one path a line. Paths are relative to the dataset's root or to the category's folder, or absolute.
+Published lists of images can be read, too: a CSV file with a column ``filename`` and optionally ``clsname`` (category),
+or a file with one path per line. Paths are relative to the dataset's root or to the category's folder, or absolute.
 """
 
 import csv
@@ -24,22 +24,23 @@ from anomalib_softpatch.files import atomic_output
 
 MANIFEST_COLUMNS = (*NOISE_COLUMNS, "mask_path", "in_test")
 LIST_COLUMNS = ("path", "category")
-PATH_COLUMN, CATEGORY_COLUMN = "filename", "clsname"  # in the header of a published list
+PATH_COLUMN, CATEGORY_COLUMN = "filename", "clsname"  # of a published list
 
 
 def write_manifest(noise: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table with the columns of a manifest. The file is either complete or not there."""
+    """Write a table with the columns of a manifest. The file is either complete or does not exist."""
     with atomic_output(path) as temporary:
         noise.to_csv(temporary, columns=list(MANIFEST_COLUMNS), index=False)
     return Path(path)
 
 
 def read_noise_file(path: str | Path) -> pd.DataFrame:
-    """Read a manifest or a list of images, whichever it is.
+    """Read a manifest or a list of images.
 
     Returns:
-        Table with the columns of :data:`MANIFEST_COLUMNS` for a manifest, of :data:`LIST_COLUMNS` for a list: the path
-        with ``/`` as separator, and the category, empty where the list does not say. An image may be named twice.
+        For a manifest, a table with the columns :data:`MANIFEST_COLUMNS`. For a list, a table with the columns
+        :data:`LIST_COLUMNS`: the path with ``/`` as separator, and the category, which is empty if the list has none.
+        An image may occur twice.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -54,7 +55,7 @@ def read_noise_file(path: str | Path) -> pd.DataFrame:
         paths, categories = list(rows[PATH_COLUMN]), rows.get(CATEGORY_COLUMN, "")
     elif not header or (len(header) > 1 and set(header) & set(MANIFEST_COLUMNS)):
         return read_manifest(path)
-    elif len(header) > 1 and not PurePath(header[-1]).suffix:  # with a suffix it is a path that has a comma
+    elif len(header) > 1 and not PurePath(header[-1]).suffix:  # with a suffix, it is a path with a comma
         needed = f"A list needs the column {PATH_COLUMN!r} or only paths, a manifest needs {list(MANIFEST_COLUMNS)}."
         msg = f"manifest={str(path)!r} has the columns {header}. {needed}"
         raise ValueError(msg)
@@ -85,12 +86,12 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     """Read a manifest and check it. Paths may have backslashes, and the column ``mask_path`` may be missing.
 
     Returns:
-        Table with the columns of :data:`MANIFEST_COLUMNS`.
+        Table with the columns :data:`MANIFEST_COLUMNS`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a manifest: a column is missing, a value is not of its kind, a row appears twice, or a
-            image is said to be both in the test set and not.
+        ValueError: If a column is missing, a value is invalid, a row appears twice, or the rows of an image disagree on
+            whether it is in the test set.
     """
     path = Path(path)
     try:
@@ -125,7 +126,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
 
 def _refuse(path: Path, table: pd.DataFrame, column: str, wrong: pd.Series, expected: str) -> None:
-    """Raise an error that names the first wrong row, if there is one."""
+    """Raise an error that names the first wrong row, if any."""
     if wrong.any():
         row = table[wrong].iloc[0]
         place = f"{column}={str(row[column])!r} of {row['image_path']!r}"

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""MVTec AD under the name that it had in Anomalib 1."""
+"""MVTec AD under its name in Anomalib 1."""
 
 from anomalib.data import MVTecAD
 from typing_extensions import override
@@ -11,7 +11,7 @@ class MVTec(MVTecAD):
     """:class:`anomalib.data.MVTecAD` under its old name, for commands and configurations written for that name.
 
     Options, dataset folder (``./datasets/MVTecAD``) and results folder (``MVTecAD/<category>``) are those of
-    ``MVTecAD``, so that runs under either name find each other's data and results.
+    ``MVTecAD``, so that both names share data and results.
 
     Example:
         >>> from anomalib_softpatch import MVTec

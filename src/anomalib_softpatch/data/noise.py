@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which anomalous images join the training images, and how a repeated one is changed. No datasets are needed here."""
+"""Choice of the anomalous images that join the training images, and changes of repeated ones, without datasets."""
 
 import math
 import random
@@ -18,12 +18,12 @@ NOISE_COLUMNS = ("image_path", "repeat", "angle", "shift_x", "shift_y")
 
 
 def select_noise(paths: Sequence[str], count: int, seed: int) -> pd.DataFrame:
-    """Choose the images that are injected.
+    """Choose the images to inject.
 
-    All images are put into a random order; the first ``count`` of them are chosen, and the order starts again when it
-    is used up. The choice depends on nothing but the arguments, and not on the order of ``paths``. A smaller ``count``
-    gives the first rows of a larger one. Python guarantees that ``random.Random(seed).random()`` gives the same numbers
-    in every version and on every platform.
+    All images are put into a random order, and the first ``count`` of them are chosen. The order starts again when it
+    is used up. The choice depends only on the arguments, and not on the order of ``paths``. A smaller ``count`` gives
+    the first rows of a larger one. Python guarantees that ``random.Random(seed).random()`` gives the same numbers in
+    every version and on every platform.
 
     Args:
         paths: Paths of the anomalous images, relative to the dataset's root, with ``/`` as separator.
@@ -31,23 +31,23 @@ def select_noise(paths: Sequence[str], count: int, seed: int) -> pd.DataFrame:
         seed: Seed of the choice, 0 or more.
 
     Returns:
-        One row per chosen image with the columns ``image_path``, ``repeat`` (0 for the image as it is, then 1, 2,
-        ...), ``angle`` (degrees, counter-clockwise), ``shift_x`` and ``shift_y`` (fractions of the width and the
-        height, to the right and down). Angle and shifts are 0 where ``repeat`` is 0.
+        One row per chosen image with the columns ``image_path``, ``repeat`` (0 for the original image, then 1, 2, ...),
+        ``angle`` (degrees, counter-clockwise), ``shift_x`` and ``shift_y`` (fractions of the width and the height, to
+        the right and down). Angle and shifts are 0 if ``repeat`` is 0.
 
     Raises:
-        ValueError: If images are wanted and there are none.
+        ValueError: If ``count`` is not 0 and there are no images.
     """
     if count and not paths:
-        msg = f"count={count} images are to be chosen, but there is no anomalous image to choose from."
+        msg = f"count={count} images should be chosen, but there is no anomalous image to choose from."
         raise ValueError(msg)
     generator = random.Random(seed)
     order = sorted(sorted(paths), key=lambda _: generator.random())
     rows = []
     for number in range(count):
         repeat, index = divmod(number, len(order))
-        # Drawn in the order of injection, so that a longer list starts like a shorter one. Rounded, so that a manifest
-        # gives the same numbers again.
+        # Drawn in the order of injection, so that a longer list starts like a shorter one, and rounded, so that a
+        # manifest reproduces the numbers
         angle, shift_x, shift_y = (
             (
                 round(generator.uniform(-MAX_ANGLE, MAX_ANGLE), 3),
@@ -64,14 +64,14 @@ def select_noise(paths: Sequence[str], count: int, seed: int) -> pd.DataFrame:
 def rotate_and_shift(
     image: np.ndarray, angle: float, shift_x: float, shift_y: float, *, is_mask: bool = False
 ) -> np.ndarray:
-    """Rotate an image about its center, then shift it. What comes in from outside mirrors the image at its edge.
+    """Rotate an image about its center, then shift it. New areas at the edges mirror the image.
 
     Args:
         image: Image of shape ``(H, W, C)`` or mask of shape ``(H, W)``, ``uint8``.
         angle: Angle in degrees, counter-clockwise.
         shift_x: Shift to the right, as a fraction of the width.
         shift_y: Shift down, as a fraction of the height.
-        is_mask: Take the nearest pixel, which keeps a mask's values, instead of interpolating linearly.
+        is_mask: Take the nearest pixel, which keeps the values of a mask, instead of linear interpolation.
 
     Returns:
         Image of the same shape and type.

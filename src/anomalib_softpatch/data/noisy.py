@@ -3,7 +3,7 @@
 
 """Anomalous images among the training images, on purpose: the protocols "overlap" and "no overlap".
 
-They are those of the SoftPatch papers (Jiang et al., NeurIPS 2022; Wang et al., Pattern Recognition 2025).
+The protocols are from the SoftPatch papers (Jiang et al., NeurIPS 2022; Wang et al., Pattern Recognition 2025).
 """
 
 from __future__ import annotations
@@ -45,39 +45,38 @@ class NoisyDataModule(AnomalibDataModule):
 
     ``int(noise_ratio * N)`` anomalous test images join the training images. N is the number of normal images that
     the wrapped datamodule trains with, after its own splits. The training pipeline treats the injected images as
-    normal (``label_index`` 0, empty mask). What they are is in :attr:`noise` and :attr:`truth`, in the columns
-    ``true_label_index`` and ``true_mask_path`` of ``train_data.samples``, and in :meth:`true_mask`.
+    normal (``label_index`` 0, empty mask). Their true labels and masks are in :attr:`noise` and :attr:`truth`, in the
+    columns ``true_label_index`` and ``true_mask_path`` of ``train_data.samples``, and in :meth:`true_mask`.
 
-    Which images are injected depends on the seed, the ratio and the anomalous images of the test set, those
-    included that ``val_split_mode=from_test`` moves to the validation set. The images injected at a ratio are among
-    those of every higher ratio, and are the same under both protocols.
+    The choice of the injected images depends on the seed, the ratio and the anomalous images of the test set, including
+    those that ``val_split_mode=from_test`` moves to the validation set. The images injected at one ratio are also
+    injected at every higher ratio, and they are the same under both protocols.
 
-    Repeated images are written to a temporary folder, which goes when the datamodule does. Its name is another one in
-    every process, so a training image is known by its row number in ``train_data.samples``: first the images that the
-    wrapped datamodule trains with, by path, then the injected ones in the order of injection.
+    Repeated images are written to a temporary folder, which is removed with the datamodule. Its name differs between
+    processes, so a training image is identified by its row number in ``train_data.samples``: first the images that the
+    wrapped datamodule trains with, sorted by path, then the injected ones in the order of injection.
 
-    With a list of images as others publish them (``manifest=``), its anomalous test images are the noise. Where it also
-    names normal training images, those that it does not name are left out. It does not say what becomes of the test
-    set: ``overlap`` does.
+    With a published list of images (``manifest=``), its anomalous test images are the noise. If it also lists normal
+    training images, all other normal images are left out. The list does not determine the test set: ``overlap`` does.
 
     The splits and augmentations are those of the wrapped datamodule, and so are batch sizes and workers unless they are
-    given here. Its datasets are left as they are.
+    given here. The datasets of the wrapped datamodule are not changed.
 
     Args:
         datamodule: Image datamodule to wrap, or its configuration: a mapping with ``class_path`` and ``init_args``.
         noise_ratio: Number of injected images per normal training image, 0 or more.
-        overlap: Keep the injected images in the test and validation sets. Otherwise they leave both, and at least
-            one anomalous image must remain to test with.
-        resample: Repeat images when there are too few, each repetition rotated by up to 3 degrees and shifted by up
-            to 3 %. Only under ``overlap=True``.
-        seed: Seed of the choice, 0 or more. It is not the wrapped datamodule's, which decides how that splits.
-        manifest: File that says which images are injected (see :mod:`anomalib_softpatch.data.manifest`). Either the CSV
-            file that an earlier run wrote, which also decides which of them stay in the test set: ``noise_ratio``,
-            ``overlap``, ``resample`` and ``seed`` are then not used, and ``setup`` sets the first two to what the
-            manifest makes them. Or a list of images, for which ``overlap`` counts as given. Rows of other categories
-            are ignored, and an image that is named twice counts once.
-        train_batch_size: Images in a training batch. Default: that of the wrapped datamodule, which gets the value
-            given here; so do the next two.
+        overlap: Keep the injected images in the test and validation sets. Otherwise they are removed from both, and at
+            least one anomalous image must remain to test with.
+        resample: Repeat images if there are too few, each repetition rotated by up to 3 degrees and shifted by up to
+            3 %. Only with ``overlap=True``.
+        seed: Seed of the choice, 0 or more. The splits depend on the seed of the wrapped datamodule instead.
+        manifest: File that lists the images to inject (see :mod:`anomalib_softpatch.data.manifest`). Either the CSV
+            file that an earlier run wrote, which also determines the images that stay in the test set: ``noise_ratio``,
+            ``overlap``, ``resample`` and ``seed`` are then not used, and ``setup`` sets the first two to match the
+            manifest. Or a published list of images, with which ``overlap`` is used as given. Rows of other categories
+            are ignored, and an image that is listed twice counts once.
+        train_batch_size: Images in a training batch. Default: that of the wrapped datamodule. A value given here is
+            also set in the wrapped datamodule; the same holds for the next two.
         eval_batch_size: Images in a batch of the validation and test sets.
         num_workers: Processes that read images.
 
@@ -142,18 +141,18 @@ class NoisyDataModule(AnomalibDataModule):
     def name(self) -> str:  # type: ignore[override]  # a property in Anomalib, too
         """Name of the results folder, for example ``MVTecAD-noise10-no_overlap-seed0``.
 
-        With a manifest or a list it ends with the name of that file.
+        With a manifest or a list, it ends with the name of that file.
         """
         return f"{self.datamodule.name}-{self._label}"
 
     @property
     def _has_list(self) -> bool:
-        """Whether the noise comes from a list of images, which is no manifest."""
+        """Whether the noise comes from a published list of images and not from a manifest."""
         return self._listed_noise is not None and tuple(self._listed_noise) == LIST_COLUMNS
 
     @property
     def _label(self) -> str:
-        """What tells the noise in names of folders and files."""
+        """Description of the noise in names of folders and files."""
         if self.manifest is not None:
             return self.manifest.stem
         return f"noise{100 * self.noise_ratio:g}-{'overlap' if self.overlap else 'no_overlap'}-seed{self.seed}"
@@ -169,41 +168,41 @@ class NoisyDataModule(AnomalibDataModule):
 
     @property
     def noise(self) -> pd.DataFrame:
-        """The injected images, in the order of injection.
+        """The injected images, one row each, in the order of injection.
 
-        One row each, with the columns ``image_path`` and ``mask_path`` (files as the training set has them; a mask
-        path is empty where there is none, and a list where an image has several), ``source`` (the image's path
-        relative to the dataset's root), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
+        Columns: ``image_path`` and ``mask_path`` (files of the training set; the mask path is empty for an image
+        without a mask, and a list for an image with several), ``source`` (the image's path relative to the dataset's
+        root), ``repeat``, ``angle``, ``shift_x``, ``shift_y`` (see
         :func:`anomalib_softpatch.data.noise.select_noise`) and ``in_test``.
         """
         return self._after_setup(self._noise)
 
     @property
     def noise_share(self) -> float:
-        """True share of noise: injected images among all training images, in [0, 1).
+        """Share of the injected images among all training images, in [0, 1).
 
-        ``noise_ratio`` counts them for each normal image: a ratio of 40 % is a share of 28.6 %.
+        ``noise_ratio`` is relative to the normal images: a ratio of 40 % is a share of 28.6 %.
         """
         return len(self.noise) / len(self.train_data)
 
     @property
     def truth(self) -> pd.DataFrame:
-        """What every training image is: ``true_label_index`` (0 or 1) and ``true_mask_path`` by ``image_path``."""
+        """The truth about every training image: ``true_label_index`` (0 or 1), ``true_mask_path`` by ``image_path``."""
         self._after_setup(self._noise)
         return self.train_data.samples.set_index("image_path")[["true_label_index", "true_mask_path"]]
 
     def true_mask(self, image_path: str) -> torch.Tensor | None:
-        """Read where a training image is anomalous, given its path as batches have it.
+        """Read the true mask of a training image, given its path in batches.
 
         Returns:
-            Mask of shape ``(H, W)`` with 1 where the image is anomalous, ``uint8``; ``None`` where there is none,
-            because the image is normal or the dataset has no masks.
+            Mask of shape ``(H, W)`` with 1 where the image is anomalous, ``uint8``; ``None`` if the image is normal or
+            the dataset has no masks.
         """
         mask_path = self.truth.at[image_path, "true_mask_path"]
         return _read_masks(mask_path) if len(mask_path) else None
 
     def image_key(self, image_path: str) -> str:
-        """Return what a training image is called in every process: its path, for repeated ones that in the folder."""
+        """Return a name that a training image has in every process: its path, in the folder for repeated images."""
         folder = None if self._repeats is None else Path(self._repeats.name)
         path = Path(image_path)
         return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else str(image_path)
@@ -215,7 +214,7 @@ class NoisyDataModule(AnomalibDataModule):
     @staticmethod
     def _after_setup(table: pd.DataFrame | None) -> pd.DataFrame:
         if table is None:
-            msg = "Which images are injected is known after setup(). Call setup() first."
+            msg = "The injected images are chosen in setup(). Call setup() first."
             raise RuntimeError(msg)
         return table
 
@@ -234,7 +233,7 @@ class NoisyDataModule(AnomalibDataModule):
             logger.info("Manifest of the injected images: %s", path)
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Take the wrapped datamodule's datasets, split as it splits them, and inject the noise."""
+        """Take the datasets of the wrapped datamodule with its splits, and inject the noise."""
         self.datamodule.setup(_stage)
         for subset in ("train_data", "val_data", "test_data"):
             if hasattr(self.datamodule, subset):
@@ -251,17 +250,17 @@ class NoisyDataModule(AnomalibDataModule):
             self.test_data = _without(self.test_data, removed)
             if hasattr(self, "val_data"):
                 self.val_data = _without(self.val_data, removed)
-            if not self.test_data.has_anomalous:  # a selection has been checked before, a manifest has not
+            if not self.test_data.has_anomalous:  # only possible with a manifest or a list
                 msg = f"manifest={str(self.manifest)!r} takes all anomalous images. At least one must remain to test."
                 raise ValueError(msg)
         share = f"{100 * self.noise_share:.1f} % of its {len(self.train_data)} training images"
         logger.info("Injected %d images into %s: %s.", len(rows), self.datamodule.name, share)
 
     def _create_test_split(self) -> None:
-        """Nothing to do: the wrapped datamodule has split its datasets."""
+        """Do nothing, because the wrapped datamodule has split its datasets."""
 
     def _create_val_split(self) -> None:
-        """Nothing to do: the wrapped datamodule has split its datasets."""
+        """Do nothing, because the wrapped datamodule has split its datasets."""
 
     def _anomalous_images(self) -> pd.DataFrame:
         """Return the samples that can be injected, by path relative to the root; ``tested`` if in the test set."""
@@ -269,8 +268,8 @@ class NoisyDataModule(AnomalibDataModule):
         if self.val_split_mode == ValSplitMode.FROM_TEST:
             subsets["val"] = self.val_data
         if self.noise_ratio and isinstance(self.test_data, SyntheticAnomalyDataset):
-            consequence = "another run injects other images, whatever the seed or the manifest"
-            logger.warning("%s makes its anomalous test images anew: %s.", self.datamodule.name, consequence)
+            consequence = "another run injects different images, even with the same seed or manifest"
+            logger.warning("%s generates new anomalous test images in each run: %s.", self.datamodule.name, consequence)
         samples = pd.concat([data.samples.assign(tested=name == "test") for name, data in subsets.items()])
         samples = samples[samples["label_index"] == LabelName.ABNORMAL]
         root = _common_root(samples["image_path"], getattr(self.datamodule, "root", None))
@@ -285,15 +284,15 @@ class NoisyDataModule(AnomalibDataModule):
         available = len(pool)
         advice = ""
         if not self.overlap and available:
-            # Images may be taken until the next one would be the last that the test set has.
+            # All images before the last one of the test set can be taken
             order = select_noise(list(pool.index), available, self.seed)["image_path"]
             available = int(pool.loc[order, "tested"].to_numpy().nonzero()[0].max(initial=0))
-            advice = " if one is to remain in the test set (with overlap=True all stay there)"
+            advice = " because one must remain in the test set (with overlap=True, all stay there)"
         elif not self.resample:
-            advice = " (with resample=True images repeat)"
+            advice = " (with resample=True, images repeat)"
         if count > available and not (self.overlap and self.resample and available):
             msg = (
-                f"noise_ratio={self.noise_ratio} asks for {count} anomalous images ({self.datamodule.name} has "
+                f"noise_ratio={self.noise_ratio} requires {count} anomalous images ({self.datamodule.name} has "
                 f"{normal} normal training images), but only {available} can be injected{advice}. "
                 f"The largest possible ratio is {largest_ratio(available, normal)}."
             )
@@ -301,15 +300,15 @@ class NoisyDataModule(AnomalibDataModule):
         return select_noise(list(pool.index), count, self.seed).assign(in_test=self.overlap)
 
     def _take(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-        """Take the images that a manifest or a list of images names."""
+        """Take the images of a manifest or a list."""
         rows = self._take_list(pool, listed) if self._has_list else self._take_manifest(pool, listed)
         unused = "noise_ratio, resample and seed" if self._has_list else "noise_ratio, overlap, resample and seed"
-        logger.info("Noise is taken from %s; %s are not used.", self.manifest, unused)
+        logger.info("The noise is that of %s; %s are not used.", self.manifest, unused)
         self.noise_ratio = len(rows) / max(self._normal_count(), 1)
         return rows
 
     def _take_manifest(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-        """Take the images that the manifest lists."""
+        """Take the images of a manifest."""
         unknown = sorted(set(listed["image_path"]) - set(pool.index))
         if unknown:
             msg = (
@@ -322,26 +321,30 @@ class NoisyDataModule(AnomalibDataModule):
         return listed.drop(columns="mask_path")
 
     def _take_list(self, pool: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-        """Take the anomalous images of a list, as the rows of a manifest, and train with its normal ones, if any."""
+        """Take the anomalous images of a list as rows of a manifest, and train only with its normal images, if any."""
         subset_of, found = self._listed_images(listed)
         keys = dict(zip(map(real_folder, pool["image_path"]), pool.index, strict=True))
         normal = [path for path in found if path not in keys and subset_of[path] == "test"]
         if normal:
             msg = (
                 f"manifest={str(self.manifest)!r} lists {len(normal)} images of the test set that are not anomalous, "
-                f"for example {str(normal[0])!r}. Noise is anomalous test images: take the others out of the list."
+                f"for example {str(normal[0])!r}. Noise consists of anomalous test images: remove the others from the "
+                "list."
             )
             raise ValueError(msg)
         trained = {path for path in found if path not in keys and subset_of[path] == "train"}
-        if trained:
-            self._train_with(trained)
+        left_out = {path for path in self.train_data.samples["image_path"] if real_folder(path) not in trained}
+        if trained and left_out:
+            self.train_data = _without(self.train_data, left_out)
+            name = f"manifest={str(self.manifest)!r}"
+            logger.info("%d normal training images are left out because %s does not list them.", len(left_out), name)
         rows = pd.DataFrame({"image_path": [keys[path] for path in found if path in keys]}, dtype=object)
         return rows.assign(repeat=0, angle=0.0, shift_x=0.0, shift_y=0.0, in_test=self.overlap)[
             [*NOISE_COLUMNS, "in_test"]
         ]
 
     def _listed_images(self, listed: pd.DataFrame) -> tuple[dict[Path, str], list[Path]]:
-        """Return the set of each image (``test`` for validation images from it, too), and the listed images."""
+        """Return the subset of each image (``test`` also for validation images from it), and the listed images."""
         datasets = {"train": self.train_data, "test": self.test_data}
         if self.val_split_mode == ValSplitMode.FROM_TRAIN:
             datasets["val"] = self.val_data
@@ -350,7 +353,7 @@ class NoisyDataModule(AnomalibDataModule):
             subset_of |= {real_folder(path): "test" for path in self.val_data.samples["image_path"]}
         folder = Path(os.path.commonpath({path.parent for path in subset_of}))
         top_folders = {path.relative_to(folder).parts[:1] for path in subset_of}
-        places = (folder, *folder.parents)  # that paths may be relative to: the category's folder, the dataset's root
+        places = (folder, *folder.parents)  # paths may be relative to the category's folder or the dataset's root
 
         found: dict[Path, None] = {}
         unknown = []
@@ -380,19 +383,11 @@ class NoisyDataModule(AnomalibDataModule):
             raise ValueError(msg)
         return subset_of, list(found)
 
-    def _train_with(self, normal: set[Path]) -> None:
-        """Leave the normal training images out that are not among these."""
-        left_out = {path for path in self.train_data.samples["image_path"] if real_folder(path) not in normal}
-        self.train_data = _without(self.train_data, left_out)
-        if left_out:
-            name = f"manifest={str(self.manifest)!r}"
-            logger.info("%d normal training images are left out, as %s leaves them out.", len(left_out), name)
-
     def _normal_count(self) -> int:
         return int((self.train_data.samples["label_index"] == LabelName.NORMAL).sum())
 
     def _join_training_set(self, rows: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
-        """Append the chosen images to the training set as normal images, and return the table of them."""
+        """Append the chosen images to the training set as normal images, and return their table."""
         files = [self._image_and_mask(row, pool.loc[row.image_path]) for row in rows.itertuples()]
         noise = rows.rename(columns={"image_path": "source"})
         noise.insert(0, "image_path", [image_path for image_path, _ in files])
@@ -416,12 +411,12 @@ class NoisyDataModule(AnomalibDataModule):
         samples = pd.concat([normal, injected[[c for c in normal if c in injected]]]) if len(injected) else normal
         samples.attrs = dict(self.train_data.samples.attrs)
         self.train_data = copy.copy(self.train_data)  # the wrapped datamodule keeps its own
-        # Not through the setter, which sorts by path: the temporary folder's name would decide the order of training.
+        # The setter would sort by path, so that the name of the temporary folder would determine the training order
         self.train_data._samples = samples.reset_index(drop=True)
         return noise
 
     def _image_and_mask(self, row: Any, sample: pd.Series) -> tuple[str, str | list[str]]:
-        """Files of an injected image and its mask; those of a repeated one are made."""
+        """Return the files of an injected image and its mask; for a repeated image, they are written first."""
         mask_path = sample["mask_path"] if isinstance(sample["mask_path"], str | list) else ""
         motion = {"angle": row.angle, "shift_x": row.shift_x, "shift_y": row.shift_y}
         if not row.repeat and not any(motion.values()):
@@ -443,7 +438,7 @@ class NoisyDataModule(AnomalibDataModule):
 
 
 def _as_image_datamodule(datamodule: AnomalibDataModule | Mapping[str, Any] | str) -> AnomalibDataModule:
-    """Instantiate a datamodule given as a configuration, and refuse what is not one of images."""
+    """Instantiate a datamodule that is given as a configuration, and refuse all but image datamodules."""
     if isinstance(datamodule, Mapping | str):
         datamodule = instantiate(AnomalibDataModule, datamodule, argument="datamodule")
     if isinstance(datamodule, ADAM3D | Folder3D | MVTec3D | AnomalibVideoDataModule):
@@ -464,7 +459,7 @@ def _not_images_message(datamodule: AnomalibDataModule) -> str:
 
 
 def _common_root(paths: pd.Series, root: str | Path | None) -> Path:
-    """Root of the dataset if the images lie in it, else the deepest folder that all of them lie in."""
+    """Return the dataset's root if all images lie in it, and their deepest common folder otherwise."""
     folders = {real_folder(path).parent for path in paths}
     if root is not None and all(folder.is_relative_to(os.path.realpath(root)) for folder in folders):
         return Path(os.path.realpath(root))
@@ -472,19 +467,19 @@ def _common_root(paths: pd.Series, root: str | Path | None) -> Path:
 
 
 def _relative(path: str | list[str] | None, root: Path) -> str:
-    """Path relative to the root with ``/`` as separator; several are joined by semicolons, none gives an empty text."""
+    """Return a path relative to the root, with ``/``; several are joined by semicolons, and ``None`` is empty."""
     if isinstance(path, list):
         return ";".join(_relative(each, root) for each in path)
     return Path(os.path.relpath(real_folder(path), root)).as_posix() if isinstance(path, str) and path else ""
 
 
 def _without(dataset: AnomalibDataset, paths: set[str]) -> AnomalibDataset:
-    """Dataset without these images; the dataset itself where it has none of them."""
+    """Return a dataset without some images, or the dataset itself if it has none of them."""
     kept = (~dataset.samples["image_path"].isin(paths)).to_numpy().nonzero()[0]
     return dataset if len(kept) == len(dataset) else dataset.subsample(list(kept))
 
 
 def _read_masks(mask_path: str | list[str]) -> torch.Tensor:
-    """Read a mask of shape ``(H, W)``; several become one that is set wherever one of them is."""
+    """Read a mask of shape ``(H, W)``; several masks are united."""
     paths = [mask_path] if isinstance(mask_path, str) else mask_path
     return torch.stack([cast("torch.Tensor", read_mask(path, as_tensor=True)) for path in paths]).amax(dim=0)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a datamodule may know of its training images beyond what Anomalib's do."""
+"""What a datamodule may know about its images, in addition to what Anomalib's datamodules know."""
 
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ class NamesImages(Protocol):
     """A datamodule whose training images have the same names in every process and run."""
 
     def image_key(self, image_path: str) -> str:
-        """Return what a training image is called, by its path as batches have it."""
+        """Return the name of a training image, given its path in batches."""
 
 
 @runtime_checkable
@@ -23,14 +23,14 @@ class KnowsTruth(NamesImages, Protocol):
 
     @property
     def truth(self) -> pd.DataFrame:
-        """What every training image is: ``true_label_index`` (0 or 1) by ``image_path``."""
+        """True label of every training image: ``true_label_index`` (0 or 1) by ``image_path``."""
 
     def true_mask(self, image_path: str) -> torch.Tensor | None:
-        """Read where a training image is anomalous, shape ``(H, W)``; ``None`` for nowhere, or without masks."""
+        """Read the true mask of a training image, shape ``(H, W)``; ``None`` if it is normal or has no mask."""
 
 
 @runtime_checkable
 class ReadsDeepImages(Protocol):
     """A datamodule that reads images of more than 8 bits per value."""
 
-    largest_value: int  # that becomes 1, see anomalib_softpatch.images.reading.read_image
+    largest_value: int  # value that becomes 1, see anomalib_softpatch.images.reading.read_image

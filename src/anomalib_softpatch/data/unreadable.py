@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image files that cannot be read, or not rightly by Anomalib, found before a run meets the first of them."""
+"""Search for image files that cannot be read, or that Anomalib misreads, before a run meets the first of them."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ MOST_LISTED = 20
 
 
 def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
-    """Return why images of a datamodule that is set up cannot be read, or not rightly by Anomalib, by path."""
+    """Return why images of a datamodule that is set up cannot be read, or are misread by Anomalib, by path."""
     datasets = _datasets(datamodule)
     reasons = _reasons(reason_against, _paths(datasets))
     by_anomalib = [path for path in _paths(read_by_anomalib(datasets)) if path not in reasons]
@@ -25,15 +25,15 @@ def unreadable_images(datamodule: AnomalibDataModule) -> dict[str, str]:
 
 
 def misread_images(datasets: Iterable[Any], largest_value: int = EIGHT_BITS) -> dict[str, str]:
-    """Return why Anomalib would read images otherwise than this package's commands, by path.
+    """Return why Anomalib reads images differently from this package's commands, by path.
 
-    Only datasets whose images Anomalib reads are looked at.
+    Datasets whose images are not read by Anomalib are ignored, and so are images that nobody can read.
     """
     return _reasons(partial(_misread, largest_value=largest_value), _paths(read_by_anomalib(datasets)))
 
 
 def read_by_anomalib(datasets: Iterable[Any]) -> list[Any]:
-    """Return those of some datasets, of whatever kind, whose images Anomalib's own code reads."""
+    """Return those datasets, of any kind, whose images Anomalib's own code reads."""
     return [
         each
         for each in datasets
@@ -43,7 +43,7 @@ def read_by_anomalib(datasets: Iterable[Any]) -> list[Any]:
 
 
 def leave_out(datamodule: AnomalibDataModule, paths: Sequence[str]) -> None:
-    """Take images out of the sets of a datamodule that is set up."""
+    """Remove images from the sets of a datamodule that is set up."""
     for data in _datasets(datamodule):
         kept = (~data.samples["image_path"].astype(str).isin(paths)).to_numpy().nonzero()[0]
         if len(kept) < len(data):
@@ -51,7 +51,7 @@ def leave_out(datamodule: AnomalibDataModule, paths: Sequence[str]) -> None:
 
 
 def listed(reasons: dict[str, str]) -> str:
-    """Write images and reasons as lines of a message, the first ones only."""
+    """Format the first images and reasons as lines of a message."""
     lines = [f"  {path}: {reason}" for path, reason in list(reasons.items())[:MOST_LISTED]]
     more = len(reasons) - len(lines)
     return "\n".join([*lines, f"  and {more} more"] if more else lines)
@@ -73,8 +73,8 @@ def _paths(datasets: Iterable[Any]) -> list[str]:
 
 def _reasons(reason: Callable[[str], str], paths: Sequence[str]) -> dict[str, str]:
     """Return the reasons against files, by path."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders let other threads run
-        return {path: said for path, said in zip(paths, pool.map(reason, paths), strict=True) if said}
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders release the GIL
+        return {path: found for path, found in zip(paths, pool.map(reason, paths), strict=True) if found}
 
 
 def _unreadable_by_anomalib(path: str) -> str:
@@ -87,5 +87,5 @@ def _unreadable_by_anomalib(path: str) -> str:
 def _misread(path: str, largest_value: int) -> str:
     try:
         return reason_against_anomalib(path, largest_value)
-    except UnreadableImageError:  # Anomalib says so
+    except UnreadableImageError:  # Anomalib reports it
         return ""

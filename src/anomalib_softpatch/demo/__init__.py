@@ -23,15 +23,15 @@ def demo(
 ) -> None:
     """Compare PatchCore with SoftPatch and SoftPatchPlus on a small set with defects among its training images.
 
-    It makes the set, trains and tests the models, and shows a table and an image of the heat maps. Nothing is
-    downloaded but the backbone's weights, where they are not on this machine and a hub can be reached.
+    The demo makes the set, trains and tests the models, and shows a table and an image of the heat maps. It downloads
+    nothing except the backbone's weights, if they are not on this machine and a hub can be reached.
 
     Args:
         output: Folder for the results; every run makes a new folder in it.
-        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: as of clean-train.
+        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: as for clean-train.
         layers: Names of the layers to extract features from. Default: layer2 and layer3, or those that suit the
             weights.
-        weights: Take the backbone from an installed pip package, which needs no hub: lite2 or lite0.
+        weights: Take the backbone from an installed pip package, without downloading from a hub: lite2 or lite0.
         num_train: Number of normal training images.
         num_hidden: Number of defective images hidden among the training images, at most 24.
         seed: Seed of the set and of the memory banks.
@@ -45,8 +45,8 @@ def demo(
 
     try:
         run_demo(output, chosen, num_train=num_train, num_hidden=num_hidden, seed=seed)
-    except RuntimeError as error:  # weights that cannot be had; the message says how to go on
+    except RuntimeError as error:  # weights are not available; the message explains what to do
         raise OSError(str(error)) from error
-    except (KeyboardInterrupt, SystemExit):  # the latter is how Lightning ends an interrupted process
-        sys.stderr.write(f"\nStopped. The last folder in {output} is not complete, and can be deleted.\n")
+    except (KeyboardInterrupt, SystemExit):  # Lightning raises SystemExit in an interrupted process
+        sys.stderr.write(f"\nStopped. The last folder in {output} is incomplete and can be deleted.\n")
         raise SystemExit(130) from None

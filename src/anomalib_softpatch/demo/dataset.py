@@ -3,9 +3,9 @@
 
 """A small inspection set in the layout of MVTec AD, made without any download.
 
-Images are crops of the photograph of gravel that scikit-image installs with itself: training images of its left part,
-test images of its right part. The defects are a piece of brick, dry grass, and an oily stain. Copies of some defective
-test images are hidden among the training images: the protocol that the papers call "overlap".
+The images are crops of a photograph of gravel that is installed with scikit-image: training images from its left part,
+test images from its right part. The defects are a piece of brick, dry grass, and an oily stain. Copies of some
+defective test images are hidden among the training images: the protocol that the papers call "overlap".
 """
 
 from collections.abc import Mapping
@@ -45,21 +45,21 @@ def make_dataset(
         num_train: Number of normal training images.
         num_test_good: Number of normal test images.
         num_test_per_defect: Number of test images with each kind of defect.
-        num_hidden: Number of further training images, the last ones, that are copies of the first test images with a
-            defect. The kinds of defects take turns.
-        seed: The same seed gives the same images.
+        num_hidden: Number of additional training images, the last ones, that are copies of the first defective test
+            images. The kinds of defects alternate.
+        seed: Seed of the images.
 
     Returns:
         The folder of the category.
 
     Raises:
         FileExistsError: If ``root/gravel`` exists.
-        ValueError: If a number of images is out of range.
+        ValueError: If a number is out of range.
     """
     check_numbers(num_train, num_test_good, num_test_per_defect, num_hidden)
     defective = num_test_per_defect * len(DEFECTS)
     photographs = {}
-    for name in PHOTOGRAPHS:  # skimage.data.gravel() may fetch a file that is missing
+    for name in PHOTOGRAPHS:  # skimage.data.gravel() might download a missing file
         with (files("skimage") / "data" / f"{name}.png").open("rb") as file:
             photographs[name] = np.asarray(Image.open(file).convert("L"), dtype=np.float32) / 255
     category = root / CATEGORY
@@ -86,7 +86,7 @@ def check_numbers(num_train: int, num_test_good: int = 1, num_test_per_defect: i
     """Refuse numbers of images that :func:`make_dataset` cannot make.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: If a number is out of range.
     """
     numbers = {"num_train": num_train, "num_test_good": num_test_good, "num_test_per_defect": num_test_per_defect}
     for name, number in numbers.items():
@@ -115,7 +115,7 @@ def add_defect(
     if defect == "grass":
         mask = _blob(rng, area=(0.03, 0.07))
         blades = _crop(photographs["grass"], rng, CROP_SIZE)
-        dry_blades = np.clip(0.5 + 1.5 * (blades - blades.mean()), 0, 1)  # paler than the lawn in the photograph
+        dry_blades = np.clip(0.5 + 1.5 * (blades - blades.mean()), 0, 1)  # paler than in the photograph
         return _blend(image, dry_blades, mask, softness=1.5), mask
     mask = _blob(rng, area=(0.025, 0.06))
     return _blend(image, 0.35 * image, mask, softness=3), mask
@@ -124,7 +124,7 @@ def add_defect(
 def _crop(
     photograph: np.ndarray, rng: np.random.Generator, size: int, columns: tuple[int, int] = (0, 512)
 ) -> np.ndarray:
-    """Cut a square of about ``size`` pixels at a random place, turn, mirror and resize it to the image size."""
+    """Cut out a random square of about ``size`` pixels, rotate and mirror it, and resize it to the image size."""
     side = round(size * rng.uniform(0.95, 1.05))
     top = rng.integers(photograph.shape[0] - side + 1)
     left = rng.integers(columns[0], columns[1] - side + 1)
@@ -134,7 +134,7 @@ def _crop(
 
 
 def _relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make the image up to 10 % brighter or darker, and up to 8 % brighter on one side."""
+    """Make an image up to 10 % brighter or darker, with a gradient of up to 8 % in a random direction."""
     direction = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-1 : 1 : image.shape[0] * 1j, -1 : 1 : image.shape[1] * 1j]
     slope = rng.uniform(0, 0.08) * (np.cos(direction) * x + np.sin(direction) * y)
@@ -142,17 +142,17 @@ def _relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blob(rng: np.random.Generator, area: tuple[float, float]) -> np.ndarray:
-    """Draw a blob with a ragged outline: a disc of ``area`` (share of the image), distorted by Perlin noise."""
+    """Return a mask with a ragged outline: a disk of ``area`` (share of the image), distorted by Perlin noise."""
     radius = SIDE * np.sqrt(rng.uniform(*area) / np.pi)
     margin = round(1.3 * radius)
     center_y, center_x = rng.integers(margin, SIDE - margin, size=2)
     y, x = np.mgrid[:SIDE, :SIDE]
-    disc = 1 - np.hypot(y - center_y, x - center_x) / radius
+    disk = 1 - np.hypot(y - center_y, x - center_x) / radius
     while True:
-        with torch.random.fork_rng(devices=[]):  # the generator draws from torch's global state
+        with torch.random.fork_rng(devices=[]):  # Perlin noise is drawn from torch's global generator
             torch.manual_seed(int(rng.integers(2**31)))
             noise = generate_perlin_noise(SIDE, SIDE, scale=(8, 8), device=torch.device("cpu")).numpy()
-        parts = label(disc + 0.9 * noise > 0)
+        parts = label(disk + 0.9 * noise > 0)
         if parts.any():
             return parts == 1 + np.argmax(np.bincount(parts[parts > 0] - 1))
 

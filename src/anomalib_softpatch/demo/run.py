@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The stages of the demo: a set of images, three models, a table and their heat maps."""
+"""The stages of the demo: a set of images, three models, a table, and heat maps."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,20 +30,20 @@ from anomalib_softpatch.models import SoftPatch, SoftPatchPlus
 MODELS = {"PatchCore": Patchcore, "SoftPatch": SoftPatch, "SoftPatchPlus": SoftPatchPlus}
 OPTIONS: dict[str, Any] = {"coreset_sampling_ratio": 0.01, "num_neighbors": 1, "visualizer": False}
 QUIETLY: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-REDDEST = 0.999  # share of the pixels of good images below the score that is drawn in the darkest red
+REDDEST = 0.999  # the darkest red starts at the score that this share of the pixels of good images is below
 
 
 def run_demo(output: Path, backbone: Backbone, num_train: int, num_hidden: int, seed: int) -> None:
-    """Run the demo with the options of :func:`anomalib_softpatch.demo.demo`. A run that fails leaves no table.
+    """Run the demo with the options of :func:`anomalib_softpatch.demo.demo`. A failed run leaves no table.
 
     Raises:
         ValueError: If an option is out of range, or timm does not know the backbone.
-        RuntimeError: If the weights of the backbone cannot be had.
+        RuntimeError: If the weights of the backbone cannot be obtained.
     """
-    PatchFeatureExtractor(backbone.name, backbone.layers)  # refuses what cannot be used, before anything is written
+    PatchFeatureExtractor(backbone.name, backbone.layers)  # refuses unusable options before anything is written
     check_numbers(num_train=num_train, num_hidden=num_hidden)
     folder = _new_folder(output)
-    _say(f"{num_train} images of gravel to train with, and {num_hidden} with a defect hidden among them: {folder}")
+    _say(f"{num_train} training images of gravel, with {num_hidden} defective images hidden among them: {folder}")
     images = make_dataset(folder, num_train=num_train, num_hidden=num_hidden, seed=seed)
     examples = {}
     for kind, index in product(DEFECTS, (0, -1)):
@@ -58,7 +58,7 @@ def run_demo(output: Path, backbone: Backbone, num_train: int, num_hidden: int, 
         _say(f"Training and testing {name}")
         data = MVTecAD(root=folder, category=CATEGORY, num_workers=0)
         engine = Engine(default_root_dir=folder / "results", **QUIETLY)
-        own = {} if model_class is Patchcore else {"seed": seed}  # Anomalib's takes the global one
+        own = {} if model_class is Patchcore else {"seed": seed}  # Anomalib's model uses the global seed
         with quiet():
             seed_everything(seed)
             model = model_class(backbone=backbone.name, layers=backbone.layers, **OPTIONS, **own)
@@ -76,11 +76,11 @@ def run_demo(output: Path, backbone: Backbone, num_train: int, num_hidden: int, 
         table.to_csv(path)
     _say(table.round(1).reset_index().to_string(index=False))
     _say(f"Table:     {folder / 'results.csv'}\nHeat maps: {folder / 'heat_maps.png'}")
-    _say("Next:      anomalib-softpatch clean-train FOLDER, with a folder of your images")
+    _say("Next:      anomalib-softpatch clean-train FOLDER, with a folder of your own images")
 
 
 def _new_folder(output: Path) -> Path:
-    """Make the first of ``run-001``, ``run-002``, ... that is not there yet."""
+    """Make the first folder of ``run-001``, ``run-002``, ... that does not exist yet."""
     numbers = count(1)
     while True:
         folder = output / f"run-{next(numbers):03d}"
@@ -91,15 +91,7 @@ def _new_folder(output: Path) -> Path:
 
 @torch.no_grad()
 def anomaly_maps(model: Patchcore | SoftPatch, images: Sequence[Path]) -> np.ndarray:
-    """Compute anomaly maps before any normalization.
-
-    Args:
-        model: A trained model.
-        images: Image files of one size.
-
-    Returns:
-        Shape ``(n, height, width)``.
-    """
+    """Compute the anomaly maps of image files of one size, shape ``(n, height, width)``, without normalization."""
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in images])
     assert model.pre_processor is not None
     batch = model.pre_processor(torch.from_numpy(pixels).movedim(3, 1))
@@ -107,12 +99,11 @@ def anomaly_maps(model: Patchcore | SoftPatch, images: Sequence[Path]) -> np.nda
 
 
 def draw_figure(examples: Mapping[str, Path], maps: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw images, and below each of them its heat maps with the outline of the true defect.
+    """Draw images and, below each of them, its heat maps with the outline of the true defect.
 
     Args:
         examples: Files of test images by their titles.
-        maps: Scores by the label of their row, each of shape ``(len(examples), height, width)``, drawn from 0 (pale) to
-            1 (red).
+        maps: Scores by the label of their row, each of shape ``(len(examples), height, width)``; 0 is pale, 1 is red.
         title: Title of the figure.
     """
     figure = Figure(figsize=(2.2 + 1.75 * len(examples), 1.2 + 1.75 * (1 + len(maps))), dpi=120, layout="compressed")

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How images look as a whole: size, color and brightness, by which other images than those of training are told.
+"""How images look as a whole: size, color and brightness, which show that images differ from the training images.
 
-No torch is imported: machines that run exported files may not have the time for it.
+Torch is not imported, because that takes too long on machines that run exported files.
 """
 
 from collections import Counter
@@ -16,11 +16,11 @@ import numpy as np
 
 from anomalib_softpatch.images.reading import displayed_size, header
 
-FEWEST = 10  # images of which a median is worth a line
-USUAL = 0.98  # share of the training images that the range in a line is of
-MATTERS = 0.02  # of white, or of the usual width or height: a smaller difference is no news
-COLORED = 0.02  # mean difference between an image's largest and smallest channel
-GRID = 16  # cells on a side of which the mean colors are taken: they hardly depend on the size of the image
+FEWEST = 10  # images: the median of fewer is not reported
+USUAL = 0.98  # share of the training images that the reported range covers
+MATTERS = 0.02  # share of white, or of the usual width or height: a smaller difference is not reported
+COLORED = 0.02  # mean difference between the largest and the smallest channel, above which an image has color
+GRID = 16  # cells per side for the mean colors, which hardly depend on the size of the image
 WHITE = 255
 Quantiles: TypeAlias = tuple[float, float, float]
 
@@ -32,14 +32,14 @@ class Appearance:
     width: int  # pixels, as it is displayed
     height: int
     kind: str  # "gray, 8 bits", "color, 16 bits" and so on
-    brightness: float  # mean of all values, from 0 to 255 however many bits they have
+    brightness: float  # mean of all values, scaled to 0 to 255 for any number of bits
 
 
 def mean_colors(values: np.ndarray) -> np.ndarray:
     """Return the mean colors of the cells of a grid over an image of shape ``(3, height, width)``.
 
     Returns:
-        Shape ``(3, rows, columns)``. Rows and columns of pixels that do not fill a cell are left out.
+        Shape ``(3, rows, columns)``. Pixels at the right and bottom edges that do not fill a cell are left out.
     """
     _, height, width = values.shape
     rows, columns = min(GRID, height), min(GRID, width)
@@ -49,10 +49,10 @@ def mean_colors(values: np.ndarray) -> np.ndarray:
 
 
 def appearance(path: str | Path, colors: np.ndarray) -> Appearance:
-    """Say how an image looks, from the header of its file and from its :func:`mean_colors`. Nothing is decoded.
+    """Describe how an image looks, from the header of its file and its :func:`mean_colors`, without decoding it.
 
     Raises:
-        OSError: If the file is not there, or is not an image.
+        OSError: If the file does not exist or is not an image.
     """
     with header(path) as image:
         width, height = displayed_size(image)
@@ -64,7 +64,7 @@ def appearance(path: str | Path, colors: np.ndarray) -> Appearance:
 
 @dataclass(frozen=True)
 class UsualAppearance:
-    """How many images look: 1, 50 and 99 % quantiles, and the share of the images of each kind."""
+    """How a set of images looks: 1, 50 and 99 % quantiles, and the share of the images of each kind."""
 
     width: Quantiles
     height: Quantiles
@@ -73,7 +73,7 @@ class UsualAppearance:
 
     @classmethod
     def of(cls, images: Sequence[Appearance]) -> "UsualAppearance | None":
-        """Sum up how images look; of fewer than :data:`FEWEST` nothing is said."""
+        """Summarize how images look; ``None`` for fewer than :data:`FEWEST`."""
         if len(images) < FEWEST:
             return None
         kinds = Counter(each.kind for each in images)
@@ -86,7 +86,7 @@ class UsualAppearance:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any] | None) -> "UsualAppearance | None":
-        """Return what :func:`dataclasses.asdict` was given; ``None`` for nothing."""
+        """Restore an instance from :func:`dataclasses.asdict`; ``None`` for no data."""
         if not data:
             return None
         width, height, brightness = (tuple(data[name]) for name in ("width", "height", "brightness"))
@@ -95,8 +95,9 @@ class UsualAppearance:
     def remarks(self, images: Sequence[Appearance]) -> dict[str, str]:
         """Return a line for each way in which other images differ as a whole: ``"size"``, ``"kind"``, ``"brightness"``.
 
-        Their median counts, so that a few that differ are nothing. It differs where it lies outside of what 98 % of the
-        usual images have, and by more than is nothing to a model. Of fewer images than :data:`FEWEST` nothing is said.
+        Their median counts, so that a few different images do not matter. It differs if it lies outside the range of
+        98 % of the usual images, and by more than a model ignores. There are no lines for fewer images than
+        :data:`FEWEST`.
         """
         other = UsualAppearance.of(images)
         if other is None:
@@ -104,34 +105,34 @@ class UsualAppearance:
         lines = {}
         if any(_differs(other, self, name, getattr(self, name)[1]) for name in ("width", "height")):
             lines["size"] = (
-                f"These images have another size than the training images: {_size(other)} pixels (width x height) "
-                f"against {_size(self)} ({USUAL:.0%} of the training images are {_range(self.width)} pixels wide and "
-                f"{_range(self.height)} high)."
+                f"These images have a different size than the training images: {_size(other)} pixels (width x height) "
+                f"instead of {_size(self)} ({USUAL:.0%} of the training images are {_range(self.width)} pixels wide "
+                f"and {_range(self.height)} high)."
             )
         kind, share = next(iter(other.kinds.items()))
-        if share > 0.5 and self.kinds.get(kind, 0) <= 1 - USUAL:  # noqa: PLR2004  # most of them
+        if share > 0.5 and self.kinds.get(kind, 0) <= 1 - USUAL:  # noqa: PLR2004
             usual, usual_share = next(iter(self.kinds.items()))
             lines["kind"] = (
-                f"These images are of another kind than the training images: {share:.0%} are {kind}. Of the training "
-                f"images {self.kinds.get(kind, 0):.0%} are ({usual_share:.0%} are {usual})."
+                f"These images are of a different kind than the training images: {share:.0%} are {kind}. Only "
+                f"{self.kinds.get(kind, 0):.0%} of the training images are ({usual_share:.0%} are {usual})."
             )
         if _differs(other, self, "brightness", WHITE):
             word = "darker" if other.brightness[1] < self.brightness[1] else "brighter"
             lines["brightness"] = (
                 f"These images are {word} than the training images: mean brightness {other.brightness[1]:.0f} of "
-                f"{WHITE} against {self.brightness[1]:.0f} ({USUAL:.0%} of the training images lie between "
+                f"{WHITE} instead of {self.brightness[1]:.0f} ({USUAL:.0%} of the training images lie between "
                 f"{self.brightness[0]:.0f} and {self.brightness[2]:.0f})."
             )
         return {name: line.replace("%", " %") for name, line in lines.items()}
 
 
 def appearances_to_plain(images: Sequence[Appearance]) -> list[list[Any]]:
-    """Return images as plain data."""
+    """Return appearances as plain data."""
     return [list(astuple(each)) for each in images]
 
 
 def appearances_from_plain(data: Sequence[Sequence[Any]]) -> tuple[Appearance, ...]:
-    """Return what :func:`appearances_to_plain` was given."""
+    """Restore appearances from the plain data of :func:`appearances_to_plain`."""
     return tuple(Appearance(*each) for each in data)
 
 

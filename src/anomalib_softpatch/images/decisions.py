@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decisions of people about images, as the pages write and all commands read them. No torch is imported."""
+"""Decisions of people about images: the pages write them, and all commands read them. Torch is not imported."""
 
 import os
 import re
@@ -15,21 +15,20 @@ from anomalib_softpatch.images.paths import from_text, real_folder
 from anomalib_softpatch.images.reading import read_image
 
 COLUMNS = ["path", "verdict", "region"]
-# Without a region, and as the report's page of version 0.2 saved them
-OTHER_COLUMNS = [["path", "verdict"], ["path", "decision"]]
+OTHER_COLUMNS = [["path", "verdict"], ["path", "decision"]]  # the second one is from version 0.2
 NORMAL, DEFECT, SET_ASIDE, UNDECIDED = "normal", "defect", "set_aside", ""
-ADDED = "added"  # of images that nobody has said anything about and a model learns from; in no file
+ADDED = "added"  # verdict about images that a model learns from without a decision; never in a file
 OTHER_WORDS = {"keep": NORMAL, "false_alarm": NORMAL, "missed_defect": DEFECT}
-SIXTEEN_BITS = 65535  # the deepest masks have no larger value
+SIXTEEN_BITS = 65535  # largest value in the deepest masks
 NUMBERS = re.compile(r"[-+.\d\s]+")
 
 
 @dataclass(frozen=True)
 class Box:
-    """Part of an image as it is displayed, in pixels: from column ``x`` and row ``y`` on.
+    """Part of an image as it is displayed, in pixels, with its top left corner at column ``x`` and row ``y``.
 
     Raises:
-        ValueError: If it has no area, or begins outside of the image.
+        ValueError: If it has no area, or begins outside the image.
     """
 
     x: int
@@ -42,49 +41,49 @@ class Box:
             msg = f"the box '{self}' has no area: its width and height must be 1 or more"
             raise ValueError(msg)
         if min(self.x, self.y) < 0:
-            msg = f"the box '{self}' begins outside of the image: its x and y must be 0 or more"
+            msg = f"the box '{self}' begins outside the image: its x and y must be 0 or more"
             raise ValueError(msg)
 
     def __str__(self) -> str:
         return f"{self.x} {self.y} {self.width} {self.height}"
 
 
-Region = Box | Path  # a path is that of a mask: pixels other than zero are the region
+Region = Box | Path  # a path leads to a mask, whose nonzero pixels are the region
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person has said of an image."""
+    """A person's verdict about an image."""
 
     path: Path
-    verdict: str  # NORMAL, DEFECT, SET_ASIDE (not to be trained on, whatever it shows) or UNDECIDED
-    region: Region | None = None  # where the verdict holds; None for the whole image
+    verdict: str  # NORMAL, DEFECT, SET_ASIDE (not for training, whatever it shows) or UNDECIDED
+    region: Region | None = None  # part that the verdict is about; None for the whole image
 
 
 def read_decisions(file: Path) -> list[Decision]:
     """Read a file of decisions.
 
-    It is a CSV table with the columns ``path``, ``verdict`` and ``region``; the last one may be left out. Relative
-    paths count from the folder of the file. A verdict is ``normal``, ``defect``, ``set_aside`` or empty; ``keep`` and
-    ``false_alarm`` are read as ``normal``, and ``missed_defect`` as ``defect``. A region is empty, a box of four whole
-    numbers ``x y width height``, or the path of a mask. Tables with the columns ``path`` and ``decision``, which
-    version 0.2 saved, are read, too.
+    It is a CSV table with the columns ``path``, ``verdict`` and, optionally, ``region``. Relative paths start at the
+    folder of the file. A verdict is ``normal``, ``defect``, ``set_aside`` or empty; ``keep`` and ``false_alarm`` are
+    read as ``normal``, and ``missed_defect`` as ``defect``. A region is empty, a box of four whole numbers
+    ``x y width height``, or the path of a mask. Tables with the columns ``path`` and ``decision``, which version 0.2
+    saved, can be read, too.
 
     Returns:
-        The decisions in the order of the file, equal ones once. Of an image that is decided, no row is undecided. An
-        undecided link to a defect is a defect, and so is what a link leads to that is called a defect.
+        The decisions in the order of the file, without repetitions, and without undecided rows of images that another
+        row decides. If one of an image and a link to it is a defect and the other is undecided, both are defects.
 
     Raises:
-        ValueError: If it is not such a file, if it has no rows, if a verdict or a region cannot be read, if a mask is
+        ValueError: If it is not such a file, if it has no rows, if a verdict or a region is invalid, if a mask is
             missing, or if an image has two different verdicts.
         OSError: If the file cannot be read.
     """
     _, rows = read_table(file, COLUMNS, *OTHER_COLUMNS)
     if not rows:
-        msg = f"{str(file)!r} has no images in it. Decide about at least one."
+        msg = f"{str(file)!r} has no images. Decide about at least one."
         raise ValueError(msg)
     folder = file.absolute().parent
-    decisions: dict[Decision, int] = {}  # with the row that it was first found in
+    decisions: dict[Decision, int] = {}  # number of the first row with each decision
     for number, (path, verdict, *region) in rows:
         try:
             decision = Decision(_absolute(path, folder), _verdict(verdict), _region("".join(region), folder))
@@ -103,19 +102,19 @@ def read_decisions(file: Path) -> list[Decision]:
 
 
 def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a region, a box or a mask file, of an image of a width and height as it is displayed.
+    """Return the pixels of a box or mask file, given width and height of the image as it is displayed.
 
     Returns:
         Shape ``(height, width)``, true in the region.
 
     Raises:
-        ValueError: If a box reaches outside of the image, or if a mask cannot be read, has another size than the image,
-            or has no pixel other than zero.
+        ValueError: If a box extends beyond the image, or if a mask cannot be read, differs in size from the image, or
+            has only zeros.
     """
     width, height = size
     if isinstance(region, Box):
         if region.x + region.width > width or region.y + region.height > height:
-            msg = f"The box '{region}' reaches outside of its image of {width} x {height} pixels. Give a smaller one."
+            msg = f"The box '{region}' extends beyond its image of {width} x {height} pixels. Give a smaller one."
             raise ValueError(msg)
         mask = np.zeros((height, width), dtype=bool)
         mask[region.y : region.y + region.height, region.x : region.x + region.width] = True
@@ -126,11 +125,11 @@ def region_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
         msg = f"The mask {str(region)!r} cannot be used: {error}."
         raise ValueError(msg) from error
     if mask.shape != (height, width):
-        found = f"{mask.shape[1]} x {mask.shape[0]}"
-        msg = f"The mask {str(region)!r} has {found} pixels and its image {width} x {height}. Give one of that size."
+        sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels, but its image has {width} x {height}"
+        msg = f"The mask {str(region)!r} has {sizes}. Give a mask of that size."
         raise ValueError(msg)
     if not mask.any():
-        msg = f"The mask {str(region)!r} has no pixel other than zero. Mark a region in it."
+        msg = f"The mask {str(region)!r} has only zeros. Mark a region in it."
         raise ValueError(msg)
     return mask
 
@@ -163,13 +162,13 @@ def _region(text: str, folder: Path) -> Region | None:
         return Box(*map(int, numbers))
     mask = _absolute(text, folder)
     if not mask.is_file():
-        msg = f"the region {text!r} is neither a box (x y width height) nor a mask file that is there"
+        msg = f"the region {text!r} is neither a box (x y width height) nor an existing mask file"
         raise ValueError(msg)
     return mask
 
 
 def _images_of(decision: Decision) -> set[str]:
-    """Return the files that a decision is about. To set a link aside says nothing of the image that it leads to."""
+    """Return the files that a decision is about. Setting a link aside is not about the image that it leads to."""
     files = {str(real_folder(decision.path))}
     return files | {os.path.realpath(decision.path)} if decision.verdict in {NORMAL, DEFECT} else files
 
@@ -183,6 +182,6 @@ def _refuse_contradictions(decisions: dict[Decision, int], file: Path) -> None:
             if earlier.verdict != decision.verdict:
                 msg = (
                     f"{str(file)!r}, row {number}: {str(decision.path)!r} is {decision.verdict} here and "
-                    f"{earlier.verdict} in row {decisions[earlier]}. Leave one of them."
+                    f"{earlier.verdict} in row {decisions[earlier]}. Keep one of them."
                 )
                 raise ValueError(msg)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The image files of a folder and of all folders in it."""
+"""The image files of a folder and its subfolders."""
 
 import os
 from collections.abc import Iterable
@@ -10,23 +10,23 @@ from pathlib import Path
 
 from anomalib_softpatch.text import counted, shown
 
-# Those of torchvision and Anomalib, without the seconds that importing them takes: a wrong folder is refused at once.
+# The extensions of torchvision and Anomalib, whose import would take seconds: a wrong folder is refused at once.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LINKED_FOLDER = "link to a folder, which is not followed"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in a folder and in all folders in it, sorted."""
+    """Contents of a folder and its subfolders, sorted."""
 
-    images: list[Path] = field(default_factory=list)  # by their extension
-    others: list[Path] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders, with the reason
-    linked: list[Path] = field(default_factory=list)  # folders; they may lead back, or to images that are there
+    images: list[Path] = field(default_factory=list)  # files with the extension of an image
+    others: list[Path] = field(default_factory=list)  # other files
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders and reasons
+    linked: list[Path] = field(default_factory=list)  # links to folders, which may contain the same images again
 
 
 def list_files(folder: Path) -> Listing:
-    """List the files of a folder and of all folders in it."""
+    """List the files of a folder and its subfolders."""
     found = Listing()
 
     def note(error: OSError) -> None:
@@ -43,18 +43,18 @@ def list_files(folder: Path) -> Listing:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse with a ``ValueError`` what is not a folder."""
+    """Raise a ``ValueError`` if a path is not a folder."""
     if not folder.is_dir():
-        msg = f"folder={str(folder)!r} is not a folder. Give one that has images in it."
+        msg = f"folder={str(folder)!r} is not a folder. Give a folder with images."
         raise ValueError(msg)
 
 
 def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
-    """List the files of a folder and of all folders in it.
+    """List the files of a folder and its subfolders.
 
     Returns:
-        Image files, by their extension, and what is not looked at with the reason: other files, unreadable folders and
-        links to folders. Both sorted.
+        Files with the extension of an image; and what is skipped, with the reason: other files, unreadable folders and
+        links to folders. Both are sorted.
 
     Raises:
         ValueError: If it is not a folder, or if there are no images.
@@ -66,13 +66,13 @@ def find_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     if not found.images:
         among = f"among {counted(len(others), 'file')}. {about_links(linked_folders)}".rstrip()
         extensions = ", ".join(IMAGE_EXTENSIONS)
-        msg = f"folder={str(folder)!r} has no images ({extensions}) in it or in its subfolders, {among}"
+        msg = f"folder={str(folder)!r} has no images ({extensions}) in it or its subfolders, {among}"
         raise ValueError(msg)
     return found.images, sorted([*found.unreadable, *others, *linked_folders])
 
 
 def about_links(skipped: Iterable[tuple[str, str]]) -> str:
-    """Return a line for the terminal if any of what :func:`find_images` skipped is a link to a folder; else nothing."""
+    """Return a line for the terminal about the links to folders that :func:`find_images` skipped; empty for none."""
     linked = [path for path, reason in skipped if reason == LINKED_FOLDER]
     if not linked:
         return ""

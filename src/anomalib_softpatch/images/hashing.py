@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Hashes by which copies are told: of files, byte for byte, and of what is in them, whatever the format."""
+"""Hashes that identify copies: of the bytes of files, and of the pixels in any file format."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ CHUNK = 2**20
 
 
 def hash_files(*files: Path) -> str:
-    """Return the SHA-256 of the content of a file, or of several as if they were one, in hexadecimal."""
+    """Return the SHA-256 of the content of a file, or of the concatenated content of several, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Reading image files as they are found in practice: turned, of many bits, odd or broken. No torch is imported.
+"""Reading image files as they occur in practice: rotated, with many bits, unusual, or broken. Torch is not imported.
 
-All commands read an image by :func:`read_image`: as its EXIF orientation says, and with values in [0, 1]. Files of 16
-bits do not tell how many bits their camera has, and an image cannot be scaled by its own largest value, which a defect
-changes. So one number stands for white in all of a set and of what its model will see: :func:`find_largest_value`.
+All commands read images with :func:`read_image`: in their EXIF orientation, and with values in [0, 1]. Files of 16 bits
+do not tell how many bits the camera has, and an image cannot be scaled by its own largest value, which a defect
+changes. So one value is white in a whole set and in all images that its model will see: :func:`find_largest_value`.
 """
 
 import os
@@ -19,25 +19,24 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 SMALLEST_SIDE = 8
-BITS = (8, 10, 12, 14, 16)  # per value, of cameras
-EIGHT_BITS = 255  # largest value
+BITS = (8, 10, 12, 14, 16)  # bits per value of cameras
+EIGHT_BITS = 255  # largest value of 8 bits
 REMEDY = "convert it, or use the commands of anomalib-softpatch"
 
 
 class UnreadableImageError(ValueError):
-    """An image file cannot be read; the message is the reason."""
+    """An image file cannot be read; the message gives the reason."""
 
 
 def read_image(path: str | Path, largest_value: int = EIGHT_BITS) -> tuple[np.ndarray, str]:
-    """Read an image, and say what is odd about it.
+    """Read an image as it is displayed, and report what is unusual about it.
 
     Args:
         path: Image file.
-        largest_value: Value that becomes 1, of whole numbers of more than 8 bits.
+        largest_value: Value that becomes 1 in an image of whole numbers of more than 8 bits.
 
     Returns:
-        Shape ``(3, height, width)``, float32 in [0, 1], as it is displayed; and a remark, which is empty for ordinary
-        images.
+        Shape ``(3, height, width)``, float32 in [0, 1]; and a remark, which is empty for ordinary images.
 
     Raises:
         UnreadableImageError: If it cannot be read.
@@ -46,7 +45,7 @@ def read_image(path: str | Path, largest_value: int = EIGHT_BITS) -> tuple[np.nd
     with _opened(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
-            remark = f"has {frames} frames, the first was looked at"
+            remark = f"has {frames} frames, of which only the first was read"
         values = _values(_displayed(image), largest_value)
         height, width = values.shape[:2]
         if min(height, width) < SMALLEST_SIDE:
@@ -56,10 +55,10 @@ def read_image(path: str | Path, largest_value: int = EIGHT_BITS) -> tuple[np.nd
 
 
 def read_reduced(path: str | Path, side: int, largest_value: int = EIGHT_BITS) -> tuple[Image.Image, tuple[int, int]]:
-    """Read an image fitted into a square of a side in pixels, to be shown; ``largest_value`` as in :func:`read_image`.
+    """Read an image for display, fitted into a square of a side in pixels; ``largest_value`` as in :func:`read_image`.
 
     Returns:
-        The small image, and width and height of the whole one, both as it is displayed.
+        The small image, and width and height of the full image as it is displayed, in pixels.
 
     Raises:
         UnreadableImageError: If it cannot be read.
@@ -75,12 +74,11 @@ def read_reduced(path: str | Path, side: int, largest_value: int = EIGHT_BITS) -
 def read_part(
     path: str | Path, part: tuple[float, float, float, float], side: int, largest_value: int = EIGHT_BITS
 ) -> Image.Image:
-    """Read a part of an image, to be shown as a square of a side in pixels.
+    """Read a part of an image for display.
 
     Args:
         path: Image file.
-        part: Left, top, right and bottom of the part in pixels of the image as it is displayed; what lies beyond the
-            image is black.
+        part: Left, top, right and bottom of the part in pixels of the image as it is displayed; black beyond the image.
         side: Width and height that the part is resized to, in pixels.
         largest_value: See :func:`read_image`.
 
@@ -98,13 +96,13 @@ def read_part(
 
 
 def displayed_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an opened image as it is displayed, in pixels; it is not decoded."""
+    """Return width and height of an opened image as it is displayed, in pixels, without decoding it."""
     width, height = image.size
     return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height of an image file as it is displayed, in pixels; the image is not decoded.
+    """Return width and height of an image file as it is displayed, in pixels, without decoding it.
 
     Raises:
         OSError: If it cannot be read, or is not an image.
@@ -115,7 +113,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 @contextmanager
 def header(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image of which nothing is to be decoded, however large it is.
+    """Open an image that will not be decoded, without Pillow's warning about large images.
 
     Raises:
         OSError: If it cannot be read, or is not an image.
@@ -128,38 +126,38 @@ def header(path: str | Path) -> Iterator[Image.Image]:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation by which an opened image is still to be turned, 1 for none; it is not decoded."""
-    if image.format == "TIFF":  # Pillow turns it
+    """Return the EXIF orientation that has yet to be applied to an opened image, 1 for none, without decoding it."""
+    if image.format == "TIFF":  # Pillow applies it
         return 1
     if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
-        return 1  # Pillow would decode the image to look for it behind the pixels, where no browser does
+        return 1  # Pillow would decode the image to look for EXIF data after the pixels, where browsers do not
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if value in range(1, 9) else 1
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Tell whether an opened image has more than 8 bits per value: one channel of 16 or 32 bits. It is not decoded.
+    """Tell, without decoding it, whether an opened image has one channel of 16 or 32 bits.
 
-    Pillow reduces images of several channels of 16 bits to 8 by dropping the lower ones.
+    Pillow drops the lower bits of images with several channels of 16 bits.
     """
     return image.mode.startswith(("I", "F"))
 
 
 def find_largest_value(paths: Sequence[Path]) -> tuple[int, int]:
-    """Find the number that stands for white in the whole-number images of a set.
+    """Find the value of white in the deep images of a set, those of whole numbers of more than 8 bits.
 
     Returns:
-        The largest number of 8, 10, 12, 14 or 16 bits, of the fewest that all images of more than 8 bits need; and how
-        many such images there are. 255 and 0 if there are none. Images of values that need more bits do not count.
+        The largest value of 8, 10, 12, 14 or 16 bits, whichever is the smallest that fits all deep images; and the
+        number of deep images. 255 and 0 if there are none. Images that need more bits do not count.
     """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders let other threads run
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders release the GIL
         values = pool.map(_largest_value_of, paths)
         found = [value for value in values if value is not None and 0 <= value < 2 ** BITS[-1]]
     return next(2**bits - 1 for bits in BITS if max(found, default=0) < 2**bits), len(found)
 
 
 def _largest_value_of(path: str | Path) -> int | None:
-    """Return the largest value of an image of whole numbers of more than 8 bits; ``None`` for any other file."""
+    """Return the largest value of a deep image of whole numbers; ``None`` for any other file."""
     try:
         with _opened(path) as image:
             return int(np.asarray(image).max()) if is_deep(image) and image.mode != "F" else None
@@ -168,11 +166,11 @@ def _largest_value_of(path: str | Path) -> int | None:
 
 
 def reason_against(path: str | Path) -> str:
-    """Say why an image file cannot be decoded, with no more work than it takes to know; empty if it can be."""
+    """Return why an image file cannot be decoded, with as little work as possible; empty if it can be."""
     try:
         with _opened(path) as image:
             if not _has_right_checksums(path):
-                image.draft("L", (1, 1))  # JPEG files are decoded at an eighth of their size, other files whole
+                image.draft("L", (1, 1))  # decodes JPEG files at an eighth of their size, other files completely
                 image.load()
     except UnreadableImageError as error:
         return str(error)
@@ -180,69 +178,69 @@ def reason_against(path: str | Path) -> str:
 
 
 def reason_against_anomalib(path: str | Path, largest_value: int = EIGHT_BITS) -> str:
-    """Say why Anomalib would read a readable image otherwise than :func:`read_image`; empty if both read the same."""
+    """Return why Anomalib reads a readable image differently from :func:`read_image`; empty if both read the same."""
     with _opened(path) as image:
         if orientation(image) != 1:
-            return f"is turned by its EXIF orientation, which Anomalib does not see: {REMEDY}"
+            return f"is rotated or mirrored by its EXIF orientation, which Anomalib ignores: {REMEDY}"
         if not is_deep(image):
             return ""
         mode = image.mode
         largest = np.asarray(image).max()
     if mode != "F" and largest <= EIGHT_BITS == largest_value:
         return ""
-    return f"has values up to {largest:g} (mode {mode}), and Anomalib cuts values at 255: {REMEDY}"
+    return f"has values up to {largest:g} (mode {mode}), and Anomalib clips values at 255: {REMEDY}"
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image; whatever a decoder raises becomes a ``ValueError`` whose message is the reason."""
+    """Open an image; any error of a decoder becomes an ``UnreadableImageError`` with the reason."""
     reason = _reason_against_file(Path(path))
     if reason:
         raise UnreadableImageError(reason)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks of decoders about what they could read nevertheless
+            warnings.simplefilter("ignore")  # from decoders about files that they can read nevertheless
             with Image.open(path) as image:
                 yield image
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
-        msg = "not an image, or of an unknown format"
+        msg = "not an image, or in an unknown format"
         raise UnreadableImageError(msg) from error
-    except Exception as error:  # decoders raise whatever they like for broken files
+    except Exception as error:  # decoders may raise any exception for broken files
         msg = f"cannot be read: {error}"
         raise UnreadableImageError(msg) from error
 
 
 def _reason_against_file(path: Path) -> str:
-    """Say why a file need not be opened; empty if it should be."""
+    """Return why a file need not be opened; empty if it should be."""
     try:
         if not path.is_file():
-            return "not a file, or a link that leads nowhere"
+            return "not a file, or a broken link"
         return "" if path.stat().st_size else "empty file"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 
 def _has_right_checksums(path: str | Path) -> bool:
-    """Tell whether a file is a whole PNG file by its checksums, which are read much faster than its pixels."""
+    """Tell by its checksums, which are read much faster than pixels, whether a file is a complete PNG file."""
     with Image.open(path) as image:
         if image.format != "PNG":
             return False
         try:
             image.verify()
-        except Exception:  # Pillow reads pixels under a wrong checksum, too: decoding tells if they are broken
+        except Exception:  # pixels may be readable despite a wrong checksum: they have to be decoded
             return False
     return True
 
 
 def _displayed(image: Image.Image) -> Image.Image:
-    """Return an image turned as its EXIF orientation says."""
+    """Return an image in its EXIF orientation."""
     return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def _shown(image: Image.Image, size: tuple[int, int], largest_value: int) -> Image.Image:
-    """Return an image as it is displayed, of 8 bits, at no less than a size."""
+    """Return an image as it is displayed, with 8 bits, at a size or larger."""
     if is_deep(image):
         values = _values(_displayed(image), largest_value)
         return Image.fromarray((255 * values[..., 0]).round().astype(np.uint8)).convert("RGB")
@@ -251,20 +249,20 @@ def _shown(image: Image.Image, size: tuple[int, int], largest_value: int) -> Ima
 
 
 def _values(image: Image.Image, largest_value: int) -> np.ndarray:
-    """Return the values of an image in [0, 1], shape ``(height, width, 3)``, or 1 in place of 3 for a deep one."""
+    """Return the values of an image in [0, 1], shape ``(height, width, 3)``, or ``(height, width, 1)`` if deep."""
     if not is_deep(image):
-        # As torchvision scales for Anomalib, to the last bit
+        # Bit-identical to torchvision's scaling, which Anomalib uses
         return np.asarray(image.convert("RGB"), dtype=np.float32) * np.float32(1 / EIGHT_BITS)
     values = np.asarray(image)[..., None]
     low, high = values.min(), values.max()
     if values.dtype.kind == "f":
-        if not (low >= 0 and high <= 1):  # not a number is neither
-            msg = f"has values from {low:g} to {high:g}; floating-point images are read where they are in [0, 1]"
+        if not (low >= 0 and high <= 1):  # also true for NaN
+            msg = f"has values from {low:g} to {high:g}; floating-point values must be in [0, 1]"
             raise UnreadableImageError(msg)
         return values.astype(np.float32)
     if low < 0 or high > largest_value:
         msg = (
-            f"has values from {low} to {high}; whole numbers are read from 0 to {largest_value}, "
+            f"has values from {low} to {high}; whole numbers must be from 0 to {largest_value}, "
             f"{largest_value.bit_length()} bits as in the training images"
         )
         raise UnreadableImageError(msg)

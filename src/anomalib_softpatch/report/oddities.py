@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Oddities: images that are dark, light, blurry, empty, of another size or without color, unlike the rest of the set.
+"""Oddities: images that, unlike the rest of the set, are dark, light, blurry, empty, colorless, or of another size.
 
 What is usual differs from set to set. So an image is odd if it lies far from the median of the set, and by an amount
-that matters, or if nobody could see anything in it.
+that matters, or if nothing can be seen in it.
 """
 
 import math
@@ -22,35 +22,28 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from anomalib_softpatch.images.appearance import COLORED
 
 DEVIATIONS = 5.0  # scaled median absolute deviations from the median
-MATTERS = 0.5  # share of the usual brightness, darkness, sharpness or entropy that is little
-OTHER_ASPECT = 1.1  # times the usual width over height, or its inverse
-BLACK, WHITE, FLAT = 0.05, 0.95, 0.5  # brightest and darkest value, entropy in bits, whatever is usual
+MATTERS = 0.5  # smallest difference that matters, as a share of the usual brightness, darkness, sharpness or entropy
+OTHER_ASPECT = 1.1  # smallest factor between unusual and usual width over height, or its inverse
+BLACK, WHITE, FLAT = 0.05, 0.95, 0.5  # limits in any set: of brightest value, darkest value, and entropy in bits
 SMALLEST_CONTRAST = 1 / 255
-STATISTICS_SIDE = 256  # pixels of the shorter side that sharpness is measured at, as it depends on the scale
+STATISTICS_SIDE = 256  # shorter side, in pixels, at which sharpness is measured because it depends on the scale
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """What oddities are told by.
+    """Measurements that oddities are found by.
 
-    Args:
-        width: Pixels.
-        height: Pixels.
-        darkest: 5 % of the pixels are darker, in [0, 1].
-        brightest: 5 % of the pixels are brighter, in [0, 1].
-        sharpness: Standard deviation of the Laplacian of the brightness over that of the brightness, so that a lack of
-            contrast is no blur, at a shorter side of 256 pixels.
-        entropy: Of the histogram of the brightness in 256 steps, in bits.
-        color: Mean difference between the largest and the smallest channel, in [0, 1].
+    Sharpness is the standard deviation of the Laplacian of the brightness, divided by that of the brightness, so that
+    low contrast does not count as blur.
     """
 
-    width: int
+    width: int  # pixels
     height: int
-    darkest: float
-    brightest: float
+    darkest: float  # brightness that 5 % of the pixels are below, in [0, 1]
+    brightest: float  # brightness that 5 % of the pixels are above, in [0, 1]
     sharpness: float
-    entropy: float
-    color: float
+    entropy: float  # of the histogram of the brightness in 256 steps, in bits
+    color: float  # mean difference between the largest and the smallest channel, in [0, 1]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,13 +52,13 @@ class ImageStatistics:
 
 
 def image_statistics(image: torch.Tensor) -> ImageStatistics:
-    """Measure an image of shape ``(3, height, width)`` and values in [0, 1]."""
+    """Measure an image of shape ``(3, height, width)`` with values in [0, 1]."""
     height, width = image.shape[1:]
     color = (image.amax(dim=0) - image.amin(dim=0)).mean().item()
     if min(height, width) > STATISTICS_SIDE:
         image = resize(image, [STATISTICS_SIDE], antialias=True)
     gray = rgb_to_grayscale(image)[0].numpy()
-    laplacian = laplace(gray)[1:-1, 1:-1]  # without the border, where it is made up
+    laplacian = laplace(gray)[1:-1, 1:-1]  # without the border, where it depends on padding
     counts = np.bincount((gray * 255).round().astype(int).clip(0, 255).ravel())
     darkest, brightest = np.quantile(gray, (0.05, 0.95))
     return ImageStatistics(
@@ -80,11 +73,11 @@ def image_statistics(image: torch.Tensor) -> ImageStatistics:
 
 
 def find_oddities(statistics: Sequence[ImageStatistics]) -> list[list[str]]:
-    """Name what is odd about each image of a set.
+    """Name the oddities of each image of a set.
 
     Returns:
-        For each image some of ``dark``, ``light``, ``blurry``, ``low information``, ``odd size``, ``odd aspect`` and
-        ``gray among color``.
+        For each image, those that apply of ``dark``, ``light``, ``blurry``, ``low information``, ``odd size``,
+        ``odd aspect`` and ``gray among color``.
     """
     table = pd.DataFrame(statistics)
     names = ["darkest", "brightest", "sharpness", "entropy"]
@@ -105,6 +98,6 @@ def find_oddities(statistics: Sequence[ImageStatistics]) -> list[list[str]]:
 
 
 def _far_below(values: pd.Series, difference: float) -> pd.Series:
-    """Tell which values lie below the median by many median absolute deviations, and by a difference that matters."""
+    """Return which values lie below the median by many median absolute deviations and by at least the difference."""
     limit = max(DEVIATIONS * median_abs_deviation(values, scale="normal"), difference)
     return values < values.median() - limit

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The page of a report."""
+"""The HTML page of a report."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,8 +14,7 @@ from anomalib_softpatch.pages.rendering import Figure, figure, render_page
 from anomalib_softpatch.report.findings import Findings, NearestPatch
 from anomalib_softpatch.report.quality import inspection_curve
 
-# Images on the page, the most suspicious ones: a browser shows that many, and nobody looks at more
-MOST_SHOWN = 5000
+MOST_SHOWN = 5000  # images on the page, the most suspicious ones: a browser can show that many, and nobody needs more
 BINS = 60
 CURVE_POINTS = 200
 CHECK_START, CHECK_END = "<!-- self-check -->", "<!-- end of self-check -->"
@@ -33,13 +32,13 @@ QUALITY = {
 def render(
     findings: Findings, thumbnails: Mapping[int, str], folder: str | Path, evidence: Mapping[int, Figure]
 ) -> str:
-    """Return the page of the images, at most the 5,000 most suspicious ones, as HTML.
+    """Return the page as HTML, with at most the 5,000 most suspicious images.
 
     Args:
         findings: Findings of the set.
         thumbnails: Link to the drawing of each image, by its index; images that could not be drawn are left out.
-        folder: Folder that the page will lie in.
-        evidence: Why images are thought odd, by their indices: ``nearest_drawn`` is a link to a drawing, ``difference``
+        folder: Folder of the page.
+        evidence: Why images look odd, by their indices: ``nearest_drawn`` is a link to a drawing, ``difference`` is
             what :func:`~anomalib_softpatch.pages.rendering.shown_difference` returns.
     """
     table = findings.table[:MOST_SHOWN].astype(object)
@@ -77,29 +76,29 @@ def render(
 
 
 def _place(findings: Findings, patch: NearestPatch) -> str:
-    """Return where a patch is, for people."""
+    """Describe where a patch is, for people."""
     x, y = findings.regions[patch.image].patch_center(patch.row, patch.column, findings.grid_size)
     return f"{findings.names[patch.image]} at {x}, {y}"
 
 
 def self_check_block(lines: Sequence[str]) -> str:
-    """Return the lines of a self-check as HTML between two marks, by which :func:`with_self_check` finds its place."""
+    """Return the lines of a self-check as HTML between two markers, which :func:`with_self_check` looks for."""
     rows = [f"<b>{escape(line)}</b>" if number == 0 else escape(line) for number, line in enumerate(lines)]
     block = f'<div class="note">{"<br>".join(rows)}</div>' if rows else ""
     return f"{CHECK_START}{block}{CHECK_END}"
 
 
 def with_self_check(page: str, lines: Sequence[str]) -> str:
-    """Put the self-check of a fit, the verdict first, into a page, in the place of an earlier one."""
+    """Replace the self-check in a page by new lines, the verdict first."""
     before, start, rest = page.partition(CHECK_START)
     _, end, after = rest.partition(CHECK_END)
-    if not start or not end:  # of an earlier version
+    if not start or not end:  # the page of an earlier version
         return page
     return f"{before}{self_check_block(lines)}{after}"
 
 
 def _histogram(findings: Findings) -> list[dict[str, float]]:
-    """Count the images by score, for bars in a drawing of ``BINS`` by 100 units: place and height, and known noise."""
+    """Count all images and the known noise by score, as bars of a drawing of ``BINS`` by 100 units."""
     scores = findings.image_scores.numpy()
     edges = np.histogram_bin_edges(scores, BINS)
     counts, _ = np.histogram(scores, edges)

@@ -1,15 +1,14 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How well the noise scores find noise that is known."""
+"""How well the noise scores find known noise."""
 
 import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchmetrics.functional.retrieval import retrieval_r_precision
 
-# Shares of the noise that the inspection curve is read at
-FOUND_SHARES = (0.5, 0.9, 1.0)
+FOUND_SHARES = (0.5, 0.9, 1.0)  # shares of the noise at which the inspection curve is read
 
 
 def detection_quality(
@@ -21,16 +20,16 @@ def detection_quality(
     """Compare noise scores with the truth.
 
     Args:
-        image_scores: Score of every image, shape ``(images,)``.
+        image_scores: Score of each image, shape ``(images,)``.
         labels: Which images are anomalous, boolean of shape ``(images,)``.
-        patch_scores: Score of every patch, shape ``(images, height, width)``.
-        patches: Which patches are anomalous, boolean of the same shape; ``None`` if that is not known.
+        patch_scores: Score of each patch, shape ``(images, height, width)``.
+        patches: Which patches are anomalous, boolean of the same shape; ``None`` if unknown.
 
     Returns:
-        In [0, 1], by name: ``image_AUROC``, ``image_AP`` (average precision) and ``image_precision`` (share of
-        anomalous ones among as many of the highest-scored images as there are anomalous ones); where patches are known
-        ``patch_AUROC``, ``patch_AUPRO`` (up to a false positive rate of 0.3) and ``patch_precision``. Empty if not
-        both kinds of images are there.
+        Measures in [0, 1] by name: ``image_AUROC``, ``image_AP`` (average precision) and ``image_precision`` (with n
+        anomalous images, their share among the n images with the highest scores). If anomalous patches are known, also
+        ``patch_AUROC``, ``patch_AUPRO`` (up to a false positive rate of 0.3) and ``patch_precision``. Empty if there
+        are only normal or only anomalous images.
     """
     if labels.all() or not labels.any():
         return {}
@@ -51,19 +50,19 @@ def detection_quality(
 
 
 def _dense_ranks(scores: torch.Tensor) -> torch.Tensor:
-    """Number the different scores upwards, in [0, 1]: torchmetrics squashes others, so that high ones become equal."""
+    """Number the distinct scores in [0, 1]: torchmetrics applies a sigmoid to others, which makes high ones equal."""
     values, inverse = scores.unique(return_inverse=True)
     return inverse.float() / max(1, len(values) - 1)
 
 
 def _aupro(scores: torch.Tensor, truth: torch.Tensor) -> float:
     """Return Anomalib's area under the per-region overlap curve of scores in [0, 1]."""
-    from anomalib.data import ImageBatch  # noqa: PLC0415  # needed where the truth is known only
+    from anomalib.data import ImageBatch  # noqa: PLC0415  # needed only if the truth is known
     from anomalib.metrics import AUPRO  # noqa: PLC0415
 
-    # Nothing is asked of other ranks: in a distributed fit, one alone writes the report, with all scores.
+    # No synchronization: in a distributed fit, only one rank writes the report, and it has all scores.
     metric = AUPRO(fields=("anomaly_map", "gt_mask"), dist_sync_fn=lambda state, group=None: [state])
-    images = torch.zeros(len(scores), 3, *scores.shape[1:])  # a batch has some
+    images = torch.zeros(len(scores), 3, *scores.shape[1:])  # a batch must have images
     metric.update(ImageBatch(image=images, anomaly_map=scores, gt_mask=truth))
     return metric.compute().item()
 
@@ -72,8 +71,8 @@ def inspection_curve(ordered_labels: torch.Tensor) -> torch.Tensor:
     """Return the share of the anomalous images among the first 1, 2, ... images, shape ``(images,)``.
 
     Args:
-        ordered_labels: Which images are anomalous, the most suspicious first, boolean of shape ``(images,)``, true at
-            least once.
+        ordered_labels: Which images are anomalous, the most suspicious first, boolean of shape ``(images,)``; at least
+            one is.
     """
     return ordered_labels.double().cumsum(dim=0) / ordered_labels.sum()
 
@@ -85,6 +84,6 @@ def images_to_inspect(ordered_labels: torch.Tensor, share: float) -> int:
         ordered_labels: See :func:`inspection_curve`.
         share: Share to be found, at most 1.
     """
-    # Counted in whole images, which sums of floating-point shares are not.
+    # Whole images are counted, because sums of floating-point shares are inexact.
     wanted = int(np.ceil(share * int(ordered_labels.sum()) - 1e-9))
     return int(torch.searchsorted(ordered_labels.long().cumsum(dim=0), wanted)) + 1

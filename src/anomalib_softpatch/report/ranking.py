@@ -44,8 +44,7 @@ from anomalib_softpatch.report.oddities import ImageStatistics, find_oddities, i
 from anomalib_softpatch.text import counted
 
 FEWEST_IMAGES = 2
-# Of ImageNet, which timm's backbones were trained on
-MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 def rank_images(
@@ -70,42 +69,42 @@ def rank_images(
 ) -> Findings:
     """Compare images with each other, and find those that do not look like the rest.
 
-    Copies of an image have one vote: one of each group of duplicates is compared with the others, and all of the group
-    get its scores.
+    Copies of an image have one vote: one image of each duplicate group is compared with the others, and the whole group
+    gets its scores.
 
     Args:
-        images: Folder, which is searched with all folders in it, or the image files. Most of them should be normal and
-            show one kind of thing.
+        images: Folder, which is searched with its subfolders, or the image files. Most images should be normal and show
+            one kind of object.
         backbone: Name of a timm model, or ``local-dir:<folder>`` for weights on disk.
         layers: Names of the layers to extract features from, the finest grid first.
         discriminators: How noise is scored, one or more of ``DISCRIMINATORS``: ``knn`` (the distance to the second
             nearest other image), ``lof``, ``gaussian``, ``nearest``; the ranks of several are averaged.
         threshold: Share of all patches that counts as removed.
-        min_images: Of ``knn``: normal is what at least so many images show, a number or a share of them. ``"auto"`` is
-            3, that is the distance to the second nearest other image.
-        lof_k: Neighbors of ``lof``.
-        neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
-            position), or of the whole image (``"image"``).
-        image_size: Height and width in pixels that images are resized to, or one number for both. Default: as many
-            pixels as 256 x 256 has, in the aspect ratio of the images; with tiles, the images' own size.
-        tile: Cut the resized images into tiles of this height and width, or of one number for both, which go through
-            the backbone one by one. Default: no tiles.
-        stride: Pixels from one tile to the next. Default: those of a tile, so that tiles do not overlap.
-        batch_size: Number of images to send through the backbone at a time.
-        num_workers: Processes that read images, 0 for none beside this one.
+        min_images: For ``knn``, how many images must show something before it is normal: a number or a share.
+            ``"auto"`` is 3, that is, the distance to the second nearest other image.
+        lof_k: Number of neighbors for ``lof``.
+        neighborhood: Compare patches with those of other images up to this many grid positions away (0: at the same
+            position), or anywhere in the image (``"image"``).
+        image_size: Height and width in pixels to resize images to, or one number for both. Default: as many pixels as
+            256 x 256 has, in the aspect ratio of the images; with tiles, the images' own size.
+        tile: Cut the resized images into tiles of this height and width in pixels, or one number for both. The backbone
+            gets the tiles one by one. Default: no tiles.
+        stride: Pixels from one tile to the next. Default: the size of a tile, so that tiles do not overlap.
+        batch_size: Number of images that the backbone processes at a time.
+        num_workers: Number of additional processes that read images.
         device: Device for the computation, for example ``cpu`` or ``cuda``; ``auto`` for a GPU if there is one.
-        feature_cache: Folder in which the backbone's features are kept, so that they need not be computed again, see
+        feature_cache: Folder that keeps the backbone's features, so that they need not be computed again, see
             :class:`~anomalib_softpatch.components.FeatureCache`. Default: none are kept.
-        against: Another folder, such as one of test images, in which copies of the images are looked for.
+        against: Another folder, such as one of test images, to search for copies of the images.
         progress: Show progress on standard error.
 
     Returns:
         Findings; their ``table`` is a data frame with one row per image, the most suspicious first.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the others, or fewer than two different images can be
-            read.
-        OSError: If the weights of the backbone cannot be had, or if the disk has no room for the features.
+        ValueError: If an argument is out of range or does not fit the others, or if fewer than two different images can
+            be read.
+        OSError: If the weights of the backbone cannot be obtained, or if the disk is too full for the features.
 
     Example:
         >>> from anomalib_softpatch import rank_images
@@ -130,12 +129,12 @@ def rank_images(
     with torch.inference_mode():
         features = own.features.project()
         groups = duplicate_groups(own.contents, features, progress)
-        other_folder = None
-        if other is not None:
-            other_folder = _compare(own, features, other, str(against), len(other_skipped), progress)
+        other_folder = (
+            None if other is None else _compare(own, features, other, str(against), len(other_skipped), progress)
+        )
         first = representatives(groups)
         if len(first) < len(own.images):
-            del features  # there may not be room for both
+            del features  # memory may not hold both
             features = own.features.project(images=first)
         knn_k = max(support_of(min_images, len(features)), default=1)
         scored = score_patches(
@@ -169,25 +168,18 @@ def rank_images(
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image that was read.
-
-    Attributes:
-        tensor: Transformed to the size of all; ``None`` when it has been used.
-        content: Hash of its pixels.
-        statistics: What oddities are told by.
-        remark: What was lost in reading it; empty for ordinary images.
-    """
+    """An image that was read."""
 
     path: Path
-    tensor: torch.Tensor | None
-    content: str
+    tensor: torch.Tensor | None  # transformed, shape (3, height, width); None after its features were extracted
+    content: str  # hash of its pixels
     statistics: ImageStatistics
-    remark: str
+    remark: str  # what was lost in reading it; empty for ordinary images
 
 
 @dataclass(frozen=True)
 class ReadFolder:
-    """The images of a folder that can be read, without their pixels, their features, and why the others cannot be."""
+    """The readable images of a folder, without their pixels; their features; and why the other files are unreadable."""
 
     images: list[ReadImage]
     features: FeatureStore
@@ -199,13 +191,13 @@ class ReadFolder:
         return [item.content for item in self.images]
 
 
+@dataclass(frozen=True)
 class FileDataset(Dataset[ReadImage | tuple[str, str]]):
-    """Images, read, measured and transformed, or the path of a file and why it cannot be read."""
+    """Images that are read, measured and transformed; for an unreadable file, its path and the reason."""
 
-    def __init__(self, paths: list[Path], transform: Transform, largest_value: int) -> None:
-        self.paths = paths
-        self.transform = transform
-        self.largest_value = largest_value
+    paths: list[Path]
+    transform: Transform
+    largest_value: int
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -223,7 +215,7 @@ class FileDataset(Dataset[ReadImage | tuple[str, str]]):
 class Reader:
     """Reads images and extracts their features, in the same way for all folders.
 
-    Size and depth suit the images by which it is made. ``settings`` and ``notes`` are what a report says of them.
+    The first images determine size and depth. ``settings`` and ``notes`` describe them for a report.
     """
 
     def __init__(
@@ -235,7 +227,7 @@ class Reader:
         self.device = check_device(extraction.device)
         try:
             extractor = PatchFeatureExtractor(extraction.backbone, extraction.layers or ()).eval().to(self.device)
-        except RuntimeError as error:  # its message says how to go on
+        except RuntimeError as error:  # its message explains what to do
             raise OSError(str(error)) from error
         self.extract = extractor if feature_cache is None else FeatureCache(extractor, feature_cache)
         typical, tiles = typical_image(paths), extraction.tiles
@@ -252,9 +244,9 @@ class Reader:
             self.settings["Tiles"] = f"{described(tiles['tile_size'])}, every {described(tiles['stride'])}"
         self.largest_value, deep = find_largest_value(paths)
         if self.largest_value > EIGHT_BITS:
-            depth = f"{self.largest_value.bit_length()} bits per value, in which white is {self.largest_value}"
-            self.settings["Deep images"] = f"{deep}, read as of {depth}"
-            self._say(f"{counted(deep, 'image')} read as of {depth}.")
+            depth = f"{self.largest_value.bit_length()} bits per value, where white is {self.largest_value}"
+            self.settings["Deep images"] = f"{deep}, read with {depth}"
+            self._say(f"{counted(deep, 'image')} read with {depth}.")
 
     def read(self, paths: list[Path]) -> ReadFolder:
         """Read images and extract their features."""
@@ -270,7 +262,8 @@ class Reader:
                 if good:
                     images = torch.stack([item.tensor for item in good if item.tensor is not None])
                     features = extract_by_tiles(self.extract, images.to(self.device), self.tiler)
-                    folder.features.append(_project(features))
+                    projection = projection_matrix(features.shape[3], features.device)
+                    folder.features.append(features if projection is None else features @ projection)
                     if isinstance(self.extract, FeatureCache) and not folder.images:
                         self._say(self.extract.check_space(len(good), len(paths)))
                     folder.images.extend(replace(item, tensor=None) for item in good)
@@ -278,15 +271,9 @@ class Reader:
         return folder
 
     def _say(self, text: str) -> None:
-        """Write a line beside the progress bars."""
+        """Write a line without tearing the progress bars."""
         if self.progress:
             tqdm.write(text, file=sys.stderr)
-
-
-def _project(features: torch.Tensor) -> torch.Tensor:
-    """Return projected features of shape ``(images, height, width, dimensions)``."""
-    matrix = projection_matrix(features.shape[3], features.device)
-    return features if matrix is None else features @ matrix
 
 
 def _refuse_few(own: ReadFolder, source: str, skipped: Sequence[tuple[str, str]]) -> None:
@@ -295,7 +282,7 @@ def _refuse_few(own: ReadFolder, source: str, skipped: Sequence[tuple[str, str]]
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:5])
         msg = (
             f"{source} has {len(own.images)} readable images, {different} without their copies, but at least "
-            f"{FEWEST_IMAGES} are compared.{reasons}"
+            f"{FEWEST_IMAGES} are needed.{reasons}"
         )
         raise ValueError(msg)
 
@@ -303,7 +290,7 @@ def _refuse_few(own: ReadFolder, source: str, skipped: Sequence[tuple[str, str]]
 def _compare(
     own: ReadFolder, features: torch.Tensor, other: ReadFolder, folder: str, not_images: int, progress: bool
 ) -> OtherFolder:
-    """Say which images of another folder are copies of images whose features are given."""
+    """Find the images of another folder that are copies of the images whose features are given."""
     found = []
     if other.images:
         found = find_copies(own.contents, features, other.contents, other.features.project(), progress)
@@ -317,16 +304,16 @@ def _compare(
 
 
 def check_device(device: str) -> torch.device:
-    """Return a device by its name, or for ``auto`` a GPU if there is one.
+    """Return a device by its name; ``auto`` is a GPU if there is one.
 
     Raises:
-        ValueError: If nothing can be computed on it.
+        ValueError: If the device cannot be used.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError if PyTorch was built without CUDA
         reason = str(error).split("\n", maxsplit=1)[0]
         msg = f"device={device!r} cannot be used here ({reason}). Choose 'cpu', or 'auto'."
         raise ValueError(msg) from error

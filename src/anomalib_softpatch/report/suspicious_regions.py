@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Suspicious regions: where in an image neighboring patches are as rare as makes an image stand out."""
+"""Suspicious regions: neighboring patches of an image that are rare enough for an image to stand out."""
 
 from dataclasses import dataclass
 
@@ -23,10 +23,10 @@ class SuspiciousRegion:
 
 
 def suspicious_regions(findings: Findings, index: int, size: tuple[int, int]) -> list[SuspiciousRegion]:
-    """Return the suspicious regions of an image, the rarest first, cut off beyond its width and height.
+    """Return the suspicious regions of an image, the rarest first, clipped to its width and height.
 
-    They are what is connected, corners included, of patches above the score above which the report says that an image
-    stands out. An image that does has one at least; another one may have some, too.
+    A region is a connected component, with diagonal neighbors, of patches whose rarity is above the score at which an
+    image stands out. An image that stands out has at least one region; other images may have some, too.
     """
     rarity = findings.rarity[index].cpu().numpy()
     covered = findings.regions[index]

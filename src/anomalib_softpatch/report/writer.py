@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Writing a noise report."""
+"""Write a noise report."""
 
 import json
 import logging
@@ -37,15 +37,15 @@ WRITTEN_BY = "anomalib-softpatch, a noise report"
 def write_report(findings: Findings, folder: str | Path) -> Path:
     """Write ``report.html``, ``images.csv``, ``skipped.csv``, ``summary.json`` and ``thumbnails/`` to a folder.
 
-    All are made in a temporary folder first. A report that is there already is replaced, file by file, when all are
-    ready, so that an error leaves it as it was; other files in the folder stay. ``report.html`` goes first and comes
-    last: where it is, the report is whole, even if the process is killed.
+    All are made in a temporary folder first. When all are ready, they replace an earlier report file by file, so that
+    an error before that leaves it unchanged; other files in the folder stay. ``report.html`` is removed first and
+    written last: if it exists, the report is complete, even if the process was killed.
 
     Returns:
         Path of ``report.html``.
 
     Raises:
-        ValueError: If a file of one of these names is there that is not a report's.
+        ValueError: If a file with one of these names exists and is not part of a report.
     """
     folder = Path(folder)
     check_output(folder)
@@ -63,7 +63,7 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
 
 
 def show_self_check(folder: str | Path, lines: Sequence[str]) -> None:
-    """Show the lines of the self-check of a fit at the top of a report that was written before the fit."""
+    """Put the lines of a fit's self-check at the top of a report that was written before the fit."""
     page = Path(folder) / PAGE
     text = page.read_text(encoding="utf-8")
     with atomic_output(page) as temporary:
@@ -71,22 +71,23 @@ def show_self_check(folder: str | Path, lines: Sequence[str]) -> None:
 
 
 def check_output(folder: str | Path) -> None:
-    """Refuse a folder in which no report can be written, before one is computed. It need not exist.
+    """Refuse a folder, which need not exist, in which no report can be written, before one is computed.
 
     Raises:
-        ValueError: If it holds files of a report's names that are none.
+        ValueError: If it has a file or folder with a name of the report's that is not part of one.
         OSError: If nothing can be written there.
     """
     folder = Path(folder)
     foreign = [name for name in (PAGE, IMAGES, SKIPPED, SUMMARY, THUMBNAILS) if not _is_replaceable(folder / name)]
     if foreign:
-        msg = f"{str(folder / foreign[0])!r} is there and is not a noise report's. Give another folder for the report."
+        file = str(folder / foreign[0])
+        msg = f"{file!r} exists and is not part of a noise report. Give another folder for the report."
         raise ValueError(msg)
     check_writable(folder)
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether nothing is there, or what an earlier report has left."""
+    """Tell whether a path does not exist or is part of an earlier report."""
     if not path.exists():
         return True
     if path.name == THUMBNAILS:
@@ -102,7 +103,7 @@ def _is_replaceable(path: Path) -> bool:
 
 
 def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
-    # Names that are no Unicode keep their bytes, so that a path in the table can be opened.
+    # Names that are not valid Unicode keep their bytes, so that a path in the table can be opened.
     csv = {"index": False, "encoding": "utf-8", "errors": "surrogateescape"}
     table = findings.table.assign(path=findings.table["path"].map(in_spreadsheet))
     table.to_csv(folder / IMAGES, **csv)
@@ -124,7 +125,7 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
         name = f"{rank:05}"
         try:
             _save(image_pair(findings, index), folder / THUMBNAILS / f"{name}.jpg")
-        except ValueError as error:  # gone or changed since it was scored
+        except ValueError as error:  # deleted or changed since it was scored
             logger.warning("%s is not shown in the noise report: %s", findings.paths[index], error)
             continue
         thumbnails[index] = f"{THUMBNAILS}/{name}.jpg"
@@ -134,7 +135,7 @@ def _write_files(findings: Findings, folder: Path, final_folder: Path) -> None:
 
 
 def _draw_evidence(findings: Findings, index: int, folder: Path, name: str) -> Figure:
-    """Draw why an image is thought odd; return what the page shows of it."""
+    """Draw why an image looks odd, and return the values for the page."""
     shown: Figure = {}
     try:
         if index in findings.copies:
@@ -145,8 +146,8 @@ def _draw_evidence(findings: Findings, index: int, folder: Path, name: str) -> F
         if findings.nearest.get(index):
             _save(nearest_patches(findings, index), folder / f"{name}_nearest.jpg")
             shown["nearest_drawn"] = f"{name}_nearest.jpg"
-    except ValueError as error:  # another image has gone or changed
-        logger.warning("%s is shown without all images like it: %s", findings.paths[index], error)
+    except ValueError as error:  # another image was deleted or changed
+        logger.warning("%s is shown without some of the images it is compared with: %s", findings.paths[index], error)
     return shown
 
 

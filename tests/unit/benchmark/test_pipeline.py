@@ -42,7 +42,7 @@ def test_an_unknown_accelerator_is_refused() -> None:
         ({"seed": 3, "data": {"init_args": {"name": "load_memory_bank"}}}, False),
     ],
 )
-def test_benchmarks_that_name_a_class_of_ours(config: dict, own: bool) -> None:
+def test_benchmarks_with_a_class_of_this_package(config: dict, own: bool) -> None:
     assert uses_own_class(config) is own
 
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runners with jobs that measure nothing, so that what happens around a job is seen."""
+"""Runners with jobs that measure nothing, so that only the handling of jobs is tested."""
 
 import io
 import logging
@@ -30,16 +30,13 @@ class Job:
             msg = "the features are not finite"
             raise ValueError(msg)
         if number == 2 and device is not None:
-            os._exit(9)  # as a process that is out of memory
+            os._exit(9)  # like a process that runs out of memory
         row = {"seed": number, "device": device, "job_duration": 3.0, "image_AUROC": 0.25 * number}
-        return {**row, "only of this one": "x"} if number == 3 else row
+        return {**row, "only in this run": "x"} if number == 3 else row
 
 
 class Generator:
-    """Sent to other processes, so it must be picklable."""
-
-    def configurations(self, args: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"seed": seed, "model": {"class_path": "SoftPatch"}} for seed in args["seeds"]]
+    """It is sent to other processes, so it must be picklable."""
 
     def make_job(self, config: dict[str, Any]) -> Job:
         if config["seed"] == 5:
@@ -59,9 +56,9 @@ def make_runner(tmp_path: Path) -> Callable[..., NoiseBenchmarkRunner]:
 
 @pytest.fixture
 def imported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork processes from one that has imported this package, where the system can: a spawned one takes ten seconds.
+    """Fork processes from one that has imported this package, if the system can, to save ten seconds per process.
 
-    They are as fresh, and get their work in the same way.
+    They are as independent as spawned ones, and get their jobs in the same way.
     """
     get_context = multiprocessing.get_context
 
@@ -76,15 +73,19 @@ def imported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "get_context", context)
 
 
+def grid(*seeds: int) -> dict[str, Any]:
+    return {"seed": {"grid": [*seeds]}, "model": {"class_path": "SoftPatch"}}
+
+
 def shown(runner: NoiseBenchmarkRunner) -> list[str]:
     return [line for line in runner.console.file.getvalue().splitlines() if ": " in line]
 
 
-def test_serial_runner_goes_on_after_a_failure(
+def test_serial_runner_continues_after_a_failure(
     make_runner: Callable, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     runner = make_runner(SerialRunner)
-    rows = runner.run({"seeds": [0, 1, 3, 5]})
+    rows = runner.run(grid(0, 1, 3, 5))
     assert [row["seed"] for row in rows] == [0, 3]
     assert pd.read_csv(tmp_path / "results.csv")["seed"].tolist() == [0, 3]
     assert runner.failures == 2
@@ -106,24 +107,24 @@ def test_serial_results_are_saved_before_the_next_run_begins(make_runner: Callab
         return original(config)
 
     runner.generator.make_job = make_job
-    runner.run({"seeds": [0, 3, 1, 4]})
+    runner.run(grid(0, 3, 1, 4))
     assert counts == [0, 1, 2, 2]
 
 
 def test_parallel_runner(make_runner: Callable, tmp_path: Path, imported_once: None) -> None:
-    """Two devices; a failed run and a process that dies cost one run each, and both devices are used."""
+    """A failed run and a process that dies cost one run each, and both of two devices are used."""
     log_file = tmp_path / "pipeline.log"
     runner = make_runner(ParallelRunner, devices=[0, 1], log_file=log_file)
     counts = []
     add = runner.table.add
     runner.table.add = lambda row: (add(row), counts.append(len(pd.read_csv(tmp_path / "results.csv"))))
-    rows = runner.run({"seeds": [0, 3, 2, 1, 4, 6, 7, 8]})
-    assert counts == [1, 2, 3, 4, 5, 6]  # saved as they come
+    rows = runner.run(grid(0, 3, 2, 1, 4, 6, 7, 8))
+    assert counts == [1, 2, 3, 4, 5, 6]  # saved immediately
     assert sorted(row["seed"] for row in rows) == [0, 3, 4, 6, 7, 8]
     assert runner.failures == 2
     table = pd.read_csv(tmp_path / "results.csv")
     assert sorted(table["seed"]) == [0, 3, 4, 6, 7, 8]
-    assert table["only of this one"].notna().sum() == 1
+    assert table["only in this run"].notna().sum() == 1
     assert set(table["device"]) == {0, 1}
     lines = shown(runner)
     assert any(line.endswith("SoftPatch, seed=1: failed: the features are not finite") for line in lines)
@@ -132,5 +133,5 @@ def test_parallel_runner(make_runner: Callable, tmp_path: Path, imported_once: N
         assert any(line.startswith(f"{number}/8 ") for line in lines)
     text = log_file.read_text()
     processes = {line.rpartition(" ")[2] for line in text.splitlines() if "in process" in line}
-    assert len(processes) >= 2  # the one in the place of that which died may come too late for a run
+    assert len(processes) >= 2  # the replacement of the one that died may start too late for a run
     assert str(os.getpid()) not in processes

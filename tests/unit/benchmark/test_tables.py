@@ -15,7 +15,7 @@ from anomalib_softpatch.cli import main
 
 
 def run(model: str, ratio: float, category: str, seed: int, auroc: float, **more: Any) -> dict[str, Any]:
-    """A row as `anomalib benchmark` writes it."""
+    """Return a row as `anomalib benchmark` writes it."""
     return {
         "accelerator": "cpu",
         "job_duration": 11.0,
@@ -82,8 +82,8 @@ def test_means_are_over_categories_and_deviations_over_seeds(results: Path) -> N
 
 
 @pytest.mark.parametrize(("seeds", "models"), [([0, 1, 2], 2), ([0, 1, 1], 3)])
-def test_the_seed_of_a_run_tells_no_models_apart(tmp_path: Path, seeds: list[int], models: int) -> None:
-    """Handed on to the model, that is, if it has such an option; another one does."""
+def test_the_seed_of_a_run_does_not_distinguish_models(tmp_path: Path, seeds: list[int], models: int) -> None:
+    """That holds for a model that gets the run's seed as an option; a different seed does distinguish models."""
     rows = [run("Patchcore", 0.1, "01", seed, 0.9) for seed in range(3)]
     rows += [run("SoftPatch", 0.1, "01", seed, 0.9, **{"model.init_args.seed": own}) for seed, own in enumerate(seeds)]
     runs = read_results([write(tmp_path / "results.csv", *rows)])
@@ -111,12 +111,12 @@ def test_missing_runs_are_mentioned(tmp_path: Path) -> None:
     path = write(tmp_path / "results.csv", *rows, run("SoftPatch", 0.1, "nut", 0, 0.9))
     runs = read_results([path])
     text = to_markdown(summarise(runs), runs)
-    assert "SoftPatch: only 1 of 3 runs are there." in text
+    assert "SoftPatch: only 1 of 3 runs exist." in text
     assert "| SoftPatch | 90.0 |" in text  # one seed has no deviation
     assert "Patchcore: only" not in text
 
 
-def test_datasets_and_protocols_have_tables_of_their_own(tmp_path: Path) -> None:
+def test_datasets_and_protocols_have_separate_tables(tmp_path: Path) -> None:
     visa = {"data.init_args.datamodule.class_path": "Visa"}
     path = write(
         tmp_path / "results.csv",
@@ -168,7 +168,7 @@ def test_a_set_without_masks_has_no_pixel_measures(tmp_path: Path) -> None:
     assert Image.open(masked.parent / "comparison.png").width < 900  # one panel
 
 
-def test_of_repeated_runs_the_last_one_counts(tmp_path: Path) -> None:
+def test_the_last_of_repeated_runs_counts(tmp_path: Path) -> None:
     first = run("SoftPatch", 0.1, "nut", 0, 0.5)
     write(tmp_path / "runs" / "2026-01-01" / "results.csv", first, run("SoftPatch", 0.1, "nut", 1, 0.6))
     write(tmp_path / "runs" / "2026-01-02" / "results.csv", run("SoftPatch", 0.1, "nut", 0, 0.8))

@@ -69,7 +69,7 @@ def paths(dataset: Any) -> list[str]:
 
 
 def names(files: Iterable[str]) -> set[tuple[str, ...]]:
-    """Names of images without the dataset's folder, which is a new one whenever Anomalib makes synthetic ones."""
+    """Return names without the dataset's folder, which is always a new one when Anomalib makes synthetic images."""
     return {Path(file).parts[-2:] for file in files}
 
 
@@ -118,7 +118,7 @@ class TestInjection:
         assert paths(datamodule.val_data) == paths(clean.val_data)
         assert datamodule.noise["in_test"].all()
 
-    def test_without_overlap_they_leave_the_test_and_validation_sets(self, nut: Callable) -> None:
+    def test_without_overlap_injected_images_leave_the_test_and_validation_sets(self, nut: Callable) -> None:
         clean = nut()
         clean.setup()
         datamodule = noisy(nut(), noise_ratio=0.3)
@@ -174,7 +174,7 @@ class TestInjection:
     def test_a_training_image_has_the_same_number_wherever_repeats_are_stored(
         self, nut: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In another process the temporary folder is another one, which may sort before or after the set's."""
+        """Another process has another temporary folder, which may sort before or after the dataset's."""
         orders = []
         for folder in ("!first", "~last"):
             (tmp_path / folder).mkdir()
@@ -248,7 +248,7 @@ class TestRepeats:
 def test_any_options(
     nut: Callable, ratio: float, overlap: bool, resample: bool, seed: int, val_split_mode: str
 ) -> None:
-    """As many images as asked for join the others, or the error names the largest ratio that works."""
+    """The right number of images is injected, or the error names the largest ratio that works."""
     options = {"overlap": overlap, "resample": resample, "seed": seed}
     try:
         datamodule = noisy(nut(val_split_mode=val_split_mode), noise_ratio=ratio, **options)
@@ -285,7 +285,7 @@ class TestLimits:
     def test_too_few_images_name_the_largest_ratio(self, nut: Callable, options: dict) -> None:
         message = self.message(nut, noise_ratio=0.9, **options)
         available = 8 if options else 7  # one must remain to test with
-        assert "noise_ratio=0.9 asks for 18 anomalous images" in message
+        assert "noise_ratio=0.9 requires 18 anomalous images" in message
         assert f"only {available} can be injected" in message
         largest = float(message.rpartition(" ")[2].removesuffix("."))
         assert largest == available / NORMAL
@@ -317,12 +317,12 @@ class TestLimits:
                 noisy(wrapped, noise_ratio=0.1, overlap=overlap)
 
     @pytest.mark.parametrize("ratio", [-0.1, float("nan"), float("inf"), "0.1", True, None])
-    def test_a_ratio_that_is_none(self, nut: Callable, ratio: object) -> None:
+    def test_wrong_ratios_are_refused(self, nut: Callable, ratio: object) -> None:
         with pytest.raises(ValueError, match="noise_ratio="):
             NoisyDataModule(nut(), noise_ratio=ratio)
 
     @pytest.mark.parametrize("seed", [-1, 0.5, True, None])
-    def test_a_seed_that_is_none(self, nut: Callable, seed: object) -> None:
+    def test_wrong_seeds_are_refused(self, nut: Callable, seed: object) -> None:
         with pytest.raises(ValueError, match="seed="):
             NoisyDataModule(nut(), seed=seed)
 
@@ -332,7 +332,7 @@ class TestLimits:
             with pytest.raises(TypeError, match=f"datamodule={type(datamodule).__name__} has depth images or videos"):
                 NoisyDataModule(datamodule)
 
-    def test_what_is_no_datamodule_is_refused(self, nut: Callable) -> None:
+    def test_other_objects_are_refused(self, nut: Callable) -> None:
         for wrong in (NoisyDataModule(nut()), 3, torch.nn.Identity()):
             with pytest.raises(TypeError, match="must be an Anomalib image datamodule"):
                 NoisyDataModule(wrong)
@@ -344,16 +344,16 @@ class TestLimits:
         with pytest.raises(ValueError, match=r"test_type=.*private.*has no labels"):
             NoisyDataModule(MVTecAD2(root=tmp_path, test_type="private"))
 
-    def test_asking_for_the_noise_before_it_is_chosen(self, nut: Callable) -> None:
+    def test_the_noise_is_unknown_before_setup(self, nut: Callable) -> None:
         datamodule = NoisyDataModule(nut())
-        for ask in (
+        for read in (
             lambda: datamodule.noise,
             lambda: datamodule.truth,
             lambda: datamodule.write_manifest("x.csv"),
             lambda: datamodule.noise_share,
         ):
             with pytest.raises(RuntimeError, match="Call setup"):
-                ask()
+                read()
 
 
 class TestSplits:
@@ -391,14 +391,14 @@ class TestSplits:
         assert datamodule.test_data.has_anomalous
         assert all(item.gt_label == 0 for item in datamodule.train_data)
 
-    def test_noise_from_synthetic_images_cannot_be_repeated_and_says_so(
+    def test_noise_from_synthetic_images_cannot_be_reproduced_which_is_logged(
         self,
         nut: Callable,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         with caplog.at_level(logging.WARNING):
             noisy(nut(test_split_mode="synthetic"), noise_ratio=0.1)
-        assert "makes its anomalous test images anew" in caplog.text
+        assert "generates new anomalous test images in each run" in caplog.text
 
     def test_options_of_the_dataloaders_are_the_wrapped_ones(self, nut: Callable) -> None:
         wrapped = nut(train_batch_size=3, eval_batch_size=5, val_split_ratio=0.3, test_split_ratio=0.4)
@@ -457,7 +457,7 @@ class TestOtherSets:
         assert {Path(source).parts[0] for source in datamodule.noise["source"]} == {"cut", "hole"}
 
     @pytest.mark.filterwarnings("ignore:The .future.infer_string. option is deprecated")
-    def test_a_image_with_several_masks(self, root: Path, tmp_path: Path) -> None:
+    def test_an_image_with_several_masks(self, root: Path, tmp_path: Path) -> None:
         shutil.copytree(root / "nut/train/good", tmp_path / "box/train/good")
         shutil.copytree(root / "nut/train/good", tmp_path / "box/validation/good")
         shutil.copytree(root / "nut/test/good", tmp_path / "box/test/good")
@@ -467,7 +467,7 @@ class TestOtherSets:
                 mask = np.zeros((24, 32), np.uint8)
                 mask[4:8, 10 * part : 10 * part + 4] = 255
                 save(mask, tmp_path / f"box/ground_truth/logical_anomalies/{number:03}/{part:03}.png")
-        with pd.option_context("future.infer_string", False):  # Anomalib 2.7 cannot read this set with pandas 3's texts
+        with pd.option_context("future.infer_string", False):  # Anomalib 2.7 cannot read it with pandas 3 strings
             datamodule = noisy(MVTecLOCO(root=tmp_path, category="box", num_workers=0), noise_ratio=0.3, overlap=True)
         assert len(datamodule.noise) == 6
         assert all(item.gt_mask.sum() == 0 for item in datamodule.train_data)
@@ -505,13 +505,13 @@ class TestManifest:
         assert header == "image_path,repeat,angle,shift_x,shift_y,mask_path,in_test"
         assert row == "nut/test/cut/003.png,0,0.0,0.0,0.0,nut/ground_truth/cut/003_mask.png,False"
 
-    def test_images_that_are_not_there_are_named(self, nut: Callable, tmp_path: Path) -> None:
+    def test_missing_images_are_named(self, nut: Callable, tmp_path: Path) -> None:
         path = noisy(nut(), noise_ratio=0.2).write_manifest(tmp_path / "noise.csv")
         path.write_text(path.read_text().replace("hole/", "gap/"))
         with pytest.raises(ValueError, match=r"lists \d images that are not anomalous.*'nut/test/gap/"):
             noisy(nut(), manifest=path)
 
-    def test_a_repeat_that_is_not_moved_is_a_image_of_its_own(self, nut: Callable, tmp_path: Path) -> None:
+    def test_a_repeat_that_is_not_moved_is_an_image_of_its_own(self, nut: Callable, tmp_path: Path) -> None:
         rows = ["image_path,repeat,angle,shift_x,shift_y,in_test"]
         rows += [f"nut\\test\\cut\\000.png,{repeat},0,0,0,True" for repeat in range(3)]
         (tmp_path / "noise.csv").write_text("\n".join(rows))
@@ -533,7 +533,7 @@ class TestManifest:
 
 
 class TestImageList:
-    """Lists as others publish them: written by hand, not by the package."""
+    """Published lists, which are written by hand and not by the package."""
 
     NOISE = ("test/cut/003.png", "test/hole/001.png", "test/cut/000.png")
 
@@ -546,7 +546,7 @@ class TestImageList:
         return write
 
     def published(self, *kept: int) -> list[str]:
-        """Lines of a list with these normal training images and the noise, among those of another category."""
+        """Return lines of a list with these normal training images, the noise, and images of another category."""
         normal = [f"nut/train/good/{number:03}.png,nut" for number in kept]
         others = ["zipper/train/good/002.png,zipper", "zipper/test/teeth/000.png,zipper"]
         return ["filename,clsname", *normal, others[0], *(f"nut/{path},nut" for path in self.NOISE), others[1]]
@@ -578,7 +578,7 @@ class TestImageList:
         assert datamodule.noise_ratio == 3 / 4
         assert "16 normal training images are left out" in caplog.text
 
-    def test_a_list_of_nothing_but_normal_images_is_a_clean_training_set(self, nut: Callable, write: Callable) -> None:
+    def test_a_list_of_only_normal_images_is_a_clean_training_set(self, nut: Callable, write: Callable) -> None:
         lines = ["filename,clsname", *(f"nut/train/good/{number:03}.png,nut" for number in range(12))]
         datamodule = noisy(nut(), manifest=write(*lines))
         assert datamodule.noise.empty
@@ -623,7 +623,7 @@ class TestImageList:
         for subset in ("train_data", "test_data"):
             assert paths(getattr(again, subset)) == paths(getattr(first, subset))
 
-    def test_a_fit_leaves_a_manifest_beside_a_list_of_the_same_folder(
+    def test_a_fit_writes_a_manifest_next_to_a_list_in_the_same_folder(
         self, nut: Callable, tmp_path: Path, write: Callable
     ) -> None:
         path = write(*(f"nut/{path}" for path in self.NOISE), name="noise.csv")
@@ -640,7 +640,7 @@ class TestImageList:
     def test_images_that_went_into_the_validation_set(
         self, nut: Callable, write: Callable, val_split_mode: str
     ) -> None:
-        """Those of the test set are noise as the others are; those of the training set stay in validation."""
+        """Those from the test set are noise like the others; those from the training set stay in validation."""
         clean = nut(val_split_mode=val_split_mode)
         clean.setup()
         path = write(*self.published(*range(NORMAL)))
@@ -717,7 +717,7 @@ class TestConfiguration:
         assert (datamodule.train_batch_size, datamodule.eval_batch_size, datamodule.num_workers) == (7, 9, 0)
 
     def test_batch_sizes_through_from_config(self, config: dict[str, Any], tmp_path: Path) -> None:
-        """As Anomalib's own tests of datamodules set them."""
+        """They are set as in Anomalib's own tests of datamodules."""
         data = {"class_path": "NoisyDataModule", "init_args": {"datamodule": config}}
         (tmp_path / "data.yaml").write_text(json.dumps(data))  # JSON is YAML
         options = {f"data.{name}": value for name, value in LOADING.items()}

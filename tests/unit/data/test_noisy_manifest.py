@@ -18,7 +18,7 @@ def noise() -> pd.DataFrame:
     return noise.assign(mask_path=noise["image_path"].str.replace("test", "ground_truth"), in_test=True)
 
 
-def test_what_is_read_is_what_was_written(noise: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_written_manifest_can_be_read(noise: pd.DataFrame, tmp_path: Path) -> None:
     path = write_manifest(noise, tmp_path / "new folder" / "manifest.csv")
     pd.testing.assert_frame_equal(read_manifest(path), noise, check_exact=True)
     assert [file.name for file in path.parent.iterdir()] == ["manifest.csv"]
@@ -70,7 +70,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_manifest(tmp_path / "nothing.csv")
 
 
-def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     (tmp_path / "image.csv").write_bytes(bytes(range(128, 256)) * 4)
     for name in ("empty.csv", "image.csv"):

@@ -43,7 +43,7 @@ def test_the_choice_is_the_same_in_every_version_and_on_every_platform() -> None
     assert tuple(chosen.loc[5, ["angle", "shift_x", "shift_y"]]) == (-0.57, 0.01703, -0.0118)
 
 
-def test_repeats_are_moved_a_little_each_in_its_own_way_and_first_ones_not_at_all() -> None:
+def test_each_repeat_is_moved_a_little_differently_and_originals_are_not_moved() -> None:
     chosen = select_noise(PATHS, 600, seed=0)
     first = chosen["repeat"] == 0
     motions = chosen[["angle", "shift_x", "shift_y"]]
@@ -56,7 +56,7 @@ def test_repeats_are_moved_a_little_each_in_its_own_way_and_first_ones_not_at_al
     assert (repeated.min() < -0.9 * limits).all()
 
 
-def test_choosing_from_nothing_is_an_error_unless_nothing_is_wanted() -> None:
+def test_choosing_from_no_images_is_an_error_unless_the_count_is_zero() -> None:
     assert select_noise([], 0, seed=0).empty
     with pytest.raises(ValueError, match="count=3"):
         select_noise([], 3, seed=0)
@@ -69,7 +69,7 @@ def test_a_shift_goes_right_and_down() -> None:
     assert np.argwhere(moved).tolist() == [[7, 30]]
 
 
-def test_a_positive_angle_turns_counter_clockwise() -> None:
+def test_a_positive_angle_rotates_counter_clockwise() -> None:
     mask = np.zeros((101, 101), np.uint8)
     mask[50, 90] = 1  # right of the center
     moved = rotate_and_shift(mask, angle=90, shift_x=0, shift_y=0, is_mask=True)
@@ -89,13 +89,13 @@ def test_image_and_mask_move_alike() -> None:
     assert np.abs((moved_image[..., 0] > 127).astype(int) - (moved_mask > 0)).sum() <= 10  # of 200, along the border
 
 
-def test_what_comes_in_from_outside_is_not_black() -> None:
+def test_new_areas_at_the_edges_are_not_black() -> None:
     image = np.full((30, 50, 3), 200, np.uint8)
     assert (rotate_and_shift(image, angle=3, shift_x=0.03, shift_y=-0.03) == 200).all()
 
 
 @pytest.mark.parametrize(("images", "normal"), [(7, 20), (52, 256), (1, 3), (0, 5), (29, 100)])
-def test_the_largest_ratio_is_one_that_works_and_the_next_is_not(images: int, normal: int) -> None:
+def test_the_largest_ratio_works_and_the_next_one_does_not(images: int, normal: int) -> None:
     ratio = largest_ratio(images, normal)
     assert int(ratio * normal) <= images
     assert int((ratio + 1 / normal + 0.0001) * normal) > images
@@ -108,7 +108,7 @@ def test_the_largest_ratio_is_one_that_works_and_the_next_is_not(images: int, no
     seed=st.integers(0, 2**64),
 )
 def test_any_choice(paths: list[str], count: int, seed: int) -> None:
-    """So many rows, no image twice with the same number, none again before all have come."""
+    """The number of rows is right, no repeat occurs twice, and no image repeats before all were chosen."""
     chosen = select_noise(paths, count, seed)
     assert len(chosen) == count
     assert set(chosen["image_path"]) <= set(paths)
@@ -127,7 +127,7 @@ def test_any_choice(paths: list[str], count: int, seed: int) -> None:
     seed=st.integers(0, 10),
 )
 def test_any_image_can_be_moved(height: int, width: int, angle: float, shifts: tuple, seed: int) -> None:
-    """Size and type stay, and a mask has no other values than before."""
+    """Size and type do not change, and a mask gets no new values."""
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     moved = rotate_and_shift(image, angle, *shifts)
     assert (moved.shape, moved.dtype) == (image.shape, np.uint8)

@@ -49,7 +49,7 @@ def test_hidden_images_are_copies_of_test_images_and_no_others_are(category):
     assert len(set(train)) == 9
 
 
-def test_seed_decides_and_hidden_images_change_nothing_else(category, tmp_path):
+def test_images_depend_on_the_seed_and_not_on_the_hidden_ones(category, tmp_path):
     files = contents(category)
     assert contents(make_dataset(tmp_path / "same", **SMALL)) == files
     fewer = contents(make_dataset(tmp_path / "fewer", **SMALL | {"num_hidden": 0}))

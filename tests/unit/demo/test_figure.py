@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The demo's figure: what is drawn where, and on which scale."""
+"""The demo's figure: positions of the drawings, and their scale."""
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ from conftest import save
 
 
 def test_maps_are_on_one_scale_and_defects_outlined(tmp_path):
-    folder = tmp_path / "test" / "gravel"  # as long as a name of the set's own folders is in the path
+    folder = tmp_path / "test" / "gravel"  # a path with the name of one of the set's folders
     image, mask = np.full((8, 8), 90, dtype=np.uint8), np.zeros((8, 8), dtype=np.uint8)
     mask[2:5, 3:6] = 255
     for name in ("brick/000", "good/000"):

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How images look as a whole, and whether others differ from them."""
+"""How images look as a whole, and whether other images differ from them."""
 
 import json
 import warnings
@@ -34,8 +34,8 @@ def some(number: int = 20, **changes: object) -> list[Appearance]:
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", "gray, 8 bits"), ("RGB", "color, 8 bits"), ("I;16", "gray, 16 bits")])
-def test_an_image_is_what_its_file_and_its_pixels_say(mode: str, kind: str, tmp_path: Path) -> None:
-    """Against Pillow's own mean; 32 x 48 pixels are whole cells."""
+def test_appearance_agrees_with_file_and_pixels(mode: str, kind: str, tmp_path: Path) -> None:
+    """An image of 32 x 48 pixels has no incomplete cells."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     pixels[..., 0] //= 4
     if mode == "RGB":
@@ -51,7 +51,7 @@ def test_an_image_is_what_its_file_and_its_pixels_say(mode: str, kind: str, tmp_
 
 
 def test_a_gray_image_in_a_color_file_is_gray(tmp_path: Path) -> None:
-    """To the model there is no difference."""
+    """The model sees no difference."""
     Image.new("RGB", (20, 30), (90, 91, 90)).save(tmp_path / "image.jpg")
     assert look_at(tmp_path / "image.jpg").kind == "gray, 8 bits"
 
@@ -59,39 +59,40 @@ def test_a_gray_image_in_a_color_file_is_gray(tmp_path: Path) -> None:
 def test_an_image_is_as_wide_as_it_is_displayed(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("L", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    seen = look_at(tmp_path / "turned.jpg")
+    Image.new("L", (40, 20)).save(tmp_path / "rotated.jpg", exif=exif)
+    seen = look_at(tmp_path / "rotated.jpg")
     assert (seen.width, seen.height) == (20, 40)
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (37, 1000), (256, 256)])
-def test_the_size_changes_colors_little(shape: tuple[int, int]) -> None:
+def test_the_size_hardly_changes_the_colors(shape: tuple[int, int]) -> None:
     generator = np.random.default_rng(1)
     values = generator.random((3, *shape), dtype=np.float32)
     assert mean_colors(values).mean() == pytest.approx(values.mean(), abs=0.02)
     assert mean_colors(values).shape == (3, min(16, shape[0]), min(16, shape[1]))
 
 
-def test_like_images_are_no_news() -> None:
+def test_similar_images_are_not_reported() -> None:
     usual = UsualAppearance.of(some())
     assert usual is not None
     assert usual.remarks(some()) == {}
     assert usual.remarks([*some(15), *some(5, width=640, kind="gray, 8 bits")]) == {}  # a quarter of them differ
 
 
-def test_what_differs_is_said_with_figures() -> None:
+def test_differences_are_reported_with_numbers() -> None:
     usual = UsualAppearance.of(some())
     assert usual is not None
     other = [Appearance(640, 480, "gray, 16 bits", 61.2)] * 12
-    said = usual.remarks(other)
-    assert "640 x 480 pixels (width x height) against 1280 x 960 (98 % of the training images are 1280" in said["size"]
-    assert "100 % are gray, 16 bits. Of the training images 0 % are (100 % are color, 8 bits)." in said["kind"]
-    assert "darker than the training images: mean brightness 61 of 255 against 112 (98 %" in said["brightness"]
-    assert "lie between 105 and 119" in said["brightness"]
+    lines = usual.remarks(other)
+    expected = "640 x 480 pixels (width x height) instead of 1280 x 960 (98 % of the training images are 1280"
+    assert expected in lines["size"]
+    assert "100 % are gray, 16 bits. Only 0 % of the training images are (100 % are color, 8 bits)." in lines["kind"]
+    assert "darker than the training images: mean brightness 61 of 255 instead of 112 (98 %" in lines["brightness"]
+    assert "lie between 105 and 119" in lines["brightness"]
     assert "brighter" in usual.remarks([Appearance(1280, 960, "color, 8 bits", 130.0)] * 12)["brightness"]
 
 
-def test_small_differences_and_few_images_are_no_news() -> None:
+def test_small_differences_and_few_images_are_not_reported() -> None:
     same = UsualAppearance.of([Appearance(1000, 1000, "gray, 8 bits", 100.0)] * 20)
     assert same is not None
     assert same.remarks([Appearance(1010, 1000, "gray, 8 bits", 104.0)] * 20) == {}
@@ -101,20 +102,20 @@ def test_small_differences_and_few_images_are_no_news() -> None:
 
 
 @pytest.mark.parametrize("count", [10, 40])
-def test_images_drawn_from_the_same_are_seldom_said_to_differ(count: int) -> None:
-    """Of ten training images and ten others, in a few of a hundred cases."""
+def test_images_of_the_same_distribution_are_seldom_reported(count: int) -> None:
+    """Ten training images and ten others are reported in a few of a hundred cases."""
     generator = np.random.default_rng(count)
-    said = 0
+    reported = 0
     for _ in range(300):
         values = generator.normal(120, 30, 2 * count)
         images = [Appearance(9, 9, "gray, 8 bits", float(value)) for value in values]
         usual = UsualAppearance.of(images[:count])
         assert usual is not None
-        said += bool(usual.remarks(images[count:]))
-    assert said <= 0.06 * 300
+        reported += bool(usual.remarks(images[count:]))
+    assert reported <= 0.06 * 300
 
 
-def test_files_keep_it() -> None:
+def test_plain_data_keeps_everything() -> None:
     usual = UsualAppearance.of(some())
     assert usual is not None
     assert UsualAppearance.from_plain(json.loads(json.dumps(asdict(usual)))) == usual
@@ -130,8 +131,8 @@ def test_real_test_images_do_not_differ_from_real_training_images(name: str, kol
     assert usual.remarks([look_at(path) for path in good]) == {}
 
 
-def test_the_header_of_a_large_image_is_read_without_a_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow warns of what takes much memory to decode, which nobody does here."""
+def test_the_header_of_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns of images that need much memory to decode, but the image is not decoded here."""
     Image.new("RGB", (30, 20)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files of decisions: what is read, what is refused, and the pixels of a region."""
+"""Files of decisions: which are read and which are refused, and the pixels of a region."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def written(folder: Path, *rows: str, columns: str = "path,verdict,region") -> P
     return file
 
 
-def test_all_that_people_and_earlier_versions_write(tmp_path: Path) -> None:
+def test_decisions_of_people_and_of_earlier_versions(tmp_path: Path) -> None:
     Image.new("L", (16, 16), 1).save(tmp_path / "mask.png")
     file = written(
         tmp_path,
@@ -64,7 +64,7 @@ def test_all_that_people_and_earlier_versions_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "has no images in it"),
+        ([], "has no images"),
         (["/a.png,normal"], "not a table with the columns path, verdict, region: row 2 has 2 cells instead of 3"),
         (["/a.png,normal,", "/b.png,anomalous,"], "row 3: the verdict 'anomalous' must be normal, defect, set_aside"),
         (["", "/a.png,Normal,"], "row 3: the verdict 'Normal' must be"),
@@ -73,13 +73,13 @@ def test_all_that_people_and_earlier_versions_write(tmp_path: Path) -> None:
         (["/a.png,defect,1 2 3 4.5"], "row 2: the box '1 2 3 4.5' must be four whole numbers"),
         (["/a.png,defect,1 2 0 4"], "row 2: the box '1 2 0 4' has no area"),
         (["/a.png,defect,1 2 3 -4"], "row 2: the box '1 2 3 -4' has no area"),
-        (["/a.png,defect,-1 2 3 4"], "row 2: the box '-1 2 3 4' begins outside of the image"),
-        (["/a.png,defect,gone.png"], "row 2: the region 'gone.png' is neither a box .* nor a mask file that is there"),
+        (["/a.png,defect,-1 2 3 4"], "row 2: the box '-1 2 3 4' begins outside the image"),
+        (["/a.png,defect,gone.png"], "row 2: the region 'gone.png' is neither a box .* nor an existing mask file"),
         (["/a.png,defect,", "/b.png,,", "/a.png,normal,"], "row 4: '/a.png' is normal here and defect in row 2"),
         (["/a.png,defect,1 2 3 4", "/b/../a.png,normal,"], "row 3: '/a.png' is normal here and defect in row 2"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, rows: list[str], message: str) -> None:
+def test_wrong_rows_are_refused(tmp_path: Path, rows: list[str], message: str) -> None:
     file = written(tmp_path, *rows)
     with pytest.raises(ValueError, match=message) as error:
         read_decisions(file)
@@ -94,7 +94,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         read_decisions(tmp_path / "file.csv")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows allows links to administrators only")
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows only administrators to make links")
 def test_one_image_by_two_paths(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "link.png").symlink_to("a.png")
@@ -107,16 +107,16 @@ def test_one_image_by_two_paths(tmp_path: Path) -> None:
     for rows in (("a.png,defect,", "link.png,,"), ("a.png,,", "link.png,defect,")):
         read = read_decisions(written(tmp_path, *rows))
         assert read == [Decision(tmp_path / "a.png", DEFECT), Decision(tmp_path / "link.png", DEFECT)]
-    # The page shows link and image, and to set the link aside leaves the image
+    # The page shows link and image; setting the link aside does not affect the image
     assert len(read_decisions(written(tmp_path, "a.png,normal,", "link.png,set_aside,"))) == 2
 
 
-def test_an_undecided_row_is_no_verdict(tmp_path: Path) -> None:
+def test_an_undecided_row_is_not_a_verdict(tmp_path: Path) -> None:
     file = written(tmp_path, "/a.png,,", "/a.png,defect,", "/b.png,,")
     assert read_decisions(file) == [Decision(Path("/a.png"), DEFECT), Decision(Path("/b.png"), UNDECIDED)]
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_decisions_can_be_read(tmp_path: Path) -> None:
     mask = tmp_path / "masks" / "one, two.png"
     mask.parent.mkdir()
     Image.new("1", (16, 16), 1).save(mask)
@@ -148,18 +148,18 @@ def test_pixels_of_a_region(tmp_path: Path) -> None:
 
 def test_regions_that_do_not_fit(tmp_path: Path) -> None:
     for box in (Box(4, 0, 3, 1), Box(0, 3, 1, 2)):
-        with pytest.raises(ValueError, match="reaches outside of its image of 6 x 4 pixels"):
+        with pytest.raises(ValueError, match="extends beyond its image of 6 x 4 pixels"):
             region_mask(box, (6, 4))
     Image.new("L", (30, 20)).save(tmp_path / "empty.png")
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="has 30 x 20 pixels and its image 20 x 30"):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="has 30 x 20 pixels, but its image has 20 x 30"):
         region_mask(tmp_path / "empty.png", (20, 30))
-    with pytest.raises(ValueError, match="has no pixel other than zero"):
+    with pytest.raises(ValueError, match="has only zeros"):
         region_mask(tmp_path / "empty.png", (30, 20))
     with pytest.raises(ValueError, match="cannot be used: not an image"):
         region_mask(tmp_path / "broken.png", (30, 20))
 
 
-def test_no_torch_is_imported() -> None:
+def test_torch_is_not_imported() -> None:
     script = "import sys; import anomalib_softpatch.images.decisions; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

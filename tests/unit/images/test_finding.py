@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image files of a folder in which there are links."""
+"""Image files of a folder with links."""
 
 from pathlib import Path
 

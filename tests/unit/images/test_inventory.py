@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is in a folder, by name and content."""
+"""Files of a folder by name and content."""
 
 import hashlib
 from pathlib import Path
@@ -23,4 +23,4 @@ def test_inventory_is_of_content(tmp_path: Path) -> None:
     }
     assert found["link.png"] == ""
     assert exact_copies(found) == [["a.png", "b/x.png"]]
-    assert exact_copies({"a": "", "b": ""}) == []  # of files that nobody could read nothing is known
+    assert exact_copies({"a": "", "b": ""}) == []  # unreadable files are not copies

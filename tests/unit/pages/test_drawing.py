@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images beside their heat maps."""
+"""Drawings of images beside their heat maps."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_the_ring_is_around_its_place(size: tuple[int, int], tmp_path: Path) -> 
     y = (TILE - height * scale) / 2 + (place[1] + 0.5) * scale - 0.5
     assert (columns.min() + columns.max()) / 2 == pytest.approx(x, abs=1)
     assert (rows.min() + rows.max()) / 2 == pytest.approx(y, abs=1)
-    assert (plain[round(y), round(x)] == marked[round(y), round(x)]).all()  # what is in the ring is seen
+    assert (plain[round(y), round(x)] == marked[round(y), round(x)]).all()  # nothing inside the ring is hidden
 
 
 @pytest.mark.parametrize("largest_value", [255, 4095])

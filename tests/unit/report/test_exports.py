@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exports of the report, held against the formats' own rules and against the pixels of the images."""
+"""Exports of the report, checked against the rules of the formats and the pixels of the images."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def findings(tmp_path: Path) -> Findings:
         groups=torch.arange(len(scores)),
         oddities=oddities,
     )
-    # A cut that only the four patches exceed, whatever the bootstrap's seed
+    # A limit that only the four patches exceed
     object.__setattr__(findings.noise_level, "score", findings.rarity.flatten().sort().values[-5].item())
     return findings
 
@@ -68,7 +68,7 @@ def rounded(box: list[float]) -> tuple[int, ...]:
 
 
 def test_regions_are_connected_components(findings: Findings) -> None:
-    """Against scikit-image, on a scene with an offset and a border that is cut off."""
+    """Compared with scikit-image, with an offset and a border that is clipped."""
     covered = Region(-8, 4, 104, 84)
     moved = Findings(findings.paths, findings.scores, findings.kept, [covered] * 60)
     limit = 0.6  # which a quarter of the patches exceed
@@ -129,6 +129,14 @@ def test_coco_is_read_by_pycocotools(findings: Findings, tmp_path: Path) -> None
     assert {name: boxes for name, boxes in found.items() if boxes} == BOXES
 
 
+def test_coco_file_names_lead_to_the_files_although_an_image_is_missing(findings: Findings, tmp_path: Path) -> None:
+    """It was in the parent folder, which made that the common folder."""
+    findings.paths[0] = str(Path(findings.paths[0]).parents[1] / "missing.png")
+    dataset = load(findings, "coco", tmp_path / "out")
+    assert len(dataset["images"]) == 59
+    assert all((Path(dataset["info"]["folder"]) / image["file_name"]).is_file() for image in dataset["images"])
+
+
 def test_label_studio_tasks_are_in_percent_and_lead_to_the_files(findings: Findings, tmp_path: Path) -> None:
     tasks = load(findings, "label_studio", tmp_path / "out")
     assert len(tasks) == 60
@@ -170,7 +178,7 @@ def test_fiftyone_samples_are_in_shares(findings: Findings, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-def test_images_that_cannot_be_named_or_have_gone_are_left_out(
+def test_missing_images_and_names_that_are_not_unicode_are_left_out(
     findings: Findings, caplog: pytest.LogCaptureFixture
 ) -> None:
     odd = Path(findings.paths[0]).with_name(os.fsdecode(b"\xff.png"))
@@ -187,12 +195,12 @@ def test_own_files_are_replaced_and_others_are_not(findings: Findings, tmp_path:
         write_exports(findings, [name], tmp_path)
     (tmp_path / f"{name}.json").write_text('{"images": []}')
     for function in (lambda: check_exports([name], tmp_path), lambda: write_exports(findings, [name], tmp_path)):
-        with pytest.raises(ValueError, match="is there and is not a noise report's"):
+        with pytest.raises(ValueError, match="exists and is not part of a noise report"):
             function()
     assert (tmp_path / f"{name}.json").read_text() == '{"images": []}'
     (tmp_path / f"{name}.json").unlink()
     (tmp_path / f"{name}.json").mkdir()
-    with pytest.raises(ValueError, match="is not a noise report's"):
+    with pytest.raises(ValueError, match="is not part of a noise report"):
         check_exports([name], tmp_path)
 
 

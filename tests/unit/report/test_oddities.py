@@ -39,14 +39,14 @@ def test_a_changed_image_is_named_and_the_others_are_not(name: str) -> None:
     assert not any(names for index, names in enumerate(found) if index != 7)
 
 
-def test_turned_image_has_an_odd_aspect() -> None:
+def test_rotated_image_has_an_odd_aspect() -> None:
     images = ordinary()
     images[7] = images[7].transpose(Image.Transpose.ROTATE_90)
     assert find_oddities([statistics(image) for image in images])[7] == ["odd size", "odd aspect"]
 
 
 @pytest.mark.parametrize("change", [*CHANGES.values()])
-def test_what_all_images_are_is_not_odd(change: object) -> None:
+def test_what_all_images_share_is_not_odd(change: object) -> None:
     assert not any(find_oddities([statistics(change(image)) for image in ordinary()]))
 
 

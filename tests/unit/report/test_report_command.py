@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command `anomalib-softpatch report` on folders as they are found in practice."""
+"""The command `anomalib-softpatch report` on folders that occur in practice."""
 
 import html
 import json
@@ -41,7 +41,7 @@ LAYERS = ["layer2"]
 
 @pytest.fixture(scope="module")
 def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Backbone with random weights on disk: ranking a black square among gray noise takes no more."""
+    """Backbone with random weights on disk: ranking a black square among gray noise needs no more."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def with_extraction(options: dict[str, object]) -> dict[str, object]:
-    """Options of the command as it takes them in Python."""
+    """Convert options of the command line to arguments of the function."""
     own = {each.name for each in fields(Extraction)} & options.keys()
     rest = {name: value for name, value in options.items() if name not in own}
     return rest | {"extraction": Extraction(**{name: options[name] for name in own})}
@@ -107,10 +107,10 @@ def test_ranks_copies_and_lists_without_touching_the_folder(
 
 
 @pytest.mark.parametrize(("min_images", "nearest"), [("auto", 2), (1, 1), (5, 4), (0.5, 5)])
-def test_so_many_images_must_show_something(
+def test_min_images_must_show_something(
     min_images: float | str, nearest: int, folder: Path, small_backbone: str
 ) -> None:
-    """Scores are distances to the image of that rank, by NumPy: of twelve images, half are six."""
+    """Scores are the distances to the image of that rank, computed by NumPy; half of twelve images are six."""
     options = {"backbone": small_backbone, "layers": LAYERS, "neighborhood": 0, "image_size": 64}
     found = rank_images(folder, min_images=min_images, **options)
     extractor = PatchFeatureExtractor(small_backbone, LAYERS).eval()
@@ -128,8 +128,8 @@ def test_broken_and_odd_files_are_listed(folder: Path, small_backbone: str, tmp_
     (folder / "empty.png").touch()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "truncated.png").write_bytes((folder / "a" / "0.png").read_bytes()[:2000])
-    (folder / "text.png").write_text("no image")
-    (folder / "notes.txt").write_text("no image either")
+    (folder / "text.png").write_text("not an image")
+    (folder / "notes.txt").write_text("not an image either")
     (folder / "dead.png").symlink_to(folder / "nowhere.png")
     (folder / "folder.png").mkdir()
     Image.new("RGB", (3, 2)).save(folder / "tiny.png")
@@ -153,12 +153,12 @@ def test_broken_and_odd_files_are_listed(folder: Path, small_backbone: str, tmp_
     assert len(table) == 12 + 6
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "has 2 frames" in html
-    assert "1, read as of 16 bits per value, in which white is 65535" in html
+    assert "1, read with 16 bits per value, where white is 65535" in html
     assert "tiny.png" in html
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names that are no Unicode")
-def test_names_that_are_no_unicode(folder: Path, small_backbone: str, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems only allow names in Unicode")
+def test_names_that_are_not_unicode(folder: Path, small_backbone: str, tmp_path: Path) -> None:
     name = os.fsdecode(b"b/\xff.png")
     (folder / "b" / "odd.png").rename(folder / name)
     report(
@@ -200,11 +200,11 @@ def test_unreadable_subfolder_is_listed(folder: Path, monkeypatch: pytest.Monkey
         ({"discriminators": ["lof", "magic"]}, "magic"),
         ({"threshold": 1.0}, "threshold=1.0"),
         ({"suspicious": -0.1}, "suspicious=-0.1"),
-        ({"output": "images/out"}, "in which nothing is changed"),
-        ({"copy_rest": "images"}, "in which nothing is changed"),
+        ({"output": "images/out"}, "where nothing may change"),
+        ({"copy_rest": "images"}, "where nothing may change"),
         ({"copy_rest": "one"}, "is not empty"),
-        ({"write_list": "images/list.txt"}, "in which nothing is changed"),
-        ({"feature_cache": "images/cache"}, "in which nothing is changed"),
+        ({"write_list": "images/list.txt"}, "where nothing may change"),
+        ({"feature_cache": "images/cache"}, "where nothing may change"),
         ({"lof_k": 0}, "lof_k=0 must be a whole number of 1 or more"),
         ({"image_size": 0}, "image_size=0 must be a whole number of 32 or more"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -258,15 +258,15 @@ def test_files_of_others_are_not_overwritten(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("<!doctype html><title>Mine</title>\nrank,name\n")
     before = contents(tmp_path / "out")
-    with pytest.raises(ValueError, match=f"{name}' is there and is not a noise report's"):
+    with pytest.raises(ValueError, match=f"{name}' exists and is not part of a noise report"):
         report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS))
     assert contents(tmp_path / "out") == before
 
 
-def test_copies_in_another_folder_are_told(
+def test_copies_in_another_folder_are_reported(
     folder: Path, small_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exact ones in any format, and a near one with other noise: in page, summary and terminal."""
+    """An exact copy in another format and a near copy with added noise appear in page, summary and terminal."""
     other = tmp_path / "other"
     other.mkdir()
     rng = np.random.default_rng(1)
@@ -279,8 +279,8 @@ def test_copies_in_another_folder_are_told(
     (other / "notes.txt").touch()
     report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64), against=other)
     line = (
-        f"2 of 12 images in {other} (2 files not looked at) are copies of images in this set (1 exact, 1 near). Take "
-        "them out of one of the two, or a test promises too much."
+        f"2 of 12 images in {other} (2 files not looked at) are copies of images in this set (1 exact, 1 near). Remove "
+        "them from one of the two sets; otherwise a test overrates the model."
     )
     assert line in capsys.readouterr().out.splitlines()
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -301,10 +301,10 @@ def test_copies_in_another_folder_are_told(
     report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS, 64))
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["other_folder"] is None
     for wrong in (folder, folder / "a", tmp_path):
-        with pytest.raises(ValueError, match="lie one in the other"):
+        with pytest.raises(ValueError, match="contains the other"):
             report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS), against=wrong)
     with pytest.raises(ValueError, match="is not a folder"):
-        report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS), against=tmp_path / "gone")
+        report(folder, tmp_path / "out", Extraction(small_backbone, LAYERS), against=tmp_path / "absent")
 
 
 def test_own_report_is_replaced(folder: Path, small_backbone: str, tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_rank_images_takes_paths_and_returns_a_table(folder: Path, small_backbon
     assert findings.table.equals(rank_images(folder, backbone=small_backbone, layers=LAYERS, image_size=64).table)
 
 
-def test_features_are_found_again(
+def test_cached_features_are_reused(
     folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"backbone": small_backbone, "layers": LAYERS, "image_size": 64}
@@ -369,7 +369,7 @@ def test_features_are_found_again(
     assert torch.equal(again.scores, expected.scores)
 
 
-def test_a_page_has_no_more_images_than_a_browser_shows(
+def test_a_page_has_no_more_images_than_a_browser_can_show(
     folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "MOST_SHOWN", 5)
@@ -380,7 +380,7 @@ def test_a_page_has_no_more_images_than_a_browser_shows(
     assert "<b>12</b>images looked at" in text
     drawn = [file for file in (tmp_path / "out" / "thumbnails").iterdir() if file.stem.isdigit()]
     assert len(drawn) == text.count("<figure") == 5
-    # The others are in what the page saves
+    # The others are in the decisions that the page saves
     (others,) = re.findall(r'id="not-shown">(.*?)</script>', text)
     paths = pd.read_csv(tmp_path / "out" / "images.csv")["path"]
     assert [to_text(path) for path in paths[5:]] == json.loads(others)
@@ -391,7 +391,7 @@ def test_a_page_has_no_more_images_than_a_browser_shows(
 def test_features_beyond_the_budget_are_on_disk(
     folder: Path, small_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy among the images too: the others are then taken out of those on disk."""
+    """One image is a copy, so that the features of the others are selected on disk."""
     shutil.copyfile(folder / "a" / "0.png", folder / "a" / "copy.png")
     options = {"backbone": small_backbone, "layers": LAYERS, "image_size": 64, "batch_size": 4}
     expected = rank_images(folder, **options)
@@ -412,7 +412,7 @@ def test_a_copied_defect_stays_where_it_was(folder: Path, small_backbone: str, t
     assert sorted(names[:4]) == ["copy0.png", "copy1.png", "copy2.png", "odd.png"]
     assert after.table["duplicate_group"].tolist()[:4] == [1] * 4
     assert after.table["duplicate_group"].isna().sum() == 11
-    # and nobody's score has changed: copies have one vote
+    # The other scores are unchanged, because copies have one vote
     scores = before.table.set_index("path")["image_score"]
     for path, score in after.table.set_index("path")["image_score"].items():
         if path in scores:
@@ -445,7 +445,7 @@ def test_odd_images_are_named(folder: Path, small_backbone: str) -> None:
     assert {"odd size", "odd aspect"} <= set(odd["tall.png"])
 
 
-def test_command_line_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(["report", str(tmp_path)])
     assert error.value.code == 2

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resiz
 
 from anomalib_softpatch.components import keep_mask
 from anomalib_softpatch.images.reading import read_part
-from anomalib_softpatch.pages.drawing import GAP
+from anomalib_softpatch.pages.drawing import GAP, TILE
 from anomalib_softpatch.report import writer
 from anomalib_softpatch.report.drawing import PART, image_pair, nearest_patches
 from anomalib_softpatch.report.findings import Findings, NearestPatch
@@ -104,7 +104,7 @@ def test_visible_region(transform: object, size: tuple[int, int], expected: tupl
 
 
 def test_visible_region_is_where_the_transform_looks() -> None:
-    """A mark in the image comes out in the patch whose center, in the image's pixels, is the mark."""
+    """A mark in the image appears in the patch whose center, in pixels of the image, is at the mark."""
     transform = PreProcessor(transform=Compose([Resize((64, 64)), CenterCrop((48, 48))])).transform
     image = torch.zeros(3, 300, 200)
     image[:, 200:212, 60:68] = 1
@@ -127,7 +127,7 @@ def test_true_patches_take_part_of_a_patch_and_a_crop_into_account() -> None:
     assert padded.nonzero().tolist() == [[2, 3], [2, 4]]
 
 
-def test_tiny_anomaly_is_a_patch_all_the_same() -> None:
+def test_tiny_anomaly_marks_one_patch() -> None:
     mask = torch.zeros(80, 80)
     mask[33, 51] = 255
     assert true_patches(mask, Region(0, 0, 80, 80), (8, 8)).nonzero().tolist() == [[3, 5]]
@@ -173,7 +173,7 @@ def test_inspection_curve_counts_the_images_to_look_at() -> None:
 
 
 def test_inspection_of_findings_is_the_first_count_of_enough_recall(tmp_path: Path) -> None:
-    """Against scikit-learn: the fewest of the highest-scored images whose recall is the share."""
+    """Compared with scikit-learn: the smallest number of highest-scored images with at least that recall."""
     labels = torch.rand(40, generator=torch.Generator().manual_seed(2)) < 0.4
     findings = make_findings(tmp_path, count=40, labels=labels)
     scores = findings.image_scores.numpy()
@@ -219,14 +219,14 @@ def test_noise_level_counts_the_images_that_stand_apart(share: float) -> None:
         torch.arange(3),
     ],
 )
-def test_noise_level_says_what_it_cannot_tell(scores: torch.Tensor) -> None:
+def test_noise_level_is_unknown_without_a_separate_group(scores: torch.Tensor) -> None:
     level = noise_level(scores)
     assert not level.known
     assert (level.low, level.high, str(level)) == (0, 1, "cannot tell")
     assert level.score >= scores.median()
 
 
-def test_noise_level_in_words() -> None:
+def test_noise_level_as_text() -> None:
     assert str(NoiseLevel(0.051, 0.12, True, 1.0)) == "5 to 12 %"
     assert str(NoiseLevel(0.101, 0.104, True, 1.0)) == "10 %"
 
@@ -281,22 +281,22 @@ def test_each_group_counts_once() -> None:
 
 
 def test_hottest_color_lies_on_the_defect(tmp_path: Path) -> None:
-    pair = np.asarray(image_pair(make_findings(tmp_path), BAD, tile=96)).astype(int)
-    right = pair[:, -96:]  # 96 x 64 pixels, with 16 rows of white above and below
+    pair = np.asarray(image_pair(make_findings(tmp_path), BAD)).astype(int)
+    right = pair[:, -TILE:]  # the image, with white above and below
     redness = right[..., 0] - right[..., 2]
-    y, x = np.unravel_index(redness.argmax(), redness.shape)
+    y, x = np.array(np.unravel_index(redness.argmax(), redness.shape)) * 96 / TILE
     assert 28 <= x < 52
     assert 16 + 12 <= y < 16 + 36
 
 
 def test_heat_map_is_drawn_where_the_model_looked(tmp_path: Path) -> None:
     region = Region(24, 16, 72, 48)
-    pair = np.asarray(image_pair(make_findings(tmp_path, regions=[region] * 12), 0, tile=96))
-    overlaid = pair[16:80, -96:]
+    pair = np.asarray(image_pair(make_findings(tmp_path, regions=[region] * 12), 0))
+    overlaid = pair[37:186, -TILE:]  # the image of 96 x 64 pixels, enlarged to 224 x 149
     untouched = (overlaid == 160).all(axis=2)
-    assert untouched[:14].all()
-    assert untouched[:, :22].all()
-    assert not untouched[18:46, 26:70].any()
+    assert untouched[:33].all()
+    assert untouched[:, :51].all()
+    assert not untouched[42:107, 61:163].any()
 
 
 # Files
@@ -320,7 +320,7 @@ def test_report_has_all_files_and_needs_nothing_else(tmp_path: Path) -> None:
     assert not re.search(r"\b1(</b>)?\s*(<a [^>]*>)?(images|files|groups)\b", html)
     assert f"{100 * (~findings.kept).float().mean():.0f}&nbsp;% of the patches of this set" in html
     assert "truth: anomalous" in html
-    assert "to find 100 % of the known" in html
+    assert "to find 100 % of the known anomalous images" in html
     images = re.findall(r'<img src="(thumbnails/[^"]*)" loading="lazy"', html)
     assert len(images) == 12
     assert all((page.parent / image).is_file() for image in images)
@@ -349,7 +349,7 @@ def test_failure_keeps_the_earlier_report(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_there_is_no_page_while_files_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is killed then leaves no page beside files of another report."""
+    """A process that is killed then leaves no page next to files of another report."""
     findings = make_findings(tmp_path / "images")
     page = write_report(findings, tmp_path / "report")
     moved = []
@@ -365,7 +365,7 @@ def test_there_is_no_page_while_files_are_replaced(tmp_path: Path, monkeypatch: 
     assert set(moved) - {"earlier"} == FILES
 
 
-def test_image_that_has_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_image_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     findings = make_findings(tmp_path / "images")
     Path(findings.paths[BAD]).unlink()
     page = write_report(findings, tmp_path / "report")
@@ -377,7 +377,7 @@ def test_image_that_has_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_report_of_thousands_of_images_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = make_findings(tmp_path / "images", count=20)
-    drawn = {}  # drawing an image anew is not what is tested here
+    drawn = {}  # each image is drawn once, to save time
     monkeypatch.setattr(
         writer, "image_pair", lambda findings, index: drawn.setdefault(index % 20, image_pair(few, index % 20))
     )
@@ -394,7 +394,7 @@ def test_report_of_thousands_of_images_shows_all(tmp_path: Path, monkeypatch: py
     assert len(pd.read_csv(page.parent / "images.csv")) == count
 
 
-def test_a_later_self_check_takes_the_place_of_an_earlier_one():
+def test_a_later_self_check_replaces_an_earlier_one():
     written = f"<h1>Report</h1>{self_check_block([])}<p>rest</p>"
     once = with_self_check(written, ["Self-check: a < b.", "Second."])
     assert once.count("a &lt; b") == once.count("Second.") == 1
@@ -405,8 +405,8 @@ def test_a_later_self_check_takes_the_place_of_an_earlier_one():
     assert with_self_check(twice, []) == written
 
 
-def test_the_oddest_patch_is_drawn_beside_its_nearest(tmp_path: Path) -> None:
-    """In the middle of each square: the black one of the image, gray ones of others."""
+def test_the_oddest_patch_is_drawn_beside_the_nearest_ones(tmp_path: Path) -> None:
+    """The middle of each square is black for the image's own patch and gray for the others."""
     nearest = {BAD: [NearestPatch(0, 1, 2, 1.0), NearestPatch(5, 0, 0, 2.0)]}
     findings = make_findings(tmp_path / "images", nearest=nearest)
     strip = np.asarray(nearest_patches(findings, BAD)).astype(int)
@@ -414,11 +414,11 @@ def test_the_oddest_patch_is_drawn_beside_its_nearest(tmp_path: Path) -> None:
     middles = [strip[PART // 2, number * (PART + GAP) + PART // 2, 0] for number in range(3)]
     assert middles[0] < 10
     assert all(abs(middle - 160) < 5 for middle in middles[1:])
-    assert strip[: PART // 7, -PART:].max() < 10  # beyond the corner of the image there is nothing
+    assert strip[: PART // 7, -PART:].max() < 10  # black beyond the corner of the image
 
 
-def test_a_part_of_an_image_is_what_it_shows(tmp_path: Path) -> None:
-    """Against a crop by hand, of a large JPEG file that is decoded smaller, too."""
+def test_a_part_of_an_image_is_a_crop(tmp_path: Path) -> None:
+    """Also of a large JPEG file, which is decoded at a smaller size."""
     gradient = np.linspace(0, 255, 1200).round().astype(np.uint8)
     pixels = np.stack(
         [np.tile(gradient, (800, 1)), np.tile(gradient[:800, None], (1, 1200)), np.full((800, 1200), 9)], 2
@@ -431,7 +431,7 @@ def test_a_part_of_an_image_is_what_it_shows(tmp_path: Path) -> None:
 
 
 def test_look_alikes_are_those_of_the_features(tmp_path: Path) -> None:
-    """Two images with the same odd patch at other places, one of them copied."""
+    """Two images with the same odd patch at different places, one of which has a copy."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, 6, 8, generator=generator) + 0.1 * torch.randn(20, 4, 6, 8, generator=generator)
     odd = 5 * torch.randn(8, generator=generator)
@@ -451,15 +451,13 @@ def test_look_alikes_are_those_of_the_features(tmp_path: Path) -> None:
         assert image not in {other for other, _, _ in others}
     page = write_report(seen, tmp_path / "report").read_text(encoding="utf-8")
     assert page.count("the same odd thing in 3 images") == 3
-    assert page.count("Why it is thought odd") == 21
+    assert page.count("Why it looks odd") == 21
     assert page.count("Difference from a copy") == 2
 
 
-def test_an_image_is_shown_although_one_that_is_like_it_has_gone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_image_is_shown_although_a_nearest_one_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     findings = make_findings(tmp_path / "images", nearest={BAD: [NearestPatch(0, 1, 2, 1.0)]})
     Path(findings.paths[0]).unlink()
     page = write_report(findings, tmp_path / "report").read_text(encoding="utf-8")
     assert page.count("The file could not be drawn.") == 1
-    assert "003.png is shown without all images like it" in caplog.text
+    assert "003.png is shown without some of the images" in caplog.text

@@ -5,14 +5,14 @@
   if (!figures.length) return;
   const find = (id) => document.getElementById(id);
   const viewer = find("viewer");
-  // The slider rounds what it is set to.
+  // The slider rounds the values that it is set to.
   const reaches = (figure, limit) => Number(figure.dataset.score) >= limit - 1e-6;
-  const verdicts = ["normal", "defect", "set_aside"]; // classes of figures and values of buttons, too
-  const keys = new Map(); // key -> one of these
+  const verdicts = ["normal", "defect", "set_aside"]; // also classes of figures and values of buttons
+  const keys = new Map(); // key -> verdict
   for (const button of viewer.querySelectorAll("button.verdict")) keys.set(button.dataset.key, button.value);
-  const decisions = new Map(); // figure -> one of these
-  const regions = new Map(); // figure -> where the defect is: [x, y, width, height] in pixels of the image
-  const history = []; // of lists of [figure, its verdict before, its region before]
+  const decisions = new Map(); // figure -> verdict
+  const regions = new Map(); // figure -> box around the defect: [x, y, width, height] in pixels of the image
+  const history = []; // lists of [figure, its previous verdict, its previous region]
   const saveUndecided = "saveUndecided" in document.body.dataset;
   const [tile, gap] = [Number(document.body.dataset.tile), Number(document.body.dataset.gap)];
   let shown = figures;
@@ -21,7 +21,7 @@
 
   const decided = (figure) => [decisions.get(figure), regions.get(figure)];
 
-  // What was decided survives a reload where the browser allows it.
+  // Decisions survive a reload if the browser allows it.
   const key = "decisions of " + document.body.dataset.key;
   let saved = true;
   const remember = () => {
@@ -29,7 +29,7 @@
     const state = figures.filter((figure) => decisions.has(figure));
     try {
       localStorage.setItem(key, JSON.stringify(state.map((figure) => [figure.id, ...decided(figure)])));
-    } catch { /* no storage: leaving the page asks */ }
+    } catch { /* no storage: the browser asks before it leaves the page */ }
   };
 
   function paint(figure) {
@@ -82,13 +82,13 @@
     change(some.filter((figure) => decisions.get(figure) !== decision).map((figure) => [figure, decision]));
   }
 
-  // One decision for all images that show the same odd thing; those that were decided about stay as they are
+  // Copies a decision to all undecided images that show the same odd thing
   function decideAlike(figure) {
     const alike = figures.filter((other) => other.dataset.alike === figure.dataset.alike && !decisions.has(other));
     if (figure.dataset.alike && decisions.has(figure)) decide(alike, decisions.get(figure));
   }
 
-  // What has a region is a defect; without one, the whole image is meant
+  // An image with a region has a defect; without a region, the decision is about the whole image
   function mark(figure, region) {
     if (String(regions.get(figure)) === String(region)) return;
     change([[figure, region ? "defect" : decisions.get(figure), region]]);
@@ -184,7 +184,7 @@
     showBox(regions.get(current));
   }
   original.addEventListener("error", () => {
-    original.hidden = true; // a format that browsers do not show, or a file that has gone: the drawing remains
+    original.hidden = true; // a format that browsers cannot show, or a missing file: only the drawing is shown
     if (current) showBox(regions.get(current));
   });
 
@@ -216,7 +216,7 @@
     }
   });
 
-  let pressed = null; // a box that is drawn beyond the edge ends with a click there
+  let pressed = null; // drawing a box beyond the viewer's edge ends with a click there, which must not close it
   viewer.addEventListener("pointerdown", (event) => (pressed = event.target));
   viewer.addEventListener("click", (event) => {
     if ((event.target === viewer && pressed === viewer) || event.target.closest(".close")) viewer.close();
@@ -239,11 +239,11 @@
     event.preventDefault();
   });
 
-  // The region of a defect: a box that is drawn on the image or written
+  // The region of a defect: a box that is drawn on the image or entered as text
 
-  const sizeOf = (figure) => JSON.parse(figure.dataset.size); // [width, height] in pixels; null if not known
+  const sizeOf = (figure) => JSON.parse(figure.dataset.size); // [width, height] in pixels; null if unknown
 
-  // Where the image is in the left half of its drawing, and at what scale
+  // Position and scale of the image in the left half of its drawing
   function inTile(figure) {
     const [width, height] = sizeOf(figure);
     const scale = Math.min(tile / width, tile / height);
@@ -259,7 +259,7 @@
   // The element that boxes are drawn on
   const canvas = () => (original.hidden ? drawing : original);
 
-  // Where the image is in the viewer's views, and at what scale; null while it is not there
+  // Position and scale of the image in the viewer; null until it is loaded
   function inViews() {
     const element = canvas();
     if (!sizeOf(current) || element.hidden || !element.naturalWidth) return null;
@@ -298,7 +298,7 @@
   for (const element of [original, drawing]) element.addEventListener("load", showAgain);
   addEventListener("resize", showAgain);
 
-  // The box between two places of the pointer, in whole pixels of the image and inside of it
+  // The box between two positions of the pointer, in whole pixels and clipped to the image
   function between(one, other) {
     const image = inViews();
     const views = original.parentElement.getBoundingClientRect();
@@ -310,12 +310,12 @@
     return [x, y, Math.ceil(Math.max(...columns)) - x, Math.ceil(Math.max(...rows)) - y];
   }
 
-  const SMALLEST = 3; // pixels of the screen that a drawn box has; less is a click
+  const SMALLEST = 3; // smallest side of a drawn box, in pixels of the screen; anything smaller is a click
   let start = null;
   viewer.addEventListener("pointerdown", (event) => {
     if (event.button || event.target !== canvas() || !inViews()) return;
     start = event;
-    find("region").blur(); // so that keys decide again
+    find("region").blur(); // so that keys are decisions again
     event.preventDefault();
   });
   addEventListener("pointermove", (event) => {
@@ -340,14 +340,14 @@
     const [x, y, width, height] = numbers;
     const [fullWidth, fullHeight] = sizeOf(current);
     const isBox = /^\d+(\s+\d+){3}$/.test(text) && width && height && x + width <= fullWidth && y + height <= fullHeight;
-    const message = `Give four whole numbers, x y width height, of a box inside of ${fullWidth} x ${fullHeight} pixels.`;
+    const message = `Enter four whole numbers, x y width height, of a box inside the ${fullWidth} x ${fullHeight} pixels of the image.`;
     event.target.setCustomValidity(isBox || !text ? "" : message);
     if (!event.target.reportValidity()) return;
     mark(current, text ? numbers : undefined);
-    event.target.blur(); // so that keys decide again
+    event.target.blur(); // so that keys are decisions again
   });
 
-  // Set aside by score, where there is a slider: it has the scale of the histogram above it
+  // Set aside by score, if there is a slider: it has the scale of the histogram above it
 
   const slider = find("slider");
   function chooseByScore(event) {
@@ -355,7 +355,7 @@
     let above = 0;
     for (const figure of figures) {
       const is = reaches(figure, limit);
-      figure.classList.toggle("above", is && Boolean(event)); // only once the slider has been moved
+      figure.classList.toggle("above", is && Boolean(event)); // only after the slider was moved
       above += is;
     }
     const share = (limit - slider.min) / (slider.max - slider.min || 1);
@@ -400,7 +400,7 @@
     for (const [id, decision, region] of JSON.parse(localStorage.getItem(key)) ?? []) {
       if (find(id) && verdicts.includes(decision)) put(find(id), decision, region);
     }
-  } catch { /* nothing that can be read */ }
+  } catch { /* no storage, or unreadable content */ }
   if (slider) chooseByScore();
   count();
 })();
