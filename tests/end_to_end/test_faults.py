@@ -20,7 +20,7 @@ from anomalib_softpatch import NoisyDataModule, SoftPatch, SoftPatchPlus, __vers
 from anomalib_softpatch.data.manifest import read_manifest
 
 SMALL = {
-    "backbone": "test_resnet",
+    "backbone": "resnet18",
     "layers": ["layer1", "layer2"],
     "pre_trained": False,
     "coreset_sampling_ratio": 0.01,
@@ -61,7 +61,7 @@ SCENARIOS = """
 
     def fit(**options):
         model = SoftPatch(
-            backbone="test_resnet", layers=["layer1", "layer2"], pre_trained=False, coreset_sampling_ratio=0.01,
+            backbone="resnet18", layers=["layer1", "layer2"], pre_trained=False, coreset_sampling_ratio=0.01,
             visualizer=False, pre_processor=SoftPatch.configure_pre_processor((64, 64)), **options,
         )
         engine = Engine(default_root_dir=output, accelerator="cpu", enable_progress_bar=False, logger=False)
@@ -187,7 +187,7 @@ def test_broken_checkpoint(
         (SoftPatchPlus, {}, "model.ckpt was written by SoftPatch, but the model is SoftPatchPlus: use SoftPatch"),
         (SoftPatch, {"layers": ["layer2"]}, r"layers=\['layer1', 'layer2'\], but the model has layers=\['layer2'\]"),
         (SoftPatch, {"patch_embedding": "unfold"}, "patch_embedding=average, but the model has patch_embedding=unfold"),
-        (SoftPatch, {"backbone": "resnet34"}, r"another backbone \(test_resnet\) than the model's \(resnet34\)"),
+        (SoftPatch, {"backbone": "resnet34"}, r"another backbone \(resnet18\) than the model's \(resnet34\)"),
     ],
 )
 def test_checkpoint_of_other_options(

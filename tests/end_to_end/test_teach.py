@@ -70,7 +70,7 @@ def run(folder, run_forked):
 @pytest.fixture(scope="module")
 def checkpoint(folder, run):
     torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder / "weights")
+    save_for_hf(timm.create_model("resnet18", pretrained=False), folder / "weights")
     backbone = ("--backbone", f"local-dir:{folder / 'weights'}", "--layers", "[layer1, layer2]")
     run("clean-train", "train", "--output", "run", "--export", "none", "--image_size", SIZE, *backbone)
     return folder / "run" / "model.ckpt"
