@@ -95,7 +95,7 @@ def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: P
     status, _, error = run(images, "--model", nan, cwd=tmp_path)
     assert (status, error) == (SOME_UNREADABLE, "")
     assert [(row["verdict"], row["reason"]) for row in read_rows(tmp_path / "predictions.csv")] == [
-        ("unreadable", "its score is not a number")
+        ("unreadable", "its score is NaN")
     ] * 3
 
 

@@ -169,7 +169,7 @@ def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> 
         "c.png",
     ]
     assert 'data-name="gone.png"' not in text
-    assert text.count("is not there any more") == 1
+    assert text.count("was removed or has changed") == 1
     assert len(read_rows(tmp_path / "out.csv")) == 4  # drawing adds no rows
     drawings = set((tmp_path / "out_thumbnails").glob(DRAWINGS))
     assert len(drawings) == 3

@@ -297,7 +297,7 @@ class Run:
             return unreadable(f"cannot be scored: {first_line(error)}")
         said = verdict(output.score, predictor.threshold, output.label)
         if said == UNREADABLE:
-            return unreadable("its score is not a number")
+            return unreadable("its score is NaN")
         x, y = peak(output.anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
         prediction = Prediction(path, output.score, predictor.threshold, said, x, y, "", modified, self._name)
         if self._page is not None:
