@@ -305,7 +305,7 @@ def test_interrupted_by_the_user_it_says_how_to_go_on(
     with pytest.raises(SystemExit) as ended:
         main(["clean-train", str(folder), *options, "--output", str(tmp_path / "out")])
     assert ended.value.code == 130
-    assert capsys.readouterr().err.endswith("Stopped. The same command goes on from here.\n")
+    assert capsys.readouterr().err.endswith("Stopped. The same command continues from here.\n")
     assert not (tmp_path / "out" / ".working").exists()
 
 

@@ -143,7 +143,7 @@ def test_stopped_it_keeps_what_was_scored_and_goes_on(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == INTERRUPTED
-        assert error.strip().startswith("Stopped. The same command goes on from here")
+        assert error.strip().startswith("Stopped. The same command continues from here")
     before = output.read_text()
     assert 3 <= before.count("\n") - 1 < 400
     with output.open("a") as file:
@@ -155,7 +155,7 @@ def test_stopped_it_keeps_what_was_scored_and_goes_on(
     assert [Path(row["path"]) for row in rows] == sorted(many.iterdir())  # each once, none twice
     expected = ["anomalous" if number % 256 / 255 > 0.5 else "normal" for number in range(400)]
     assert [row["verdict"] for row in rows] == expected
-    assert f"{before.count(chr(10)) - 1} images of 400 judged by an earlier run." in printed
+    assert f"{before.count(chr(10)) - 1} images of 400 already scored by an earlier run." in printed
     assert printed.splitlines()[-1].startswith(f"{expected.count('anomalous')} of 400 images anomalous")
 
 

@@ -200,7 +200,7 @@ def test_a_failed_run_leaves_the_earlier_page(model: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--watch"], "There is no page of a folder that is watched. Leave out page, or watch."),
+        (["--watch"], "A watched folder has no page. Leave out page, or watch."),
         (["--output", "mine.csv"], "'mine.html' is where the page would be and is not a page of predictions."),
         (["--output", "out.html"], "'out.html' is where the page would be and is not a page of predictions."),
     ],

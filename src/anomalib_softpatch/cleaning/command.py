@@ -115,7 +115,7 @@ def clean_train(
         exported = pipeline.export(run, fitted, export)
         pipeline.move_away(run, ranking, selection.set_aside, move_to)
     except KeyboardInterrupt:
-        sys.stderr.write("\nStopped. The same command goes on from here.\n")
+        sys.stderr.write("\nStopped. The same command continues from here.\n")
         raise SystemExit(130) from None
     pipeline.summarize(run, ranking, selection, fitted, exported, set_aside)
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The threshold that predictions are judged by."""
+"""The threshold that gives the verdicts of predictions."""
 
 from anomalib.post_processing import PostProcessor
 
