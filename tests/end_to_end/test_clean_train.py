@@ -216,7 +216,7 @@ def test_another_threshold_needs_no_other_fit(
 
     monkeypatch.setattr("anomalib_softpatch.cleaning.stages.Engine.fit", lambda *_, **__: pytest.fail("a fit was run"))
     again = ("clean-train", folder, *options, *more, "--feature_cache", tmp_path / "features")
-    assert "there already, but for the threshold" in run(capfd, *again, "--false_alarms", 0.3)
+    assert "already done, except for the threshold" in run(capfd, *again, "--false_alarms", 0.3)
     states = [torch.load(place / "model.ckpt", weights_only=True) for place in (tmp_path / "out", fitted)]
     assert states[0].keys() == states[1].keys()
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
@@ -229,7 +229,7 @@ def test_another_threshold_needs_no_other_fit(
     assert load_model(tmp_path / "out" / "model.ckpt").post_processor.false_alarms == 0.3
     summaries = [json.loads((place / "summary.json").read_text()) for place in (tmp_path / "out", fitted)]
     assert summaries[0]["threshold"] == pytest.approx(summaries[1]["threshold"])
-    assert "there already\n" in run(capfd, *again, "--false_alarms", 0.3).split("[3/5]")[1]
+    assert "already done\n" in run(capfd, *again, "--false_alarms", 0.3).split("[3/5]")[1]
 
 
 def test_given_again_it_computes_what_depends_on_the_options(
@@ -254,7 +254,7 @@ def test_given_again_it_computes_what_depends_on_the_options(
     everything = contents(output)
     for more in (["--export", "onnx"], []):
         printed = run(capfd, *command, *more)
-        assert printed.count("there already") == 3
+        assert printed.count("already done") == 3
         assert contents(output) == everything
 
     decisions = tmp_path / "decisions.csv"
@@ -264,8 +264,8 @@ def test_given_again_it_computes_what_depends_on_the_options(
     aside = tmp_path / "aside"
     command += ("--decisions", decisions, "--move_to", aside, "--set_aside", 0.1)
     printed = run(capfd, *command, "--false_alarms", 0.3)
-    assert printed.count("there already") == 1
-    assert "model.onnx: of an earlier run, perhaps with another threshold" in printed
+    assert printed.count("already done") == 1
+    assert "model.onnx: from an earlier run, perhaps with another threshold" in printed
     assert "--ckpt_path" in json.loads((output / "summary.json").read_text())["next"]
     gone = {"b/other defect.png", "copy.png", "broken.png"}
     assert {str(path.relative_to(folder)) for path in before.keys() - contents(folder).keys()} == gone
@@ -276,13 +276,13 @@ def test_given_again_it_computes_what_depends_on_the_options(
 
     # What has been moved away is not forgotten, and no further share of the rest is set aside
     printed = run(capfd, *command, "--false_alarms", 0.3)
-    assert printed.count("there already") == 2
+    assert printed.count("already done") == 2
     assert pd.read_csv(output / "set_aside.csv").equals(listed)
 
     run(capfd, "undo", aside / "moved.csv", "--dry_run", "false")
     assert contents(folder) == before
     printed = run(capfd, *command, "--false_alarms", 0.3, "--move_to", tmp_path / "again")
-    assert printed.count("there already") == 2
+    assert printed.count("already done") == 2
     run(capfd, "undo", tmp_path / "again" / "moved.csv", "--dry_run", "false")
     assert contents(folder) == before
 
@@ -331,7 +331,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
     cases = {
         "is not a folder": [tmp_path / "nowhere"],
         "has no images": [tmp_path / "empty"],
-        "not of an earlier run": [folder, "--output", tmp_path / "mine"],
+        "not from an earlier run": [folder, "--output", tmp_path / "mine"],
         "in which nothing is changed": [folder, "--output", folder / "out"],
         "false_alarms=1.5 must be a share above 0": [folder, "--false_alarms", 1.5],
         "set_aside=1.0 must be a share of at least 0": [folder, "--set_aside", 1.0],
@@ -339,7 +339,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
         "stride=3 is that of tiles": [folder, "--stride", 3],
         "batch_size=0 must be": [folder, "--batch_size", 0],
         "layers must name": [folder, "--layers", "[]"],
-        "none of which lies in folder=": [folder, "--decisions", tmp_path / "other.csv"],
+        "none of which is in folder=": [folder, "--decisions", tmp_path / "other.csv"],
         "is not a table": [folder, "--decisions", folder / "notes.txt"],
         "row 3: '/a.png' is defect here and normal in row 2": [folder, "--decisions", tmp_path / "contradiction.csv"],
         "cannot be written to": [folder, "--output", tmp_path / "other.csv" / "out"],

@@ -101,7 +101,7 @@ def test_installed_weights_are_used_and_said(
     assert (summary["layers"], "efficientnet-lite2" in summary["backbone"]) == (["blocks.2", "blocks.4"], True)
     with_hub = f"from anomalib_softpatch import backbones; backbones.check_weights = lambda _: None; {COMMAND}"
     printed = run_forked("-c", with_hub, *command, cwd=tmp_path, env=offline).stdout
-    assert printed.count("there already") == 2
+    assert printed.count("already done") == 2
 
     run_forked(
         "-c", COMMAND, "predict", folder, "--ckpt_path", tmp_path / "out" / "model.ckpt", cwd=tmp_path, env=offline

@@ -275,7 +275,7 @@ def test_watching_says_once_how_the_last_images_differ(folder, checkpoint):
         (["--decisions", "absent.csv"], "absent.csv"),
         (["--decisions", "unknown.csv"], "cannot be found"),
         (["--decisions", "outside.csv"], "reaches outside of its image of 96 x 96 pixels"),
-        (["--decisions", "again.csv", "--output", "taught.ckpt"], "is there already"),
+        (["--decisions", "again.csv", "--output", "taught.ckpt"], "exists, and nothing is overwritten"),
         (["--forget", "forget.txt"], "cannot be found and is not known to the model"),
     ],
 )
