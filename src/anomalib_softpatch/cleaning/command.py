@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from anomalib_softpatch.backbones import Backbone, WeightsName, choose_backbone
+from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
 from anomalib_softpatch.cleaning.state import FEATURES, REPORT, State
 from anomalib_softpatch.extraction import DEFAULTS, Extraction
@@ -83,14 +83,25 @@ def clean_train(
     check(false_alarms=false_alarms, set_aside=set_aside)
     if neighborhood is not None:
         check(neighborhood=neighborhood)
-    _check_export(export)
+    missing = [name for name in NEEDED.get(export, []) if find_spec(name) is None]
+    if missing:
+        msg = f"export={export!r} needs {', '.join(missing)}, which the extra openvino of anomalib-softpatch installs."
+        raise ValueError(msg)
     exports = check_exports(report_export, output / REPORT)
-    decided = _read_decisions(decisions, folder)
+    decided: dict[str, str] = {}
+    if decisions is not None:
+        decided, elsewhere = names_of(read_decisions(decisions), folder)
+        if not decided:
+            where = f"none of which is in folder={str(folder)!r}"
+            msg = f"decisions={str(decisions)!r} is about {elsewhere} images, {where}."
+            raise ValueError(msg)
     state = State(output)
     for target in (output, move_to, cache):
         if target is not None:
             check_writable(target)
-    chosen = _choose_backbone(extraction, weights, state)
+    if extraction.backbone is None and extraction.layers is None and weights is None:
+        weights = state.latest(FALLBACK).get("weights")
+    chosen = choose_backbone(extraction.backbone, extraction.layers, weights)
 
     from anomalib_softpatch.cleaning import run as pipeline  # noqa: PLC0415  # imports torch
     from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # imports torch
@@ -119,28 +130,3 @@ def clean_train(
         sys.stderr.write("\nStopped. The same command continues from here.\n")
         raise SystemExit(130) from None
     pipeline.summarize(run, ranking, selection, fitted, exported, set_aside)
-
-
-def _choose_backbone(extraction: Extraction, weights: WeightsName | None, state: State) -> Backbone:
-    """Return the chosen backbone; if no option names one, the fallback of an earlier run."""
-    if extraction.backbone is None and extraction.layers is None and weights is None:
-        weights = state.latest(FALLBACK).get("weights")
-    return choose_backbone(extraction.backbone, extraction.layers, weights)
-
-
-def _check_export(kind: str) -> None:
-    missing = [name for name in NEEDED.get(kind, []) if find_spec(name) is None]
-    if missing:
-        msg = f"export={kind!r} needs {', '.join(missing)}, which the extra openvino of anomalib-softpatch installs."
-        raise ValueError(msg)
-
-
-def _read_decisions(file: Path | None, folder: Path) -> dict[str, str]:
-    """Return verdicts by image name, and refuse a file that has none about images of the folder."""
-    if file is None:
-        return {}
-    names, elsewhere = names_of(read_decisions(file), folder)
-    if not names:
-        msg = f"decisions={str(file)!r} is about {elsewhere} images, none of which is in folder={str(folder)!r}."
-        raise ValueError(msg)
-    return names

@@ -30,7 +30,6 @@ from anomalib_softpatch.text import counted
 STAGES = 5
 FEWEST_IMAGES = 2
 EXPORTED = ("model.onnx", "model.xml", "model.pt")
-FOR_PREDICTION = (".onnx", ".xml")  # exported files that anomalib-softpatch predict takes
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ def report(run: Run, images: Sequence[Path]) -> Ranking:
     # With the files that an earlier run has moved away, the folder may be as that run found it
     earlier = files | {name: entry["hash"] for name, entry in moved.items()}
     found = run.state.finished("report", _report_key(run, earlier))
-    if found is not None and stages.has_report(run.output, run.options):
+    written = [PAGE, *(f"{name}.json" for name in run.options.exports)]
+    if found is not None and all((run.output / REPORT / name).is_file() for name in written):
         _say(1, f"report of {counted(len(earlier), 'image')}: already done")
         return Ranking(earlier, moved, **found)
     _say(1, f"report of {counted(len(files), 'image')} in {to_text(run.folder)}")
@@ -215,7 +215,9 @@ def summarize(
 ) -> None:
     """Write and print the summary."""
     check = fitted.check
-    command = _prediction(run.output, exported)
+    predicts = bool(exported) and exported[0].endswith((".onnx", ".xml"))  # files that predict takes
+    option, file = ("--model", exported[0]) if predicts else ("--ckpt_path", CHECKPOINT)
+    command = f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(run.output / file))}"
     next_step = {
         TRUST: command,
         LOOK: "the same command with --decisions decisions.csv",
@@ -264,14 +266,6 @@ def summarize(
         f"Next:      {command}",
     ]
     sys.stdout.write("\n".join([*lines, ""]))
-
-
-def _prediction(output: Path, exported: Sequence[str]) -> str:
-    """Return the command that scores new images."""
-    predicts = bool(exported) and exported[0].endswith(FOR_PREDICTION)
-    file = output / (exported[0] if predicts else CHECKPOINT)
-    option = "--model" if predicts else "--ckpt_path"
-    return f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
 
 
 def _report_key(run: Run, files: Mapping[str, str]) -> str:

@@ -31,7 +31,7 @@ from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.report.exports import write_exports
 from anomalib_softpatch.report.ranking import check_device, rank_images
-from anomalib_softpatch.report.writer import PAGE, write_report
+from anomalib_softpatch.report.writer import write_report
 
 WORKING = ".working"  # subfolder of the output folder for files that are not finished
 # Options of the models that the command sets itself
@@ -39,7 +39,6 @@ OWN_OPTIONS: set[str | int] = {
     *("backbone", "layers", "neighborhood", "feature_cache", "noise_report"),
     *("pre_processor", "post_processor", "evaluator", "visualizer"),
 }
-ONNX_OPTIONS = {"verbose": False}
 
 
 @dataclass(frozen=True)
@@ -147,11 +146,6 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     }
 
 
-def has_report(output: Path, options: Options) -> bool:
-    """Return whether a complete report exists, with its exports."""
-    return all((output / REPORT / name).is_file() for name in (PAGE, *(f"{name}.json" for name in options.exports)))
-
-
 def fit(
     paths: Sequence[Path], output: Path, options: Options, false_alarms: float, largest_value: int
 ) -> dict[str, Any]:
@@ -230,7 +224,7 @@ def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
     with _working_folder(output) as folder:
         with quiet():
             engine = Engine(default_root_dir=folder, accelerator="cpu")
-            path = engine.export(load_model(checkpoint), kind, export_root=folder, onnx_kwargs=ONNX_OPTIONS)
+            path = engine.export(load_model(checkpoint), kind, export_root=folder, onnx_kwargs={"verbose": False})
         assert path is not None
         files = sorted(path.parent.iterdir(), key=lambda file: (file != path, file.name))
         return [file.replace(output / file.name) for file in files]

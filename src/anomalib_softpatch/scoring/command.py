@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anomalib_softpatch.images.appearance import Appearance, appearance, mean_colors
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
@@ -113,7 +113,9 @@ def predict(
                 sys.stderr.write(f"\nStopped. The same command continues from here; {output} has all results so far.\n")
                 raise SystemExit(INTERRUPTED) from None
         verdicts = {path: (row.verdict, row.score) for path, row in log.predictions(paths).items()}
-    sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
+    suffixes = ", ".join(sorted({path.suffix or "none" for path in others}))
+    left_out = f", {counted(len(others), 'file')} with another extension left out ({suffixes})" if others else ""
+    sys.stdout.write(f"{summary(run.verdicts)}{left_out}: {output}\n")
     if verdicts:
         sys.stdout.writelines(f"{line}\n" for line in _remarks(run, verdicts, decided, false_alarms))
     if watch and run.scored:
@@ -329,25 +331,13 @@ class Run:
         sys.stdout.flush()
 
 
-def _left_out(others: Sequence[Path]) -> str:
-    """Return how many files have other extensions than images, and which."""
-    if not others:
-        return ""
-    suffixes = ", ".join(sorted({path.suffix or "none" for path in others}))
-    return f", {counted(len(others), 'file')} with another extension left out ({suffixes})"
-
-
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """Make a signal to terminate, with which services are stopped, act like Ctrl-C."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

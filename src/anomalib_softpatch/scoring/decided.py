@@ -65,18 +65,18 @@ def read_decided(file: Path, images: Sequence[str], model: Path) -> Decided:
     found: dict[str, DecidedImage] = {}
     untouched, known, trained = [], 0, 0
     for path in images:
-        said = decisions.get(os.path.realpath(path), [])
-        known += bool(said)
-        if not said:
+        rows = decisions.get(os.path.realpath(path), [])
+        known += bool(rows)
+        if not rows:
             untouched.append(path)
-        verdict = next((verdict for verdict, _ in said if verdict in {NORMAL, DEFECT}), None)
+        verdict = next((verdict for verdict, _ in rows if verdict in {NORMAL, DEFECT}), None)
         if verdict is None or not Path(path).is_file():
             continue
         content = hash_files(Path(path))
         if content in training:
             trained += 1
             continue
-        image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in said), content)
+        image = DecidedImage(path, verdict == DEFECT, any(whole for _, whole in rows), content)
         first = found.setdefault(content, image)
         if first.defect != image.defect:
             pair = f"one of {first.path!r} and {path!r} normal and the other a defect"
@@ -99,7 +99,7 @@ def about(decided: Decided, verdicts: Mapping[str, tuple[str, float]], asked: fl
     """
     from anomalib_softpatch.scoring.promise import score_lower  # noqa: PLC0415  # imports scipy, which takes seconds
 
-    judged = {path: said for path, said in verdicts.items() if said[0] in {"anomalous", "normal"}}
+    judged = {path: row for path, row in verdicts.items() if row[0] in {"anomalous", "normal"}}
     images = [each for each in decided.images if each.path in judged]
     called = {each: judged[each.path][0] == "anomalous" for each in images}
     good = [called[each] for each in images if not each.defect and (each.whole or called[each])]

@@ -4,7 +4,7 @@
 """From decisions about images to a taught checkpoint."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -30,7 +30,7 @@ from anomalib_softpatch.images.paths import real_folder, to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, image_size, read_image
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
-from anomalib_softpatch.models.teaching import Change, record_of, teach_model
+from anomalib_softpatch.models.teaching import record_of, teach_model
 from anomalib_softpatch.report.geometry import true_patches, visible_region
 from anomalib_softpatch.report.ranking import check_device
 from anomalib_softpatch.teaching.command import ADD, FORGET
@@ -94,7 +94,15 @@ def teach_checkpoint(
     ]
     if not all(record.names):
         lines.append("Some training images had no files when the model was trained. Decisions cannot be about them.")
-    return Report(lines, _summary(images.verdicts.values(), change))
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(Counter(images.verdicts.values()).items()))
+    summary = (
+        f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before: "
+        f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
+        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). {change.rule} Of "
+        f"{counted(change.scored, 'training image')} scored as if they were new, "
+        f"{change.flipped} have another verdict than before."
+    )
+    return Report(lines, summary)
 
 
 def _refuse_copies(lessons: Sequence[Lesson]) -> None:
@@ -249,14 +257,3 @@ class _Images:
             word = "anomalous" if score > threshold else "normal"
             found[name] = f"{score / (score + threshold) if score else 0:.3f} {word:9}"
         return found
-
-
-def _summary(verdicts: Iterable[str], change: Change) -> str:
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(Counter(verdicts).items()))
-    return (
-        f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before: "
-        f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
-        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). {change.rule} Of "
-        f"{counted(change.scored, 'training image')} scored as if they were new, "
-        f"{change.flipped} have another verdict than before."
-    )
