@@ -53,7 +53,7 @@ class Options:
 
     @property
     def comparison(self) -> dict[str, Any]:
-        """The neighborhood as an argument; none for the defaults of report and model, which differ."""
+        """The neighborhood as an argument; none for the defaults of report and model, which may differ."""
         return {} if self.neighborhood is None else {"neighborhood": self.neighborhood}
 
 
