@@ -3,9 +3,9 @@
 
 r"""Compare settings of the models on the same noisy features, and print a table of AUROCs.
 
-The features of each noise ratio and seed are extracted once and every setting is fitted to them, so that a comparison
-costs minutes. The image AUROC, the pixel AUROC and the patch AUROC (how well the fused scores find the injected
-defects) are means over seeds with their standard deviation.
+The features of each noise ratio and seed are extracted once, and every setting is fitted to them, so that a comparison
+takes minutes. The table has the image AUROC, the pixel AUROC and the patch AUROC (how well the fused scores find the
+injected defects), as means over seeds with their standard deviation.
 
 Example::
 
@@ -97,22 +97,22 @@ def set_of(root: Path, category: str) -> AnomalibDataModule:
 
 
 def is_bad(name: str) -> bool:
-    """Tell by the name of a training image, in a set with noise of its own, whether it surely has a defect."""
+    """Return whether a training image surely has a defect, by its name, in a set with its own noise."""
     return name.startswith("defect_")
 
 
 def is_doubtful(name: str) -> bool:
-    """Tell likewise whether it may have one."""
+    """Return whether a training image may have a defect, by its name, in a set with its own noise."""
     return name.startswith("doubtful_")
 
 
 def extract(
     model: SoftPatchModel, ratio: float, seed: int, overlap: bool, rotated: bool, arguments: argparse.Namespace
 ) -> Features:
-    """Extract the features of one noisy set; ``rotated`` turns every image by a seeded multiple of 90 degrees.
+    """Extract the features of one noisy set; ``rotated`` rotates every image by a seeded multiple of 90 degrees.
 
-    A set need not have masks. If it has noise of its own, the names of the training images say so: ``defect_...``, or
-    ``doubtful_...`` where it is not certain.
+    Masks are optional. In a set with its own noise, training images with a defect are named ``defect_...``, and those
+    that may have one ``doubtful_...``.
     """
     wrapped = set_of(Path(arguments.root), arguments.category)
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=overlap, seed=seed)
@@ -137,7 +137,7 @@ def extract(
         injected.extend(datamodule.truth.loc[paths, "true_label_index"])
         names.extend(Path(path).name for path in paths)
         train.append(features)
-        # What was injected is known for the images as they are on disk
+        # The injected images are known by their files on disk
         noisy.extend(true_patches(datamodule, path, tuple(features.shape[1:3])) & (not rotated) for path in paths)
     test = list(batches(datamodule.test_dataloader()))
     return Features(
@@ -153,7 +153,7 @@ def extract(
 
 
 def true_patches(datamodule: NoisyDataModule, path: str, grid_size: tuple[int, int]) -> np.ndarray:
-    """Return which patches of a training image are defective by at least half."""
+    """Return which patches of a training image are defective in at least half of their area."""
     mask = datamodule.true_mask(path)
     if mask is None:
         return np.zeros(grid_size, dtype=bool)
@@ -164,7 +164,7 @@ def true_patches(datamodule: NoisyDataModule, path: str, grid_size: tuple[int, i
 def evaluate(
     model: SoftPatchModel, features: Features, setting: dict[str, Any], coreset: float, seed: int
 ) -> dict[str, float]:
-    """Fit one setting and return its figures."""
+    """Fit one setting and return its numbers."""
     setting = dict(setting)
     model.upsampling = setting.pop("model.upsampling", "bilinear")
     builder = DenoisingMemoryBank(**setting, coreset_sampling_ratio=coreset, seed=seed)
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--table", choices=TABLES, nargs="+", default=["models"])
     parser.add_argument("--patch-embedding", choices=["average", "unfold"], default="average")
     parser.add_argument("--no-overlap", action="store_true")
-    parser.add_argument("--rotated", action="store_true", help="turn every image by a random multiple of 90 degrees")
+    parser.add_argument("--rotated", action="store_true", help="rotate every image by a random multiple of 90 degrees")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(describe_machine(), flush=True)

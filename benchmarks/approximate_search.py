@@ -1,15 +1,15 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The approximate search by faiss against the exact one: what it costs in accuracy, and how much faster it is.
+"""faiss' approximate search compared with the exact one: its loss of accuracy, and its gain in speed.
 
-Accuracy: SoftPatch on Kolektor with MobileNetV2 and a coreset of 0.1, test images of one fit scored with either search.
+Accuracy: SoftPatch on Kolektor with MobileNetV2 and a coreset of 0.1. Both searches score the test images of one fit.
 
 Speed: one image of 1,024 px (16,384 patches) against a bank of 100,000 rows x 1,536, a coreset of patches of training
-images of that size. The features are those of MobileNetV2, all its stages twice (see ``wide_features``), since
-WideResNet50-2 has no weights in the shared set. Images are normal and defective ones, since what is far from the bank
-is searched differently. HNSW, of the same reduced rows, is the other index that was considered. Searches take turns;
-times are the processor's, all threads together.
+images of that size. The features are those of all stages of MobileNetV2, twice (see ``wide_features``), since there are
+no weights for WideResNet50-2. Normal and defective images are searched, since the search differs for patches far from
+the bank. HNSW, on the same reduced rows, is the other index that was considered. Searches take turns; times are
+processor times of all threads.
 
 Example::
 
@@ -32,18 +32,18 @@ from anomalib_softpatch.components.search.exact import Index, PrunedIndex
 from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, measure_processor, print_table, save_results, wide_features
 
-# name -> search -> the figure
+# name -> search -> number
 Results = dict[str, dict[str, float]]
 
 
 def note(results: Results, name: str, search: str, value: float) -> None:
-    """Keep a figure."""
+    """Keep a number for the table."""
     results.setdefault(name, {})[search] = value
     print(f"# {name}, {search}: {value:.4g}", flush=True)
 
 
 class HierarchicalGraphIndex(ApproximateIndex):
-    """HNSW (Malkov and Yashunin, 2018) of the reduced rows, in place of the inverted file."""
+    """HNSW (Malkov and Yashunin, 2018) on the reduced rows, instead of the inverted file."""
 
     def _build(self, points: np.ndarray) -> Any:
         index = faiss.IndexHNSWFlat(points.shape[1], 16)
@@ -61,7 +61,7 @@ def recall(distances: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def measure_accuracy(arguments: argparse.Namespace, results: Results) -> None:
-    """Fit once for each noise ratio and seed, score with each search."""
+    """Fit once for each noise ratio and seed, and score with each search."""
     model = SoftPatchModel(arguments.layers, arguments.backbone).eval()
     for ratio in arguments.ratios:
         for seed in arguments.seeds:
@@ -101,7 +101,7 @@ def build_bank(arguments: argparse.Namespace) -> torch.Tensor:
 
 
 def index_size(index: Index) -> float:
-    """Return what an index holds beside its bank, in MiB."""
+    """Return the memory of an index in addition to its bank, in MiB."""
     if isinstance(index, ApproximateIndex):
         axes = 0 if index.axes is None else index.axes.axes.numel()
         return (faiss.serialize_index(index.index).nbytes + 4 * axes) / 2**20
@@ -110,7 +110,7 @@ def index_size(index: Index) -> float:
 
 
 def measure_speed(arguments: argparse.Namespace, results: Results) -> None:
-    """Search a large bank for the patches of large images, searches taking turns."""
+    """Search a large bank for the patches of large images, with the searches in turn."""
     bank = build_bank(arguments)
     indexes: dict[str, Index] = {}
     for name, index_type in INDEXES.items():

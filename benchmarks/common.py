@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the benchmarks share: real features to measure on, the clock, the memory and the machine."""
+"""Functions that the benchmarks share: real features, time and memory measurements, and results files."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or Path(__file__).reso
 DATASETS = str(SHARED / "datasets")
 VERSIONS = ("anomalib", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 BACKBONE = f"local-dir:{SHARED / 'backbones' / 'mobilenetv2_100.coral_in1k'}"
-# Of the code that runs: by the time that a benchmark ends, the checkout may have moved on
+# The commit of the running code, read at the start: the checkout may have changed when a benchmark ends
 COMMIT = (
     subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"],
@@ -60,13 +60,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def accuracy_parser(
     description: str | None, ratios: Sequence[float], sets: Sequence[str] = (), continues: bool = False
 ) -> argparse.ArgumentParser:
-    """Return a parser with the arguments of the benchmarks that count what is found on a noisy set.
+    """Return a parser with the arguments of the benchmarks that measure accuracy on noisy sets.
 
     Args:
         description: Docstring of the benchmark.
         ratios: Noise ratios to measure by default.
-        sets: Of a benchmark of several sets, those to measure by default. It continues the file of ``--save``.
-        continues: Whether a benchmark of one set does so, too.
+        sets: Sets to measure by default, for a benchmark of several sets, which continues its ``--save`` file.
+        continues: Whether a benchmark of one set also continues its file.
     """
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--root", default=DATASETS, help="folder that holds the category in MVTec AD's layout")
@@ -85,16 +85,16 @@ def accuracy_parser(
     result.add_argument(
         "--save",
         type=Path if sets or continues else new_file,
-        help="JSON file to write all figures to, see docs/results/",
+        help="JSON file to write all numbers to, see docs/results/",
     )
     return result
 
 
 def new_file(name: str) -> Path:
-    """Return the path of a file that can be written without harm to another one, for argparse.
+    """Return the path of a new file, for argparse.
 
     Raises:
-        argparse.ArgumentTypeError: If there is a file of this name, or no folder for it.
+        argparse.ArgumentTypeError: If a file of this name exists, or if its folder does not.
     """
     path = Path(name)
     if path.exists():
@@ -114,7 +114,7 @@ def describe_machine(versions: bool = True) -> str:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
     threads = torch.get_num_threads()
-    # glibc gives large temporaries back to the system unless these are set, which can cost most of the time.
+    # Unless these are set, glibc returns large temporaries to the system, which can take most of the time.
     allocator = ", ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("MALLOC_"))
     return (
         f"{processor}, {threads} thread{'s' * (threads > 1)} on {os.cpu_count()} cores, "
@@ -125,7 +125,7 @@ def describe_machine(versions: bool = True) -> str:
 
 
 def describe_command() -> str:
-    """Return the command line, without what is particular to this machine."""
+    """Return the command line, without paths of this machine."""
     arguments = [argument.replace(str(SHARED), "$ANOMALIB_SOFTPATCH_SHARED") for argument in sys.argv[1:]]
     save = arguments.index("--save") if "--save" in arguments else len(arguments)
     arguments[save : save + 2] = []
@@ -134,7 +134,7 @@ def describe_command() -> str:
 
 
 def print_table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: bool = False) -> None:
-    """Print a Markdown table of what runs have in common and how they differ, see :func:`results.table`."""
+    """Print a Markdown table of means and spreads over runs, see :func:`results.table`."""
     print(table(headings, rows, keys, medians))
 
 
@@ -147,19 +147,18 @@ def save_results(
     medians: bool = False,
     commit: str = COMMIT,
 ) -> None:
-    """Write the figures of all runs, and by what they were measured, into a file that the documents can show.
+    """Write the numbers of all runs, with command, machine and commit, into a file that the documents can show.
 
-    It is written whole or not at all, and may be called again after every run.
+    The file appears when it is complete. It can be written again after every run.
 
     Args:
-        path: JSON file; ``None`` for none.
-        title: What was measured, on what: it stands above the table.
+        path: JSON file; ``None`` writes none.
+        title: What was measured, and on what: it is shown above the table.
         headings: Heading of the first column, then of each other one.
-        rows: For each row its name and, for each column, the figures of the runs; those that are no numbers (NaN) are
-            left out.
-        keys: Which figures a cell shows.
-        medians: Show medians and ranges in place of means and standard deviations.
-        commit: What was measured; of a file that was continued, the earlier commits, too.
+        rows: For each row its name and, for each column, the numbers of the runs; NaN is left out.
+        keys: Numbers that a cell shows.
+        medians: Show medians and ranges instead of means and standard deviations.
+        commit: Commit that was measured; for a continued file, with the earlier commits.
     """
     if path is None:
         return
@@ -191,9 +190,9 @@ def save_results(
 
 
 def measure(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
-    """Return what a function returns, and its shortest wall-clock time in seconds over some repeats.
+    """Return a function's result, and its shortest wall-clock time in seconds over some repeats.
 
-    What it has a GPU do is waited for.
+    The time includes the work that it starts on a GPU.
     """
     wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     shortest = float("inf")
@@ -207,14 +206,14 @@ def measure(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
 
 
 def measure_processor(function: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what a function returns, and the processor time of all threads that it took, in seconds."""
+    """Return a function's result, and its processor time of all threads, in seconds."""
     start = time.process_time()
     result = function()
     return result, time.process_time() - start
 
 
 class Identity:
-    """Stands in for the random projection of KCenterGreedy where features come projected."""
+    """Replaces the random projection of KCenterGreedy if features are already projected."""
 
     def fit(self, features: torch.Tensor) -> None:
         """Do nothing."""
@@ -227,12 +226,12 @@ class Identity:
 class PeakMemory:
     """Watch the resident memory of this process while a block runs.
 
-    Pages of mapped files count as resident although the system may drop them at any time, so they are told apart.
+    Pages of mapped files are counted separately: they are resident, but the system may drop them at any time.
 
     Attributes:
-        peak: Largest resident memory without mapped files above that at the start, in bytes.
+        peak: Largest increase of the resident memory without mapped files since the start, in bytes.
         peak_with_files: The same with the pages of mapped files.
-        highest: Largest resident memory without mapped files, what there was at the start included.
+        highest: Largest resident memory without mapped files, in bytes, including that at the start.
     """
 
     def __init__(self, interval: float = 0.02) -> None:
@@ -271,7 +270,7 @@ def _run(queue: Queue, threads: int, function: Callable, arguments: tuple) -> No
 
 
 def in_process(threads: int, function: Callable, *arguments: Any) -> dict[str, Any]:
-    """Call a function in a new process, so that memory is counted from nothing."""
+    """Call a function in a new process, so that its memory is measured from the start."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     process = context.Process(target=_run, args=(queue, threads, function, arguments))
@@ -286,7 +285,7 @@ def in_process(threads: int, function: Callable, *arguments: Any) -> dict[str, A
 
 
 def load_images(folders: Sequence[Path], count: int, size: int = 256) -> torch.Tensor:
-    """Load the first images of some folders, normalized as ImageNet is.
+    """Load the first images of some folders, with ImageNet's normalization.
 
     Returns:
         Shape ``(count, 3, size, size)``.
@@ -306,7 +305,7 @@ def load_images(folders: Sequence[Path], count: int, size: int = 256) -> torch.T
 
 
 def kolektor_images(datasets: str, count: int, size: int = 256) -> torch.Tensor:
-    """Load up to 399 images of Kolektor: training set, normal test images, defective ones."""
+    """Load up to 399 images of Kolektor: training images, normal test images, then defective ones."""
     folder = Path(datasets) / "kolektor"
     return load_images([folder / "train" / "good", folder / "test" / "good", folder / "test" / "defect"], count, size)
 
@@ -334,8 +333,8 @@ def wide_features(
 ) -> torch.Tensor:
     """Return real patch features with as many dimensions as those of WideResNet50-2: 1,536.
 
-    Five stages of MobileNetV2: their 488 channels averaged over 3 x 3 patches as PatchCore does, and the same channels
-    with the 3 x 3 neighborhood unfolded and pooled to the other 1,048 values.
+    They are made from five stages of MobileNetV2: the 488 channels averaged over 3 x 3 patches, as in PatchCore, and
+    the same channels with the 3 x 3 neighborhood unfolded and pooled to the other 1,048 values.
 
     Args:
         datasets: Folder that holds ``kolektor/``.

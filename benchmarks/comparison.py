@@ -1,18 +1,18 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The comparison a user would make: Anomalib's Patchcore, SoftPatch and SoftPatch+ in one run on one machine.
+"""The comparison that users would make: Anomalib's Patchcore, SoftPatch and SoftPatch+ in one run on one machine.
 
-209 training images of KolektorSDD, 256 px, wide_resnet50_2 (layer2, layer3: 1,024 patches x 1,536 channels), coreset
-0.1; SoftPatch+ with its defaults and with its paper's settings (``configs/model/soft_patch_plus_paper.yaml``), all with
-PatchCore's patch embedding. The backbone is untrained and the same in all models, since the shared set has no weights
-for it. Each model is fitted in a process of its own; then all run in turn, so that other work on the machine meets all
-alike: the model from its checkpoint in torch, its ONNX file in ONNX Runtime and its OpenVINO file at f32, test images
-that are normal and defective in turn.
+The setup is 209 training images of KolektorSDD, 256 px, wide_resnet50_2 (layer2, layer3: 1,024 patches x 1,536
+channels), coreset 0.1. SoftPatch+ has its defaults or its paper's settings
+(``configs/model/soft_patch_plus_paper.yaml``), and all models have PatchCore's patch embedding. The backbone is
+untrained, since there are no weights for it, and the same in all models. Each model is fitted in its own process. Then
+all run in turn, so that other work on the machine affects all alike: from the checkpoint in torch, from an ONNX file in
+ONNX Runtime and from an OpenVINO file at f32. Test images are normal and defective in turn.
 
-Anomalib's coreset would take an hour or more: a few hundred of its centers are timed and the rest is extrapolated. For
-its files Patchcore gets a coreset of its features that was chosen in its way by :func:`k_center_greedy`. Its files are
-of a fixed size, which is Anomalib's export of it, and one for each batch size; ours take any.
+Anomalib's coreset would take an hour or more: a few hundred of its centers are timed, and the rest is extrapolated. In
+the exported files, Patchcore has a coreset of its features that :func:`k_center_greedy` chose in the same way.
+Anomalib exports Patchcore for a fixed image size, with one file for each batch size; our files take any size.
 
 Example::
 
@@ -83,11 +83,13 @@ Run = Callable[[np.ndarray], Any]
 RUNTIMES = ("torch", "ONNX Runtime", "OpenVINO")
 TRAINING_BATCH = 8
 FEATURES, BANK = "fit: features [s]", "fit: memory bank [s]"
-OUT_OF_BAG = "fit: out-of-bag scores [s]"  # the decision threshold's, which Patchcore has not without labeled images
+OUT_OF_BAG = (
+    "fit: out-of-bag scores [s]"  # for the decision threshold, which Patchcore does not have without labeled images
+)
 
 
 def make_model(name: str, options: argparse.Namespace) -> AnomalibModule:
-    """Make a model with the weights that all of them have."""
+    """Make a model with the weights that all models share."""
     settings: dict[str, Any] = {
         "backbone": options.backbone,
         "layers": options.layers,
@@ -111,7 +113,7 @@ def make_model(name: str, options: argparse.Namespace) -> AnomalibModule:
 def fit_by_stage(
     name: str, model: AnomalibModule, images: torch.Tensor, options: argparse.Namespace
 ) -> tuple[dict[str, float], torch.Tensor | None]:
-    """Fit a model; return seconds by stage and, where the memory bank is not whole for want of time, all features."""
+    """Fit a model; return seconds by stage and, if its coreset was only timed in part, all features."""
     network = model.model.train()
     network.feature_extractor.eval()
     warm_up(network.feature_extractor, images)
@@ -123,8 +125,8 @@ def fit_by_stage(
 
 @torch.no_grad()
 def fit(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Fit a model, write its checkpoint and its exported files; return seconds and MiB."""
-    for library in ("torch.onnx", "onnxscript"):  # the opset is converted in vain, at length
+    """Fit a model, write its checkpoint and its exported files, and return seconds and MiB."""
+    for library in ("torch.onnx", "onnxscript"):  # long messages about a conversion of the opset that fails
         logging.getLogger(library).setLevel(logging.ERROR)
     images = kolektor_images(options.datasets, options.images, options.size)
     model = make_model(name, options)
@@ -149,7 +151,7 @@ def fit(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float
 
 
 def load(name: str, runtime: str, batch: int, options: argparse.Namespace, folder: Path) -> Run:
-    """Return a function that scores a batch of images by a model's checkpoint or one of its files."""
+    """Return a function that scores a batch of images with a model's checkpoint or one of its files."""
     if runtime == "torch":
         pre_processor = Patchcore.configure_pre_processor((options.size, options.size))
         model = MODELS[name][0].load_from_checkpoint(folder / "model.ckpt", pre_processor=pre_processor).eval()
@@ -160,9 +162,9 @@ def load(name: str, runtime: str, batch: int, options: argparse.Namespace, folde
 
 @torch.no_grad()
 def measure_latency(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Score images by every model in turn; return the milliseconds of each row's models.
+    """Score images with every model in turn; return the milliseconds of each row's models.
 
-    Runtime by runtime, since these keep the memory of the largest batch, and all together would not fit.
+    One runtime follows the other: each keeps the memory of its largest batch, and all together would not fit.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     test, count = Path(options.datasets) / "kolektor" / "test", max(options.batches)
@@ -202,7 +204,7 @@ def latency_row(runtime: str, batch: int) -> str:
 
 
 def fit_rows(fits: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Return what was measured of the fits: for each row the figure of each model."""
+    """Return the measurements of the fits: for each row, the number of each model."""
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, figures in fits.items():
         stages = dict(figures["stages"])
@@ -221,12 +223,12 @@ def fit_rows(fits: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[
 
 
 def report(options: argparse.Namespace, title: str, rows: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> None:
-    """Print and save the figures, and what each of them is, in %, of the baseline's in the same turn.
+    """Print and save the numbers, and their ratios, in %, to the baseline's in the same turn.
 
     Args:
-        options: Of the script: which models, and where to save.
-        title: What was measured, on what.
-        rows: For each row and each model the figures of the runs: what was measured once is the ``value``.
+        options: Options of the script: which models, and where to save.
+        title: What was measured, and on what.
+        rows: For each row and each model, the numbers of the runs; a single measurement is the ``value``.
     """
     for columns in rows.values():
         for runs in columns.values():
@@ -242,7 +244,7 @@ def report(options: argparse.Namespace, title: str, rows: Mapping[str, Mapping[s
 
 
 def plot(rows: Mapping[str, Mapping[str, list[dict[str, float]]]], batches: Sequence[int], path: Path) -> None:
-    """Draw the time of the fit, memory and files, and the latencies."""
+    """Draw the times of the fit, memory and file sizes, and the latencies."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -254,7 +256,7 @@ def plot(rows: Mapping[str, Mapping[str, list[dict[str, float]]]], batches: Sequ
         return [run.get("value", run.get("wall")) for run in rows[row][name]] or [float("nan")]
 
     def bars(axis: Any, names: Mapping[str, str], scale: float) -> None:
-        """Draw a group of bars for each row, a bar for each model."""
+        """Draw a group of bars for each row, with a bar for each model."""
         for index, name in enumerate(models):
             runs = [[value / scale for value in values(row, name)] for row in names]
             middle = [float(np.median(each)) for each in runs]
@@ -293,12 +295,12 @@ def models_parser(description: str | None) -> argparse.ArgumentParser:
     arguments.add_argument("--images", type=int, default=209, help="training images")
     arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images scored at a time")
-    arguments.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
+    arguments.add_argument("--save", type=new_file, help="JSON file to write all numbers to, see docs/results/")
     return arguments
 
 
 def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the options, those of small sizes where it shall be quick."""
+    """Return the options, with small sizes for ``--quick``."""
     options = arguments.parse_args()
     if options.quick:
         options.backbone, options.size, options.images, options.repeats = "test_resnet", 64, 8, 2
@@ -307,7 +309,7 @@ def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Fit, export, score in turn, print the tables, draw the plot."""
+    """Fit, export, score in turn, print the tables, and draw the plot."""
     arguments = models_parser(__doc__)
     arguments.add_argument("--centers", type=int, default=200, help="of Anomalib's coreset that are timed")
     arguments.add_argument("--repeats", type=int, default=5)
@@ -320,7 +322,7 @@ def main() -> None:
         folder, fits = Path(name_of_folder), {}
         for number, name in enumerate(options.models):
             arguments_of_fit = name, options, folder / str(number)
-            # One process is enough to see that it works
+            # one process is enough for a test
             fits[name] = (
                 fit(*arguments_of_fit) if options.quick else in_process(options.threads, fit, *arguments_of_fit)
             )

@@ -1,21 +1,21 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exported models, compressed and not: file size, AUROC and latency against FP32, and against Anomalib's PatchCore.
+"""Exported models with and without compression: file size, AUROC and latency, against FP32 and Anomalib's PatchCore.
 
 Each model is trained on Kolektor (256 px, MobileNetV2 ``blocks.2`` and ``blocks.4``) and exported to OpenVINO with each
-of Anomalib's compression types. INT8_PTQ and INT8_ACQ are calibrated with normal training images; INT8_ACQ also looks
-at the test set, as Anomalib has it, to decide which operations go back to FP32 (largest drop of the image AUROC:
-``--max-drop``). ``--search`` adds rows in which the search in the memory bank is compressed too, which this package
-prevents. Latency is the median time of one image in OpenVINO's runtime, all models in turn: in float32, and in what
-the runtime chooses by itself (bfloat16 on processors that have it). Torch models with a half-precision backbone follow.
-Anomalib's normalization clips scores beyond those of the validation set, so that a compression that raises all scores
-makes them equal; ``--raw`` leaves it out.
+of Anomalib's compression types. INT8_PTQ and INT8_ACQ are calibrated with normal training images. In Anomalib, INT8_ACQ
+also uses the test set to decide which operations go back to FP32 (largest drop of the image AUROC: ``--max-drop``).
+``--search`` adds rows in which the search in the memory bank is also compressed, which this package prevents. Latency
+is the median time of one image in OpenVINO's runtime, with all models in turn: in float32, and in the runtime's own
+choice (bfloat16 on processors that support it). Torch models with a half-precision backbone follow. Anomalib's
+normalization clips scores beyond those of the validation set, so that a compression that raises all scores makes them
+equal; ``--raw`` leaves it out.
 
-PatchCore is Anomalib's ``Patchcore``, whose export takes a fixed number of images of a fixed size, so that each model
-is exported that way too: its latency is what the others are held against. PatchCore has the coreset of
-``SoftPatch(threshold=0, soft_weight=False)``, which the tests prove to be that of its own selection, in a hundredth of
-the time.
+PatchCore is Anomalib's ``Patchcore``. Its export takes a fixed number of images of a fixed size, so that each model is
+also exported that way, and its latency is the baseline. PatchCore has the coreset of
+``SoftPatch(threshold=0, soft_weight=False)``. The tests prove that this is the coreset of its own selection, in a
+hundredth of the time.
 
 Example::
 
@@ -55,7 +55,7 @@ Outputs = tuple[np.ndarray, np.ndarray]
 
 
 class ImageAUROC(AUROC):
-    """AUROC of the image scores, one model at a time: Anomalib does not reset the metric between two models."""
+    """AUROC of the image scores, reset after each model, which Anomalib does not do."""
 
     def __init__(self) -> None:
         super().__init__(fields=["pred_score", "gt_label"])
@@ -72,7 +72,7 @@ class Benchmark:
 
     Args:
         options: Command line.
-        folder: Where to put exported files.
+        folder: Folder for exported files.
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
@@ -87,18 +87,18 @@ class Benchmark:
         self.masks = torch.cat([batch.gt_mask for batch in batches]).numpy().astype(bool)
 
     def load(self, val_split_mode: str) -> MVTecAD:
-        """Load the set; a few images of it with ``--quick``."""
+        """Load the set, or a few of its images with ``--quick``."""
         data = MVTecAD(self.options.datasets, "kolektor", num_workers=0, seed=0, val_split_mode=val_split_mode)
         data.setup()
         if self.options.quick:
             data.train_data = data.train_data.subsample(range(32))
             data.test_data = data.test_data.subsample([*range(8), *range(-8, 0)])
             data.val_data = data.test_data if val_split_mode == "same_as_test" else data.val_data.subsample(range(8))
-        data.setup = lambda stage=None: None  # what was left out stays out
+        data.setup = lambda stage=None: None  # keep the reduced set
         return data
 
     def engine(self) -> Engine:
-        """Return an engine, which serves for one fit."""
+        """Return an engine for one fit."""
         return Engine(
             default_root_dir=self.folder,
             accelerator="cpu",
@@ -108,7 +108,7 @@ class Benchmark:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments that all models have."""
+        """Return the arguments that all models share."""
         post_processor = PostProcessor(enable_normalization=False) if self.options.raw else True
         layers = ["blocks.2", "blocks.4"]
         return {
@@ -135,7 +135,7 @@ class Benchmark:
         return self.fit(SoftPatchPlus(**self.settings(), coreset_sampling_ratio=ratio, noise_report=False))
 
     def patchcore(self) -> AnomalibModule:
-        """Give Anomalib's Patchcore its coreset, see above."""
+        """Make Anomalib's Patchcore with SoftPatch's coreset, see the description above."""
         same = self.soft_patch(threshold=0, soft_weight=False)
         model = Patchcore(**self.settings())
         model.model.memory_bank = same.model.memory_bank
@@ -149,11 +149,11 @@ class Benchmark:
         """Export a model to OpenVINO.
 
         Args:
-            name: Of the model.
+            name: Name of the model.
             model: Model.
             compression: See ``COMPRESSIONS``.
-            search: Compress all that Anomalib compresses, the search in the memory bank too.
-            fixed: For one image of 256 px, instead of any number of any size.
+            search: Also compress the search in the memory bank, as Anomalib would.
+            fixed: Export for one image of 256 px, instead of any number of images of any size.
         """
         row = compression + ", search too" * search + ", fixed size" * fixed
         onnx_kwargs = {"verbose": False} | ({"dynamic_shapes": None} if fixed else {})
@@ -185,12 +185,12 @@ class Benchmark:
         return f"{100 * roc_auc_score(self.labels, scores):.1f} / {100 * roc_auc_score(self.masks.ravel(), maps):.1f}"
 
     def latencies(self, runs: dict[Any, Callable[[np.ndarray], Outputs]]) -> dict[Any, float]:
-        """Return the median time of one image in milliseconds, all in turn so that they share what else goes on."""
+        """Return the median time of one image in milliseconds, in turn, so that other work affects all models alike."""
         times: dict[Any, list[float]] = {key: [] for key in runs}
         for repeat in range(self.options.repeats):
             image = self.images[repeat % len(self.images)][None]
             for key, run in runs.items():
-                run(image)  # the caches are its own then
+                run(image)  # so that the caches hold this model's data
                 start = time.perf_counter()
                 run(image)
                 times[key].append(1000 * (time.perf_counter() - start))
@@ -221,7 +221,7 @@ def torch_runner(model: AnomalibModule) -> Callable[[np.ndarray], Outputs]:
 
 
 def torch_models(benchmark: Benchmark) -> Iterator[tuple[str, AnomalibModule]]:
-    """Train SoftPatch with the backbone in each precision that this processor has."""
+    """Train SoftPatch with the backbone in each precision that this processor supports."""
     for precision in ("float32", "bfloat16", "float16"):
         try:
             model = benchmark.soft_patch(precision=precision)
@@ -237,7 +237,7 @@ def size(path: Path) -> float:
 
 
 def main() -> None:
-    """Train, export, measure, print the tables."""
+    """Train, export, measure, and print the tables."""
     arguments = parser(__doc__)
     arguments.add_argument("--models", nargs="+", default=["SoftPatch", "SoftPatchPlus"])
     arguments.add_argument("--compressions", nargs="+", choices=COMPRESSIONS, default=list(COMPRESSIONS))

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Coreset: ours against Anomalib's KCenterGreedy on the same features, from the same first center.
+"""Our coreset selection against Anomalib's KCenterGreedy, on the same features, from the same first center.
 
-327,680 patches of 320 normal Kolektor images (MobileNetV2, 128 channels), projected with Anomalib's
-SparseRandomProjection to 313 dimensions. With 3,276 centers (1 %) both run in full, about 8 minutes on two cores; with
-32,768 (10 %) Anomalib's time is extrapolated, since each of its centers costs the same.
+The features are 327,680 patches of 320 normal Kolektor images (MobileNetV2, 128 channels), projected to 313 dimensions
+with Anomalib's SparseRandomProjection. With 3,276 centers (1 %), both run in full, about 8 minutes on two cores. With
+32,768 (10 %), Anomalib's time is extrapolated, since each of its centers takes the same time.
 
 Example::
 
@@ -21,7 +21,7 @@ from common import Identity, describe_machine, kolektor_features, measure, parse
 
 
 def main() -> None:
-    """Choose coresets, compare the centers, print the table."""
+    """Choose coresets, compare the centers, and print the table."""
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, default=320, help="images of 1,024 patches each")
     arguments.add_argument("--anomalib-centers", type=int, default=3_276, help="centers that Anomalib's chooses")

@@ -1,18 +1,18 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Which training images to look at first: what a number of decisions is worth in different orders.
+r"""Which training images to look at first: the effect of decisions in different orders.
 
-For each set, 120 good images and 12 defects are trained on: noise of 10 %. Of solar cells, 120 are trained on as they
-are, without those that are neither surely good nor surely bad. The truth is the person: of the first images of an
-order, the good ones are said to be normal and the others to be defects, without a region. The orders:
+For each set, 120 good images and 12 defects are trained on: noise of 10 %. Of the solar cells, 120 are trained on as
+they are, without those that are neither surely good nor surely bad. The decisions are the truth: of the first images
+of an order, good ones are taught as normal and the others as defects, without a region. The orders are:
 
-- ``most suspicious``: by the scores of the training images as if they were new, the highest first;
+- ``most suspicious``: by out-of-bag scores, the highest first;
 - ``borderline``: by the distance of these scores to the threshold, the smallest first;
 - ``random``.
 
-A cell has the share of the defects in training that is left undecided, false alarms on good test images, and defects
-found among those that were not trained on.
+A cell has the share of the training defects without a decision, the false alarms on good test images, and the share of
+defects found among those that were not trained on.
 
 Example::
 
@@ -32,7 +32,7 @@ KEYS = ("defects left", "false alarms", "found")
 
 
 def measure(person: Person) -> dict[str, list[dict[str, float]]]:
-    """Return the figures of each order, after each number of decisions."""
+    """Return the numbers of each order, after each number of decisions."""
     images, good, defects = (person.features[name] for name in ("train", "good", "defects"))
     bad = [is_bad(path.name) for path in person.paths["train"]]
     if not any(bad):
@@ -41,7 +41,7 @@ def measure(person: Person) -> dict[str, list[dict[str, float]]]:
     person.fit(images)
     assert person.model.out_of_bag is not None
     assert person.model.record is not None
-    # Of so few images nearly all are scored; the others come last
+    # With so few images, nearly all have a score; the others come last
     record, scores = person.model.record, torch.full((len(images),), -torch.inf)
     place = {group: number for number, group in enumerate(record.maps.groups.tolist())}
     for image, group in enumerate(record.group_of_image.tolist()):
@@ -57,7 +57,7 @@ def measure(person: Person) -> dict[str, list[dict[str, float]]]:
     for name, order in orders.items():
         for count in (0, *COUNTS):
             decided = order[:count]
-            # Copies count as one image, and one verdict about it is enough
+            # Copies count as one image, and one decision about it is enough
             groups = {int(record.group_of_image[image]): image for image in reversed(decided)}
             lessons = [
                 person.lesson(DEFECT if bad[image] else NORMAL, f"{image:03}", images[image], image)
@@ -71,7 +71,7 @@ def measure(person: Person) -> dict[str, list[dict[str, float]]]:
 
 
 def main() -> None:
-    """Measure all sets, print the table."""
+    """Measure all sets, and print the table."""
     title = "What decisions about training images are worth, in three orders"
     run(__doc__, title, [f"{count} decisions" for count in (0, *COUNTS)], KEYS, measure)
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""What each part of the default of SoftPatchPlus earns: image and pixel AUROC without it, or with another one.
+r"""The gain from each default of SoftPatchPlus: image and pixel AUROC without it, or with another value.
 
 Every row changes one thing. All are fitted to the same features. Both protocols are tested with one fit, since the
 injected images are the same.
@@ -31,13 +31,13 @@ from robustness import NO_OVERLAP, OVERLAP, SETTINGS, Features, NoisySet, aurocs
 KEYS = ("image", "pixel")
 SMOOTHING = "model.score_smoothing"
 DEFAULT = SETTINGS["default"]
-# Factors of the distances to the k-th nearest images, in place of those of the default
+# Factors of the distances to the k-th nearest images, instead of the default ones
 SUPPORTS = {
     "one other image must show it": {1: 1.0},
     "two other images must show it": {2: 1.0},
     "three other images must show it": {3: 1.0},
 }
-# Changes of the default that need a fit of their own
+# Changes of the default that need their own fit
 FITS = {
     "compared at the same position": {"neighborhood": 0},
     "15 % of the patches removed before": {"thresholds": (0.15,)},
@@ -51,7 +51,7 @@ def fit(store: FeatureStore, changes: dict[str, Any], coreset: float, seed: int)
 
 
 def variants(store: FeatureStore, coreset: float, seed: int) -> Iterator[tuple[str, DenoisingResult, float]]:
-    """Yield a name, what was fitted, and the smoothing of the scores.
+    """Yield a name, the fitted model, and the smoothing of the scores.
 
     Args:
         store: Features of the training images.
@@ -77,7 +77,7 @@ def variants(store: FeatureStore, coreset: float, seed: int) -> Iterator[tuple[s
 
 
 def measure(noisy_set: NoisySet, ratio: float, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield rows and figures of a noise ratio."""
+    """Yield rows and numbers of a noise ratio."""
     model, seed = noisy_set.model, noisy_set.seed
     folders: dict[str, Features] = {OVERLAP: noisy_set.features(ratio)}
     injected = int(folders[OVERLAP].injected.sum())
@@ -96,7 +96,7 @@ def measure(noisy_set: NoisySet, ratio: float, options: argparse.Namespace) -> I
 
 
 def main() -> None:
-    """Measure all sets, print the table."""
+    """Measure all sets, and print the table."""
     parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.4], sets=["kolektor", "mtile", "visa_macaroni1"])
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
     parser.set_defaults(seeds=[0])

@@ -3,7 +3,8 @@
 
 """Discriminators: the batched local outlier factor against one scikit-learn fit for each grid position.
 
-1,024 positions x 352 Kolektor images x 128 channels of MobileNetV2. The other discriminators' times are printed too.
+The features are 1,024 positions x 352 Kolektor images x 128 channels of MobileNetV2. The times of the other
+discriminators are also printed.
 
 Example::
 
@@ -19,7 +20,7 @@ from common import PeakMemory, describe_machine, kolektor_features, measure, par
 
 
 def main() -> None:
-    """Score all patches with each method, print times, memory and agreement."""
+    """Score all patches with each method, and print times, memory and agreement."""
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, default=352)
     arguments.add_argument("--positions", type=int, default=1024, help="positions that scikit-learn scores")

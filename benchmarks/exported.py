@@ -3,17 +3,18 @@
 
 """Latency of exported files: ours against Anomalib's PatchCore with the same memory bank and backbone.
 
-One image of 256 px, WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels) against a coreset of the patches of
-Kolektor's training images, in ONNX Runtime and OpenVINO at f32. The backbone is untrained, since the shared set has no
-weights for it. Files take turns, so that other work on the machine meets all alike, runtime by runtime, since these
-keep the memory of the largest batch; times are those of the processor (all threads of this process together) and of the
-wall clock, and ratios those of each turn.
+One image of 256 px, WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels), is scored against a coreset of the patches
+of Kolektor's training images, in ONNX Runtime and OpenVINO at f32. The backbone is untrained, since there are no
+weights for it. Files take turns, so that other work on the machine affects all alike. One runtime follows the other,
+since each keeps the memory of its largest batch. Times are processor times (all threads of this process) and wall
+times, and ratios are those of each turn.
 
-Anomalib's files are exported for one image of this size, since its PatchCore has no other, and score the images of a
-batch one after the other; ours take any. SoftPatch+ as published has the banks of a fit with its paper's
-discriminators, shares and weights. Its default removes nothing with this untrained network, and has one bank: the two
-banks here are as large, and share as many rows, as those of a fit with 1,368 channels of MobileNetV2. The rows that the
-first of them has alone are its first centers, the farthest apart of all, which makes the bounds by the others loose.
+Anomalib's files are exported for one image of this size, since its PatchCore has no other export, and score the images
+of a batch one after the other; ours take any number and size. SoftPatch+ as published has the banks of a fit with its
+paper's discriminators, shares and weights. With this untrained network, its default removes nothing and has one bank.
+The two banks here therefore have the sizes, and share as many rows, as those of a fit with 1,368 channels of
+MobileNetV2. The rows that only the first bank has are its first centers, the farthest apart of all, which makes the
+bounds from the others loose.
 
 Example::
 
@@ -43,7 +44,7 @@ from common import MEAN, STD, describe_machine, load_images, new_file, parser, p
 
 BASELINE, ONE_BANK = "Anomalib Patchcore", "SoftPatch"
 PAPER = "SoftPatchPlus as published"
-# Of each model, the rows of its banks in sizes of one bank, and the smoothing of its image score; PAPER's are fitted
+# For each model: the rows of its banks, relative to one bank, and the smoothing of its image score. PAPER is fitted
 MODELS = {
     BASELINE: (((0, 1),), 0.0),
     "SoftPatch, plain search": (((0, 1),), 0.0),
@@ -51,7 +52,7 @@ MODELS = {
     "SoftPatchPlus, two banks": (((0, 1), (0.48, 1.25)), 1.0),
     PAPER: ((), 0.0),
 }
-RATIOS = {"of_baseline": BASELINE, "of_one_bank": ONE_BANK}  # of the processor time in the same turn
+RATIOS = {"of_baseline": BASELINE, "of_one_bank": ONE_BANK}  # ratio of processor times in the same turn
 HEADINGS = {
     "processor": "processor time [ms]",
     **{key: f"% of {name}'s" for key, name in RATIOS.items()},
@@ -63,14 +64,14 @@ RUNTIMES = ("OpenVINO", "ONNX Runtime")
 
 
 def in_openvino(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that scores images, shape ``(n, 3, height, width)``, by an OpenVINO file at f32."""
+    """Return a function that scores images, shape ``(n, 3, height, width)``, with an OpenVINO file at f32."""
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = openvino.Core().compile_model(file, "CPU", config)
     return lambda images: compiled(images)["pred_score"].copy()
 
 
 def in_onnx_runtime(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that scores images, shape ``(n, 3, height, width)``, by an ONNX file."""
+    """Return a function that scores images, shape ``(n, 3, height, width)``, with an ONNX file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(file, options)
@@ -79,12 +80,12 @@ def in_onnx_runtime(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarr
 
 
 def write_openvino(file: Path) -> None:
-    """Write the OpenVINO file of an ONNX file beside it: what ``to_openvino`` does, without a second export."""
+    """Convert an ONNX file to OpenVINO next to it, as ``to_openvino`` does, without a second export."""
     openvino.save_model(openvino.convert_model(file), file.with_suffix(".xml"), compress_to_fp16=False)
 
 
 def in_runtime(runtime: str, file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that scores images by an ONNX file, or the OpenVINO file beside it."""
+    """Return a function that scores images with an ONNX file, or with the OpenVINO file next to it."""
     if runtime == "OpenVINO":
         return in_openvino(file.with_suffix(".xml"), threads)
     return in_onnx_runtime(file, threads)
@@ -98,7 +99,7 @@ def choose_coreset(features: torch.Tensor, size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """Make models of the same patches, export each, return their folders."""
+    """Make models of the same patches, export each, and return their folders."""
     size = (options.size, options.size)
     settings: dict[str, Any] = {"backbone": options.backbone, "layers": options.layers, "pre_trained": False}
     settings |= {"visualizer": False, "post_processor": False}
@@ -108,7 +109,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     images = load_images([Path(options.datasets) / "kolektor" / "train" / "good"], options.images, options.size)
     grids = torch.cat([ours.model.extract(part) for part in images.split(8)])
     features = grids.flatten(0, 2)
-    ratio = (options.bank + 0.5) / len(features)  # half a row more, since the product is rounded down
+    ratio = (options.bank + 0.5) / len(features)  # half a row more, because the product is rounded down
     published = DenoisingMemoryBank(("lof", "gaussian"), (0.15, 0.5), ratio).fit(grids)
     rows = choose_coreset(
         features, int(max(stop for ranges, _ in MODELS.values() for _, stop in ranges) * options.bank)
@@ -123,7 +124,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
             ours.model.set_memory_bank(published)
         else:
             ranges = tuple((int(start * options.bank), int(stop * options.bank)) for start, stop in sizes)
-            bank = rows[: ranges[-1][1]].clone()  # the first centers of a coreset are a smaller one
+            bank = rows[: ranges[-1][1]].clone()  # the first centers of a coreset are a smaller coreset
             ours.model.set_memory_bank(MemoryBank(bank, torch.ones(len(bank)), None, ranges))
         fixed = name == BASELINE
         model = patchcore if fixed else ours
@@ -141,7 +142,7 @@ def export(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 
 def load(runtime: str, folder: Path, threads: int) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
-    """Return a function that scores images by an exported file, and the file's size in bytes."""
+    """Return a function that scores images with an exported file, and the file's size in bytes."""
     file = folder / "weights" / "onnx" / "model.onnx"
     weights = file.with_suffix(".bin") if runtime == "OpenVINO" else file
     return in_runtime(runtime, file, threads), weights.stat().st_size
@@ -150,7 +151,7 @@ def load(runtime: str, folder: Path, threads: int) -> tuple[Callable[[np.ndarray
 def measure_turns(
     files: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], int]], images: np.ndarray, repeats: int
 ) -> Iterator[dict[str, dict[str, float]]]:
-    """Score a batch of images by each file in turn; yield the figures of each turn, but for one that warms up."""
+    """Score a batch of images with each file in turn; yield the numbers of each turn, except for the first."""
     for repeat in range(repeats + 1):
         turn: dict[str, dict[str, float]] = {}
         for name, (run, bytes_of_file) in files.items():
@@ -168,7 +169,7 @@ def measure_turns(
 
 
 def main() -> None:
-    """Export, score images in turn, print the table."""
+    """Export, score images in turn, and print the table."""
     arguments = parser(__doc__)
     arguments.set_defaults(backbone="wide_resnet50_2")
     arguments.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
@@ -177,12 +178,12 @@ def main() -> None:
     arguments.add_argument("--bank", type=int, default=21_401, help="rows of one bank")
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images that are scored at once")
     arguments.add_argument("--repeats", type=int, default=5)
-    arguments.add_argument("--save", type=new_file, help="JSON file to write all figures to, see docs/results/")
+    arguments.add_argument("--save", type=new_file, help="JSON file to write all numbers to, see docs/results/")
     options = arguments.parse_args()
     if options.quick:
-        # Banks that are too small for a pruned search, whose export takes minutes
+        # Banks too small for a pruned search, whose export takes minutes
         options.backbone, options.images, options.bank, options.repeats = "test_resnet", 8, 800, 2
-        for name in ("SoftPatch, plain search", "SoftPatchPlus, two banks"):  # an export less each
+        for name in ("SoftPatch, plain search", "SoftPatchPlus, two banks"):  # each saves an export
             del MODELS[name]
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)

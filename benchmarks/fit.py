@@ -1,11 +1,12 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The whole fit by stage: time against the backbone's forward passes alone, memory against the features' own size.
+"""The whole fit by stage: its time relative to the backbone's forward passes, its memory relative to the features.
 
-352 Kolektor images of 256 px through wide_resnet50_2 (layer2, layer3), coreset 0.1. The shared set has no weights for
-it, so that it is untrained: the backbone's speed does not depend on weights, but the features do, and with them how
-much the coreset selection can leave out. ``--weights`` takes trained ones. Each model runs in a process of its own.
+The fit uses 352 Kolektor images of 256 px, wide_resnet50_2 (layer2, layer3), and a coreset of 0.1. The backbone is
+untrained, since there are no weights for it. Its speed does not depend on the weights, but the features do, and with
+them how much work the coreset selection can skip. ``--weights`` takes trained weights. Each model runs in its own
+process.
 
 Example::
 
@@ -34,7 +35,7 @@ LAYERS = ["layer2", "layer3"]
 
 @contextmanager
 def timed(model: SoftPatchModel) -> Iterator[dict[str, float]]:
-    """Yield where the seconds of a fit's stages are put while a block runs."""
+    """Yield a dictionary that collects the seconds of a fit's stages while a block runs."""
     stages = {
         "noise scores": (memory_bank, "score_patches"),
         "projection and coreset": (model.memory_bank_builder, "_select"),
@@ -75,8 +76,8 @@ def fit_anomalib(
         model: The model.
         images: Shape ``(n, 3, height, width)``.
         batch: Images in a forward pass.
-        ratio: Its ``coreset_sampling_ratio``.
-        centers: Choose so many centers only, and extrapolate the time.
+        ratio: The model's ``coreset_sampling_ratio``.
+        centers: Choose only this many centers, and extrapolate the time.
 
     Returns:
         Seconds by stage, and the features of all patches, shape ``(patches, channels)``.
@@ -100,14 +101,14 @@ def fit_anomalib(
 
 
 def warm_up(backbone: torch.nn.Module, images: torch.Tensor) -> None:
-    """Let the libraries allocate what they keep."""
+    """Let the libraries allocate the memory that they keep."""
     for _ in range(2):
         backbone(images[:2])
 
 
 @torch.no_grad()
 def run(name: str, options: argparse.Namespace) -> None:
-    """Fit one model and print what it took."""
+    """Fit one model, and print its time and memory."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     images = kolektor_images(options.datasets, options.images)
@@ -149,16 +150,16 @@ def run(name: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Fit each model in a process of its own."""
+    """Fit each model in its own process."""
     arguments = parser(__doc__)
     arguments.add_argument("--models", nargs="+", choices=["ours", "anomalib"], default=["ours"])
     arguments.add_argument("--images", type=int, default=352)
     arguments.add_argument("--batch", type=int, default=8, help="images in a forward pass")
     arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
     arguments.add_argument("--weights", help="trained wide_resnet50_2, as local-dir:<folder>")
-    arguments.add_argument("--dtype", help="type that ours holds the features in, such as float16")
-    arguments.add_argument("--memory-budget", type=float, help="GiB of features that ours holds in memory")
-    arguments.add_argument("--anomalib-centers", type=int, help="extrapolate Anomalib's coreset from so many centers")
+    arguments.add_argument("--dtype", help="data type in which ours stores the features, such as float16")
+    arguments.add_argument("--memory-budget", type=float, help="GiB of features that ours keeps in memory")
+    arguments.add_argument("--anomalib-centers", type=int, help="extrapolate Anomalib's coreset from this many centers")
     options = arguments.parse_args()
     if options.quick:
         options.images, options.ratio, options.anomalib_centers = 16, 0.05, 50

@@ -1,13 +1,12 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fit and inference on a GPU by stage, against Anomalib's Patchcore there; and whether the CPU gives the same bank.
+"""Fit and inference on a GPU by stage, against Anomalib's Patchcore; and whether the CPU gives the same memory bank.
 
-The models of ``comparison.py`` at the papers' settings: 209 images of 256 px, wide_resnet50_2 (untrained, since the
-shared set has no weights for it), coreset 0.1. Each runs in a process of its own; what the GPU was asked to do is
-waited for before and after each stage. ``search`` is what is left of an inference without backbone and map. At last the
-memory banks of some images are built from the same features on the CPU and on the GPU: which share of the rows is the
-same, and how far the noise scores differ.
+The models are those of ``comparison.py`` with the papers' settings: 209 images of 256 px, wide_resnet50_2 (untrained,
+since there are no weights for it), coreset 0.1. Each runs in its own process, and the GPU's work is completed before
+and after each stage. ``search`` is the inference without backbone and map. Finally, memory banks of some images are
+built from the same features on the CPU and on the GPU, to compare their rows and noise scores.
 
 Example::
 
@@ -33,12 +32,12 @@ from common import (
 from comparison import BASELINE, TRAINING_BATCH, fit_by_stage, make_model, models_parser, parse, report
 from exported import choose_coreset
 
-CPU_CENTERS = 200  # of Anomalib's coreset that are timed on a CPU, where all take an hour
+CPU_CENTERS = 200  # centers of Anomalib's coreset that are timed on a CPU, where all of them take an hour
 
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[Callable[[], float]]:
-    """Yield a function that returns the peak memory of the device in MiB, above that at the start, after the block."""
+    """Yield a function that returns, after the block, the increase of the device's peak memory in MiB."""
     if device != "cuda":
         with PeakMemory() as memory:
             yield lambda: memory.peak / 2**20
@@ -49,7 +48,7 @@ def peak_memory(device: str) -> Iterator[Callable[[], float]]:
 
 
 def extract(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return patch features of Patchcore's or of our network, shape ``(images, height, width, channels)``."""
+    """Return patch features of Patchcore's or our network, shape ``(images, height, width, channels)``."""
     if hasattr(network, "extract"):
         return network.extract(images)
     stages = network.feature_extractor(images)
@@ -59,7 +58,7 @@ def extract(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def run(name: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Fit a model and score images; return the figures of each row."""
+    """Fit a model and score images; return the numbers of each row."""
     images = kolektor_images(options.datasets, options.images, options.size).to(options.device)
     model = make_model(name, options).to(options.device)
     network, size = model.model, (options.size, options.size)
@@ -89,7 +88,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def compare(model: AnomalibModule, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Build memory banks from equal features on the CPU and on the device; return how far they are the same."""
+    """Build memory banks from equal features on the CPU and on the device; return how similar they are."""
     images = kolektor_images(options.datasets, min(options.images, options.compared), options.size)
     features = torch.cat([extract(model.model, part.to(options.device)).cpu() for part in images.split(TRAINING_BATCH)])
     builder = model.model.memory_bank_builder
@@ -104,7 +103,7 @@ def compare(model: AnomalibModule, options: argparse.Namespace) -> dict[str, lis
 
 
 def main() -> None:
-    """Run every model, print the tables."""
+    """Run every model, and print the tables."""
     arguments = models_parser(__doc__)
     arguments.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     arguments.add_argument(
@@ -121,7 +120,7 @@ def main() -> None:
 
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name in options.models:
-        # One process is enough to see that it works
+        # one process is enough for a test
         figures = run(name, options) if options.quick else in_process(options.threads, run, name, options)
         print(f"# {name}: {figures}", flush=True)
         for row, values in figures.items():

@@ -3,9 +3,9 @@
 
 """Compare ways to turn the noise scores of an image's patches into one score, and print a table.
 
-Anomalous test images are injected among the training images (overlap protocol), every patch is scored, and every
-way of summing an image up is judged by how well it ranks the injected images: AUROC, and precision among as many
-images as were injected. Means over seeds with their standard deviation, in percent.
+Anomalous test images are injected among the training images (overlap protocol), and every patch is scored. Each way is
+measured by how well it ranks the injected images: AUROC, and precision among as many images as were injected. The table
+has means over seeds with their standard deviation, in percent.
 
 Example::
 
@@ -31,7 +31,7 @@ REMOVED = 0.15  # SoftPatch's threshold
 
 
 def top_mean(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function that takes the mean of each image's highest scores, so large a share of its patches."""
+    """Return a function that takes the mean of a share of each image's patch scores, the highest ones."""
 
     def mean_of_highest(scores: torch.Tensor) -> torch.Tensor:
         count = max(1, round(share * scores[0].numel()))
@@ -46,7 +46,7 @@ def share_removed(scores: torch.Tensor) -> torch.Tensor:
 
 
 def excess(scores: torch.Tensor) -> torch.Tensor:
-    """Return how far each image's patches exceed the threshold of removal, summed."""
+    """Return the sum of each image's excesses over the removal threshold."""
     cut = scores[keep_mask(scores, REMOVED)].max()
     return (scores - cut).clamp_min(0).flatten(1).sum(dim=1)
 
@@ -71,7 +71,7 @@ IMAGE_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def score_training_set(
     extractor: PatchFeatureExtractor, ratio: float, seed: int, arguments: argparse.Namespace
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    """Score the patches of a noisy training set, and tell which images were injected."""
+    """Return the patch scores of a noisy training set, and which images were injected."""
     wrapped = MVTecAD(root=arguments.root, category=arguments.category, num_workers=0, seed=0)
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=True, seed=seed)
     datamodule.prepare_data()

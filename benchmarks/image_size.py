@@ -1,23 +1,23 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a larger size of the images, or tiles, is worth, and what it costs.
+"""The gain and the cost of a larger image size, or of tiles.
 
 Large images are resized in several ways: to 256 x 256, to the same number of pixels in their own aspect ratio (the
-commands' default), to larger sizes, and not at all but in tiles. SoftPatchPlus is fitted with its defaults, without
-noise and with some. Maps and masks are compared at one size for all, a fraction of the images' own.
+commands' default), to larger sizes, and, in tiles, not at all. SoftPatchPlus is fitted with its defaults, with and
+without noise. Maps and masks of all ways are compared at one size, a fraction of the images' own.
 
-``--save`` has the figures of every run:
+``--save`` has the numbers of every run:
 
 - ``image``, ``pixel``: AUROC in %;
-- ``had 5``, ``found 5``: false alarms on good test images and defects found, in %, at the threshold without labels
-  that asks for 5 % of false alarms;
-- ``fit``: processor time in seconds of a whole fit, from decoded images on;
-- ``per image``: the same of the score and the map of a test image;
+- ``had 5``, ``found 5``: false alarms on good test images and defects found, in %, at the threshold without labels for
+  5 % of false alarms;
+- ``fit``: processor time in seconds of a whole fit, from decoded images;
+- ``per image``: processor time in seconds of the score and the map of a test image;
 - ``bank``: rows of the memory bank, in thousands;
-- ``peak``: resident memory in MiB of a fit and the scores, above what the process takes before it.
+- ``peak``: increase of the resident memory during a fit and the scores, in MiB.
 
-Every way is measured in a process of its own. Started again with the same file, it continues where it stopped.
+Every way is measured in its own process. Run again with the same file, the script continues where it stopped.
 
 Example::
 
@@ -55,7 +55,7 @@ KEYS = ("image", "pixel")
 
 
 def paths_of(options: argparse.Namespace, ratio: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Return the training images, injected ones included, and the test images, which these stay among."""
+    """Return the training images and the test images. Both include the injected images."""
     wrapped = set_of(Path(options.root), options.category)
     datamodule = NoisyDataModule(wrapped, noise_ratio=ratio, overlap=True, seed=seed)
     datamodule.prepare_data()
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace, way: Sequence[Any], ratio: float, seed:
     """Fit and score in one way, in this process.
 
     Args:
-        options: Of the command line.
+        options: Options of the command line.
         way: Height and width that images are resized to, tile size and stride or ``None``, and the coreset's ratio.
         ratio: Noise ratio.
         seed: Seed of noise and fit.
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace, way: Sequence[Any], ratio: float, seed:
     scores = []
 
     def images(paths: Sequence[Path]) -> Iterator[torch.Tensor]:
-        """Yield decoded images; what that takes does not count."""
+        """Yield decoded images; the time of decoding does not count."""
         for path in paths:
             started = time.process_time()
             image, _ = read_image(path)
@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace, way: Sequence[Any], ratio: float, seed:
 
 
 def ways_of(options: argparse.Namespace) -> dict[str, tuple[int, int, dict[str, Any] | None, float]]:
-    """Return the ways to be measured by their names."""
+    """Return the ways to measure, by name."""
     folder = Path(options.root, options.category, "train", "good")
     typical = typical_image(sorted(folder.iterdir()))
     ways: dict[str, tuple[int, int, dict[str, Any] | None, float]] = {}
@@ -156,7 +156,7 @@ def ways_of(options: argparse.Namespace) -> dict[str, tuple[int, int, dict[str, 
 
 
 def main() -> None:
-    """Measure all ways, print the tables."""
+    """Measure all ways, and print the tables."""
     parser = accuracy_parser(__doc__, ratios=[0, 0.1], continues=True)
     parser.set_defaults(category="visa_macaroni1_full", seeds=[0])
     parser.add_argument("--sizes", nargs="+", default=["256x256", KEPT, "512x768", TILES],

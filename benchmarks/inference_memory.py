@@ -3,13 +3,13 @@
 
 """Memory at inference: one image of 1,024 px against a large memory bank, in torch, ONNX Runtime and OpenVINO.
 
-WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels, untrained, since the shared set has no weights for it) gives
-16,384 patches for such an image; the bank holds 100,000 patches of Kolektor's images, enlarged. The distances of all
-pairs would take 6.1 GiB. Each runtime has a process of its own: peak memory while it scores the first image, above
-what it holds once the model is loaded, and the same with a bank of 16 rows, which leaves what the backbone takes.
+WideResNet50-2 (``layer2``, ``layer3``: 1,536 channels, untrained, since there are no weights for it) gives 16,384
+patches for such an image. The bank has 100,000 patches of Kolektor's images, enlarged. The distances of all pairs would
+take 6.1 GiB. Each runtime has its own process. The table has the peak memory while it scores the first image, above the
+memory after loading, and the same with a bank of 16 rows, which shows the backbone's share.
 
-"plain" is the search without an index, as it is on a GPU and in exported files. ``--patchcore`` adds Anomalib's
-PatchCore, with a bank of ``--patchcore-rows``, since it needs too much memory with the whole one when it is exported.
+"plain" is the search without an index, as on a GPU and in exported files. ``--patchcore`` adds Anomalib's PatchCore
+with a bank of ``--patchcore-rows``, since its export needs too much memory with the whole bank.
 
 Example::
 
@@ -36,11 +36,11 @@ TIMES = ("load", "peak", "seconds")
 
 @torch.no_grad()
 def export(options: argparse.Namespace, rows: int, folder: Path, patchcore: bool, fixed: bool) -> None:
-    """Make a model with real features in its bank and export it to all formats."""
+    """Make a model with real features in its bank, and export it to all formats."""
     settings: dict[str, Any] = {"backbone": options.backbone, "layers": ["layer2", "layer3"], "pre_trained": False}
     torch.manual_seed(0)
     settings |= {"visualizer": False, "post_processor": False}
-    # Exports that take any size need one: the example that Anomalib exports with has images of 2 x 2
+    # Exports for any size need a resize: the example that Anomalib exports with has images of 2 x 2
     settings["pre_processor"] = SoftPatch.configure_pre_processor((options.size, options.size))
     ours = SoftPatch(**settings).eval()
     images = kolektor_images(options.datasets, options.images, options.size)
@@ -106,7 +106,7 @@ def score(folder: Path, runtime: str, threads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Export, score, print the table."""
+    """Export, score, and print the table."""
     arguments = parser(__doc__)
     arguments.set_defaults(backbone="wide_resnet50_2")
     arguments.add_argument("--size", type=int, default=1024, help="height and width of the image")

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""What `clean-train` takes on thousands of images: processor time and memory of each stage, the report's included.
+r"""Cost of `clean-train` on thousands of images: processor time and memory of each stage, including the report's.
 
-The images are random windows, half as high and wide, of the training images of a set, flipped at random, with noise: so
-many different ones that the set's own number does not count. Each number of images runs in a process of its own, on
-folders that are removed afterwards.
+The images are random windows of a set's training images, half as high and wide, flipped at random, with noise, so that
+any number of different images can be made. Each number of images runs in its own process, in folders that are removed
+afterwards.
 
 Example::
 
@@ -37,7 +37,7 @@ from results import Rows
 Stages = dict[str, dict[str, float]]
 NOISE = 6.0  # standard deviation, of values up to 255
 KEYS = ("seconds", "gib")
-# Where a stage of the work is called, and what it is
+# Module or class and name of the function of each stage, and what the stage is
 STAGES: tuple[tuple[Any, str, str], ...] = (
     (ranking.Reader, "read", "report: features"),
     (ranking, "duplicate_groups", "report: copies"),
@@ -59,8 +59,8 @@ def make_folder(folder: Path, images: list[Path], count: int, size: int) -> None
     Args:
         folder: Empty folder.
         images: Images to cut windows from.
-        count: How many to write.
-        size: Their height and width in pixels.
+        count: Number of images to write.
+        size: Height and width of the images in pixels.
     """
     sources = [Image.open(path).convert("RGB") for path in images]
     for number in range(count):
@@ -75,7 +75,7 @@ def make_folder(folder: Path, images: list[Path], count: int, size: int) -> None
 
 
 def run(options: argparse.Namespace, count: int) -> Stages:
-    """Train on so many images; return processor time in seconds and peak memory in GiB of each stage."""
+    """Train on ``count`` images; return processor time in seconds and peak memory in GiB of each stage."""
     stages: Stages = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary, ExitStack() as stack:
         folder, output = Path(temporary, "images"), Path(temporary, "trained")
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, count: int) -> Stages:
 
 
 def timed(function: Callable, label: str, stages: Stages) -> Callable:
-    """Return a function that does the same and adds what it takes to a stage."""
+    """Return a function that does the same, and adds its time and memory to a stage."""
 
     @wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -115,7 +115,7 @@ def timed(function: Callable, label: str, stages: Stages) -> Callable:
 
 @contextmanager
 def taking(label: str, stages: Stages) -> Iterator[None]:
-    """Add what a block takes to a stage."""
+    """Add the time and memory of a block to a stage."""
     stage = stages.setdefault(label, {"seconds": 0.0, "gib": 0.0})
     start = time.process_time()
     with PeakMemory(interval=0.05) as memory:
@@ -125,7 +125,7 @@ def taking(label: str, stages: Stages) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure all numbers of images, print the table."""
+    """Measure all numbers of images, and print the table."""
     parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor"])
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10000, 100000], help="numbers of images")
     parser.add_argument("--folder", type=Path, help="where images and features are written (default: the system's)")

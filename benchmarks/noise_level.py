@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Whether the report's estimate of how many images stand apart holds: against the share of images with a defect.
+r"""Test the report's estimate of how many images stand apart, against the true share of images with a defect.
 
-The training images of KolektorSDD and of the sets of ``synthetic.py``, with more and more noise, protocol "overlap",
-scored as ``anomalib-softpatch report`` scores them. Printed are the share of training images that were injected and,
-for each seed, the interval of the estimate or that it cannot tell.
+The images are the training images of KolektorSDD and of the sets of ``synthetic.py``, with increasing noise (protocol
+"overlap"), scored as in ``anomalib-softpatch report``. The table has the share of injected training images and, for
+each seed, the interval of the estimate, or that there is none.
 
 Example::
 

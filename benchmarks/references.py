@@ -1,18 +1,18 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""What ``max_references`` costs: how well noise is found, and how long that takes, with fewer patches to compare with.
+r"""The cost of ``max_references``: how well noise is found, and how fast, with fewer patches to compare with.
 
-Synthetic features of 7,000 images (128 dimensions, to which features are projected before they are scored), of which a
-known share of the patches is noise. Every position has three normal variants (80, 15 and 5 % of the images) that vary
-along axes of falling variance, in each image more or less. A defect moves a patch in a direction of its own, but for
-one that moves the patches of 2 % of the images alike. All patches of a defective image are noise. Positions are
-scored independently of each other, so that a window of 4 x 4 of them inside of the defects is enough. The time of a
-grid of 32 x 32 is that of the window times 64.
+The features are synthetic, of 7,000 images (128 dimensions, to which features are projected before they are scored),
+with a known share of noise. Every position has three normal variants (80, 15 and 5 % of the images) that vary along
+axes of decreasing variance, by an amount that differs between images. A defect moves a patch in its own direction,
+except for one that moves the patches of 2 % of the images in the same direction. All patches of a defective image are
+noise. Positions are scored independently of each other, so that a window of 4 x 4 positions inside of the defects is
+enough. The time of a grid of 32 x 32 is that of the window times 64.
 
-Printed: AUROC of the scores of single defects / of the repeated one against the normal patches, in %, and processor
-time. ``--real`` compares real features instead: KolektorSDD through MobileNetV2, patches at the same position and of
-the whole image (``neighborhood``), AUROC of the patches under the masks.
+The tables have the AUROC of the scores of single defects / of the repeated one against the normal patches, in %, and
+processor times. ``--real`` compares real features instead: KolektorSDD with MobileNetV2, patches at the same position
+and of the whole image (``neighborhood``), AUROC of the patches under the masks.
 
 Example::
 
@@ -33,7 +33,7 @@ from anomalib_softpatch.models import SoftPatchModel
 from common import accuracy_parser, describe_machine, measure_processor, print_table, save_results
 
 GRID = 32  # positions of an image along a side
-K = 6  # neighbors of the local outlier factor: the papers'
+K = 6  # neighbors of the local outlier factor, as in the papers
 VARIANTS = (0.8, 0.15, 0.05)
 REPEATED = 0.02  # share of the images that show the same defect
 CAPS = [500, 1000, 2000, 4096, 7000]
@@ -49,11 +49,11 @@ def synthetic_features(
         images: Number of images.
         window: Height and width of the window in patches.
         share: Share of the images whose patches are noise.
-        strength: Median length of a defect's displacement, in lengths of what normal patches differ by.
+        strength: Median length of a defect's displacement, relative to the differences of normal patches.
         seed: Seed.
 
     Returns:
-        Features of shape ``(images, window, window, 128)``, and for each image 0 (normal), 1 (a defect of its own) or
+        Features of shape ``(images, window, window, 128)``, and for each image 0 (normal), 1 (a single defect) or
         2 (the defect that repeats).
     """
     generator = torch.Generator().manual_seed(seed)
@@ -98,7 +98,7 @@ def auroc(noise: torch.Tensor, normal: torch.Tensor) -> float:
 
 
 def measure_synthetic(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """Yield the row, the cap and the figures of each run on synthetic features."""
+    """Yield the row, the cap and the numbers of each run on synthetic features."""
     for seed in options.seeds:
         for share in options.ratios:
             features, kind = synthetic_features(options.images, options.window, share, options.strength, seed)
@@ -112,7 +112,7 @@ def measure_synthetic(options: argparse.Namespace) -> Iterator[tuple[str, int, d
 
 
 def measure_real(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """Yield the row, the cap and the figures of each run on real features."""
+    """Yield the row, the cap and the numbers of each run on real features."""
     model = SoftPatchModel(options.layers, options.backbone).eval()
     for seed in options.seeds:
         for share in options.ratios:
@@ -129,14 +129,16 @@ def measure_real(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[s
 
 
 def main() -> None:
-    """Score with each cap, print the tables."""
+    """Score with each cap, and print the tables."""
     arguments = accuracy_parser(__doc__, ratios=[0.1, 0.4])
     arguments.add_argument("--real", action="store_true", help="real features instead of synthetic ones")
-    arguments.add_argument("--caps", type=int, nargs="+", help="references to allow; a number as large as all: no cap")
+    arguments.add_argument("--caps", type=int, nargs="+", help="maximum numbers of references; all images: no cap")
     arguments.add_argument("--discriminators", nargs="+", choices=DISCRIMINATORS, default=["lof", "knn", "gaussian"])
-    arguments.add_argument("--images", type=int, default=7000, help="of the synthetic features")
+    arguments.add_argument("--images", type=int, default=7000, help="images of the synthetic features")
     arguments.add_argument("--window", type=int, default=4, help="height and width of the window of their grid")
-    arguments.add_argument("--strength", type=float, default=1.0, help="of their defects, see synthetic_features")
+    arguments.add_argument(
+        "--strength", type=float, default=1.0, help="strength of their defects, see synthetic_features"
+    )
     arguments.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     options = arguments.parse_args()
     if options.quick:

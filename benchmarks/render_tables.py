@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Write the tables that ``docs/results/`` gives into the documents, see ``results.py``.
+"""Write the tables of ``docs/results/`` into the documents, see ``results.py``.
 
 Example::
 
@@ -18,7 +18,7 @@ PAGES = (ROOT / "README.md", MODEL, *sorted((ROOT / "docs").glob("*.md")))
 
 
 def main() -> None:
-    """Write the pages that change, and name them."""
+    """Write the pages that change, and print their names."""
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
         after = render(before)

@@ -1,19 +1,20 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Measured figures as tables: the same for the terminal and for the documents.
+"""Measured numbers as tables, the same for the terminal and the documents.
 
-The documents hold a mark, a comment that GitHub and the site do not show, and between it and its end the table that a
-file in ``docs/results/`` gives::
+The documents have marks, comments that GitHub and the site do not show. The table of a file in ``docs/results/`` is
+between a mark and its end::
 
     <!-- results: robustness.json -->
     ...
     <!-- end of results -->
 
-Behind the file's name the mark may say ``keys=image,pixel`` (other figures of the runs than the file's first choice),
-``heading="image / pixel AUROC"`` (of the first column), ``title="..."`` (above the table) and
-``rows=softpatch;default`` (some rows, in this order). Where rows are named like ``kolektor, overlap: default``,
-``columns=patchcore;default`` shows what is after the colon side by side, see :func:`compared`.
+After the file's name, the mark may have the options ``keys=image,pixel`` (numbers to show instead of the file's default
+ones), ``heading="image / pixel AUROC"`` (of the first column), ``title="..."`` (above the table) and
+``rows=softpatch;default`` (only these rows, in this order). Where rows are named like
+``kolektor, overlap: default``, ``columns=patchcore;default`` shows what is after the colon side by side, see
+:func:`compared`.
 """
 
 import json
@@ -38,13 +39,13 @@ def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: boo
 
     Args:
         headings: Heading of the first column, then of each other one.
-        rows: For each row its name and, for each column, the figures of the runs.
-        keys: Which figures a cell shows, separated by slashes.
+        rows: For each row its name and, for each column, the numbers of the runs.
+        keys: Numbers that a cell shows, separated by slashes.
         medians: Show the median of the runs, the smallest and the largest one.
 
     Returns:
-        The table, without rows and columns that have no such figures. A cell of fewer runs than another one says of
-        how many; a single run has no spread.
+        The table, without rows and columns that have none of these numbers. A cell with fewer runs than another one
+        states how many; a single run has no spread.
     """
     rows = {
         name: [[run for run in column if keys[0] in run] for column in columns]
@@ -65,7 +66,7 @@ def table(headings: Sequence[str], rows: Rows, keys: Sequence[str], medians: boo
     def cell(column: Sequence[Run]) -> str:
         if not column:
             return "n/a"
-        # A set without masks has no pixel AUROC, and where nothing is injected, nothing is ranked
+        # A set without masks has no pixel AUROC, and a set without injected images no ranking
         known = {key: [run[key] for run in column if key in run] for key in keys}
         if not any(known.values()):
             return "n/a"
@@ -100,7 +101,7 @@ def compared(rows: Rows, columns: Sequence[str], names: Sequence[str]) -> Rows:
 
 
 def origin(record: Mapping[str, Any], rows: Rows, key: str) -> str:
-    """Return, as Markdown, by which command, when and on which machine a figure of some rows was measured."""
+    """Return, as Markdown, the command, date and machine of the measurement of some rows."""
     others = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name != OWN)
     runs = max(sum(key in run for run in column) for columns in rows.values() for column in columns)
     cells = "One run"
@@ -116,7 +117,7 @@ def origin(record: Mapping[str, Any], rows: Rows, key: str) -> str:
 
 
 def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
-    """Return the table of a file that a benchmark has written, and what it was measured by."""
+    """Return the table of a file that a benchmark has written, and the origin of its numbers."""
     rows, columns = record["rows"], record["headings"][1:]
     if "rows" in options:
         rows = {name: rows[name] for name in options["rows"].split(";")}
@@ -130,7 +131,7 @@ def rendered(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
 
 
 def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> str:
-    """Return the table of the versions that ``noxfile.py`` has run the tests with."""
+    """Return the table of the versions with which ``noxfile.py`` has run the tests."""
     del options
     names = list(next(iter(record.values()))["versions"])
     headings = ["", *record]
@@ -144,14 +145,14 @@ def rendered_versions(record: Mapping[str, Any], options: Mapping[str, str]) -> 
 
 
 def render(page: str, results: Path = RESULTS) -> str:
-    """Return a page with the tables that its marks ask for.
+    """Return a page with the tables of its marks.
 
     Args:
         page: Markdown.
         results: Folder of the files.
 
     Raises:
-        ValueError: If a mark asks for something unknown.
+        ValueError: If a mark has an unknown option.
     """
 
     def replace(match: re.Match[str]) -> str:

@@ -1,30 +1,31 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""How far the memory banks hold on many sets: AUROC and thresholds from clean training images to many noisy ones.
+r"""Robustness of the memory banks on many sets: AUROC and thresholds with clean and with noisy training images.
 
 Every set is measured under both protocols: "overlap", where the injected images stay in the test set, and "no
-overlap", where they leave it. There a noise ratio is left out (n/a) that would take more than half of the anomalous
-images out of the test set; the column "most" has the largest ratio that does not. Columns say which share of all
-training images the noise is: a ratio of 40 % is 28.6 %. Sets that have noise of their own, or are made for one
+overlap", where they leave it. Under "no overlap", a noise ratio is left out (n/a) if it would take more than half of
+the anomalous images out of the test set; the column "most" has the largest ratio that does not. Columns state the share
+of noise among all training images: a ratio of 40 % is 28.6 %. Sets that have their own noise, or are made for one
 question, are measured as they are.
 
-All settings are fitted to the same features. They are held against "PatchCore, trained clean": without the noise, and
-tested on the same images. ``--save`` has the figures of every run:
+All settings are fitted to the same features. They are compared with "PatchCore, trained clean": without the noise, and
+tested on the same images. ``--save`` has the numbers of every run:
 
-- ``image``, ``pixel``: AUROC in %; ``image distance``, ``pixel distance``: to PatchCore, trained clean, in points;
-- ``share``: of noise among the training images in %; ``doubtful``: the same with images that may have a defect;
+- ``image``, ``pixel``: AUROC in %; ``image distance``, ``pixel distance``: difference from PatchCore, trained clean, in
+  points;
+- ``share``: noise among the training images in %; ``doubtful``: the same with images that may have a defect;
 - ``ranking``, ``ranking out of bag``: AUROC of ranking the training images with noise first, by the noise scores and by
   the out-of-bag scores;
-- ``had 5``, ``found 5``: false alarms on good test images and defects found, in %, at the threshold without labels that
-  asks for 5 % of false alarms (1 and 10 likewise); ``labeled 5``: defects found at the threshold that 5 % of the good
-  test images exceed;
+- ``had 5``, ``found 5``: false alarms on good test images and defects found, in %, at the threshold without labels for
+  5 % of false alarms (1 and 10 accordingly); ``labeled 5``: defects found at the threshold that 5 % of the good test
+  images exceed;
 - ``variant``: false alarms on a rare variant of good images at that threshold;
 - ``patch``, ``left0``, ``left1``, ``removed0``, ``removed1``: AUROC of the patch scores, share of the noisy patches
-  that stays in each bank, share of all patches that was to be removed from it;
+  that stays in each bank, share of all patches to remove from it;
 - ``fit``: processor time of the fit in seconds, without the features.
 
-Started again with the same file, it continues where it stopped.
+Run again with the same file, the script continues where it stopped.
 
 Example::
 
@@ -81,7 +82,7 @@ ASKED = (1, 5, 10)  # false alarms in %
 
 
 class Reference:
-    """PatchCore, trained without the noise of a set, and what it says of its test images."""
+    """PatchCore, trained without the noise of a set, and its predictions for the test images."""
 
     def __init__(self, model: SoftPatchModel, features: Features, coreset: float, seed: int) -> None:
         clean = ~torch.from_numpy(features.injected | features.doubtful)
@@ -120,7 +121,7 @@ def aurocs(features: Features, scores: torch.Tensor, maps: torch.Tensor) -> Figu
 
 
 def ranking(features: Features, model: SoftPatchModel) -> Figures:
-    """Return how well the scores of the training images that a fit leaves find the noise: AUROC in %."""
+    """Return how well a fit's scores of the training images find the noise: AUROC in %."""
     images = len(features.injected)
     scored = {}
     if model.denoising is not None and model.denoising.scores is not None:
@@ -129,7 +130,7 @@ def ranking(features: Features, model: SoftPatchModel) -> Figures:
         scored["ranking out of bag"] = model.out_of_bag.image_scores
     figures = {}
     for name, scores in scored.items():
-        # Of many images, out-of-bag scores are those of evenly spread ones
+        # If there are many images, only evenly spaced ones have out-of-bag scores
         truth = features.injected[torch.linspace(0, images - 1, len(scores)).round().long().numpy()]
         if 0 < truth.sum() < len(truth):
             figures[name] = 100 * float(roc_auc_score(truth, scores))
@@ -137,7 +138,7 @@ def ranking(features: Features, model: SoftPatchModel) -> Figures:
 
 
 def threshold_figures(features: Features, scores: torch.Tensor, model: SoftPatchModel) -> Figures:
-    """Return what thresholds are worth, without labels and with them, in %."""
+    """Return false alarms and defects found at thresholds without and with labels, in %."""
     defective, variant = features.labels.bool(), torch.tensor(["variant" in Path(path).name for path in features.paths])
     good = scores[~defective & ~variant]
     figures = {}
@@ -154,12 +155,12 @@ def threshold_figures(features: Features, scores: torch.Tensor, model: SoftPatch
 
 
 def evaluate(model: SoftPatchModel, features: Features, name: str, coreset: float, seed: int) -> Figures:
-    """Fit one setting and return its figures, see above.
+    """Fit one setting and return its numbers, see the description above.
 
     Args:
         model: Model to fit.
-        features: What to.
-        name: Of the setting.
+        features: Features to fit it to.
+        name: Name of the setting.
         coreset: Size of the banks as a share of the patches.
         seed: Seed of the fit.
     """
@@ -181,8 +182,8 @@ def evaluate(model: SoftPatchModel, features: Features, name: str, coreset: floa
 def write_solar(folder: Path, elpv: Path, seed: int) -> None:
     """Lay out the polycrystalline cells of the package elpv-dataset as MVTec AD lays out a category, without masks.
 
-    Half of them, chosen by the seed, are training images: nobody has taken the defective ones out. Of the others, those
-    whose probability of a defect is 0 are the good test images, those of 2/3 or more the defective ones.
+    Half of them, chosen by the seed, are training images, including defective ones. Of the others, those with a defect
+    probability of 0 are the good test images, and those with 2/3 or more the defective ones.
 
     Args:
         folder: Folder to make.
@@ -206,12 +207,12 @@ def write_solar(folder: Path, elpv: Path, seed: int) -> None:
 
 
 class NoisySet:
-    """A set with one seed: where its images are, what is to be measured on it, and features.
+    """A set with one seed: its images, the measurements on it, and its features.
 
     Args:
-        name: Of the set.
-        seed: Of its noise, of the fits and, where it is drawn, of its images.
-        options: Of the command line.
+        name: Name of the set.
+        seed: Seed of its noise, of the fits and, if the set is drawn, of its images.
+        options: Options of the command line.
         folder: Empty folder for sets that have to be made.
         model: Extracts the features.
     """
@@ -242,7 +243,7 @@ class NoisySet:
         return Reference(self.model, self.features(), self.options.coreset, self.seed)
 
     def columns(self) -> Iterator[tuple[str, str, float]]:
-        """Yield protocol, column and noise ratio of everything that is to be measured."""
+        """Yield protocol, column and noise ratio of all measurements."""
         if not self.injected:
             yield AS_IT_IS, AS_IT_IS, 0.0
             return
@@ -261,12 +262,12 @@ class NoisySet:
 
 
 def heading(ratio: float) -> str:
-    """Return a noise ratio with the share of all training images that it is."""
+    """Return a noise ratio with its share of all training images."""
     return f"{ratio:.0%}" + f" ({ratio / (1 + ratio):.1%} of all)" * (ratio > 0)
 
 
 def measure_set(noisy_set: NoisySet, rows: Rows, headings: Sequence[str], settings: Sequence[str]) -> Iterator[None]:
-    """Measure what is missing in the rows; yield after every run."""
+    """Measure the missing runs of the rows; yield after every run."""
     seed, options = noisy_set.seed, noisy_set.options
 
     def runs(protocol: str, column: str, setting: str) -> list[Figures]:
@@ -309,7 +310,7 @@ def rows_of(rows: Rows, name: str) -> Rows:
 
 
 def print_tables(rows: Rows, headings: Sequence[str], names: Sequence[str]) -> None:
-    """Print three tables for each set. The share of noise in their headings is the measured one."""
+    """Print three tables for each set. Their headings have the measured share of noise."""
     tables = {
         "image / pixel AUROC [%]": ("image", "pixel"),
         "distance to PatchCore, trained clean [points]": ("image distance", "pixel distance"),
@@ -329,7 +330,7 @@ def print_tables(rows: Rows, headings: Sequence[str], names: Sequence[str]) -> N
 
 
 def plot(path: Path, rows: Rows, names: Sequence[str], settings: Sequence[str]) -> None:
-    """Draw a panel for each set and protocol: image AUROC solid, pixel AUROC dashed, against the share of noise."""
+    """Draw a panel for each set and protocol: image AUROC (solid) and pixel AUROC (dashed) by share of noise."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -371,13 +372,13 @@ def plot(path: Path, rows: Rows, names: Sequence[str], settings: Sequence[str]) 
 
 
 def read_rows(path: Path | None, title: str, headings: Sequence[str]) -> tuple[Rows, str]:
-    """Read what an earlier run of the same measurement has left in its file.
+    """Read the file of an earlier run of the same measurement.
 
     Returns:
         The rows, none if there is no file, and the commits that they were measured with.
 
     Raises:
-        SystemExit: If the file is one of another measurement.
+        SystemExit: If the file is from another measurement.
     """
     if path is None or not path.exists():
         return {}, COMMIT
@@ -390,7 +391,7 @@ def read_rows(path: Path | None, title: str, headings: Sequence[str]) -> tuple[R
 
 
 def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse, before anything is measured, what cannot be."""
+    """Check the options before anything is measured."""
     for name in options.sets:
         if name not in {SOLAR, *DRAWN} and not (Path(options.root) / name / "train" / "good").is_dir():
             parser.error(f"there is no set {name!r} in {options.root} (--root), and the others are: {SOLAR}, "
@@ -401,7 +402,7 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Measure all sets, print the tables."""
+    """Measure all sets, and print the tables."""
     parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.2, 0.4], sets=["kolektor"])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")

@@ -1,12 +1,12 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a fit grows with the number of images and with their size: table and plot. And a fit on 7,000 images.
+"""Time and memory of a fit against the number and the size of the images: table and plot. Also a fit on 7,000 images.
 
-Kolektor images through MobileNetV2 (blocks.2, blocks.4: 128 channels), lof, coreset 0.1. ``--huge`` fits
-7,000 images instead: random features of the shape that wide_resnet50_2 gives for 256 px (1,024 patches x 1,536
-channels, float32: 41 GiB), beyond the memory budget on disk, with a small coreset. Their values vary along 64 axes, and
-a little along all.
+The fits use Kolektor images, MobileNetV2 (blocks.2, blocks.4: 128 channels), lof, and a coreset of 0.1. ``--huge`` fits
+7,000 images instead, with a small coreset: random features of the shape that wide_resnet50_2 gives for 256 px (1,024
+patches x 1,536 channels, float32: 41 GiB), on disk beyond the memory budget. Their values vary along 64 axes, and a
+little along all.
 
 Example::
 
@@ -128,7 +128,7 @@ def plot(rows: dict[str, list[dict[str, float]]], path: str) -> None:
 
 
 def main() -> None:
-    """Run the fits, print the table, draw the plot."""
+    """Run the fits, print the table, and draw the plot."""
     arguments = parser(__doc__)
     arguments.add_argument("--ratio", type=float, default=0.1, help="coreset_sampling_ratio")
     arguments.add_argument("--size-images", type=int, default=88, help="images where the size varies")

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Search at inference: nearest neighbors of the patches of one image, ours, Anomalib's PatchCore's and faiss'.
+"""Search at inference: nearest neighbors of one image's patches, by our search, Anomalib's PatchCore and faiss.
 
-1,024 queries x 33,000 bank rows x 1,536 dimensions. The bank is a coreset of the patches of Kolektor's training
-images; the features are those of MobileNetV2, all its stages twice (see ``wide_features``), since WideResNet50-2 has
-no weights in the shared set. Queries are the patches of test images, normal and defective ones.
+The search has 1,024 queries x 33,000 bank rows x 1,536 dimensions. The bank is a coreset of the patches of Kolektor's
+training images. The features are those of all stages of MobileNetV2, twice (see ``wide_features``), since there are no
+weights for WideResNet50-2. Queries are the patches of test images, normal and defective ones.
 
 Example::
 
@@ -40,7 +40,7 @@ def build_bank(options: argparse.Namespace) -> torch.Tensor:
 
 
 def main() -> None:
-    """Build the bank, search with each method in turn, print the table."""
+    """Build the bank, search with each method in turn, and print the table."""
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, default=128, help="training images that the bank is chosen from")
     arguments.add_argument("--bank", type=int, default=33_000, help="rows of the bank")
@@ -99,7 +99,7 @@ def main() -> None:
         for number, part in enumerate(parts):
             exact = None
             for method, function in methods.items():
-                function(part[:8])  # builds what is built once
+                function(part[:8])  # builds the index
                 (distances, indices), seconds = measure(lambda: function(part), options.repeats)  # noqa: B023
                 distances = (part.double() - bank[indices.flatten()].double()).norm(dim=1)
                 if exact is None:

@@ -1,20 +1,20 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Whether the self-check of a fit tells the bad runs from the good ones, against the labels of the test images.
+r"""Test whether the self-check of a fit distinguishes bad runs from good ones, by the labels of the test images.
 
 Every set is trained clean, with noise of 10 % and 40 % of the good images, with a third of all images bad, and on 6, 20
-and 44 good images; two sets are mixed half and half, and tested on both. No more than 150 images are trained on. The
-defects that are trained on leave the test set. Solar cells have noise of their own.
+and 44 good images. Two sets are also mixed half and half, and tested on both. At most 150 images are trained on. The
+defects that are trained on leave the test set. Solar cells have their own noise.
 
-A run is bad, which was said before the first was measured, if
+By a definition that was fixed before the first measurement, a run is bad if
 
 - its image AUROC is below 70 %, or
-- more than twice the 5 % of false alarms that were asked for are had on good test images, or
-- less than half of the defects are found that a threshold with labels finds at 5 % of false alarms.
+- the false alarms on good test images are more than twice the 5 % asked for, or
+- it finds less than half of the defects that a threshold with labels finds at 5 % of false alarms.
 
-The check is right if it says "trust it" of a run that is not bad, or something else of one that is. The columns of the
-table are what it said.
+The check is right if its verdict is "trust it" for a good run, or anything else for a bad run. The columns of the table
+are its verdicts.
 
 Example::
 
@@ -50,9 +50,9 @@ MOST = 150
 LOWEST_AUROC = 70.0
 VERDICTS = (TRUST, LOOK, REFUSE)
 KEYS = ("image", "had", "found", "labeled")
-# What a check without labels can know
+# Facts that are known without labels
 FACTS = ("images", "scored", "above", "low", "high", "repeatability", "radii", "same place")
-# Share of defects among the training images, and how many images there are
+# Share of defects among the training images, and the number of images
 CONDITIONS = {
     "clean": (0.0, MOST),
     "10 % noise": (0.1 / 1.1, MOST),
@@ -66,7 +66,7 @@ CONDITIONS = {
 
 @dataclass
 class Folder:
-    """Training images as a user has them, and test images with labels."""
+    """Training images as a user may have them, and test images with labels."""
 
     train: torch.Tensor
     test: torch.Tensor
@@ -74,12 +74,12 @@ class Folder:
 
 
 def compose(features: Features, share: float, count: int, seed: int) -> Folder:
-    """Take training images from a set, and move some of the defective test images among them.
+    """Take training images from a set, and add some of the defective test images, which leave the test set.
 
     Args:
-        features: Of the set, without noise.
-        share: Share of defects. At most half of the defects are moved; where that is too few, there are fewer images.
-        count: Number of images, as far as there are as many.
+        features: Features of the set, without noise.
+        share: Share of defects. At most half of the defects are moved; if these are too few, there are fewer images.
+        count: Number of images, or fewer if the set has fewer.
         seed: Seed of the choice.
     """
     generator = np.random.default_rng([seed, count, round(1000 * share)])
@@ -94,13 +94,13 @@ def compose(features: Features, share: float, count: int, seed: int) -> Folder:
 
 
 def mix(one: Folder, other: Folder) -> Folder:
-    """Put half of the training images of each together, and all test images."""
+    """Combine half of each set's training images, and all test images."""
     train = torch.cat([folder.train[: len(folder.train) // 2] for folder in (one, other)])
     return Folder(train, torch.cat((one.test, other.test)), torch.cat((one.labels, other.labels)))
 
 
 def folders(options: argparse.Namespace, root: Path, model: SoftPatchModel) -> Iterator[tuple[str, int, Folder]]:
-    """Yield what is to be trained and tested on, with its name and seed."""
+    """Yield the images for training and test, with their name and seed."""
     for seed in options.seeds:
         before: tuple[str, Folder] | None = None
         for name in options.sets:
@@ -126,13 +126,13 @@ def folders(options: argparse.Namespace, root: Path, model: SoftPatchModel) -> I
 def measure(
     model: SoftPatchModel, folder: Folder, options: argparse.Namespace, seed: int
 ) -> tuple[str, dict[str, float]]:
-    """Fit the default settings; return what the check says, and the figures in %."""
+    """Fit the default settings; return the check's verdict, and the numbers in %."""
     seconds = fit(model, folder.train, SETTINGS["default"], options.coreset, seed)
     assert model.out_of_bag is not None
     assert model.fit_facts is not None
     threshold = false_alarm_threshold(model.out_of_bag.image_scores, ASKED)
     said = self_check(model.fit_facts, threshold, ASKED)
-    # Maps are not looked at, and may be small
+    # Maps are not used, and may be small
     features = Features(
         folder.train, np.empty(0), folder.test, folder.labels, torch.zeros(len(folder.test), 64, 64, dtype=torch.bool),
         np.empty(0), [], np.empty(0),
@@ -171,10 +171,10 @@ def measure(
 
 
 def print_cuts(file: Path) -> None:
-    """Print how many runs rules are right for that were fitted to the truth: cuts of single facts, and all facts.
+    """Print for how many runs rules that were fitted to the truth are right: cuts of single facts, and of all facts.
 
-    Rules on all facts are fitted to all runs, and then to the runs of other sets than the one they judge. A mixture is
-    of both of its sets, and images at full size are of the same set as smaller ones.
+    Rules on all facts are fitted to all runs, and then to the runs of other sets than the one that they are tested on.
+    A mixture belongs to both of its sets, and images at full size belong to the same set as smaller ones.
 
     Args:
         file: Saved results of this benchmark.
@@ -207,10 +207,12 @@ def print_cuts(file: Path) -> None:
 
 
 def main() -> None:
-    """Measure all folders, print the table."""
+    """Measure all folders, and print the table."""
     parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
-    parser.add_argument("--cuts", type=Path, help="measure nothing: print what rules fitted to a saved file say")
+    parser.add_argument(
+        "--cuts", type=Path, help="measure nothing: print the results of rules that are fitted to a saved file"
+    )
     parser.set_defaults(seeds=[0])
     options = parser.parse_args()
     if options.cuts is not None:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""How many training images it takes: the default settings on 10 to 200 good images of each set.
+r"""How many training images are needed: the default settings on 10 to 200 good images of each set.
 
 A cell has the image AUROC, the false alarms on good test images (5 % are asked for), and the defects found.
 
@@ -26,7 +26,7 @@ KEYS = ("image", "had", "found")
 
 
 def main() -> None:
-    """Measure all sets, print the table."""
+    """Measure all sets, and print the table."""
     parser = accuracy_parser(__doc__, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
     options = parser.parse_args()
     check(options, parser)

@@ -1,13 +1,13 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Soak test: many fits and predictions in one process leave its memory flat.
+"""Soak test: many fits and predictions in one process do not increase its memory.
 
-Small random images and an untrained resnet18, SoftPatch and SoftPatch+ in turn. Every tenth fit goes through
-Anomalib's engine, noise report, validation and checkpoint included; the others are those of the torch model, half of
-them with features on disk. After each fit, images are predicted, by new models and by one that is fitted again and
-again. The resident memory is looked at after a warm-up of a quarter of the fits and at the end. Exit status 1: it grew
-by more than ``--bound`` MiB.
+The test uses small random images and an untrained resnet18, with SoftPatch and SoftPatch+ in turn. Every tenth fit uses
+Anomalib's engine, with noise report, validation and checkpoint. The others fit the torch model, half of them with
+features on disk. After each fit, images are predicted, by new models and by one that is fitted again and again. The
+resident memory is measured after a warm-up of a quarter of the fits, and at the end. The exit status is 1 if it grew by
+more than ``--bound`` MiB.
 
 Example::
 
@@ -42,13 +42,13 @@ BACKBONE = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained
 
 
 def resident() -> float:
-    """Return the resident memory of this process in MiB, garbage not counted."""
+    """Return the resident memory of this process in MiB, after a garbage collection."""
     gc.collect()
     return psutil.Process().memory_info().rss / 2**20
 
 
 def write_images(root: Path) -> None:
-    """Write random images, normal ones and such with a black square."""
+    """Write random images, some normal and some with a black square."""
     rng = np.random.default_rng(0)
     for folder, count in (("good", 8), ("bad", 4)):
         (root / folder).mkdir(parents=True)

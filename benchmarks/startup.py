@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the installed package costs every start of Python: its start-up line, and a whole start with and without it.
+"""Cost of the installed package in every start of Python: its start-up line, and a whole start with and without it.
 
     python benchmarks/startup.py
 
-Times are the best of many, so that they say what the line costs and not what else the machine does.
+Times are the shortest of many, so that other work on the machine does not count.
 """
 
 import os
@@ -31,13 +31,13 @@ def main() -> None:
 
 
 def time_line(line: str) -> float:
-    """Run the line again and again as if it had never run; return the seconds of the fastest."""
+    """Run the line many times, each time as if for the first time; return the seconds of the fastest run."""
     finders = [finder for finder in sys.meta_path if type(finder).__name__ != "ImportWatcher"]
     durations = []
     for _ in range(REPETITIONS):
         sys.meta_path[:] = finders
         for folder in [folder for folder in sys.path_importer_cache if "site-packages" in folder]:
-            del sys.path_importer_cache[folder]  # Python has not looked into it yet when it starts
+            del sys.path_importer_cache[folder]  # at its start, Python has not read this folder yet
         for name in [name for name in sys.modules if name.startswith("anomalib_softpatch")]:
             del sys.modules[name]
         start = time.perf_counter()

@@ -1,19 +1,19 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sets that are made for one question each, without a download, for ``robustness.py`` and ``noise_level.py``.
+"""Synthetic sets, each made for one question, without a download, for ``robustness.py`` and ``noise_level.py``.
 
 Every set is drawn anew, in the layout of MVTec AD:
 
-- ``gravel``: the demo's, an aligned texture;
-- ``plates``: a milled metal plate with three holes, always in the same place; a few pixels and a few degrees of play;
+- ``gravel``: the set of the demo, an aligned texture;
+- ``plates``: milled metal plates with three holes, aligned up to a few pixels and a few degrees;
 - ``turned plates``: the same plates in any direction;
-- ``rare variant``: plates of which 5 % have a fourth hole, in training and among the good test images. Given are the
+- ``rare variant``: plates of which 5 % have a fourth hole, in training and among the good test images. Measured are the
   false alarms on this variant, in %, at the threshold that 5 % of the other good test images exceed;
-- ``repeated defect``: plates with one defective image in training twelve times, each lit differently, and that defect
-  among the test images, lit differently again, against good ones;
-- ``ten plates``: ten good training images and nothing else;
-- ``two kinds``: half of the plates, in training as among the test images, have the fourth hole.
+- ``repeated defect``: plates with one defective image twelve times in training, each lit differently. The test images
+  have the same defect, again lit differently, and good images;
+- ``ten plates``: only ten good training images;
+- ``two kinds``: half of the plates, in training and among the test images, have the fourth hole.
 """
 
 from collections.abc import Callable
@@ -39,8 +39,8 @@ def plate(rng: np.random.Generator, *, any_direction: bool = False, fourth_hole:
     """Draw a plate on a dark, cloudy ground.
 
     Args:
-        rng: Source of chance.
-        any_direction: Turn it by any angle; else by 2 degrees at most.
+        rng: Random number generator.
+        any_direction: Rotate it by any angle; otherwise, by at most 2 degrees.
         fourth_hole: Draw the rare variant.
 
     Returns:
@@ -87,7 +87,7 @@ def write_plates(
     repeated: bool = False,
     train: int = TRAIN,
 ) -> None:
-    """Write a set of plates, of which one in ``fourth_hole`` has the fourth hole."""
+    """Write a set of plates. One of ``fourth_hole`` plates has the fourth hole."""
     rare = fourth_hole == RARE
 
     def draw(number: int, group: int) -> np.ndarray:
@@ -113,7 +113,7 @@ def write_plates(
 
 
 def write_holes(folder: Path, count: int, seed: int) -> list[Path]:
-    """Write plates with the fourth hole alone, and return their files."""
+    """Write only plates with the fourth hole, and return their files."""
     files = [folder / f"{number:03d}.png" for number in range(count)]
     for number, file in enumerate(files):
         rng = np.random.default_rng((seed, 4, number))
@@ -130,7 +130,7 @@ def write_gravel(category: Path, seed: int) -> None:
     made.rename(category)
 
 
-# How each is drawn, and whether noise is to be injected; the others are measured as they are
+# Function that draws each set, and whether noise is injected; the other sets are measured as they are
 SETS: dict[str, tuple[Callable[[Path, int], None], bool]] = {
     "gravel": (write_gravel, True),
     "plates": (write_plates, True),

@@ -1,21 +1,21 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""What teaching is worth, with the truth as the person: SoftPatchPlus is fitted, then told what some images show.
+r"""The effect of teaching: SoftPatchPlus is fitted, and then taught the truth about some images.
 
-For each set, 120 images are trained on. The rows:
+For each set, 120 images are trained on. The rows are:
 
 - ``mirrored variant``, ``reddish variant``: three of the training images are mirrored, or have 0.3 times as much red.
-  They are said to be normal. Given are the false alarms on test images that are changed alike.
-- ``fourth hole`` (of the set ``plates``, which has this row alone): the model is told that new plates with a further
-  hole are normal. Given are the false alarms on others of them.
+  They are taught as normal. Measured are the false alarms on test images with the same change.
+- ``fourth hole`` (the only row of the set ``plates``): new plates with a fourth hole are taught as normal. Measured
+  are the false alarms on other plates of this kind.
 - ``12 defects``: twelve defective test images were among the training images, and leave the test set. They are set
-  aside, or said to be defects, without and with the region that their masks show.
-- ``6 missed defects``: six test images that were called normal are said to be defects, likewise.
-- ``6 false alarms``: six good test images (fewer where there are fewer) that were called anomalous are normal.
+  aside, or taught as defects, without and with the region of their masks.
+- ``6 missed defects``: six test images that were called normal are taught as defects, without and with the region.
+- ``6 false alarms``: up to six good test images that were called anomalous are taught as normal.
 
-A cell has false alarms on good test images, defects found among the others (the taught images do not count), and how
-many are called anomalous of the images like the taught ones: the variant's, or the taught images themselves.
+A cell has the false alarms on good test images, the defects found among the others (the taught images do not count),
+and the share called anomalous of the images like the taught ones: those of the variant, or the taught images.
 
 Example::
 
@@ -55,11 +55,11 @@ KEYS = ("false alarms", "found", "taught")
 
 
 class Person:
-    """A set with its truth, a model, and what the model is told.
+    """A set with its truth, and a model that is taught it.
 
     Args:
         folder: Set in the layout of MVTec AD.
-        options: Of the command line.
+        options: Options of the command line.
         model: Extracts the features.
         seed: Chooses the images.
     """
@@ -82,7 +82,7 @@ class Person:
         self.features = {name: self.extract(each) for name, each in self.paths.items()}
 
     def extract(self, paths: list[Path], mirrored: bool = False, colors: tuple[float, ...] = (1, 1, 1)) -> torch.Tensor:
-        """Return the features of images, as they are or changed."""
+        """Return the features of images, unchanged or changed."""
         features = []
         for path in paths:
             image = torch.from_numpy(read_image(path)[0])[None] * torch.tensor(colors).view(1, 3, 1, 1)
@@ -95,12 +95,12 @@ class Person:
         fit(self.model, train, SETTINGS["default"], self.options.coreset, self.seed)
         processor = LabelFreePostProcessor()
         processor.decide_without_labels(self.model.out_of_bag)
-        # What teaching asks of a Lightning module
+        # What teaching needs from a Lightning module
         self.module = Namespace(model=self.model, post_processor=processor, input_size=None)
 
     def lesson(self, verdict: str, name: str, features: torch.Tensor, image: int | None = None,
                region: torch.Tensor | None = None) -> Lesson:  # fmt: skip
-        """Return what is said about an image, which has a number if it was in training."""
+        """Return the lesson about an image, which has a number if it was in training."""
         record = self.model.record
         assert record is not None
         group = NO_GROUP if image is None else int(record.group_of_image[image])
@@ -115,7 +115,7 @@ class Person:
         return true_patches(mask.float(), seen, tuple(self.features["defects"].shape[1:3]))
 
     def anomalous(self, features: torch.Tensor) -> torch.Tensor:
-        """Tell which images are called anomalous."""
+        """Return which images are called anomalous."""
         scores = [self.model.score(image[None], self.size).pred_score for image in features]
         return torch.cat(scores) > self.module.post_processor.image_threshold
 
@@ -128,7 +128,7 @@ class Person:
 
 
 def measure_holes(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
-    """Return the figures before and after the model was told of some plates with a fourth hole, by their number."""
+    """Return the numbers before and after some plates with a fourth hole were taught, by how many were."""
     train, good, defects = (person.features[name] for name in ("train", "good", "defects"))
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_holes(Path(temporary), max(HOLES) + GOOD, person.seed)
@@ -144,7 +144,7 @@ def measure_holes(person: Person) -> dict[str, tuple[dict[str, float], dict[str,
 
 
 def measure(person: Person) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
-    """Return the figures of each row, before and after."""
+    """Return the numbers of each row, before and after teaching."""
     if person.folder.name == "plates":
         return measure_holes(person)
     if any(is_bad(path.name) for path in person.paths["train"]):
@@ -201,14 +201,14 @@ def run(
     keys: Sequence[str],
     measured: Callable[[Person], Mapping[str, Sequence[dict[str, float]]]],
 ) -> None:
-    """Measure all sets with all seeds, print the table.
+    """Measure all sets with all seeds, and print the table.
 
     Args:
         description: Docstring of the benchmark.
-        title: What stands above the table.
+        title: Title above the table.
         columns: Headings of the columns.
-        keys: Which figures a cell shows, in %.
-        measured: Returns the figures of each row, a column each.
+        keys: Numbers that a cell shows, in %.
+        measured: Returns the numbers of each row, for each column.
     """
     parser = accuracy_parser(description, ratios=[], sets=["kolektor", "mtile", "visa_macaroni1"])
     options = parser.parse_args()
@@ -233,7 +233,7 @@ def run(
 
 
 def main() -> None:
-    """Measure all sets, print the table."""
+    """Measure all sets, and print the table."""
     run(__doc__, "What a model does before and after it was taught", ("before", "after"), KEYS, measure)
 
 

@@ -1,21 +1,21 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Compare rules for a threshold without labels: false alarms asked for, false alarms there were, and defects found.
+r"""Compare rules for a threshold without labels: false alarms asked for, actual false alarms, and defects found.
 
-Every rule sees the same fit of the default of SoftPatchPlus to noisy training images. All test images are labeled, so
-that both shares can be counted. The rules are:
+Every rule uses the same fit of SoftPatchPlus, with its defaults, to noisy training images. All test images are labeled,
+so that both shares can be counted. The rules are:
 
 - ``median and spread``: the package's own, see :func:`anomalib_softpatch.components.out_of_bag.false_alarm_threshold`;
-- ``quantile``: an image is anomalous if its conformal p-value among the out-of-bag scores is at most what was asked
-  for, each training image left out of the memory bank for its own score;
-- ``SuperADD``: 1.421 times the 95th percentile of the out-of-bag scores, whatever was asked for;
+- ``quantile``: an image is anomalous if its conformal p-value among the out-of-bag scores is at most the share asked
+  for. Each training image is left out of the memory bank for its own score;
+- ``SuperADD``: 1.421 times the 95th percentile of the out-of-bag scores, whatever share was asked for;
 - ``MEBin`` (AnomalyNCD, CVPR 2025; Anomalib's ``mebin_binarize``, whose search for connected regions would take hours
   here): an image is anomalous if the number of regions of its anomaly map above a threshold stays the same over some
-  thresholds. Their range comes from all test images together, so it does not judge single images.
+  thresholds. Their range comes from all test images together, so that single images cannot be tested.
 
-Columns are the shares asked for. ``labels`` is the share of defects found by a threshold that is put, with labels,
-where it gives as many false alarms.
+Columns are the shares asked for. ``labels`` is the share of defects found by a threshold that is chosen with labels to
+give as many false alarms.
 
 Example::
 
@@ -49,7 +49,7 @@ def conformal_threshold(scores: torch.Tensor, share: float) -> float:
 
 
 def mebin(maps: torch.Tensor) -> torch.Tensor:
-    """Return which of all images, by their maps of shape ``(images, height, width)``, MEBin calls anomalous."""
+    """Return which images MEBin calls anomalous, given their maps of shape ``(images, height, width)``."""
     peaks = maps.amax(dim=(1, 2))
     low, high = float(peaks.min()), float(peaks.max())
     levels = ((maps - low) / max(high - low, 1e-12) * 255).clamp_min(0).numpy()
@@ -69,11 +69,11 @@ def _has_stable_regions(level: np.ndarray) -> bool:
 
 
 def verdicts(scores: torch.Tensor, maps: torch.Tensor, training: torch.Tensor) -> dict[str, list[torch.Tensor]]:
-    """Return what each rule says of the test images, for every share that is asked for.
+    """Return each rule's verdicts about the test images, for every share asked for.
 
     Args:
         scores: Scores of the test images.
-        maps: Their anomaly maps.
+        maps: Anomaly maps of the test images.
         training: Out-of-bag scores of the training images.
     """
     superadd = float(training.quantile(SUPERADD_PERCENTILE)) * SUPERADD_FACTOR
@@ -87,7 +87,7 @@ def verdicts(scores: torch.Tensor, maps: torch.Tensor, training: torch.Tensor) -
 
 
 def main() -> None:
-    """Measure all sets, print a table."""
+    """Measure all sets, and print a table."""
     parser = accuracy_parser(__doc__, ratios=[0, 0.1, 0.4], sets=["kolektor"])
     parser.add_argument("--cache", type=Path, help="folder that keeps the features, so that later runs are faster")
     options = parser.parse_args()

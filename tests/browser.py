@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def drive(page: Path, script: str, run_browser: Callable[..., str], **kwargs: int) -> object:
-    """Run a script in a copy of a page, and return what it gives to `result`."""
+    """Run a script in a copy of a page, and return the value that it passes to `result`."""
     copy = page.with_name("driven.html")
     copy.write_text(
         page.read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def drive(page: Path, script: str, run_browser: Callable[..., str], **kwargs: in
         + "}</script>",
         encoding="utf-8",
     )
-    for _ in range(3):  # a busy machine may print the page before what the script waits for has come
+    for _ in range(3):  # on a busy machine, the page may be printed before the script has finished waiting
         document = run_browser(copy, "--dump-dom", **kwargs)
         found = re.search(r'<pre id="result">(.*?)</pre>', document, flags=re.DOTALL).group(1)
         if found:
@@ -39,9 +39,9 @@ def drive(page: Path, script: str, run_browser: Callable[..., str], **kwargs: in
 
 
 def layout(page: Path, width: int, run_browser: Callable[..., str]) -> object:
-    """Return width of a page and of what is in it, number of images, and whether they all fit, in a window of a width.
+    """Return the widths of a page and of its content, the number of images, and whether all fit into a window.
 
-    In a frame, since a headless window is 500 pixels wide at least.
+    The page is in a frame, since a headless window is at least 500 pixels wide.
     """
     text = json.dumps(page.read_text(encoding="utf-8")).replace("</", "<\\/")
     script = f"""

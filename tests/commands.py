@@ -3,10 +3,10 @@
 
 """Processes that begin after the slow imports.
 
-A fresh interpreter takes ten seconds and more to import torch and Anomalib. A `Forker` does so once, and forks a
-process for each piece of code that is given to it. Each of them has a working folder, an environment, arguments,
-outputs and an end of its own. What a module reads from the environment while it is imported is not seen, nor what is
-imported when and in which order: tests of these need a fresh interpreter.
+A fresh interpreter takes ten seconds or more to import torch and Anomalib. A `Forker` imports them once, and forks a
+process for each piece of code. Each process has its own working folder, environment, arguments, outputs and exit
+status. Tests need a fresh interpreter if they depend on the environment during an import, or on the time or order of
+imports.
 """
 
 import atexit
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NoReturn
 
-# A process with threads cannot be forked safely. OpenVINO's telemetry has one, too, but in continuous integration.
+# A process with threads cannot be forked safely. OpenVINO's telemetry has one, too, except in continuous integration.
 ONE_THREAD = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_DISABLE_TELEMETRY"), "1"),
     "CI": "true",
@@ -49,16 +49,16 @@ class Forker:
     def run(
         self, *arguments: object, cwd: Path, env: dict[str, str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run code and return its exit status and what it printed; see `subprocess.run`.
+        """Run code and return its exit status and output, like `subprocess.run`.
 
         Args:
-            *arguments: Those of Python: `-c` and code, or the path of a script, and the arguments of these.
+            *arguments: Those of Python: `-c` and code, or the path of a script, and then its arguments.
             cwd: Working folder.
             env: The whole environment.
             timeout: Seconds after which the process is killed.
 
         Raises:
-            subprocess.TimeoutExpired: If it was.
+            subprocess.TimeoutExpired: If the process was killed.
         """
         server = self._started()
         self._count += 1
@@ -68,7 +68,7 @@ class Forker:
         print(json.dumps(request), file=server.stdin, flush=True)
         answer = server.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the process that forks has ended with status {server.wait()}")
+            raise RuntimeError(f"the forking process has ended with status {server.wait()}")
         printed = [path.read_text() for path in outputs]
         for path in outputs:
             path.unlink()
@@ -79,7 +79,7 @@ class Forker:
 
     def close(self) -> None:
         if self._server is not None:
-            self._server.communicate()  # the end of its input ends it
+            self._server.communicate()  # it ends at the end of its input
         self._folder.cleanup()
 
     def _started(self) -> "subprocess.Popen[str]":
@@ -94,9 +94,9 @@ class Forker:
 
 
 def serve() -> None:
-    """Import what takes long, then fork a process for each request."""
+    """Do the slow imports, then fork a process for each request."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # for what imports print
+    os.dup2(2, 1)  # for the output of imports
     for name in IMPORTS:
         with suppress(ImportError):  # a part that is not installed
             __import__(name)
@@ -116,7 +116,7 @@ def serve() -> None:
 
 
 def _wait(child: int, timeout: float) -> int | None:
-    """Return the exit status of a process, negative for a signal, or `None` where it had to be killed."""
+    """Return the exit status of a process, negative for a signal, or `None` if it had to be killed."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -129,7 +129,7 @@ def _wait(child: int, timeout: float) -> int | None:
 
 
 def _run(request: dict) -> NoReturn:
-    """Run what a request asks for and end as the interpreter does, but for taking apart all that was imported."""
+    """Run the code of a request, and end as the interpreter does, without tearing down the imported modules."""
     code, status = _become(request), 0
     try:
         exec(code, sys.modules["__main__"].__dict__)
@@ -137,7 +137,7 @@ def _run(request: dict) -> NoReturn:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             sys.stderr.write(f"{error.code}\n")
-    except BaseException:  # reported as that of any program
+    except BaseException:  # reported like an error of any program
         sys.excepthook(*sys.exc_info())
         status = 1
     threading._shutdown()
@@ -148,7 +148,7 @@ def _run(request: dict) -> NoReturn:
 
 
 def _become(request: dict) -> CodeType:
-    """Take over outputs, environment, working folder and arguments of a request, as a new interpreter would."""
+    """Set outputs, environment, working folder and arguments from a request, as in a new interpreter."""
     for number, path in zip((1, 2), request["outputs"], strict=True):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
@@ -158,7 +158,7 @@ def _become(request: dict) -> CodeType:
     os.close(nothing)
     os.environ.clear()
     os.environ.update(request["env"])
-    tempfile.tempdir = None  # that of TMPDIR, which has been asked for before
+    tempfile.tempdir = None  # to be read again from TMPDIR
     os.chdir(request["cwd"])
     main = sys.modules["__main__"] = ModuleType("__main__")
     given, *arguments = request["arguments"]

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the tests share: small data, the shared images and weights, and the `anomalib` command."""
+"""Fixtures that the tests share: small data, the external images and weights, and the `anomalib` command."""
 
 import gc
 import os
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small tensors gain nothing from threads
-# Before ONNX Runtime is imported: its telemetry has threads, and is known to crash (microsoft/onnxruntime, issue 32173)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported: threads do not speed up small tensors
+# Set before ONNX Runtime is imported: its telemetry has threads, and can crash (microsoft/onnxruntime, issue 32173)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
@@ -22,16 +22,16 @@ from PIL import Image
 
 from commands import Forker
 
-# As in a terminal: what a shell runs in the background ignores the signal, and so would all that the tests start
+# As in a terminal. A background process of a shell ignores the signal, and so would all processes that the tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Images and weights that are not part of the project, see CONTRIBUTING.md
 SHARED = Path(os.environ.get("ANOMALIB_SOFTPATCH_SHARED") or ROOT.parent / "shared").resolve()
-# what pip writes into the script `anomalib`
+# The code that pip writes into the script `anomalib`
 ANOMALIB = "import sys; from anomalib.cli.cli import main; sys.argv[0] = 'anomalib'; sys.exit(main())"
 COMMAND = "import sys; from anomalib_softpatch.cli import main; sys.exit(main())"
-# Files that take a minute and more come first: one worker runs a whole file, and the other would wait for it at the end
+# Files that take a minute or more come first: a worker runs a whole file, and the others would wait for it at the end
 LONG = (
     "test_measurements.py", "test_configs.py", "test_benchmark.py", "test_teach.py", "test_same_answer.py",
     "test_clean_train.py", "test_plugin.py", "test_export.py", "test_notebooks.py", "test_demo.py", "test_graph.py",
@@ -45,14 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what has been imported by now, a million objects and more, out of every garbage collection to come."""
+    """Exclude everything imported so far, more than a million objects, from future garbage collections."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def kolektor() -> Path:
-    """Dataset root of the shared inspection set, to be used with the category `kolektor`."""
+    """Return the dataset root of the external inspection set, for the category `kolektor`."""
     root = SHARED / "datasets"
     if not (root / "kolektor").is_dir():
         pytest.skip(f"no inspection images at {root / 'kolektor'}: see ANOMALIB_SOFTPATCH_SHARED in CONTRIBUTING.md")
@@ -61,7 +61,7 @@ def kolektor() -> Path:
 
 @pytest.fixture(scope="session")
 def backbone() -> str:
-    """Backbone with real weights, to be used with the layers `blocks.2` and `blocks.4`."""
+    """Return the name of a backbone with real weights, for the layers `blocks.2` and `blocks.4`."""
     folder = SHARED / "backbones" / "mobilenetv2_100.coral_in1k"
     if not folder.is_dir():
         pytest.skip(f"no backbone weights at {folder}: see ANOMALIB_SOFTPATCH_SHARED in CONTRIBUTING.md")
@@ -70,7 +70,7 @@ def backbone() -> str:
 
 @pytest.fixture(scope="session")
 def mvtec_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dataset root with a small category `bottle` in MVTec AD's layout: gray noise, black squares as defects."""
+    """Make a dataset root with a small category `bottle` in MVTec AD's layout: gray noise, black squares as defects."""
     root = tmp_path_factory.mktemp("mvtec") / "MVTecAD"
     rng = np.random.default_rng(0)
     for folder, count in (("train/good", 8), ("test/good", 4), ("test/broken_small", 4)):
@@ -92,10 +92,10 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Function that runs Python in a new process and fails the test, with its output, when the process fails.
+    """Return a function that runs Python in a new process. If the process fails, the test fails with its output.
 
     Arguments are those of Python. `cwd` is the working folder, `python` the interpreter (default: the one that runs the
-    tests) and `env` holds additional environment variables. With `check=False`, a process may fail.
+    tests), and `env` has additional environment variables. With `check=False`, the process may fail.
     """
 
     def run(
@@ -136,9 +136,9 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedP
 def run_forked(
     run_python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Function that does what `run_python` does, but in a process that has imported torch and Anomalib already.
+    """Return a function like `run_python` whose process has already imported torch and Anomalib.
 
-    Not for what must be imported anew: see `commands.py`.
+    `commands.py` explains which tests need a fresh interpreter instead.
     """
     forker = Forker() if hasattr(os, "fork") else None
 
@@ -159,7 +159,7 @@ def run_forked(
 def distributions(
     tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> Path:
-    """Folder with the sdist and the wheel built from it, by the tool that releases are built with."""
+    """Build the sdist and a wheel from it, with the tool that builds the releases, and return their folder."""
     folder = tmp_path_factory.mktemp("distributions")
     run_python("-m", "build", "--no-isolation", "--outdir", folder, cwd=ROOT)  # nothing is downloaded
     return folder
@@ -169,7 +169,7 @@ def distributions(
 def run_anomalib(
     run_forked: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Function that runs the stock `anomalib` command. Its keyword arguments are those of `run_forked`."""
+    """Return a function that runs the stock `anomalib` command. Its keyword arguments are those of `run_forked`."""
 
     def run(*arguments: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
         return run_forked("-c", ANOMALIB, *arguments, cwd=cwd, **kwargs)
@@ -179,7 +179,7 @@ def run_anomalib(
 
 @pytest.fixture(scope="session")
 def run_browser(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Function that opens a file in a headless browser without a network and returns what it prints."""
+    """Return a function that opens a file in a headless browser, without a network, and returns its output."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium in the PATH to open pages with")

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fresh virtual environments to install the project's own distributions into.
+"""Fresh virtual environments in which the project's own distributions are installed.
 
-They get torch, Anomalib and the other dependencies from the environment that runs the tests, by a path file; this
-project itself, its start-up line included, comes from what is installed alone.
+A path file gives them torch, Anomalib and the other dependencies from the environment that runs the tests. This
+project, including its start-up line, comes only from the installed distribution.
 """
 
 import os
@@ -36,7 +36,7 @@ class Environment:
 
     def run(self, code: str, *arguments: object, options: tuple[str, ...] = (), **kwargs: object) -> Result:
         kwargs.setdefault("cwd", self.path)
-        # -E: a PYTHONPATH of the user must not come before what is installed in the environment
+        # -E: the user's PYTHONPATH must not come before the installed packages
         return self._run_python("-E", *options, "-c", textwrap.dedent(code), *arguments, python=self.python, **kwargs)
 
     def pip(self, *arguments: object, env: dict[str, str] | None = None) -> None:
@@ -54,7 +54,7 @@ class Environment:
 
     @contextmanager
     def broken(self, module: str) -> Iterator[None]:
-        """Put a module that fails in the place of one of the package's for a while."""
+        """Replace a module of the package with one that fails, for the time of the context."""
         path = self.site_packages / "anomalib_softpatch" / module
         source = path.read_text()
         path.write_text("raise RuntimeError('broken on purpose')\n")

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Small inputs that several tests use."""
+"""Small inputs that several tests share."""
 
 import csv
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ from anomalib_softpatch.files import write_table
 from anomalib_softpatch.images.decisions import COLUMNS, Decision
 from anomalib_softpatch.images.paths import to_text
 
-OUTPUTS = {"score": "pred_score", "map": "anomaly_map"}  # of an exported model
-# Noise scores, some of which tie
+OUTPUTS = {"score": "pred_score", "map": "anomaly_map"}  # names of an exported model's outputs
+# Noise scores, with ties
 SCORES = st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=50)
 
 
@@ -30,7 +30,7 @@ def mixture(rows, columns, seed=0):
 
 
 def random_features(images: int, height: int = 4, width: int = 5, channels: int = 8, seed: int = 0) -> torch.Tensor:
-    """Features far from the origin, where expanded distances lose digits."""
+    """Return features far from the origin, where distances from expanded squares lose digits."""
     generator = torch.Generator().manual_seed(seed)
     return 100 + torch.randn(images, height, width, channels, generator=generator)
 
@@ -45,7 +45,7 @@ def write_decisions(decisions: Iterable[Decision], file: Path) -> None:
 
 
 def save_brightness_model(file: Path, outputs: dict[str, str], offset: float = 0.0) -> Path:
-    """An exported file whose score is the brightest value of the image, and whose map is the mean over the colors."""
+    """Save an exported model: its score is the brightest value of an image, and its map the mean of the colors."""
     nodes = [
         helper.make_node("Add", ["input", "offset"], ["moved"]),
         helper.make_node("ReduceMax", ["moved"], [outputs["score"]], axes=[1, 2, 3], keepdims=0),
@@ -66,7 +66,7 @@ def save_brightness_model(file: Path, outputs: dict[str, str], offset: float = 0
 
 
 def save_dark_image(path: Path, brightest: int) -> None:
-    """A dark image of 30 by 20 pixels with one that is brighter, at (12, 7)."""
+    """Save a black image of 30 by 20 pixels with one brighter pixel, at (12, 7)."""
     pixels = np.zeros((20, 30, 3), dtype=np.uint8)
     pixels[7, 12] = brightest
     path.parent.mkdir(parents=True, exist_ok=True)

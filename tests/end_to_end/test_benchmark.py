@@ -29,8 +29,8 @@ from anomalib_softpatch.benchmark.runners import ParallelRunner
 from anomalib_softpatch.data import NoisyDataModule
 from conftest import ANOMALIB
 
-# Small, to be quick, and because Anomalib's Patchcore takes many gigabytes for sets of a certain size: its selection of
-# a coreset allocates tensors of some 10 MB in an order that glibc's allocator cannot use again.
+# Small, to be quick, and because Anomalib's Patchcore takes many gigabytes for larger sets: its selection of a coreset
+# allocates tensors of about 10 MB in an order that keeps glibc's allocator from reusing their memory.
 PRE_PROCESSOR = {
     "class_path": "anomalib.pre_processing.PreProcessor",
     "init_args": {"transform": {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [64, 64]}}},
@@ -94,7 +94,7 @@ def config(root: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], pd.DataFrame]:
-    """Function that runs a benchmark in this process and folder, and gives its results."""
+    """Return a function that runs a benchmark in this process and in its own folder, and returns the results."""
     monkeypatch.chdir(tmp_path)
 
     def run(config: dict[str, Any]) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def results(folder: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_image(
+def test_the_stock_command_compares_models_and_our_command_makes_table_and_image(
     config: dict,
     tmp_path: Path,
     run_anomalib: Callable,
@@ -155,7 +155,7 @@ def test_the_stock_command_compares_the_models_and_our_command_makes_table_and_i
     assert (folder / "comparison.png").stat().st_size > 10_000
 
 
-# The stock command in a process that kills itself as soon as two runs have been saved
+# The stock command, in a process that kills itself as soon as two runs have been saved
 KILLED = f"""
 import os, signal, threading, time
 from pathlib import Path
@@ -200,7 +200,7 @@ def test_a_failed_run_is_reported_and_the_others_are_finished(
     assert "2 runs failed, see runs/pipeline.log." in output
     assert list(results(tmp_path)["data.init_args.noise_ratio"]) == [0.2, 0.2]
     assert (tmp_path / "runs" / "pipeline.log").read_text().count("Traceback") >= 2
-    assert "Initializing" not in output  # log messages would tear the progress bar
+    assert "Initializing" not in output  # log messages would break the progress bar
     logging.getLogger("anomalib").warning("after the benchmark")
     assert "after the benchmark" in caplog.text  # logging is as it was
 
@@ -289,9 +289,9 @@ def test_other_benchmarks_run_anomalibs_own_code(
 
 
 def test_two_runs_at_a_time_measure_what_one_does(config: dict, run_here: Callable, tmp_path: Path) -> None:
-    """The same seed gives the same result in each process, and these are spawned, as GPUs need it.
+    """The same seed gives the same result in each process. The processes are spawned, as GPUs require.
 
-    On two processes of a CPU; what several GPUs do differs in the index that a job is given.
+    The test uses two processes on a CPU. With several GPUs, only the index that a job gets is different.
     """
     config["benchmark"]["data"]["init_args"]["noise_ratio"] = 0.2
     expected = run_here(config).set_index("model.class_path")

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`anomalib train` given what it cannot use: what the command prints last says what was wrong and what to do."""
+"""`anomalib train` with input that it cannot use: its last message tells what is wrong and what to do."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-# Each command line in a process of its own, forked after the slow imports; what fails is reported as the interpreter
-# would report it. The process that starts them has imported the command as its console script does.
+# Each command line runs in its own process, forked after the slow imports. Errors are reported as the interpreter would
+# report them. The process that forks has imported the command in the same way as its console script.
 COMMANDS = """
 import json, os, resource, sys
 from anomalib.cli.cli import main
@@ -53,7 +53,7 @@ BAD = ["broken.png", "empty.png", "text.png", "truncated.jpg"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of gray images: `plain` of eight, `one`, `three`, and `broken` with four files that are no images."""
+    """Make folders of gray images: `plain` with eight, `one`, `three`, and `broken` with four that are not images."""
     root = tmp_path_factory.mktemp("careless")
     rng = np.random.default_rng(0)
     for name, count in (("plain", 8), ("one", 1), ("three", 3), ("broken", 8)):
@@ -72,7 +72,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(root: Path, run_forked: Callable) -> dict[str, tuple[int, list[str]]]:
-    """Exit status and printed lines of each command."""
+    """Return the exit status and the printed lines of each command."""
     if not hasattr(os, "fork"):
         pytest.skip("this system has no fork and no limits of file sizes")
 
@@ -105,7 +105,7 @@ def printed(root: Path, run_forked: Callable) -> dict[str, tuple[int, list[str]]
 
 
 def last_words(lines: list[str]) -> Iterator[str]:
-    """What was printed in the name of the command, to the end."""
+    """Return the command's own message at the end of the output."""
     start = next(number for number, line in enumerate(lines) if line.startswith("anomalib: "))
     return iter(lines[start:])
 
@@ -139,7 +139,7 @@ def test_all_unreadable_images_are_named_before_any_work(printed: dict[str, tupl
     assert not any("Epoch" in line for line in lines)
 
 
-def test_fit_goes_on_without_unreadable_images(printed: dict[str, tuple[int, list[str]]], root: Path) -> None:
+def test_fit_continues_without_unreadable_images(printed: dict[str, tuple[int, list[str]]], root: Path) -> None:
     status, lines = printed["skipped"]
     assert status == 0
     assert any("4 images cannot be read and are left out" in line for line in lines)
@@ -160,7 +160,7 @@ def test_too_few_images_to_split(printed: dict[str, tuple[int, list[str]]], name
     assert last.endswith(" ".join(HOLD_NONE_BACK).replace("=", " ") + ".")
 
 
-def test_three_images_train_where_none_is_held_back(printed: dict[str, tuple[int, list[str]]]) -> None:
+def test_three_images_train_if_none_is_held_back(printed: dict[str, tuple[int, list[str]]]) -> None:
     assert printed["three held"][0] == 0
 
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One command from a folder that nobody has cleaned to verdicts, killed and given again on the way."""
+"""One command from an uncleaned folder to verdicts. It is killed on the way, and started again."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ GOOD = 16
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of a backbone with random weights: telling a black square from gray noise takes no more."""
+    """Return options of a backbone with random weights, enough to distinguish a black square from gray noise."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
@@ -44,7 +44,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder as it is found: gray images, two defects, one of them twice, a broken file, one that is no image."""
+    """Make an uncleaned folder: gray images, two defects, a copy of one, a broken file, and a text file."""
     root = tmp_path_factory.mktemp("clean_train") / "unsorted"
     rng = np.random.default_rng(0)
     for name in [*(f"a/{index}.png" for index in range(GOOD)), "b/defect\n.png", "b/other defect.png"]:
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def features(output: Path) -> dict[Path, int]:
-    """Files of features and their inodes, which other ones would have if they were written again."""
+    """Return files of features with their inodes, which would change if they were written again."""
     return {path: path.stat().st_ino for path in output.glob("features/*/*.safetensors")}
 
 
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# The command in a process that kills itself as soon as it has extracted the features of an image
+# The command, in a process that kills itself as soon as it has extracted the features of an image
 KILLED = f"""
 import os, signal, threading, time
 from pathlib import Path
@@ -85,7 +85,7 @@ threading.Thread(target=watch, daemon=True).start()
 
 @pytest.fixture(scope="module")
 def killed(folder: Path, options: list[str], run_forked: Callable) -> tuple[Path, dict[Path, int]]:
-    """Output of a run that was killed while it extracted features, and those that it had extracted."""
+    """Return the output folder of a run that was killed during extraction, and the features that it had extracted."""
     output = folder.with_name("unsorted-trained")  # the default
     command = ("clean-train", folder, *options, "--batch_size", 1)
     ended = run_forked("-c", KILLED, *command, cwd=folder.parent, check=False)
@@ -97,19 +97,19 @@ def killed(folder: Path, options: list[str], run_forked: Callable) -> tuple[Path
 def finished(
     folder: Path, options: list[str], killed: tuple[Path, dict[Path, int]], run_forked: Callable
 ) -> tuple[Path, str, str]:
-    """Output, printed text and messages of the same command, given again, with an export."""
+    """Return the output folder, printed text and messages of the same command, run again with an export."""
     output, _ = killed
     assert not (output / "model.ckpt").exists()
     before = contents(folder)
     command = ("clean-train", folder, *options, "--batch_size", 1, "--export", "onnx", "--output", output)
     ended = run_forked("-c", COMMAND, *command, cwd=folder.parent)
-    assert "GPU available" not in ended.stderr  # what other libraries say that asks nothing of the user
+    assert "GPU available" not in ended.stderr  # a message of another library that users cannot act on
     assert "Traceback" not in ended.stderr
     assert contents(folder) == before
     return output, ended.stdout, ended.stderr
 
 
-def test_goes_on_where_it_was_killed(killed: tuple[Path, dict[Path, int]], finished: tuple[Path, str, str]) -> None:
+def test_continues_where_it_was_killed(killed: tuple[Path, dict[Path, int]], finished: tuple[Path, str, str]) -> None:
     output, extracted = killed
     assert extracted
     assert features(output).items() >= extracted.items()
@@ -117,7 +117,7 @@ def test_goes_on_where_it_was_killed(killed: tuple[Path, dict[Path, int]], finis
     assert not list(output.glob(".*"))  # nothing unfinished is left
 
 
-def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str, str]) -> None:
+def test_set_aside_images_are_listed(folder: Path, finished: tuple[Path, str, str]) -> None:
     output, printed, _ = finished
     with (output / "set_aside.csv").open(newline="") as file:
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
@@ -131,8 +131,8 @@ def test_what_is_set_aside_is_listed(folder: Path, finished: tuple[Path, str, st
     assert not (output / "decisions.csv").exists()
 
 
-def test_the_self_check_says_what_so_few_images_allow(finished: tuple[Path, str, str], folder: Path) -> None:
-    """On the terminal, in the summary and at the top of the report, which was written before the fit."""
+def test_the_self_check_warns_about_so_few_images(finished: tuple[Path, str, str], folder: Path) -> None:
+    """The warning is on the terminal, in the summary, and in the report, which was written before the fit."""
     output, printed, _ = finished
     summary = json.loads((output / "summary.json").read_text())
     check = summary["self_check"]
@@ -142,7 +142,7 @@ def test_the_self_check_says_what_so_few_images_allow(finished: tuple[Path, str,
     scores = np.array(json.loads((output / "state.json").read_text())["stages"]["fit"]["result"]["image_scores"])
     above = int((scores > summary["threshold"]).sum())
     assert check["above_threshold"] == above >= 2  # the two defects
-    assert low < 0.025  # nothing is said that holds within a factor of two
+    assert low < 0.025  # so uncertain that no rate is printed
     assert high == pytest.approx(binomtest(above, GOOD + 2).proportion_ci(0.95, method="exact").high)
     assert "for about" not in printed
     page = (output / "report" / "report.html").read_text()
@@ -158,7 +158,7 @@ def test_next_command_gives_verdicts_by_the_threshold(
 ) -> None:
     """The command is run as it was printed, and the checkpoint agrees with the exported file.
 
-    Both end with the status that says of the broken file that it could not be judged.
+    Both end with the exit status for images that could not be scored, because of the broken file.
     """
     output, printed, _ = finished
     summary = json.loads((output / "summary.json").read_text())
@@ -182,10 +182,10 @@ def test_next_command_gives_verdicts_by_the_threshold(
     assert (table["verdict"][~defective] == "normal").mean() > 0.7
 
 
-def test_a_good_run_prints_nothing_that_asks_nothing_of_the_user(
+def test_a_good_run_prints_only_what_the_user_needs(
     finished: tuple[Path, str, str],
 ) -> None:
-    """Nor do the imports, which `test_first_hour.py` looks at."""
+    """`test_first_hour.py` tests the same for the imports."""
     _, printed, error = finished
     for remark in ("Warning", "Unexpected", "ambiguous", "INFO"):
         assert remark not in error, error
@@ -197,14 +197,14 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capfd.readouterr().out
 
 
-def test_another_threshold_needs_no_other_fit(
+def test_another_threshold_does_not_need_another_fit(
     folder: Path,
     options: list[str],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The checkpoint is that of a fit with this share, and options of the model have their own names."""
+    """The checkpoint equals that of a fit with this share. Options of the model are given under their own names."""
     more = ("--coreset_sampling_ratio", 0.2, "--model.seed=3", "--output", tmp_path / "out")
     run(capfd, "clean-train", folder, *options, *more, "--feature_cache", tmp_path / "features")
     model = load_model(tmp_path / "out" / "model.ckpt")
@@ -216,7 +216,7 @@ def test_another_threshold_needs_no_other_fit(
 
     monkeypatch.setattr("anomalib_softpatch.cleaning.stages.Engine.fit", lambda *_, **__: pytest.fail("a fit was run"))
     again = ("clean-train", folder, *options, *more, "--feature_cache", tmp_path / "features")
-    assert "there already, but for the threshold" in run(capfd, *again, "--false_alarms", 0.3)
+    assert "already done, except for the threshold" in run(capfd, *again, "--false_alarms", 0.3)
     states = [torch.load(place / "model.ckpt", weights_only=True) for place in (tmp_path / "out", fitted)]
     assert states[0].keys() == states[1].keys()
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
@@ -229,10 +229,10 @@ def test_another_threshold_needs_no_other_fit(
     assert load_model(tmp_path / "out" / "model.ckpt").post_processor.false_alarms == 0.3
     summaries = [json.loads((place / "summary.json").read_text()) for place in (tmp_path / "out", fitted)]
     assert summaries[0]["threshold"] == pytest.approx(summaries[1]["threshold"])
-    assert "there already\n" in run(capfd, *again, "--false_alarms", 0.3).split("[3/5]")[1]
+    assert "already done\n" in run(capfd, *again, "--false_alarms", 0.3).split("[3/5]")[1]
 
 
-def test_given_again_it_computes_what_depends_on_the_options(
+def test_another_run_computes_only_what_depends_on_changed_options(
     folder: Path,
     options: list[str],
     finished: tuple[Path, str, str],
@@ -240,12 +240,12 @@ def test_given_again_it_computes_what_depends_on_the_options(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same command computes nothing, and no other threshold, no decision and no move needs the backbone."""
+    """The same command computes nothing. Another threshold, decisions and a move do not need the backbone."""
     output, *_ = finished
     extract = PatchFeatureExtractor._extract
 
     def no_image(self: PatchFeatureExtractor, images: torch.Tensor) -> torch.Tensor:
-        assert not images.any(), "the backbone was run on more than zeros, by which the size is tried"
+        assert not images.any(), "the backbone was run on an image, and not on the zeros that test the size"
         return extract(self, images)
 
     monkeypatch.setattr(PatchFeatureExtractor, "_extract", no_image)
@@ -254,7 +254,7 @@ def test_given_again_it_computes_what_depends_on_the_options(
     everything = contents(output)
     for more in (["--export", "onnx"], []):
         printed = run(capfd, *command, *more)
-        assert printed.count("there already") == 3
+        assert printed.count("already done") == 3
         assert contents(output) == everything
 
     decisions = tmp_path / "decisions.csv"
@@ -264,31 +264,31 @@ def test_given_again_it_computes_what_depends_on_the_options(
     aside = tmp_path / "aside"
     command += ("--decisions", decisions, "--move_to", aside, "--set_aside", 0.1)
     printed = run(capfd, *command, "--false_alarms", 0.3)
-    assert printed.count("there already") == 1
-    assert "model.onnx: of an earlier run, perhaps with another threshold" in printed
+    assert printed.count("already done") == 1
+    assert "model.onnx: from an earlier run, perhaps with another threshold" in printed
     assert "--ckpt_path" in json.loads((output / "summary.json").read_text())["next"]
-    gone = {"b/other defect.png", "copy.png", "broken.png"}
-    assert {str(path.relative_to(folder)) for path in before.keys() - contents(folder).keys()} == gone
-    assert {str(path.relative_to(aside)) for path in contents(aside)} == gone | {"moved.csv"}
+    moved = {"b/other defect.png", "copy.png", "broken.png"}
+    assert {str(path.relative_to(folder)) for path in before.keys() - contents(folder).keys()} == moved
+    assert {str(path.relative_to(aside)) for path in contents(aside)} == moved | {"moved.csv"}
     listed = pd.read_csv(output / "set_aside.csv")
-    assert sorted(listed["moved_to"]) == sorted(str(aside / name) for name in gone)
+    assert sorted(listed["moved_to"]) == sorted(str(aside / name) for name in moved)
     assert json.loads((output / "summary.json").read_text())["threshold"] < threshold
 
-    # What has been moved away is not forgotten, and no further share of the rest is set aside
+    # Moved images are remembered, and no share of the others is set aside again
     printed = run(capfd, *command, "--false_alarms", 0.3)
-    assert printed.count("there already") == 2
+    assert printed.count("already done") == 2
     assert pd.read_csv(output / "set_aside.csv").equals(listed)
 
     run(capfd, "undo", aside / "moved.csv", "--dry_run", "false")
     assert contents(folder) == before
     printed = run(capfd, *command, "--false_alarms", 0.3, "--move_to", tmp_path / "again")
-    assert printed.count("there already") == 2
+    assert printed.count("already done") == 2
     run(capfd, "undo", tmp_path / "again" / "moved.csv", "--dry_run", "false")
     assert contents(folder) == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_interrupted_by_the_user_it_says_how_to_go_on(
+def test_an_interruption_tells_the_user_how_to_continue(
     folder: Path,
     options: list[str],
     tmp_path: Path,
@@ -296,7 +296,7 @@ def test_interrupted_by_the_user_it_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException],
 ) -> None:
-    """Lightning makes the former the latter."""
+    """Lightning turns a KeyboardInterrupt into a SystemExit."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise error
@@ -305,7 +305,7 @@ def test_interrupted_by_the_user_it_says_how_to_go_on(
     with pytest.raises(SystemExit) as ended:
         main(["clean-train", str(folder), *options, "--output", str(tmp_path / "out")])
     assert ended.value.code == 130
-    assert capsys.readouterr().err.endswith("Stopped. The same command goes on from here.\n")
+    assert capsys.readouterr().err.endswith("Stopped. The same command continues from here.\n")
     assert not (tmp_path / "out" / ".working").exists()
 
 
@@ -331,7 +331,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
     cases = {
         "is not a folder": [tmp_path / "nowhere"],
         "has no images": [tmp_path / "empty"],
-        "not of an earlier run": [folder, "--output", tmp_path / "mine"],
+        "not from an earlier run": [folder, "--output", tmp_path / "mine"],
         "where nothing may change": [folder, "--output", folder / "out"],
         "false_alarms=1.5 must be a share above 0": [folder, "--false_alarms", 1.5],
         "set_aside=1.0 must be a share of at least 0": [folder, "--set_aside", 1.0],
@@ -339,7 +339,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
         "stride=3 is that of tiles": [folder, "--stride", 3],
         "batch_size=0 must be": [folder, "--batch_size", 0],
         "layers must name": [folder, "--layers", "[]"],
-        "none of which lies in folder=": [folder, "--decisions", tmp_path / "other.csv"],
+        "none of which is in folder=": [folder, "--decisions", tmp_path / "other.csv"],
         "is not a table": [folder, "--decisions", folder / "notes.txt"],
         "row 3: '/a.png' is defect here and normal in row 2": [folder, "--decisions", tmp_path / "contradiction.csv"],
         "cannot be written to": [folder, "--output", tmp_path / "other.csv" / "out"],

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every file in `configs/` is read and run, on a small set in the dataset's layout, with a small untrained backbone."""
+"""Every file in `configs/` is run on a small set in the dataset's layout, with a small untrained backbone."""
 
 import copy
 import json
@@ -59,7 +59,7 @@ init_args:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a small set in each layout: gray noise, black rectangles as defects."""
+    """Make a folder with a small set in each layout: gray noise, with black rectangles as defects."""
     datasets = tmp_path_factory.mktemp("datasets")
     rng = np.random.default_rng(0)
     for folder, category, good, bad, ending in LAYOUTS.values():
@@ -82,7 +82,7 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 
 def shrink_model(init_args: dict[str, Any]) -> None:
-    """Take a small backbone without weights, and images a quarter or an eighth as large."""
+    """Use a small backbone without weights, and images with a quarter or an eighth of the width and height."""
     init_args.update(backbone="test_resnet", pre_trained=False, layers=["layer2", "layer3"], visualizer=False)
     init_args.setdefault("pre_processor", yaml.safe_load(DEFAULT_PRE_PROCESSOR))
     for transform in init_args["pre_processor"]["init_args"]["transform"]["init_args"]["transforms"]:
@@ -151,7 +151,7 @@ def dinov2() -> Path:
 
 
 def model_on(backbone: Path, folder: Path, **options: object) -> AnomalibModule:
-    """Return the model of the file for DINOv2, which stays as it is but for where the weights are and some options."""
+    """Return the model of the file for DINOv2, with the given options and the backbone of a folder."""
     config = read("model", "soft_patch_plus_dinov2.yaml")
     options |= {"backbone": f"local-dir:{backbone}", "visualizer": False, "noise_report": False}
     config["model"]["init_args"] |= options
@@ -160,7 +160,7 @@ def model_on(backbone: Path, folder: Path, **options: object) -> AnomalibModule:
 
 
 def first_blocks(backbone: Path, folder: Path, count: int) -> Path:
-    """Write a backbone of the first blocks of another one."""
+    """Write a backbone that consists of the first blocks of another one."""
     folder.mkdir()
     config = json.loads((backbone / "config.json").read_text())
     config["model_args"]["depth"] = count
@@ -179,7 +179,7 @@ def test_dinov2(dinov2: Path, tmp_path: Path) -> None:
 
 
 def test_dinov2_exported(dinov2: Path, datasets: Path, tmp_path: Path) -> None:
-    """The same scores from exported files. One block is enough, since all are alike and each adds to an export."""
+    """Exported files give the same scores. One block is enough: all are alike, and each makes exports slower."""
     model = model_on(first_blocks(dinov2, tmp_path / "weights", 1), tmp_path, layers=["blocks.0"])
     source, root = datasets / "MVTecAD" / "screw", tmp_path / "few"
     for part, count in (("train/good", 4), ("test/good", 1), ("test/scratch", 1)):
@@ -204,7 +204,7 @@ def test_dinov2_exported(dinov2: Path, datasets: Path, tmp_path: Path) -> None:
         assert compiled(image)["pred_score"].item() == pytest.approx(expected[path], abs=1e-4)
 
 
-# SoftPatch+ as its paper has it; what stands for the weights, the paper's public texts do not say
+# SoftPatch+ with the options of its paper. The paper's public texts do not state where the weights come from
 PAPER = {
     "discriminators": ["lof", "gaussian"],
     "classification_threshold": 0.15,
@@ -218,7 +218,7 @@ PAPER = {
 
 @pytest.mark.parametrize("name", ["soft_patch_plus_paper.yaml", "soft_patch_plus_btad.yaml"])
 def test_the_papers_settings_give_the_papers_banks(name: str, tmp_path: Path) -> None:
-    """Bit by bit those of a bank with these options, whatever the defaults are."""
+    """They equal bit by bit the banks made with these options, whatever the defaults are."""
     config = read("model", name)
     ratio = config["model"]["init_args"]["coreset_sampling_ratio"]
     assert PAPER.items() <= config["model"]["init_args"].items()
@@ -237,7 +237,7 @@ def test_the_papers_settings_give_the_papers_banks(name: str, tmp_path: Path) ->
 
 
 def test_the_default_of_soft_patch_plus() -> None:
-    """Its file says what a model without options does, but for the paper's features."""
+    """Its file has the default options, except for the paper's features."""
     own = read("model", "soft_patch_plus.yaml")["model"]["init_args"]
     paper = read("model", "soft_patch_plus_paper.yaml")["model"]["init_args"]
     defaults = SoftPatchPlus(backbone="test_resnet", pre_trained=False).model.memory_bank_builder
@@ -251,8 +251,8 @@ def test_the_default_of_soft_patch_plus() -> None:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_run_of_a_benchmark_has_a_seed_of_its_own(name: str) -> None:
-    """For the noise and for the fit, but for PatchCore, which has no such option."""
+def test_each_run_of_a_benchmark_has_its_own_seed(name: str) -> None:
+    """The seed is for the noise and for the fit, except for PatchCore, which has no such option."""
     part = read("benchmark", name)["benchmark"]
     part["seed"], part["model"]["grid"] = {"grid": [3, 4]}, part["model"]["grid"][1:]
     wrapped = part["data"]["init_args"]["datamodule"]["init_args"]
@@ -331,7 +331,7 @@ def test_benchmarks(name: str, datasets: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_documented_command(datasets: Path, tmp_path: Path, run_anomalib: Callable) -> None:
-    """Files for model and data on one command line, with options that override theirs."""
+    """A command line combines the files for model and data, and overrides some of their options."""
     config = read("model", "soft_patch.yaml")
     shrink_model(config["model"]["init_args"])
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The demo, from its first line to the figure."""
+"""The demo, from its first line of output to the figure."""
 
 import numpy as np
 import pandas as pd
@@ -25,21 +25,21 @@ def backbone(tmp_path_factory):
 
 
 def test_demo(backbone, run_forked, tmp_path):
-    """A run beside an earlier one, which stays as it was."""
+    """A run does not change an earlier one next to it."""
     earlier = tmp_path / "demo" / "run-001" / "results.csv"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("precious")
     small = ("--num_train", 12, "--num_hidden", 6)
-    said = run_forked("-c", COMMAND, "demo", *backbone, *small, cwd=tmp_path).stdout
+    printed = run_forked("-c", COMMAND, "demo", *backbone, *small, cwd=tmp_path).stdout
     assert earlier.read_text() == "precious"
     folder = tmp_path / "demo" / "run-002"
-    assert "demo/run-002/heat_maps.png" in said.replace("\\", "/")
+    assert "demo/run-002/heat_maps.png" in printed.replace("\\", "/")
     table = pd.read_csv(folder / "results.csv", index_col=0)
     assert list(table.index) == MODELS
     assert len(table["pixel"].unique()) == len(MODELS)
     for model in MODELS:
-        assert f"Training and testing {model}" in said
-        assert f"{table.loc[model, 'image']:.1f}" in said
+        assert f"Training and testing {model}" in printed
+        assert f"{table.loc[model, 'image']:.1f}" in printed
         assert len([*folder.rglob(f"results/{model.replace('PatchCore', 'Patchcore')}/**/model.ckpt")]) == 1
     # PatchCore takes the hidden defects for normal
     assert table.loc["SoftPatch", "image"] > table.loc["PatchCore", "image"] + 5
@@ -72,14 +72,14 @@ def test_bad_arguments_leave_nothing_behind(backbone, options, message, run_fork
 
 
 @pytest.mark.parametrize(
-    ("ends_with", "status", "said"),
+    ("ends_with", "status", "message"),
     [
         ("KeyboardInterrupt", 130, "Stopped. The last folder in demo is incomplete"),
         ("SystemExit", 130, "Stopped."),  # of Lightning, when it is interrupted
         ("RuntimeError('no weights')", 2, "anomalib-softpatch demo: no weights"),
     ],
 )
-def test_a_run_that_ends_early_says_so_and_leaves_no_table(backbone, ends_with, status, said, run_forked, tmp_path):
+def test_an_interrupted_run_reports_it_and_leaves_no_table(backbone, ends_with, status, message, run_forked, tmp_path):
     code = f"""if True:
         from anomalib.engine import Engine
         def fit(*args, **kwargs):
@@ -88,5 +88,5 @@ def test_a_run_that_ends_early_says_so_and_leaves_no_table(backbone, ends_with, 
         {COMMAND}
     """
     result = run_forked("-c", code, "demo", *backbone, "--num_train", 2, "--num_hidden", 0, cwd=tmp_path, check=False)
-    assert (result.returncode, said in result.stderr) == (status, True), result.stderr
+    assert (result.returncode, message in result.stderr) == (status, True), result.stderr
     assert not [*tmp_path.rglob("results.csv"), *tmp_path.rglob("heat_maps.png")]

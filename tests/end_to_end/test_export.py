@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exported models, read back by Anomalib's inferencers and by the runtimes themselves, against the torch model."""
+"""Exported models in Anomalib's inferencers and in the runtimes themselves, compared with the torch model."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from anomalib_softpatch.components.search import bounds, graph, scores
 from anomalib_softpatch.integration.compression import resize_operations, search_operations
 from anomalib_softpatch.predictions.runtimes import openvino_core
 
-SETTINGS = {  # of SoftPatch, without radii, see `test_same_answer.py`
+SETTINGS = {  # for SoftPatch, which has no radii, see `test_same_answer.py`
     "vision transformer, unfold, two banks, weights, 5 neighbors": lambda: SoftPatchPlus(
         **BACKBONE | {"backbone": "test_vit", "layers": ["blocks.0", "blocks.1"]},
         patch_embedding="unfold", segmentation_threshold=0.3, soft_weight=True, num_neighbors=5,
@@ -58,7 +58,7 @@ def trained(request, mvtec_root, tmp_path_factory, monkeypatch_module):
     engine.fit(model, datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
     assert bool((model.model.radii > 0).all())
     inner = model.model
-    # Doubled, so that they decide about many scores of images that are not like the training ones
+    # The radii are doubled, so that they determine many scores of images that are not like the training images
     features, weights = inner.memory_bank.clone(), inner.weights.clone()
     inner.set_memory_bank(MemoryBank(features, weights, 2 * inner.radii, inner.bank_ranges))
     return engine, model.eval(), folder
@@ -72,7 +72,7 @@ def onnx_file(trained):
 
 @pytest.fixture(scope="module")
 def openvino_file(trained, onnx_file):
-    """From the same graph; that it is exported on the way is looked at by `test_predict.py`."""
+    """Convert the same graph. `test_predict.py` tests that the OpenVINO export makes the graph itself."""
     engine, model, folder = trained
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "to_onnx", lambda *_args, **_kwargs: onnx_file)
@@ -80,14 +80,14 @@ def openvino_file(trained, onnx_file):
 
 
 def random_images(batch_size: int, size: tuple[int, int]) -> torch.Tensor:
-    """Images like the training ones, with a black square: scores of some size."""
+    """Return images like the training images, with a black square for high scores."""
     images = 0.4 + 0.2 * torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(1))
     images[:, :, 16:40, 24:48] = 0
     return images
 
 
 def count_radii(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """Patches of the bank whose radius decides about a score of some images."""
+    """Return the number of patches of the images whose score is determined by a support radius."""
     inner = model.model
     with torch.no_grad():
         queries = inner.extract(model.pre_processor(images)).flatten(0, 2)
@@ -98,13 +98,13 @@ def count_radii(model: torch.nn.Module, images: torch.Tensor) -> int:
 
 
 def test_radii_count(trained):
-    """Otherwise the tests below would say nothing of them."""
+    """Otherwise, the tests below would not test the radii."""
     _, model, _ = trained
     assert count_radii(model, random_images(2, (128, 128))) > 10
 
 
 def assert_close(actual, expected) -> None:
-    """Maximum difference relative to the largest value under 1e-3."""
+    """Check that the largest difference is at most 1e-3 of the largest value."""
     actual, expected = np.asarray(actual).squeeze(), np.asarray(expected).squeeze()
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= 1e-3 * np.abs(expected).max()
@@ -128,7 +128,7 @@ def test_onnxruntime(trained, onnx_file, batch_size, size):
 @pytest.mark.parametrize(("batch_size", "size"), INPUTS)
 def test_openvino(trained, openvino_file, batch_size, size):
     images = random_images(batch_size, size)
-    # The reference precision: by default OpenVINO computes in bfloat16 where the processor has it.
+    # In float32 for reference: by default, OpenVINO computes in bfloat16 if the processor supports it
     compiled = openvino_core().compile_model(str(openvino_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled(images.numpy())
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_inferencers(trained, openvino_file, monkeypatch, tmp_path):
     Image.fromarray(pixels).save(image)
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
-    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")  # Anomalib asks for it before it unpickles a model
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")  # Anomalib requires it to unpickle a model
     prediction = TorchInferencer(torch_file, device="cpu").predict(image)
     assert_close(prediction.pred_score, expected.pred_score)
     assert_close(prediction.anomaly_map, expected.anomaly_map)
@@ -157,7 +157,7 @@ def test_inferencers(trained, openvino_file, monkeypatch, tmp_path):
 
 
 def test_search_is_pruned(trained, onnx_file, request):
-    """Where the bank is large; nothing of the index is left in the model."""
+    """The search is pruned if the bank is large, and no index is left in the model."""
     _, model, _ = trained
     operators = [node.op_type for node in onnx.load(onnx_file, load_external_data=False).graph.node]
     pruned = "pruned" in request.node.callspec.params["trained"]
@@ -181,7 +181,7 @@ def test_compression_leaves_the_pruned_search_out(trained, onnx_file):
 
 
 def test_weights_are_inside(trained, onnx_file):
-    """One file: nothing to lose on the way to the factory."""
+    """The export is a single file, so that no part of it can get lost."""
     assert [path.name for path in Path(onnx_file).parent.iterdir()] == [Path(onnx_file).name]
     bank = trained[1].model.memory_bank
     assert Path(onnx_file).stat().st_size > bank.numel() * bank.element_size()

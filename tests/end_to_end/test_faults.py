@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What goes wrong in practice: killed processes, full disks, foreign and hostile files, odd images and names."""
+"""Faults in practice: killed processes, full disks, foreign and hostile files, odd images and names."""
 
 import os
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def gray_noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(100, 156, (count, 64, 64), dtype=np.uint8)
 
 
-# Killed processes and full disks: each scenario is a fit in a process of its own, forked after the slow imports.
+# Killed processes and full disks: each scenario is a fit in its own process, forked after the slow imports.
 
 SCENARIOS = """
     import os, resource, signal, sys, traceback
@@ -111,7 +111,7 @@ SCENARIOS = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork, rlimits and signals")
 def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_forked: Callable) -> None:
-    """Nothing half-written is there or passes for a whole, and the first run's results stay as they were."""
+    """No incomplete file is left or taken for a complete one, and the first run's results do not change."""
     script = tmp_path / "scenarios.py"
     script.write_text("\n".join(line.removeprefix("    ") for line in SCENARIOS.splitlines()))
     features, output = tmp_path / "features", tmp_path / "results"
@@ -133,7 +133,7 @@ def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_forked: C
     assert checkpoints == [True, False, False, False, False, False]
     assert reports == [True, False, False, True, False, False]
     assert SoftPatch.load_from_checkpoint(runs[0] / "weights" / "lightning" / "model.ckpt").model.bank_ranges
-    # What a killed process could not tidy up is refused, and takes no space.
+    # Files that a killed process could not remove are refused, and take no space.
     left = list(runs[3].rglob("*.ckpt"))
     assert len(left) == 1
     with pytest.raises(ValueError, match=r"model.ckpt is no checkpoint, or not a whole one \(\d+ bytes\): copy it"):
@@ -208,7 +208,7 @@ def test_checkpoint_of_another_model(mvtec_root: Path, tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_version(trained: tuple[SoftPatch, Path], mvtec_root: Path, tmp_path: Path) -> None:
-    """One without our entry, as before 0.1.0, loads; one of a later format does not."""
+    """A checkpoint without our entry, as before 0.1.0, loads. One of a later format does not."""
     images = mvtec_root / "bottle" / "test"
     older = torch.load(trained[1], weights_only=True)
     entry = {"format": 2, "version": __version__, "model": "SoftPatch"}
@@ -230,7 +230,7 @@ def test_checkpoint_of_another_version(trained: tuple[SoftPatch, Path], mvtec_ro
 def test_checkpoint_of_a_gpu(
     trained: tuple[SoftPatch, Path], mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tensors that say that they come from a GPU, as those in a checkpoint of a training on one do."""
+    """Its tensors are marked as tensors of a GPU, as in a checkpoint that was trained on one."""
     with monkeypatch.context() as patched:
         patched.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
         gpu = changed(trained[1], tmp_path / "gpu.ckpt")
@@ -266,7 +266,7 @@ def test_code_in_a_checkpoint_is_not_run(trained: tuple[SoftPatch, Path], mvtec_
         with pytest.raises(ValueError, match=message):
             load()
     assert not target.exists()
-    torch.load(bad, weights_only=False)  # the file does what it is said to do
+    torch.load(bad, weights_only=False)  # unpickling the file does run its code
     assert target.exists()
 
 
@@ -287,7 +287,7 @@ def test_half_precision_overflow_is_named(mvtec_root: Path, tmp_path: Path) -> N
 
 
 def raw_scores(model: SoftPatch, folder: Path) -> dict[str, float]:
-    """Scores of the images of a folder, not normalized, by their names."""
+    """Return the raw scores of the images of a folder, by their names."""
     model.eval()
     items = list(PredictDataset(folder))
     images = model.pre_processor.transform(torch.stack([item.image for item in items]))
@@ -311,7 +311,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_modes_of_images(trained: tuple[SoftPatch, Path], images: Path, tmp_path: Path) -> None:
-    """Gray, palette, transparent and 16-bit files of one image train, and all score as the RGB file does."""
+    """Models can be trained on gray, palette, transparent and 16-bit files, and score all as the RGB file."""
     gray = gray_noise(1)[0]
     image = Image.fromarray(gray)
     palette = Image.frombytes("P", (64, 64), gray.tobytes())
@@ -333,7 +333,7 @@ def test_modes_of_images(trained: tuple[SoftPatch, Path], images: Path, tmp_path
 
 
 def turned(file: Path) -> Path:
-    """Store an image upside down, and say so in its EXIF orientation."""
+    """Store an image upside down, with the EXIF orientation that turns it upright."""
     with Image.open(file) as image:
         exif = image.getexif()
         exif[0x0112] = 3
@@ -397,8 +397,8 @@ def test_one_training_image(images: Path, tmp_path: Path) -> None:
 
 
 def test_names_and_a_manifest_from_windows(tmp_path: Path) -> None:
-    """Spaces, commas, quotes and letters of any script, through fit, report, manifest and a checkpoint."""
-    root = tmp_path / "parts, new"  # Anomalib's Folder refuses other letters than ASCII's in the names of folders
+    """Spaces, commas, quotes and letters of any script work in fit, report, manifest and checkpoint."""
+    root = tmp_path / "parts, new"  # Anomalib's Folder refuses letters that are not ASCII in the names of folders
     for index, pixels in enumerate(gray_noise(10)):
         save(pixels, root / "good ones" / f"Bild {index}, 'größer' 画像.png")
     for index, pixels in enumerate(gray_noise(4)):

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The first hour on a machine without a hub: what cannot work says what will, and the rest works."""
+"""The first hour on a machine without a hub: commands that cannot work name one that can, and the others work."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from conftest import ANOMALIB, COMMAND
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a machine that has never reached a hub and cannot now."""
+    """Return the environment of a machine that has never reached a hub, and cannot reach one."""
     home = tmp_path_factory.mktemp("home")
     return {"HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(home / "cache")}
 
@@ -54,7 +54,7 @@ finally:
 def test_without_any_weights_one_line_has_the_next_command(
     command: str, folder: Path, offline: dict[str, str], tmp_path: Path
 ) -> None:
-    """And nothing slow is imported for it."""
+    """Nothing slow is imported for it."""
     result = run_without_hub(NOTHING_INSTALLED, [command, folder, "--batch_size", 4], offline, tmp_path)
     assert (result.returncode, result.stdout) == (2, "[]\n")
     assert result.stderr.startswith(f"anomalib-softpatch {command}: The weights of wide_resnet50_2 are not on this")
@@ -87,13 +87,13 @@ def run_without_hub(
     )  # fmt: skip
 
 
-def test_installed_weights_are_used_and_said(
+def test_installed_weights_are_used_and_named(
     folder: Path, offline: dict[str, str], tmp_path: Path, run_python: Callable, run_forked: Callable
 ) -> None:
-    """A run that had to take them goes on with them where there is a hub again."""
+    """A run that had to use them continues with them, even if there is a hub again."""
     command = ["clean-train", folder, "--image_size", 64, "--output", tmp_path / "out", "--export", "none"]
     first = run_python("-c", COMMAND, *command, cwd=tmp_path, env=offline)
-    for remark in ("Warning", "Unexpected", "ambiguous", "INFO", "GPU available"):  # that ask nothing of the user
+    for remark in ("Warning", "Unexpected", "ambiguous", "INFO", "GPU available"):  # the user cannot act on them
         assert remark not in first.stderr, first.stderr
     printed = first.stdout
     assert "Those of efficientnet-lite2 are used instead, as with --weights lite2." in printed.splitlines()[0]
@@ -101,7 +101,7 @@ def test_installed_weights_are_used_and_said(
     assert (summary["layers"], "efficientnet-lite2" in summary["backbone"]) == (["blocks.2", "blocks.4"], True)
     with_hub = f"from anomalib_softpatch import backbones; backbones.check_weights = lambda _: None; {COMMAND}"
     printed = run_forked("-c", with_hub, *command, cwd=tmp_path, env=offline).stdout
-    assert printed.count("there already") == 2
+    assert printed.count("already done") == 2
 
     run_forked(
         "-c", COMMAND, "predict", folder, "--ckpt_path", tmp_path / "out" / "model.ckpt", cwd=tmp_path, env=offline

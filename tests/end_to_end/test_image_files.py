@@ -26,8 +26,8 @@ from anomalib_softpatch.scoring.command import predict
 HEIGHT, WIDTH = 64, 96
 SQUARE = (slice(8, 24), slice(64, 88))  # black in the image of a defect, as it is displayed
 DEFECT = 5
-WHITE = 4095  # of a camera of 12 bits
-# How pixels are to be stored that EXIF says are displayed upright: the inverse of the turn
+WHITE = 4095  # the largest value of a 12-bit camera
+# How to store pixels that are displayed upright: the inverse of the transpose that EXIF asks for
 STORED = {
     1: lambda pixels: pixels,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -38,7 +38,7 @@ STORED = {
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Options of a backbone with random weights: telling a black square from gray noise takes no more."""
+    """Return options of a backbone with random weights, enough to distinguish a black square from gray noise."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
@@ -46,7 +46,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 def draw(count: int = 12) -> np.ndarray:
-    """Gray images of 12 bits, one of which has a black square."""
+    """Draw gray images of 12 bits, one of which has a black square."""
     pixels = np.random.default_rng(0).integers(1800, 2300, (count, HEIGHT, WIDTH), dtype=np.uint16)
     pixels[:, 0, 0] = 3000
     pixels[DEFECT][SQUARE] = 0
@@ -67,7 +67,7 @@ def scores(output: Path) -> dict[str, float]:
 
 
 def boxes(output: Path) -> dict[str, list[list[float]]]:
-    """Boxes of COCO's format by image, and a check that those of the other formats are the same."""
+    """Return the boxes of the COCO export by image, after checking that the other formats have the same."""
     content = json.loads((output / "coco.json").read_text())
     names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
     sizes = {names[image["id"]]: (image["width"], image["height"]) for image in content["images"]}
@@ -89,7 +89,7 @@ def boxes(output: Path) -> dict[str, list[list[float]]]:
 
 
 def test_report_shows_images_as_they_are_displayed(options: dict, tmp_path: Path) -> None:
-    """Scores, boxes and thumbnails of a folder of turned images are those of the upright ones."""
+    """Scores, boxes and thumbnails of rotated images are those of the upright ones."""
     found = {}
     for kind in ("upright", "turned"):
         for number, pixels in enumerate((draw() // 16).astype(np.uint8)):
@@ -112,7 +112,7 @@ def test_report_shows_images_as_they_are_displayed(options: dict, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a camera of 12 bits writes, some of it turned, and files that nobody can know the meaning of."""
+    """Make a folder with images of a 12-bit camera, some of them rotated, and files whose values are unclear."""
     folder = tmp_path_factory.mktemp("deep") / "images"
     for number, pixels in enumerate(draw()):
         orientation = list(STORED)[number % len(STORED)]
@@ -132,7 +132,7 @@ def trained(folder: Path, options: dict, tmp_path_factory: pytest.TempPathFactor
 def test_deep_images_are_read_by_their_bits(
     folder: Path, options: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As floating-point images with the values that they stand for, and it is said once."""
+    """They are read like floating-point images of the same values, and one message reports it."""
     floats = tmp_path / "floats"
     floats.mkdir()
     for number, pixels in enumerate(draw()):
@@ -150,7 +150,7 @@ def test_deep_images_are_read_by_their_bits(
     assert "12 bits per value, where white is 4095" in page
 
 
-def test_what_nobody_knows_the_meaning_of_is_set_aside(folder: Path, trained: Path) -> None:
+def test_images_of_unknown_meaning_are_set_aside(folder: Path, trained: Path) -> None:
     table = pd.read_csv(trained / "set_aside.csv")
     reasons = {Path(path).name: reason for path, reason in zip(table["path"], table["reason"], strict=True)}
     assert reasons.keys() == {"float.tif", "long.tif"}
@@ -162,11 +162,11 @@ def test_what_nobody_knows_the_meaning_of_is_set_aside(folder: Path, trained: Pa
     assert load_model(trained / "model.ckpt").largest_value == WHITE
 
 
-def test_single_images_are_read_as_those_of_the_fit(folder: Path, trained: Path, tmp_path: Path) -> None:
-    """By checkpoint and exported file; the score is that of NumPy's division, and of a floating-point image."""
+def test_single_images_are_read_as_in_the_fit(folder: Path, trained: Path, tmp_path: Path) -> None:
+    """Checkpoint and exported file give the score of a floating-point image that NumPy has divided."""
     import onnxruntime
 
-    new = draw(13)[-1] // 2  # a darker image is darker, whatever its own largest value
+    new = draw(13)[-1] // 2  # a darker image stays darker, whatever its own largest value
     save(STORED[6](new), tmp_path / "new" / "deep.png", 6)
     Image.fromarray((new / WHITE).astype(np.float32)).save(tmp_path / "new" / "float.tif")
     save(draw(13)[-1], tmp_path / "new" / "bright.png")
@@ -199,7 +199,7 @@ def test_the_place_of_a_defect_is_where_it_is_displayed(folder: Path, trained: P
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.onnx"])
-def test_images_of_another_camera_are_not_judged(name: str, trained: Path, tmp_path: Path) -> None:
+def test_images_of_another_camera_are_not_scored(name: str, trained: Path, tmp_path: Path) -> None:
     file = save(draw()[0] * 16, tmp_path / "deeper.png")
     source = {"ckpt_path": trained / name, "device": "cpu"} if name == "model.ckpt" else {"model": trained / name}
     with pytest.raises(SystemExit) as status:
@@ -212,7 +212,7 @@ def test_images_of_another_camera_are_not_judged(name: str, trained: Path, tmp_p
 
 @pytest.fixture
 def links(tmp_path: Path) -> Path:
-    """Folder with links to an image of it, to one elsewhere, and to a folder."""
+    """Make a folder with links to one of its images, to an image elsewhere, and to a folder."""
     pixels = (draw() // 16).astype(np.uint8)
     for number, one in enumerate(pixels):
         save(one, tmp_path / "images" / "sub" / f"{number}.png")
@@ -225,7 +225,7 @@ def links(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """What each link says, and what is read through it or from a file."""
+    """Return the target of each link, and the content of each file, also through links."""
     return {
         path.relative_to(folder).as_posix(): (str(path.readlink()) if path.is_symlink() else "", path.read_bytes())
         for path in folder.rglob("*")
@@ -236,7 +236,7 @@ def contents(folder: Path) -> dict[str, tuple[str, bytes]]:
 def test_links_are_moved_and_no_image_is_lost(
     links: Path, options: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two links to an image are set aside, and lead to it from where they are then; undone, all is as it was."""
+    """Two links to an image are set aside, and lead to it from their new place. Undo restores everything."""
     before, target = contents(links), tmp_path / "aside" / "here"
     decisions = tmp_path / "decisions.csv"
     decisions.write_text(f"path,decision\n{links / 'c.png'},set_aside\n{links / 'b.png'},keep\n")

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Scripts in `benchmarks/` run, at small sizes, and write what the documents can show. Times are not looked at."""
+"""Scripts in `benchmarks/` run at small sizes, and write files that the documents can show. Times are not tested."""
 
 import json
 import os
@@ -25,8 +25,8 @@ from references import REPEATED, auroc, synthetic_features
 pytestmark = pytest.mark.usefixtures("kolektor", "backbone")
 
 
-# Runs a script whose processes are forked in place of spawned, which spares each of them the imports. It fails where
-# what they are given could not be sent to a spawned one.
+# Runs a script with its processes forked instead of spawned, which saves each of them the imports. It fails if their
+# arguments could not be sent to a spawned process.
 FORKED = """
 import multiprocessing, pickle, runpy, sys
 from pathlib import Path
@@ -46,7 +46,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture
 def measure(run_forked: Callable, tmp_path: Path) -> Callable[..., tuple[str, dict]]:
-    """Function that runs a script with `--quick`; returns what it printed and the record that it wrote."""
+    """Return a function that runs a script with `--quick`, and returns its output and the record that it wrote."""
 
     def run(script: str, *options: str) -> tuple[str, dict]:
         command = [ROOT / "benchmarks" / script, "--quick", "--threads=1", "--save=figures.json", *options]
@@ -80,9 +80,9 @@ def test_exported(measure: Callable) -> None:
 def test_comparison(measure: Callable, tmp_path: Path) -> None:
     printed, record = measure("comparison.py", "--layers=layer1", "--plot=plot.png")
     assert record["headings"] == ["", "Patchcore", "SoftPatchPlus (paper)"]
-    # The files are those of the models: all runtimes give the scores of the checkpoint.
+    # All runtimes give the scores of the checkpoint that the files were exported from.
     assert float(re.search(r"image scores to those of torch: (\S+)", printed)[1]) < 1e-3
-    rows = int(0.1 * 8 * 16**2)  # of 8 images of 64 px: the layer has 16 x 16 patches
+    rows = int(0.1 * 8 * 16**2)  # 8 images of 64 px: the layer has 16 x 16 patches
     (of_patchcore,), (of_both,) = values(record, "rows of the memory bank")
     assert of_patchcore == rows < of_both <= 2 * rows
     for kind in ("checkpoint", "ONNX", "OpenVINO"):
@@ -141,7 +141,7 @@ def test_image_size(measure: Callable, tmp_path: Path) -> None:
 
 @pytest.fixture
 def elpv(tmp_path: Path) -> Path:
-    """Folder like that of the package elpv-dataset: 40 polycrystalline cells, 16 of them defective and 4 doubtful."""
+    """Make a folder like that of the package elpv-dataset: 40 polycrystalline cells, 16 defective and 4 doubtful."""
     data = tmp_path / "elpv" / "elpv_dataset" / "data"
     (data / "images").mkdir(parents=True)
     probabilities = 20 * ["0.0"] + 8 * ["0.6666666666666666"] + 8 * ["1.0"] + 4 * ["0.3333333333333333"] + 9 * ["1.0"]
@@ -160,7 +160,7 @@ def test_robustness(measure: Callable, mvtec_root: Path, elpv: Path, tmp_path: P
     options += ["--ratios", "0", "0.2", "0.4", "--settings", "patchcore", "softpatch", f"--cache={tmp_path / 'cache'}"]
     printed, record = measure("robustness.py", *options, "--plot=plot.png")
     assert record["headings"][1:] == ["0%", "20% (16.7% of all)", "40% (28.6% of all)", "most", "as it is"]
-    # 8 normal training images; of 4 anomalous ones 2 must stay in the test set
+    # 8 normal training images; 2 of 4 anomalous images must stay in the test set
     for setting in ("PatchCore, trained clean", "patchcore", "softpatch"):
         shares = {
             name: values(record, f"{name}: {setting}", "share") for name in ("bottle, overlap", "bottle, no overlap")
@@ -169,14 +169,14 @@ def test_robustness(measure: Callable, mvtec_root: Path, elpv: Path, tmp_path: P
         assert shares == {"bottle, overlap": [[0], one, three, [], []], "bottle, no overlap": [[0], one, [], two, []]}
     assert "most (20.0% of all)" in printed
     assert "| no overlap: softpatch |" in printed
-    # A share of half of the cells, which the names of the files do not decide
+    # A share of half of the cells, chosen independently of the names of the files
     *none, (share,) = values(record, "solar, as it is: patchcore", "share")
     assert none == [[], [], [], []]
     (doubtful,) = values(record, "solar, as it is: patchcore", "doubtful")[-1]
     assert 0 < share < doubtful < 100
     assert share * 20 / 100 == pytest.approx(round(share * 20 / 100), abs=1e-3)
     assert "pixel" not in record["rows"]["solar, as it is: patchcore"][-1][0]
-    # Distances are those of the same training images without noise, on the same test images
+    # Differences are from the same training images without noise, on the same test images
     for name in ("bottle, overlap", "bottle, no overlap", "solar, as it is"):
         for column, clean in enumerate(record["rows"][f"{name}: PatchCore, trained clean"]):
             for run in record["rows"][f"{name}: patchcore"][column]:
@@ -190,7 +190,7 @@ def test_robustness(measure: Callable, mvtec_root: Path, elpv: Path, tmp_path: P
     with Image.open(tmp_path / "plot.png") as image:
         assert image.format == "PNG"
 
-    # The same file again: what is there stays, what is missing is measured; other options are refused
+    # With the same file again, missing numbers are measured and the others stay; other options are refused
     del record["rows"]["bottle, overlap: softpatch"][2][0]
     (tmp_path / "figures.json").write_text(json.dumps(record))
     printed, again = measure("robustness.py", *options)
@@ -213,13 +213,13 @@ def test_references(measure: Callable) -> None:
 
 
 def test_noise_of_the_synthetic_features() -> None:
-    """Found here by the distance to the median of the normal patches of the most frequent variant."""
+    """The distance to the median of the normal patches of the most frequent variant finds the noise."""
     features, kind = synthetic_features(2000, 2, 0.1, strength=3.0, seed=0)
     assert features.shape == (2000, 2, 2, 128)
     assert kind.bincount().tolist() == [1800, 200 - round(2000 * REPEATED), round(2000 * REPEATED)]
     patches = features[:, 1, 0]
     distances = (patches - patches[kind == 0].median(dim=0).values).norm(dim=1)
     assert auroc(distances[kind == 2], distances[kind == 0]) > 95
-    # Copies of the repeated defect lie close to each other, those of single ones do not.
+    # Copies of the repeated defect are close to each other, single defects are not.
     copies, single = (torch.cdist(patches[kind == each], patches[kind == each]).median() for each in (2, 1))
     assert copies < 0.5 * single

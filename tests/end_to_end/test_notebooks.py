@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The notebooks run from top to bottom, on small sets, and are kept without outputs."""
+"""The notebooks run from top to bottom on small sets, and are stored without outputs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 SMALL = {"num_train": 12, "num_test_good": 4, "num_test_per_defect": 2}
-# For each, parameters that make it small, and what must hold at its end
+# For each notebook, parameters that make it small, and conditions that must hold at its end
 RUNS = {
     "own_folder": (
         f"IMAGE_SIZE, MADE = 128, {SMALL | {'num_hidden': 1}}",
@@ -53,7 +53,7 @@ def test_every_notebook_is_run() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_kept_without_outputs(path: Path) -> None:
+def test_stored_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in code_cells(notebook):
@@ -63,11 +63,11 @@ def test_kept_without_outputs(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
-    """Kernel of all notebooks, which imports what takes seconds once."""
+    """Return the kernel of all notebooks, which does the slow imports once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         patch.setenv("HF_HUB_OFFLINE", "1")
-        # What the project is installed in, not a kernel of the user's own
+        # The environment of the project, not a kernel of the user
         patch.setenv("JUPYTER_PATH", "")
         manager = KernelManager()
         manager.start_kernel()
@@ -94,7 +94,7 @@ def test_runs(name: str, tmp_path: Path, kernel: KernelManager, small_backbone: 
         (place,) = [index for index, cell in enumerate(notebook.cells) if "write_weights(" in cell.source]
         notebook.cells.insert(place + 1, new_code_cell(small_backbone))
     notebook.cells.append(new_code_cell("\n".join(line.strip() for line in expected.splitlines())))
-    # No name of another notebook is left, and this one has a folder of its own
+    # No variable of another notebook is left, and this one has its own folder
     notebook.cells.insert(0, new_code_cell(f"%reset -f\n%cd -q {tmp_path}"))
     NotebookClient(notebook, km=kernel, timeout=300).execute()
     assert any(output.output_type == "display_data" for cell in code_cells(notebook) for output in cell.outputs)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Installed and not used, the package changes nothing for other models."""
+"""If the package is installed and not used, nothing changes for other models."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-# Writes the scores of Anomalib's models bit by bit, and how often each function of Anomalib and of ours ran meanwhile:
-# with our package and without it, each in a process forked from one that has imported nothing of either.
+# Writes the exact scores of Anomalib's models, and how often each function of Anomalib and of this package ran: with
+# this package and without it, each in a process forked from one that has imported neither.
 CODE = """
     import json, os, sys
     from collections import Counter
@@ -80,7 +80,7 @@ def observed(run_python: Callable, mvtec_root: Path, tmp_path_factory: pytest.Te
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
     folder = tmp_path_factory.mktemp("observed")
-    environment = {"ANOMALIB_SOFTPATCH_AUTOLOAD": "0"}  # it is imported in the code, however it is installed
+    environment = {"ANOMALIB_SOFTPATCH_AUTOLOAD": "0"}  # the code imports it, however it is installed
     run_python("-c", textwrap.dedent(CODE), mvtec_root, folder, cwd=folder, env=environment)
     return {hook: json.loads((folder / f"{hook}.json").read_text()) for hook in ("on", "off")}
 
@@ -96,7 +96,7 @@ def test_scores_and_maps_are_the_same_bit_by_bit(observed: dict[str, Any], model
 def test_the_same_functions_run_as_often_and_none_of_ours(observed: dict[str, Any]) -> None:
     on, off = (observed[hook]["calls"] for hook in ("on", "off"))
     ours = {name: count for name, count in on.items() if name.startswith("/anomalib_softpatch/")}
-    # While modules are imported late, the watcher is asked for each.
+    # If modules are imported late, the import hook is called for each.
     assert set(ours) <= {"/anomalib_softpatch/integration/registration.py:find_spec"}
     assert "/anomalib/engine/engine.py:_setup_trainer" in off
     assert {name: count for name, count in on.items() if name not in ours} == off

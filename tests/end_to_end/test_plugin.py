@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The start-up hook, proved on an installed wheel in fresh virtual environments."""
+"""The start-up hook, tested with an installed wheel in fresh virtual environments."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def wheel(distributions: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory, run_python: Run, wheel: Path) -> Environment:
-    """Environment with the wheel and nothing else: not even torch and Anomalib."""
+    """Return an environment with only the wheel, without torch and Anomalib."""
     environment = Environment(tmp_path_factory.mktemp("bare") / "venv", run_python)
     environment.install(wheel)
     return environment
@@ -36,7 +36,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, run_python: Run, wheel: Path)
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory, run_python: Run, wheel: Path) -> Environment:
-    """Environment with the wheel and its dependencies."""
+    """Return an environment with the wheel and its dependencies."""
     environment = Environment(tmp_path_factory.mktemp("complete") / "venv", run_python)
     environment.install(wheel)
     environment.add_dependencies()
@@ -74,7 +74,7 @@ def test_uninstalling_leaves_nothing_behind(tmp_path: Path, run_python: Run, whe
 def test_editable_installation_has_the_hook_and_leaves_nothing_behind(tmp_path: Path, run_python: Run) -> None:
     environment = Environment(tmp_path / "venv", run_python)
     before = environment.files()
-    # the build backend comes from the environment of the tests: nothing is downloaded
+    # nothing is downloaded: the build backend comes from the environment of the tests
     environment.install("--editable", ROOT, env={"PYTHONPATH": os.pathsep.join(dependency_folders())})
     loaded_from = environment.run("import sys; print(sys.modules['anomalib_softpatch'].__file__)").stdout.strip()
     assert Path(loaded_from) == SOURCES / "anomalib_softpatch" / "__init__.py"
@@ -89,8 +89,8 @@ def loaded_modules(environment: Environment, **kwargs: object) -> set[str]:
     return set(environment.run("import sys; print(*sys.modules)", **kwargs).stdout.split())
 
 
-def test_start_up_imports_three_small_modules_only(bare: Environment) -> None:
-    """What they cost is measured by benchmarks/startup.py."""
+def test_start_up_imports_only_three_small_modules(bare: Environment) -> None:
+    """benchmarks/startup.py measures their cost."""
     with_hook, without_hook = loaded_modules(bare), loaded_modules(bare, env=OFF)
     modules = ["anomalib_softpatch", "anomalib_softpatch.integration", "anomalib_softpatch.integration.registration"]
     assert sorted(with_hook - without_hook) == modules
@@ -170,7 +170,7 @@ def test_loader_that_cannot_be_watched_is_reported(bare: Environment) -> None:
 
 
 def test_threads_that_import_at_the_same_time_get_whole_modules(bare: Environment) -> None:
-    # The first thread still executes anomalib.models when the second one is done with anomalib.data.
+    # The first thread is still executing anomalib.models when the second one has finished anomalib.data.
     code = textwrap.dedent(STAND_IN) + textwrap.dedent("""
         import threading
         registered = []
@@ -210,9 +210,9 @@ def test_public_names_are_the_registered_ones() -> None:
         _ = anomalib_softpatch.Unknown
 
 
-# Runs each piece of code in a process of its own, forked from one that has imported Anomalib's dependencies but nothing
-# of Anomalib: an import of Anomalib then takes half a second instead of ten. The process starts with the hook off; what
-# begins with `HOOK` does what Python does with the start-up line when it starts.
+# Runs each piece of code in its own process, forked from one that has imported Anomalib's dependencies but not
+# Anomalib. An import of Anomalib then takes half a second instead of ten. The process starts with the hook off; code
+# that begins with `HOOK` does what Python does with the start-up line when it starts.
 FORKS = """
     import contextlib, io, json, os, sys, traceback, warnings
     import jsonargparse, kornia, lightning.pytorch.cli, matplotlib.pyplot, omegaconf, pandas, sklearn.metrics
@@ -242,8 +242,8 @@ del os.environ["ANOMALIB_SOFTPATCH_AUTOLOAD"]
 site.addpackage({site_packages!r}, "anomalib_softpatch.pth", set())
 """
 
-# Of each order in which imports of Anomalib's modules and ours can meet: which of `anomalib.data` and `anomalib.models`
-# is there first, and what has begun the import
+# One case for each order in which imports of Anomalib and of this package can meet: which of `anomalib.data` and
+# `anomalib.models` is imported first, and what has started the import
 FIRST_IMPORTS = [
     "from anomalib.models import Padim, SoftPatch",
     "from anomalib.models.image.patchcore.torch_model import PatchcoreModel",
@@ -294,7 +294,7 @@ assert "anomalib.models" not in sys.modules
 """
 
 
-# Of the stock command, with names of classes alone
+# The stock command, with bare names of classes
 NAMES = ["--model", "SoftPatch", "--data", "MVTec", "--print_config"]
 BARE_NAMES = [
     *([command, *NAMES] for command in ("train", "fit", "validate", "test", "predict")),
@@ -339,7 +339,7 @@ TRAIN = (
     "--model.backbone=test_resnet", "--model.layers=[layer3]", "--model.pre_trained=false",
 )  # fmt: skip
 
-# The file is as it was when the next code is run
+# The file is restored before the next code runs
 BROKEN = """
 from pathlib import Path
 import anomalib_softpatch
@@ -365,16 +365,14 @@ def write_benchmark(folder: Path, model: str, data: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ran(complete: Environment, mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    """What each piece of code printed and its error, our warnings included, and the folder in which all of them ran."""
+    """Return the output and errors of each piece of code, with our warnings, and the folder in which they ran."""
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
     folder = tmp_path_factory.mktemp("ran")
     (folder / "bare.yaml").write_text(BARE_FILE)
     (folder / "dotted.yaml").write_text(DOTTED_FILE)
     (folder / "train" / "datasets").mkdir(parents=True)
-    (folder / "train" / "datasets" / "MVTecAD").symlink_to(
-        mvtec_root
-    )  # where MVTecAD, and so MVTec, looks for its data
+    (folder / "train" / "datasets" / "MVTecAD").symlink_to(mvtec_root)  # the default folder of MVTecAD and MVTec
     write_benchmark(folder / "bare", "SoftPatch", "MVTec", mvtec_root)
     codes = {"by name": BY_NAME, "only data": ONLY_DATA, "bare names": printed_configurations(BARE_NAMES)}
     codes |= {statement: f"{statement}\n{ALL_IS_REGISTERED}" for statement in FIRST_IMPORTS}
@@ -439,10 +437,10 @@ def test_with_the_hook_off_the_package_registers_when_it_is_imported(ran: tuple[
 
 
 def test_with_the_hook_off_benchmark_needs_an_import(ran: tuple[dict, Path]) -> None:
-    """Nothing can make the stock command import the package then.
+    """The stock command cannot import the package then.
 
-    `train` imports what a dotted path names; `benchmark` checks such a path against a list of Anomalib's own modules
-    before it imports anything, reads its configuration as plain data, and takes no other option.
+    `train` imports the class of a dotted path. `benchmark` checks such a path against a list of Anomalib's own modules
+    before it imports anything, reads its configuration as plain data, and has no other option.
     """
     results, folder = ran
     assert results["benchmark, off"]["output"].splitlines()[-1] == "False", results["benchmark, off"]

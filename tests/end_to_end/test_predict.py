@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From a folder of unlabeled images to verdicts: the stock command, ours, and the files that it exports."""
+"""From a folder of unlabeled images to verdicts: with the stock command, with ours, and with exported files."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ from anomalib_softpatch.models.visualizer import COLORS
 from conftest import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = ("--model", "SoftPatch")  # once trained, its options come from the checkpoint
+NAME = ("--model", "SoftPatch")  # after training, the options come from the checkpoint
 MODEL = (
     *NAME, "--model.backbone", "test_resnet", "--model.layers", "[layer1, layer2]",
     "--model.pre_trained", "false", "--model.coreset_sampling_ratio", "0.02", "--model.noise_report", "false",
@@ -27,7 +27,7 @@ QUIET = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 
 @pytest.fixture(scope="module")
 def trained(mvtec_root, run_anomalib, tmp_path_factory):
-    """Folder where a model was trained without any label, with its checkpoint and exported files."""
+    """Return the folder of a model that was trained without labels, its checkpoint and its exported files."""
     folder = tmp_path_factory.mktemp("trained")
     result = run_anomalib(
         "train", *MODEL, *QUIET, "--data", "Folder", "--data.name", "set", "--data.root", mvtec_root / "bottle",
@@ -60,7 +60,7 @@ def predicted(trained, images, run_forked):
 
 
 def test_verdicts_without_labels(predicted, images):
-    """Neither the model nor its options are named again; black squares in gray noise are found."""
+    """The options name neither the model nor its settings. Black squares in gray noise are found."""
     text, table = predicted
     assert list(table) == ["path", "score", "threshold", "verdict", "x", "y", "reason", "modified", "model"]
     assert [Path(path) for path in table["path"]] == sorted(images.iterdir())
@@ -82,12 +82,12 @@ def test_exported_files_agree(kind, trained, images, predicted, run_forked):
     table, expected = pd.read_csv(output), predicted[1]
     np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-3)
     assert table["verdict"].equals(expected["verdict"])
-    # Maps are smooth, so that the highest of neighboring pixels differ by rounding only
+    # Maps are smooth: neighbors of the highest pixel may differ from it by no more than rounding
     assert (table[["x", "y"]] - expected[["x", "y"]]).abs().max().max() <= 8
 
 
 def test_options_that_do_not_fit_the_checkpoint(trained, images, run_anomalib):
-    """What is said on the command line counts, and what cannot be is named in one line."""
+    """Options of the command line count, and one line names those that do not fit."""
     folder, checkpoint, *_ = trained
     arguments = ("predict", *NAME, "--model.layers", "[layer2]", *QUIET, "--data", images, "--ckpt_path", checkpoint)
     result = run_anomalib(*arguments, cwd=folder, check=False)
@@ -96,7 +96,7 @@ def test_options_that_do_not_fit_the_checkpoint(trained, images, run_anomalib):
     assert "was made with layers=['layer1', 'layer2'], but the model has layers=['layer2']: give it the same" in last
 
 
-def test_stock_command_leaves_the_same(trained, images, predicted, run_anomalib):
+def test_stock_command_gives_the_same(trained, images, predicted, run_anomalib):
     folder, checkpoint, *_ = trained
     result = run_anomalib("predict", *NAME, *QUIET, "--data", images, "--ckpt_path", checkpoint, cwd=folder)
     table = pd.read_csv(next(folder.rglob("predictions.csv"))).sort_values("path", ignore_index=True)
@@ -110,14 +110,14 @@ def test_stock_command_leaves_the_same(trained, images, predicted, run_anomalib)
         assert tuple(strips[Path(path).name][-1, 0]) == COLORS[verdict]
 
 
-# What tells each piece of Python in the README and the guide for engineers apart, and how it writes a verdict
+# Text that identifies each Python snippet in the README and the guide for engineers, and how it prints a verdict
 SNIPPETS = {
     "load_model(": {"anomalous": "anomalous", "normal": "normal"},
     "onnxruntime.InferenceSession(": {"anomalous": "True", "normal": "False"},
     "openvino.Core()": {"anomalous": "True", "normal": "False"},
 }
 RANKING = "rank_images("
-# In place of the hub's weights, random ones of a small network: the piece as it stands, on a machine without a network
+# Replaces the hub's weights by random ones of a small network, so that the snippet runs without a network connection
 WITHOUT_HUB = """
 import functools, timm
 from anomalib_softpatch.components import patch_features
@@ -142,7 +142,7 @@ def snippet(mark: str) -> str:
 
 @pytest.fixture(scope="module")
 def as_in_readme(trained, images, tmp_path_factory):
-    """Folder in which the commands of the README and the guide for engineers have been run."""
+    """Make a folder with the files that the README and the guide for engineers use."""
     folder = tmp_path_factory.mktemp("readme")
     _, checkpoint, onnx, xml = trained
     places = {
@@ -167,7 +167,9 @@ def test_no_python_in_the_guides_is_left_out():
 @pytest.mark.parametrize("mark", SNIPPETS)
 def test_python_in_the_guides_gives_the_same_verdicts(mark, as_in_readme, predicted, run_python, run_forked):
     table = predicted[1]
-    run = run_forked if "load_model" in mark else run_python  # the files are used without this package's imports
+    run = (
+        run_forked if "load_model" in mark else run_python
+    )  # snippets for exported files run without importing this package
     result = run("-c", snippet(mark), cwd=as_in_readme)
     lines = [line.split() for line in result.stdout.splitlines() if re.search(r"\.png [\d.e-]+ \w+$", line)]
     found = {Path(path).name: (float(score), word) for path, score, word in lines}

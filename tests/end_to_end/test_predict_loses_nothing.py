@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command predict where things go wrong: no image is left without a row, and what was scored stays."""
+"""The command predict under failures: every image gets a row, and no result is lost."""
 
 import json
 import resource
@@ -54,7 +54,7 @@ def run_anew(*arguments: object, cwd: Path, **options: object) -> tuple[int, str
 
 @pytest.fixture
 def run(run_forked: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
-    """Function that runs the command and returns its exit status, what it printed and its messages."""
+    """Return a function that runs the command and returns exit status, output and messages."""
 
     def run(*arguments: object, cwd: Path) -> tuple[int, str, str]:
         result = run_forked("-c", COMMAND, "predict", *arguments, cwd=cwd, timeout=120, check=False)
@@ -67,7 +67,7 @@ def verdicts(file: Path) -> dict[str, str]:
     return {Path(row["path"]).name: row["verdict"] for row in read_rows(file)}
 
 
-def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, model: Path, tmp_path: Path) -> None:
+def test_an_unreadable_file_gets_a_row_and_an_exit_status(images: Path, model: Path, tmp_path: Path) -> None:
     spoil(images / "b.png")
     (images / "notes.txt").write_text("no image")
     status, printed, error = run_anew(images, "--model", model, cwd=tmp_path)
@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_read_is_a_row_and_an_exit_status(images: Path, mo
     assert lines[3] == f"2 of 2 images anomalous, 1 unreadable, {left_out}: predictions.csv"
 
 
-def test_the_place_and_the_score_are_the_image_s_own(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
+def test_the_peak_is_in_pixels_of_the_image(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     assert run(images / "sub" / "c.png", "--model", model, cwd=tmp_path)[0] == 0
     (row,) = read_rows(tmp_path / "predictions.csv")
     assert (float(row["score"]), row["x"], row["y"]) == (pytest.approx(0.8), "12", "7")
@@ -95,12 +95,12 @@ def test_an_image_that_the_model_cannot_score_does_not_stop_the_others(images: P
     status, _, error = run(images, "--model", nan, cwd=tmp_path)
     assert (status, error) == (SOME_UNREADABLE, "")
     assert [(row["verdict"], row["reason"]) for row in read_rows(tmp_path / "predictions.csv")] == [
-        ("unreadable", "its score is not a number")
+        ("unreadable", "its score is NaN")
     ] * 3
 
 
 def test_decisions_about_the_images_make_a_promise(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
-    """Whether they were scored by this run or by an earlier one; the file tells images by relative paths, too."""
+    """Images of earlier runs count, too, and the file of decisions may have relative paths."""
     save_dark_image(images / "sub" / "d.png", 30)
     (tmp_path / "decisions.csv").write_text(
         f"path,verdict,region\n{images / 'a.png'},defect,12 7 1 1\nimages/b.png,normal,\n"
@@ -129,7 +129,7 @@ def many(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_keeps_what_was_scored_and_goes_on(
+def test_a_stopped_run_keeps_its_results_and_can_be_continued(
     many: Path, model: Path, tmp_path: Path, ending: signal.Signals, run: Run
 ) -> None:
     output = tmp_path / "predictions.csv"
@@ -143,7 +143,7 @@ def test_stopped_it_keeps_what_was_scored_and_goes_on(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == INTERRUPTED
-        assert error.strip().startswith("Stopped. The same command goes on from here")
+        assert error.strip().startswith("Stopped. The same command continues from here")
     before = output.read_text()
     assert 3 <= before.count("\n") - 1 < 400
     with output.open("a") as file:
@@ -152,14 +152,14 @@ def test_stopped_it_keeps_what_was_scored_and_goes_on(
     assert (status, error) == (0, "")
     assert output.read_text().startswith(before)
     rows = read_rows(output)
-    assert [Path(row["path"]) for row in rows] == sorted(many.iterdir())  # each once, none twice
+    assert [Path(row["path"]) for row in rows] == sorted(many.iterdir())  # each exactly once
     expected = ["anomalous" if number % 256 / 255 > 0.5 else "normal" for number in range(400)]
     assert [row["verdict"] for row in rows] == expected
-    assert f"{before.count(chr(10)) - 1} images of 400 judged by an earlier run." in printed
+    assert f"{before.count(chr(10)) - 1} images of 400 already scored by an earlier run." in printed
     assert printed.splitlines()[-1].startswith(f"{expected.count('anomalous')} of 400 images anomalous")
 
 
-def test_a_full_disk_keeps_what_was_scored(many: Path, model: Path, tmp_path: Path, run: Run) -> None:
+def test_a_full_disk_loses_no_earlier_results(many: Path, model: Path, tmp_path: Path, run: Run) -> None:
     limit = 2000
 
     def limited() -> None:
@@ -176,15 +176,13 @@ def test_a_full_disk_keeps_what_was_scored(many: Path, model: Path, tmp_path: Pa
     assert len(read_rows(output)) == 400
 
 
-def test_given_again_only_what_is_new_or_has_changed_is_looked_at(
-    images: Path, model: Path, tmp_path: Path, run: Run
-) -> None:
+def test_another_run_scores_only_new_and_changed_images(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     output = tmp_path / "predictions.csv"
     spoil(images / "a.png")
     assert run(images, "--model", model, cwd=tmp_path)[0] == SOME_UNREADABLE
     before = output.read_text()
     status, printed, _ = run(images, "--model", model, cwd=tmp_path)
-    assert (status, output.read_text()) == (SOME_UNREADABLE, before)  # it is still so, and need not be said twice
+    assert (status, output.read_text()) == (SOME_UNREADABLE, before)  # still unreadable: no second row
     assert printed.splitlines()[-1].startswith("1 of 2 images anomalous, 1 unreadable")
     save_dark_image(images / "a.png", 255)
     save_dark_image(images / "d.png", 0)
@@ -218,10 +216,10 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_what_is_wrong_is_said_before_the_first_image(
+def test_bad_options_are_refused_before_the_first_image(
     images: Path, model: Path, tmp_path: Path, run: Run, run_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """And before anything slow is imported."""
+    """They are also refused before anything slow is imported."""
     (tmp_path / "absent").mkdir()
     (tmp_path / "absent" / "no folder.txt").touch()
     (tmp_path / "mine.csv").write_text("part,price\n1,2\n")
@@ -239,7 +237,7 @@ def test_what_is_wrong_is_said_before_the_first_image(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_files_of_others_are_refused_in_one_line(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
+def test_foreign_files_are_refused_in_one_line(images: Path, model: Path, tmp_path: Path, run: Run) -> None:
     import torch
 
     foreign = save_brightness_model(tmp_path / "foreign.onnx", {"score": "logits", "map": "features"})
@@ -291,28 +289,28 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_a_folder_is_watched_until_it_is_stopped(
     images: Path, tmp_path: Path, watching: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """Complete files only, a row each, on and on, and after a restart without any twice."""
+    """Only complete files are scored, each gets one row, and a restart repeats none."""
     output = tmp_path / "predictions.csv"
     process = watching()
     wait_for(lambda: output.exists() and len(read_rows(output)) == 3)
     save_dark_image(tmp_path / "new.png", 230)
     content = (tmp_path / "new.png").read_bytes()
-    with (images / "slow.png").open("wb", buffering=0) as file:  # a camera that takes its time
+    with (images / "slow.png").open("wb", buffering=0) as file:  # a slow camera
         for place in range(0, len(content), 20):
             file.write(content[place : place + 20])
             time.sleep(0.5)
             assert "slow.png" not in verdicts(output)
     wait_for(lambda: "slow.png" in verdicts(output))
-    (images / "a.png").unlink()  # taken away
-    save_dark_image(images / "b.png", 255)  # another image of an old name
-    spoil(images / "sub" / "c.png")  # it will not be completed
+    (images / "a.png").unlink()  # removed
+    save_dark_image(images / "b.png", 255)  # another image with an old name
+    spoil(images / "sub" / "c.png")  # a file that will not be completed
     wait_for(lambda: len(read_rows(output)) == 6)
     process.send_signal(signal.SIGTERM)
     printed, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (SOME_UNREADABLE, "")
-    said = [(Path(row["path"]).name, row["verdict"]) for row in read_rows(output)]
-    assert sorted(said[:3]) == [("a.png", "anomalous"), ("b.png", "normal"), ("c.png", "anomalous")]
-    assert said[3:] == [("slow.png", "anomalous"), ("b.png", "anomalous"), ("c.png", "unreadable")]
+    written = [(Path(row["path"]).name, row["verdict"]) for row in read_rows(output)]
+    assert sorted(written[:3]) == [("a.png", "anomalous"), ("b.png", "normal"), ("c.png", "anomalous")]
+    assert written[3:] == [("slow.png", "anomalous"), ("b.png", "anomalous"), ("c.png", "unreadable")]
     assert f" watching {images}: 3 of 4 images anomalous" in printed
 
     before = output.read_text()
@@ -321,12 +319,12 @@ def test_a_folder_is_watched_until_it_is_stopped(
     wait_for(lambda: "d.png" in verdicts(output))
     process.send_signal(signal.SIGINT)
     printed, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (0, "")  # of this run's images none is unreadable that was not said before
+    assert (process.returncode, error) == (0, "")  # this run found no new unreadable image
     assert output.read_text().startswith(before)
     assert len(read_rows(output)) == 7
 
 
-def test_an_empty_folder_can_be_watched_but_no_folder_cannot(
+def test_an_empty_folder_can_be_watched_but_not_a_missing_one(
     images: Path, model: Path, tmp_path: Path, watching: Callable[..., subprocess.Popen[str]], run: Run
 ) -> None:
     for path in [*images.glob("*.png"), images / "sub" / "c.png"]:

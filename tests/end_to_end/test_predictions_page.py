@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The page of a prediction run, as the command writes it and in a real browser."""
+"""The page of a prediction run: its files, and its use in a real browser."""
 
 import subprocess
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from browser import drive, layout
 from conftest import COMMAND
 from samples import OUTPUTS, read_rows, save_brightness_model, save_dark_image
 
-# The brightest value of an image is its score, and 127.5 the threshold: see save_brightness_model
+# The score of an image is its brightest value, and the threshold is 127.5: see save_brightness_model
 VALUES = {"far.png": 250, "near, 1.png": 130, "under.png": 120, "dark.png": 20, "tiff.tif": 200}
 
 
@@ -39,7 +39,7 @@ def page(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(page: Path, script: str, run_browser: Callable[..., str], folder: Path) -> list[Decision]:
-    """Return the decisions that the page saves after a script, as every command reads them."""
+    """Return the decisions that the page saves after a script."""
     end = 'URL.createObjectURL = (blob) => { blob.text().then(result); return "#"; }; click("#download");'
     text = drive(page, f"(async () => {{ {script} {end} }})();", run_browser)
     (folder / "decisions.csv").write_text(text, encoding="utf-8")
@@ -56,7 +56,7 @@ def test_what_to_look_at_next_comes_first(page: Path, run_browser: Callable[...,
         """,
         run_browser,
     )
-    # One on either side of the threshold, the nearer one first, then by score
+    # One image on either side of the threshold, the nearer one first, then the others by score
     assert names == ["near, 1.png", "under.png", "far.png", "tiff.tif", "dark.png"]
     assert buttons == [["False alarm", "Confirm", "Set aside"], ["Confirm", "Missed defect", "Set aside"]]
     assert line.startswith("5 images: decide about the first 2")
@@ -73,7 +73,7 @@ def test_keys_decide_and_only_decisions_are_saved(page: Path, run_browser: Calla
     ]
 
 
-# Draws a box between two places of an image of 30 by 20 pixels, which an element shows as large as it can
+# Draws a box between two points of an image of 30 by 20 pixels, which fills its element as far as its shape allows
 DRAW = """
     const viewer = document.getElementById("viewer");
     const draw = (element, left, top, scale, from, to) => {
@@ -92,7 +92,7 @@ DRAW = """
 
 
 def test_a_box_is_the_region_of_a_defect(page: Path, run_browser: Callable[..., str], tmp_path: Path) -> None:
-    """Whatever the direction in which it is drawn; what lies outside of the image is cut off."""
+    """A box can be drawn in any direction. The part outside of the image is cut off."""
     script = """
         press("ArrowRight"); press("ArrowRight"); press("Enter");
         await drawOnOriginal([20.5, 12.5], [5.5, 4.5]);
@@ -111,7 +111,7 @@ def test_a_box_is_the_region_of_a_defect(page: Path, run_browser: Callable[..., 
 def test_a_box_on_an_image_that_browsers_do_not_show(
     page: Path, run_browser: Callable[..., str], tmp_path: Path
 ) -> None:
-    """It is drawn on the left half of the drawing, which has 456 by 224 pixels."""
+    """The box is drawn on the left half of the thumbnail, which has 456 by 224 pixels."""
     script = """
         const refused = new Promise((done) => viewer.querySelector(".original").addEventListener("error", done));
         click("#image-4 a.larger");
@@ -154,7 +154,7 @@ def test_page_fits_its_window(page: Path, run_browser: Callable[..., str], width
 
 
 def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> None:
-    """Those of a run without a page, too; what has gone is named."""
+    """The page includes images of a run without a page, and names those that were removed."""
     images = tmp_path / "images"
     for name in ("a.png", "b.png", "gone.png"):
         save_dark_image(images / name, 200)
@@ -169,7 +169,7 @@ def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> 
         "c.png",
     ]
     assert 'data-name="gone.png"' not in text
-    assert text.count("is not there any more") == 1
+    assert text.count("was removed or has changed") == 1
     assert len(read_rows(tmp_path / "out.csv")) == 4  # drawing adds no rows
     drawings = set((tmp_path / "out_thumbnails").glob(DRAWINGS))
     assert len(drawings) == 3
@@ -177,7 +177,7 @@ def test_a_later_run_has_the_page_of_all_images(model: Path, tmp_path: Path) -> 
         assert image.size == (456, 224)
     save_dark_image(images / "a.png", 90)
     predict(images, model=model, output=tmp_path / "out.csv", page=True)
-    assert len(set((tmp_path / "out_thumbnails").glob(DRAWINGS)) - drawings) == 1  # that of the new content
+    assert len(set((tmp_path / "out_thumbnails").glob(DRAWINGS)) - drawings) == 1  # the drawing of the new content
     assert len(list((tmp_path / "out_thumbnails").glob(DRAWINGS))) == 3
 
 
@@ -200,12 +200,12 @@ def test_a_failed_run_leaves_the_earlier_page(model: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--watch"], "There is no page of a folder that is watched. Leave out page, or watch."),
+        (["--watch"], "A watched folder has no page. Leave out page, or watch."),
         (["--output", "mine.csv"], "'mine.html' is where the page would be and is not a page of predictions."),
         (["--output", "out.html"], "'out.html' is where the page would be and is not a page of predictions."),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_bad_options_are_refused_in_one_line(
     options: list[str],
     message: str,
     model: Path,
@@ -224,7 +224,7 @@ def test_what_cannot_be_is_said_in_one_line(
 
 
 def test_copies_are_shown_with_their_difference(model: Path, tmp_path: Path) -> None:
-    """Also by a later run, and no more when one of them has gone."""
+    """A later run shows it, too, but not after one of the copies was removed."""
     images, output = tmp_path / "images", tmp_path / "out.csv"
     for name, brightest in (("one.png", 200), ("other.png", 90), ("same.png", 200)):
         save_dark_image(images / name, brightest)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a release consists of: its files are well formed, complete, and work outside the source tree."""
+"""The files of a release are well formed and complete, and work outside of the source tree."""
 
 import subprocess
 import tarfile
@@ -29,8 +29,8 @@ def test_changelog_has_the_version() -> None:
     assert f"## [{__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_sdist_holds_what_git_holds(distributions: Path) -> None:
-    """But for what serves the repository only."""
+def test_sdist_has_the_files_of_git(distributions: Path) -> None:
+    """Only files that serve the repository itself are left out."""
     if not (ROOT / ".git").exists():
         pytest.skip("this tree is no git repository: it was made from an sdist")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -41,10 +41,10 @@ def test_sdist_holds_what_git_holds(distributions: Path) -> None:
 
 
 def test_installed_outside_the_tree(distributions: Path, tmp_path: Path, run_python: Run) -> None:
-    """Tests pass against the package, without the folder of its sources.
+    """Tests pass with the installed package, without the folder of its sources.
 
-    The wheel is built from the sdist, so that an installation of the sdist is the same. That Anomalib knows the models
-    of an installed wheel is looked at by `test_plugin.py`.
+    The wheel is built from the sdist, so that installing the sdist gives the same files. `test_plugin.py` tests that
+    Anomalib knows the models of an installed wheel.
     """
     (file,) = distributions.glob("*.whl")
     environment = Environment(tmp_path / "venv", run_python)
@@ -60,7 +60,7 @@ def test_installed_outside_the_tree(distributions: Path, tmp_path: Path, run_pyt
     assert " passed" in output.splitlines()[-1]
 
 
-def test_wheel_from_the_tree_is_that_from_the_sdist(distributions: Path, tmp_path: Path, run_python: Run) -> None:
+def test_wheel_from_the_tree_equals_that_from_the_sdist(distributions: Path, tmp_path: Path, run_python: Run) -> None:
     run_python("-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, cwd=ROOT)
     contents = []
     for folder in (distributions, tmp_path):

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The noise report after a fit, and in a real browser."""
+"""The noise report after a fit, and its page in a real browser."""
 
 import os
 import shutil
@@ -58,9 +58,9 @@ def test_fit_leaves_a_report_that_finds_the_injected_images(
     truth = engine.trainer.datamodule.truth["true_label_index"]
     assert len(table) == len(truth) == 10
     assert [label == "anomalous" for label in table["label"]] == [bool(truth[path]) for path in table["path"]]
-    # two images with a black square among gray noise
+    # two images with a black square, among images of gray noise
     assert table["label"].tolist()[:2] == ["anomalous"] * 2
-    # the square lies at rows 16 to 39 and columns 24 to 47
+    # the square covers rows 16 to 39 and columns 24 to 47
     assert table["highest_patch_x"][:2].between(16, 56).all()
     assert table["highest_patch_y"][:2].between(8, 48).all()
     logged = {name: value.item() for name, value in engine.trainer.callback_metrics.items()}
@@ -71,7 +71,7 @@ def test_fit_leaves_a_report_that_finds_the_injected_images(
 
 
 def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Path, tmp_path: Path) -> None:
-    """The command, which reads the files in order, gives every image the score that the fit gave it."""
+    """The command reads the files in order, and gives every image the same score as the fit."""
     shutil.copytree(mvtec_root / "bottle" / "train" / "good", tmp_path / "images")
     import timm
     from timm.models import save_for_hf
@@ -96,7 +96,7 @@ def test_report_can_be_switched_off(mvtec_root: Path, tmp_path: Path) -> None:
     assert not folder_of(fit(mvtec_root, tmp_path, SoftPatch(**SMALL, noise_report=False))).exists()
 
 
-def test_stock_command_leaves_a_report(
+def test_stock_command_writes_a_report(
     mvtec_root: Path, tmp_path: Path, run_anomalib: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     run_anomalib(
@@ -122,7 +122,7 @@ def test_failed_report_does_not_lose_the_model(
     assert "noise report could not be written: OSError: [Errno 28] No space left on device" in caplog.text
 
 
-def test_no_report_where_nothing_is_scored(mvtec_root: Path, tmp_path: Path) -> None:
+def test_no_report_if_nothing_is_scored(mvtec_root: Path, tmp_path: Path) -> None:
     engine = fit(mvtec_root, tmp_path, SoftPatch(**SMALL, threshold=0, soft_weight=False))
     assert not folder_of(engine).exists()
 
@@ -131,7 +131,7 @@ def test_no_report_where_nothing_is_scored(mvtec_root: Path, tmp_path: Path) -> 
 def reported(
     tmp_path_factory: pytest.TempPathFactory, run_forked: Callable[..., subprocess.CompletedProcess[str]]
 ) -> tuple[Path, Path]:
-    """Thirty images, of which 017 lacks a square and is there twice, and the report that the command wrote of them."""
+    """Return thirty images, of which 017 has no square and has a copy, with the command's report of them."""
     import timm
     from timm.models import save_for_hf
 
@@ -279,7 +279,7 @@ def test_image_is_shown_larger_from_its_own_file(reported: tuple[Path, Path], ru
 
 @pytest.fixture
 def alike(tmp_path: Path) -> Path:
-    """Page of ten images, the first four of which show the same odd thing; one of them was copied."""
+    """Write a page of ten images, of which the first four show the same odd thing and one of these is a copy."""
     (tmp_path / "images").mkdir()
     paths = []
     for number in range(10):
@@ -333,8 +333,8 @@ def test_one_decision_for_all_that_show_the_same(alike: Path, run_browser: Calla
     )
 
 
-def test_why_an_image_is_thought_odd_is_told_on_demand(alike: Path, run_browser: Callable[..., str]) -> None:
-    """By a click that does nothing else."""
+def test_a_click_explains_why_an_image_is_odd(alike: Path, run_browser: Callable[..., str]) -> None:
+    """The click does nothing else."""
     before, after, chosen, sizes = drive(
         alike,
         """
@@ -412,6 +412,6 @@ def test_thousands_of_images_in_the_browser(run_browser: Callable[..., str], tmp
     """
     everything, left, lazy, laid_out = drive(page, script, run_browser)
     assert (everything, left) == (count, 1)
-    # How many images a browser has loaded by now is up to it (700 to all of them); what it lays out is not.
+    # The browser chooses how many images it has loaded by now (700 to all), but not how many it lays out.
     assert lazy
     assert 4 <= laid_out < 200  # four columns, 2,000 pixels high

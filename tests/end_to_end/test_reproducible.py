@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The same command gives the same model."""
+"""The same command gives exactly the same model."""
 
 import zlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from conftest import ANOMALIB
 
 
 def numbers(data: Any) -> Any:
-    """Return nested data with hashes in the place of texts, which torch does not compare."""
+    """Return nested data with strings replaced by hashes, since torch does not compare strings."""
     if isinstance(data, dict):
         return {name: numbers(value) for name, value in data.items()}
     if isinstance(data, list | tuple):
@@ -25,7 +25,7 @@ def numbers(data: Any) -> Any:
 def test_training_twice_gives_equal_banks(
     mvtec_root: Path, tmp_path: Path, run_python: Callable, run_forked: Callable
 ) -> None:
-    """Bit by bit, in two processes with hashes of their own, an untrained backbone and shuffled images."""
+    """Two processes with different hash seeds, an untrained backbone and shuffled images give equal bits."""
     states = []
     for name, run in (("first", run_python), ("second", run_forked)):
         run(
@@ -42,5 +42,5 @@ def test_training_twice_gives_equal_banks(
     extra = "model._extra_state"
     for name in first.keys() - {extra}:
         assert torch.equal(first[name], second[name]), name
-    # What the fit has left for teaching, too
+    # This includes the record for teaching
     torch.testing.assert_close(numbers(first[extra]), numbers(second[extra]), rtol=0, atol=0)

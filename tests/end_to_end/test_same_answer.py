@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One verdict for an image, whoever gives it: the engine that trained, its checkpoint, and the exported files."""
+"""The engine that trained, its checkpoint and the exported files give an image the same verdict."""
 
 import io
 import logging
@@ -49,7 +49,7 @@ def write(pixels: np.ndarray, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fine noise in images several times larger than the model's size, as only antialiasing averages it out."""
+    """Make images much larger than the model's size, with fine noise that only antialiasing averages out."""
     root = tmp_path_factory.mktemp("large")
     rng = np.random.default_rng(0)
     for folder, count in (("train/good", 8), ("test/good", 4), ("test/broken", 4)):
@@ -77,28 +77,28 @@ def make(transforms: list, **options: object) -> SoftPatch:
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def trained(request, root, tmp_path_factory):
-    """What the engine that trained says, its model, and the checkpoint."""
+    """Return the predictions of the engine that trained, its model, and the checkpoint."""
     transforms, tiles = SETTINGS[request.param]
     folder = tmp_path_factory.mktemp("trained")
     model, runner = make(transforms), engine(folder, tiles)
     runner.fit(model, datamodule=MVTecAD(root=root, category="bottle", num_workers=0))
     checkpoint = Path(runner.trainer.checkpoint_callback.best_model_path)
-    said = {
+    expected = {
         str(path): (float(score), bool(label), anomaly_map)
         for batch in runner.predict(model, data_path=root / "bottle" / "test")
         for path, score, label, anomaly_map in zip(
             batch.image_path, batch.pred_score, batch.pred_label, batch.anomaly_map, strict=True
         )
     }
-    assert {label for _, label, _ in said.values()} == {True, False}
-    return said, model, checkpoint, folder
+    assert {label for _, label, _ in expected.values()} == {True, False}
+    return expected, model, checkpoint, folder
 
 
 def test_model_from_the_checkpoint(trained):
-    """The same numbers; where two patches of the bank are equally near, either may give its weight to the map."""
-    said, _, checkpoint, _ = trained
+    """It gives the same numbers. If two patches of the bank are equally near, either one's weight is in the map."""
+    expected, _, checkpoint, _ = trained
     model = load_model(checkpoint).eval()
-    for path, (score, label, anomaly_map) in said.items():
+    for path, (score, label, anomaly_map) in expected.items():
         with torch.no_grad():
             output = model(pil_to_tensor(Image.open(path))[None] / 255)
         assert float(output.pred_score) == pytest.approx(score, abs=1e-6)
@@ -106,12 +106,12 @@ def test_model_from_the_checkpoint(trained):
         torch.testing.assert_close(output.anomaly_map.squeeze(), anomaly_map.squeeze(), rtol=0, atol=1e-3)
 
 
-def check_command(said, images, output, **source):
-    """Score, verdict and place in the table of `anomalib-softpatch predict`."""
+def check_command(expected, images, output, **source):
+    """Check score, verdict and peak in the table of `anomalib-softpatch predict`."""
     predict(images, output=output, **source)
     table = pd.read_csv(output).set_index("path")
-    assert set(table.index) == said.keys()
-    for path, (score, label, _) in said.items():
+    assert set(table.index) == expected.keys()
+    for path, (score, label, _) in expected.items():
         row = table.loc[path]
         assert row["score"] == pytest.approx(score, abs=1e-5)
         assert (row["verdict"] == "anomalous") == label
@@ -123,13 +123,13 @@ def check_command(said, images, output, **source):
 
 
 def test_command_with_the_checkpoint(trained, root, tmp_path):
-    said, _, checkpoint, _ = trained
-    check_command(said, root / "bottle" / "test", tmp_path / "predictions.csv", ckpt_path=checkpoint, device="cpu")
+    expected, _, checkpoint, _ = trained
+    check_command(expected, root / "bottle" / "test", tmp_path / "predictions.csv", ckpt_path=checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def exported(trained):
-    """The file, and what was said of it."""
+    """Return an exported file, and the messages of the export."""
     *_, checkpoint, folder = trained
     logger, stream = logging.getLogger("anomalib_softpatch"), io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -143,19 +143,19 @@ def exported(trained):
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_command_with_exported_files(kind, trained, exported, root, tmp_path, capsys, monkeypatch):
-    """Files that were exported from a loaded checkpoint, both from the same graph; see `test_export.py`."""
+    """The files were exported from a loaded checkpoint, both from the same graph; see `test_export.py`."""
     expected, _, checkpoint, _ = trained
     images = root / "bottle" / "test"
-    onnx_file, said = exported
+    onnx_file, messages = exported
     assert re.search(
-        r"model\.onnx in ONNX Runtime .* [13] images?, scores differ by up to \S+, 0 verdicts differ", said
+        r"model\.onnx in ONNX Runtime .* [13] images?, scores differ by up to \S+, 0 verdicts differ", messages
     )
     file = onnx_file
     if kind == "openvino":
         model = load_model(checkpoint)
         monkeypatch.setattr(model, "to_onnx", lambda *_args, **_kwargs: onnx_file)
         file = Path(engine(tmp_path, {}).export(model, ExportType.OPENVINO, export_root=tmp_path))
-    capsys.readouterr()  # PyTorch's own words about the export
+    capsys.readouterr()  # PyTorch's own messages about the export
     verify(file, images)
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"(ONNX Runtime|OpenVINO) [\d.]+, float32, against the model: [13] images", lines[0])
@@ -165,8 +165,8 @@ def test_command_with_exported_files(kind, trained, exported, root, tmp_path, ca
 
 
 @pytest.mark.parametrize("trained", ["padding and center crop"], indirect=True)
-def test_a_file_that_decides_otherwise(exported, tmp_path):
-    """As if its runtime computed something else."""
+def test_a_file_that_decides_differently(exported, tmp_path):
+    """The golden scores in the file are changed, as if its runtime computed something else."""
     file, content = tmp_path / "model.onnx", onnx.load(exported[0])
     (entry,) = [each for each in content.metadata_props if each.key == KEY]
     entry.value = entry.value.replace('"score": 0.', '"score": 0.0')
@@ -180,7 +180,7 @@ def test_a_file_that_decides_otherwise(exported, tmp_path):
 
 
 def test_other_tiles_are_refused(trained, root):
-    """A checkpoint brings its tiles, and no others are put in their place."""
+    """A checkpoint stores its tiles, and they cannot be replaced by others."""
     _, model, checkpoint, folder = trained
     tiled = model.model.tiler is not None
     runner = engine(folder / "others", {"tile_size": 32, "stride": 32})
@@ -198,23 +198,23 @@ def test_other_tiles_are_refused(trained, root):
         ([Resize((128, 128)), Resize((64, 64))], "Resize before a Resize"),
     ],
 )
-def test_pre_processors_that_would_do_otherwise_later(transforms, message, root, tmp_path):
+def test_pre_processors_that_would_differ_later_are_refused(transforms, message, root, tmp_path):
     with pytest.raises(ValueError, match=message):
         engine(tmp_path, {}).fit(make(transforms), datamodule=MVTecAD(root=root, category="bottle", num_workers=0))
 
 
-def test_gray_before_the_resize_is_the_same(root, tmp_path):
+def test_gray_before_the_resize_gives_the_same(root, tmp_path):
     model = make([Grayscale(3), Resize((64, 64))])
     engine(tmp_path, {}).fit(model, datamodule=MVTecAD(root=root, category="bottle", num_workers=0))
 
 
-def test_only_one_side_is_no_size_of_an_export(tmp_path):
+def test_a_size_of_one_side_cannot_be_exported(tmp_path):
     with pytest.raises(ValueError, match="give Resize a height and a width"):
         make([Resize(64)]).to_onnx(tmp_path)
 
 
 def test_post_processor_comes_with_the_checkpoint(root, tmp_path):
-    """Anomalib's own normalizes in another way than the default of these models."""
+    """Anomalib's own post-processor normalizes in another way than that of these models."""
     model, runner = make([Resize((64, 64))], post_processor=PostProcessor()), engine(tmp_path, {})
     runner.fit(model, datamodule=MVTecAD(root=root, category="bottle", num_workers=0))
     checkpoint = Path(runner.trainer.checkpoint_callback.best_model_path)

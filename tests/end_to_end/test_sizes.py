@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images that are no squares, whole and in tiles, through all commands: one size, one score, one place."""
+"""Images that are not square, whole and in tiles: all commands use the same size, score and peak."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from anomalib_softpatch.report.ranking import rank_images
 HEIGHT, WIDTH = 120, 300
 DEFECT = (slice(40, 64), slice(230, 254))  # rows and columns, black in one of the images
 GOOD = 10
-# Options, and the size and the grid of patches of 8 x 8 pixels that they give
+# Options, and the resulting size and grid of patches of 8 x 8 pixels
 WAYS = {
     "default": ([], (160, 400), (20, 50)),
     "given": (["--image_size", "96", "224"], (96, 224), (12, 28)),
@@ -33,7 +33,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of a backbone with random weights: telling a black square from gray noise takes no more."""
+    """Return options of a backbone with random weights, enough to distinguish a black square from gray noise."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
@@ -60,10 +60,10 @@ def is_inside(x: float, y: float) -> bool:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_report(way, folder, options, tmp_path, capsys):
-    """Scores on the grid of the whole image; the box lies around the defect, in the image's own pixels."""
+    """Scores are on the grid of the whole image, and the box is around the defect, in the image's own pixels."""
     given, _, grid = WAYS[way]
     main(["report", str(folder), *options, "--output", str(tmp_path / "out"), "--export", "coco", *given])
-    assert ("may vanish" in capsys.readouterr().err) == (way == "square")  # its width is that of a third of the image
+    assert ("may vanish" in capsys.readouterr().err) == (way == "square")  # its width is a third of the image
     content = json.loads((tmp_path / "out" / "coco.json").read_text())
     (defect,) = [image for image in content["images"] if image["file_name"] == "defect.png"]
     assert defect["rank"] == 1
@@ -75,14 +75,14 @@ def test_report(way, folder, options, tmp_path, capsys):
 
 @pytest.mark.parametrize("way", ["default", "given", "tiles"])
 def test_clean_train_and_predict(way, folder, options, tmp_path):
-    """That a file with tiles, on images that are no squares, says the same is looked at by `test_same_answer.py`."""
+    """`test_same_answer.py` tests an exported file with tiles, on images that are not square."""
     given, size, grid = WAYS[way]
     output = tmp_path / "out"
     main(["clean-train", str(folder), *options, "--output", str(output), "--export", "none", *given,
           "--coreset_sampling_ratio", "0.02"])  # fmt: skip
-    told = json.loads((output / "summary.json").read_text())
-    assert tuple(told["image_size"]) == size
-    assert (told["tiles"] is not None) == ("--tile" in given)
+    summary = json.loads((output / "summary.json").read_text())
+    assert tuple(summary["image_size"]) == size
+    assert (summary["tiles"] is not None) == ("--tile" in given)
 
     model = load_model(output / "model.ckpt").eval()
     assert model.input_size == size
@@ -98,14 +98,14 @@ def test_clean_train_and_predict(way, folder, options, tmp_path):
 
 
 def test_report_and_model_see_the_same(folder, options, tmp_path):
-    """The features are computed once for both, tiles included."""
+    """The features are computed once for both, also with tiles."""
     output = tmp_path / "out"
     main(["clean-train", str(folder), *options, "--output", str(output), "--tile", "64"])
     assert len([*output.glob("features/*/*.safetensors")]) == (GOOD + 1) * 2 * 5
 
 
-def test_large_images_are_told_what_vanishes(folder, options, tmp_path, capsys):
-    """And the report's page says so, too."""
+def test_lost_detail_of_large_images_is_reported(folder, options, tmp_path, capsys):
+    """The report's page has the message, too."""
     main(["report", str(folder), *options, "--output", str(tmp_path / "out"), "--image_size", "48", "96"])
     line = "Images of 120 x 300 pixels (height x width) are resized to 48 x 96, 2.5 and 3.1 times smaller"
     assert line in capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_python_has_the_same_default(folder, options):
         (["--tile", "64", "--stride", "36"], "do not line up with the backbone's grid: give multiples of 8"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_one_line(command, given, message, folder, options, tmp_path, capsys):
+def test_bad_sizes_are_refused_in_one_line(command, given, message, folder, options, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, str(folder), *options, "--output", str(tmp_path / "out"), *given])
     assert ended.value.code == 2

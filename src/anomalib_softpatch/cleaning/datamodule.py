@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Datamodule of image files that nobody has labeled: all of them train."""
+"""Datamodule of unlabeled image files, all of which are trained on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from anomalib_softpatch.images.reading import EIGHT_BITS, read_image
 
 
 class UnlabeledDataset(AnomalibDataset):
-    """Image files, all taken for normal."""
+    """Image files, all labeled normal."""
 
     def __init__(self, paths: Sequence[Path], largest_value: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class UnlabeledDataset(AnomalibDataset):
         self.samples = samples
 
     def __getitem__(self, index: int) -> ImageItem:
-        """Return an image, read as all commands read it."""
+        """Return an image, read in the same way as in all commands."""
         path = self.samples["image_path"].iloc[index]
         image, _ = read_image(path, self.largest_value)
         return ImageItem(image=Image(torch.from_numpy(image)), gt_label=torch.tensor(LabelName.NORMAL), image_path=path)
@@ -38,7 +38,7 @@ class UnlabeledDataModule(AnomalibDataModule):
     """Train on a list of files, and hold none back for validation or tests.
 
     Attributes:
-        largest_value: Value that becomes 1, see :class:`~anomalib_softpatch.data.protocols.ReadsDeepImages`.
+        largest_value: Value that is read as 1, see :class:`~anomalib_softpatch.data.protocols.ReadsDeepImages`.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class UnlabeledDataModule(AnomalibDataModule):
         self.train_data = UnlabeledDataset(paths, largest_value)
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Nothing to do: the dataset is there."""
+        """Nothing to do: the constructor makes the dataset."""
 
     def _create_test_split(self) -> None:
         """Nothing to do: there are no test images."""
 
     def val_dataloader(self) -> list[DataLoader[ImageItem]]:
-        """Return none."""
+        """Return no dataloaders."""
         return []

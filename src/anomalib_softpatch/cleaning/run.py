@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The stages of clean-train in their order: each says what it does, and computes what no earlier run has finished."""
+"""The stages of clean-train in order. Each prints what it does, and computes only what no earlier run has finished."""
 
 import json
 import os
@@ -30,12 +30,11 @@ from anomalib_softpatch.text import counted
 STAGES = 5
 FEWEST_IMAGES = 2
 EXPORTED = ("model.onnx", "model.xml", "model.pt")
-FOR_PREDICTION = (".onnx", ".xml")  # what anomalib-softpatch predict takes beside a checkpoint
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all stages are given: the folder of the images, the one to write to, and what earlier runs have finished."""
+    """Arguments of all stages: the folder of the images, the one to write to, options, and the finished stages."""
 
     folder: Path
     output: Path
@@ -44,7 +43,7 @@ class Run:
 
     @cached_property
     def settings(self) -> list[Any]:
-        """What features and scores depend on besides the images; the weights are hashed once."""
+        """What features and scores depend on, apart from the images; the weights are hashed once."""
         options, extraction = self.options, self.options.extraction
         name = extraction.backbone
         assert name is not None
@@ -57,13 +56,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What the report says of the images.
+    """The report's findings about the images.
 
     Attributes:
-        files: Hash of each image file by name, those included that were moved away after the report.
-        moved: What an earlier run has moved away, by name: ``hash``, ``kind``, ``reason`` and ``moved_to``.
-        ranked: Names of the images that can be read, the most suspicious first.
-        unreadable: Why the others cannot be read, by name.
+        files: Hash of each image file by name, including files that were moved away after the report.
+        moved: Files that an earlier run has moved away, by name: ``hash``, ``kind``, ``reason`` and ``moved_to``.
+        ranked: Names of the readable images, the most suspicious first.
+        unreadable: Reasons why the other files cannot be read, by name.
         largest_value: See :func:`~anomalib_softpatch.images.reading.read_image`.
     """
 
@@ -76,7 +75,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Selection:
-    """Names of the images to train on, and what is set aside, by name."""
+    """Names of the images to train on, and the images that are set aside, by name."""
 
     training: list[str]
     set_aside: dict[str, SetAside]
@@ -98,11 +97,12 @@ def report(run: Run, images: Sequence[Path]) -> Ranking:
         for name, entry in run.state.latest("move").get("moves", {}).items()
         if name not in files and os.path.lexists(entry["moved_to"])
     }
-    # With what an earlier run has moved away, the folder may be what that run found
+    # With the files that an earlier run has moved away, the folder may be as that run found it
     earlier = files | {name: entry["hash"] for name, entry in moved.items()}
     found = run.state.finished("report", _report_key(run, earlier))
-    if found is not None and stages.has_report(run.output, run.options):
-        _say(1, f"report of {counted(len(earlier), 'image')}: there already")
+    written = [PAGE, *(f"{name}.json" for name in run.options.exports)]
+    if found is not None and all((run.output / REPORT / name).is_file() for name in written):
+        _say(1, f"report of {counted(len(earlier), 'image')}: already done")
         return Ranking(earlier, moved, **found)
     _say(1, f"report of {counted(len(files), 'image')} in {to_text(run.folder)}")
     key = _report_key(run, files)
@@ -113,7 +113,7 @@ def report(run: Run, images: Sequence[Path]) -> Ranking:
 
 
 def select(run: Run, ranking: Ranking, decisions: Mapping[str, str], share: float) -> Selection:
-    """Choose what is set aside by the verdicts of a person, by name, and in addition a share of the images.
+    """Choose the images to set aside: by a person's verdicts, by name, and a share of the most suspicious images.
 
     Raises:
         ValueError: If too few images are left.
@@ -122,16 +122,16 @@ def select(run: Run, ranking: Ranking, decisions: Mapping[str, str], share: floa
     links = linked_names(run.folder, files)
     set_aside = selection.choose(files, ranked, ranking.unreadable, decisions, share, links)
     known = {each.value for each in Kind}
-    for name, entry in ranking.moved.items():  # what is not there any more cannot be trained on
+    for name, entry in ranking.moved.items():  # files that were moved away cannot be trained on
         kind = Kind(entry["kind"]) if entry.get("kind") in known else Kind.EARLIER
         set_aside[name] = SetAside(kind, entry["reason"], Path(entry["moved_to"]))
     write_set_aside(run.folder, set_aside, run.output / SET_ASIDE)
     counts = Counter(each.kind.value for each in set_aside.values())
     kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
     _say(2, f"set aside {counted(len(set_aside), 'image')} ({kinds})" if kinds else "nothing to set aside")
-    gone = len(decisions.keys() - files.keys())
-    if gone:
-        sys.stdout.write(f"      {counted(gone, 'image')} with a decision: not in the folder any more.\n")
+    missing = len(decisions.keys() - files.keys())
+    if missing:
+        sys.stdout.write(f"      {counted(missing, 'image')} with a decision: not in the folder any more.\n")
     training = sorted(set(ranked) - set_aside.keys())
     if len(training) < FEWEST_IMAGES:
         msg = f"Only {len(training)} of {len(files)} images are left to train on. Set fewer aside."
@@ -140,22 +140,22 @@ def select(run: Run, ranking: Ranking, decisions: Mapping[str, str], share: floa
 
 
 def fit(run: Run, ranking: Ranking, training: Sequence[str], false_alarms: float) -> Fit:
-    """Train, set the threshold for a share of false alarms, and show the self-check in the report."""
+    """Train, set the threshold for a share of false alarms, and add the self-check to the report."""
     contents = [[name, ranking.files[name]] for name in training]
     settings = [*run.settings, ranking.largest_value]
     key = key_of(settings, str(run.folder), contents, run.options.model, run.options.model_options)
     found = run.state.finished("fit", key)
-    what = f"fit on {counted(len(training), 'image')}"
+    title = f"fit on {counted(len(training), 'image')}"
     if found is None or not (run.output / CHECKPOINT).is_file():
-        _say(3, what)
+        _say(3, title)
         run.state.forget("fit")
         paths = [run.folder / name for name in training]
         found = stages.fit(paths, run.output, run.options, false_alarms, ranking.largest_value)
     elif found["false_alarms"] == false_alarms:
-        _say(3, f"{what}: there already")
+        _say(3, f"{title}: already done")
     else:
-        _say(3, f"{what}: there already, but for the threshold")
-        # The checkpoint has the one or the other until the new one is written down
+        _say(3, f"{title}: already done, except for the threshold")
+        # Until the new threshold is recorded, the checkpoint may have either one
         run.state.finish("fit", key, found | {"false_alarms": None})
         found = found | {"threshold": stages.set_threshold(run.output, found, false_alarms)}
     run.state.finish("fit", key, found | {"false_alarms": false_alarms})
@@ -168,13 +168,13 @@ def export(run: Run, fitted: Fit, kind: str) -> list[str]:
     """Export the model, and return the names of the exported files, the model's first."""
     latest = run.state.latest("export").get("kind", kind)
     if kind == "none" and run.state.finished("export", key_of(fitted.key, latest)) is not None:
-        kind = latest  # an earlier run has exported this very model
+        kind = latest  # an earlier run has exported the same model
     key = key_of(fitted.key, kind)
     files = (run.state.finished("export", key) or {"files": []})["files"]
     if kind == "none":
         _say(4, "no export")
     elif files and all((run.output / name).is_file() for name in files):
-        _say(4, f"export to {kind}: there already")
+        _say(4, f"export to {kind}: already done")
     else:
         _say(4, f"export to {kind}")
         run.state.forget("export")
@@ -182,12 +182,12 @@ def export(run: Run, fitted: Fit, kind: str) -> list[str]:
         run.state.finish("export", key, {"kind": kind, "files": files})
     others = [name for name in EXPORTED if name not in files and (run.output / name).is_file()]
     if others:
-        sys.stdout.write(f"      {', '.join(others)}: of an earlier run, perhaps with another threshold.\n")
+        sys.stdout.write(f"      {', '.join(others)}: from an earlier run, perhaps with another threshold.\n")
     return files
 
 
 def move_away(run: Run, ranking: Ranking, set_aside: Mapping[str, SetAside], target: Path | None) -> None:
-    """Move what was set aside to a folder, and list where it is; ``None`` leaves all where it is."""
+    """Move the set-aside images to a folder, and list their new places; ``None`` moves nothing."""
     names = [name for name in set_aside if name not in ranking.moved]
     if target is None or not names:
         _say(5, "nothing to move")
@@ -203,7 +203,7 @@ def move_away(run: Run, ranking: Ranking, set_aside: Mapping[str, SetAside], tar
         }
         for name, each in moved.items()
     }
-    # Written down first: whatever becomes of this process, the next one knows what is gone, and where to
+    # Recorded before the move: if this process is killed, the next one knows what was moved, and where to
     run.state.finish("move", "", {"moves": ranking.moved | entries})
     undo = move([Transfer(run.folder / name, target / name) for name in names], target)
     write_set_aside(run.folder, {**set_aside, **moved}, run.output / SET_ASIDE)
@@ -215,12 +215,13 @@ def summarize(
 ) -> None:
     """Write and print the summary."""
     check = fitted.check
-    command = _prediction(run.output, exported)
-    again = "the same command"  # its options belong to it
+    predicts = bool(exported) and exported[0].endswith((".onnx", ".xml"))  # files that predict takes
+    option, file = ("--model", exported[0]) if predicts else ("--ckpt_path", CHECKPOINT)
+    command = f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(run.output / file))}"
     next_step = {
         TRUST: command,
-        LOOK: f"{again} with --decisions decisions.csv",
-        REFUSE: f"{again} with more images",
+        LOOK: "the same command with --decisions decisions.csv",
+        REFUSE: "the same command with more images",
     }[check.verdict]
     extraction = run.options.extraction
     features = extraction.feature_cache
@@ -260,19 +261,11 @@ def summarize(
         *([f"Set aside: {run.output / SET_ASIDE}"] if chosen.set_aside else []),
         f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
         f"Summary:   {run.output / SUMMARY}",
-        f"Features:  {features} (with them another run needs no backbone; can be deleted)",
+        f"Features:  {features} (with these, another run does not need the backbone; can be deleted)",
         *([f"First:     {next_step}"] if check.verdict != TRUST else []),
         f"Next:      {command}",
     ]
     sys.stdout.write("\n".join([*lines, ""]))
-
-
-def _prediction(output: Path, exported: Sequence[str]) -> str:
-    """Return the command that judges new images."""
-    predicts = bool(exported) and exported[0].endswith(FOR_PREDICTION)
-    file = output / (exported[0] if predicts else CHECKPOINT)
-    option = "--model" if predicts else "--ckpt_path"
-    return f"anomalib-softpatch predict NEW_IMAGES {option} {shlex.quote(str(file))}"
 
 
 def _report_key(run: Run, files: Mapping[str, str]) -> str:

@@ -19,14 +19,14 @@ DECIDED = {SET_ASIDE: "decided by a person", DEFECT: "decided by a person to be 
 
 
 class Kind(Enum):
-    """What kind of reason an image is set aside for, in words."""
+    """Kind of the reason for which an image is set aside, in words."""
 
     UNREADABLE = "unreadable"
     LINK = "links"
     DECIDED = "decided"
     COPY = "exact copies"
     SUSPICIOUS = "most suspicious"
-    EARLIER = "by another version"  # which wrote down no kind, or one that is not known here
+    EARLIER = "by another version"  # which recorded no kind, or one that this version does not know
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SetAside:
     Attributes:
         kind: Kind of the reason.
         reason: The reason, for people.
-        moved_to: Where the image is now; ``None`` if it was left where it was.
+        moved_to: Where the image is now; ``None`` if it was not moved.
     """
 
     kind: Kind
@@ -54,20 +54,20 @@ def choose(
 ) -> dict[str, SetAside]:
     """Choose the images to set aside.
 
-    What a person has decided comes first. Of files that are equal byte for byte, one stays: one that a person has
-    called normal if there is such a one, else the first by name. All copies of a defect are defects.
+    Decisions of a person come first. Of files that are equal byte for byte, one stays: one that a person has called
+    normal, or the first by name if there is none. All copies of a defect are defects.
 
     Args:
         files: Hash of every image file by its name.
         ranked: Names of the images that can be read, the most suspicious first.
         unreadable: Why the other files cannot be read, by name.
-        decisions: Verdict of a person, by name: what is set aside or a defect is not trained on, and what is normal is.
+        decisions: Verdict of a person, by name. Defects and images to set aside are not trained on, normal images are.
         share: Share of the ranked images, the most suspicious ones, to set aside.
-        links: Name of the image that a link leads to, by the name of the link. Such a link is set aside whatever has
-            been decided about it: it is the same image, and would lead nowhere if that were moved.
+        links: Name of the image that a link leads to, by the name of the link. Links are always set aside: a link is
+            the same image, and would lead nowhere if that were moved.
 
     Returns:
-        What is set aside, by name, sorted by name.
+        The images to set aside, by name, sorted by name.
 
     Raises:
         ValueError: If one of two copies is called normal and the other a defect.
@@ -102,7 +102,7 @@ def choose(
 
 
 def names_of(decisions: Iterable[Decision], folder: Path) -> tuple[dict[str, str], int]:
-    """Return verdicts by the name of the image in a folder, and the number of images that lie elsewhere."""
+    """Return verdicts by the name of the image in a folder, and the number of decided images outside of it."""
     verdicts = {decision.path: decision.verdict for decision in decisions}
     inside = {path: verdict for path, verdict in verdicts.items() if path.is_relative_to(folder)}
     names = {path.relative_to(folder).as_posix(): verdict for path, verdict in inside.items()}
@@ -110,11 +110,11 @@ def names_of(decisions: Iterable[Decision], folder: Path) -> tuple[dict[str, str
 
 
 def write_set_aside(folder: Path, chosen: Mapping[str, SetAside], file: Path) -> None:
-    """Write the list of what was set aside.
+    """Write the list of images that were set aside.
 
     Args:
         folder: Folder of the images.
-        chosen: What is set aside, by the name of the image in the folder.
+        chosen: Images that are set aside, by their names in the folder.
         file: CSV file to write or replace, with the columns ``path``, ``reason`` and ``moved_to``.
     """
     cells = [

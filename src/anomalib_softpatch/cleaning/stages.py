@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The stages that compute: report, fit and export. They leave whole files, or none."""
+"""The stages that compute: report, fit and export. Their files appear when they are complete."""
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,20 +31,19 @@ from anomalib_softpatch.models.denoising_mixin import DenoisingMixin
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.report.exports import write_exports
 from anomalib_softpatch.report.ranking import check_device, rank_images
-from anomalib_softpatch.report.writer import PAGE, write_report
+from anomalib_softpatch.report.writer import write_report
 
-WORKING = ".working"  # in the output folder: files that are not finished
-# Options of the models that the command decides
+WORKING = ".working"  # subfolder of the output folder for files that are not finished
+# Options of the models that the command sets itself
 OWN_OPTIONS: set[str | int] = {
     *("backbone", "layers", "neighborhood", "feature_cache", "noise_report"),
     *("pre_processor", "post_processor", "evaluator", "visualizer"),
 }
-ONNX_OPTIONS = {"verbose": False}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What report and fit have in common, see :func:`~anomalib_softpatch.cleaning.command.clean_train`."""
+    """Options that report and fit share, see :func:`~anomalib_softpatch.cleaning.command.clean_train`."""
 
     model: str
     extraction: Extraction
@@ -54,17 +53,17 @@ class Options:
 
     @property
     def comparison(self) -> dict[str, Any]:
-        """The neighborhood as an argument, none where the defaults of report and model count, which may differ."""
+        """The neighborhood as an argument; none for the defaults of report and model, which may differ."""
         return {} if self.neighborhood is None else {"neighborhood": self.neighborhood}
 
 
 def prepare(options: Options, images: Iterable[Path], other_options: Collection[str] = ()) -> Options:
-    """Refuse what can be known to be wrong before an image is read, and choose the images' size where none is given.
+    """Check options before an image is read, and choose the images' size if none is given.
 
     Args:
         options: Options of the command.
         images: Image files.
-        other_options: Names of options that are not the model's, one of which may be meant where a name is unknown.
+        other_options: Names of options that are not the model's, for suggestions if a name is unknown.
 
     Returns:
         Options with an image size.
@@ -82,20 +81,20 @@ def prepare(options: Options, images: Iterable[Path], other_options: Collection[
 
 
 def _parsed(options: Options, other_options: Collection[str]) -> dict[str, Any]:
-    """Return the model's options as it takes them; a dot names parts, as in ``discriminator_options.knn_k``."""
+    """Return the model's options, parsed; a dot names parts, as in ``discriminator_options.knn_k``."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MODELS[options.model], skip=OWN_OPTIONS)
     known = list(vars(parser.get_defaults()))
     try:
         given = Namespace(**deepcopy(options.model_options)).as_dict()
-    except (KeyError, IndexError) as error:  # a dot with nothing before or behind it
+    except (KeyError, IndexError) as error:  # a dot with nothing before or after it
         msg = f"One of the options {', '.join(map(repr, options.model_options))} is not a name. See --help."
         raise ValueError(msg) from error
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         similar = get_close_matches(unknown, [*known, *other_options, *vars(options.extraction)], n=1)
         hint = f"Did you mean --{similar[0]}?" if similar else f"See anomalib train --model.help {options.model}."
-        msg = f"--{unknown} is an option neither of this command nor of {options.model}. {hint}"
+        msg = f"--{unknown} is not an option of this command or of {options.model}. {hint}"
         raise ValueError(msg)
     try:
         parsed = parser.parse_object(given)
@@ -106,14 +105,14 @@ def _parsed(options: Options, other_options: Collection[str]) -> dict[str, Any]:
 
 
 def _make_model(options: Options, other_options: Collection[str] = (), **more: Any) -> DenoisingMixin:
-    """Make the model, or say which option or value does not fit."""
+    """Make the model."""
     model_class, extraction = MODELS[options.model], options.extraction
     given = _parsed(options, other_options) | options.comparison | more
     given |= {"backbone": extraction.backbone, "layers": extraction.layers}
     with quiet():
         model = model_class(
             feature_cache=str(extraction.feature_cache),
-            noise_report=False,  # there is one
+            noise_report=False,  # the report stage has written one
             pre_processor=model_class.configure_pre_processor(extraction.size),
             **given,
         )
@@ -127,8 +126,8 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     """Rank the images of a folder and write ``report/`` into the output folder.
 
     Returns:
-        ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, of files that are
-        no images, too; ``largest_value``: by which images of more than 8 bits per value were read.
+        ``ranked``: names of the images, the most suspicious first; ``unreadable``: reasons by name, also for files that
+        are not images; ``largest_value``: value that was read as 1 in images of more than 8 bits per value.
     """
     findings = rank_images(
         folder,
@@ -147,29 +146,25 @@ def make_report(folder: Path, output: Path, options: Options) -> dict[str, Any]:
     }
 
 
-def has_report(output: Path, options: Options) -> bool:
-    """Whether a report is there as a whole, with its exports."""
-    return all((output / REPORT / name).is_file() for name in (PAGE, *(f"{name}.json" for name in options.exports)))
-
-
 def fit(
     paths: Sequence[Path], output: Path, options: Options, false_alarms: float, largest_value: int
 ) -> dict[str, Any]:
-    """Train a model, threshold included, and leave its checkpoint in the output folder.
+    """Train a model, set its threshold, and write its checkpoint to the output folder.
 
     Returns:
-        ``threshold``: of the score before it is normalized; ``image_scores`` and ``map_peaks``: of the training images,
-        from which another threshold can be had; ``facts`` and ``scale``: what the self-check is made from.
+        ``threshold``: of the raw score, before normalization; ``image_scores`` and ``map_peaks``: those of the training
+        images, from which :func:`set_threshold` sets another threshold; ``facts`` and ``scale``: inputs of the
+        self-check.
 
     Raises:
         ValueError: If an option or an image does not fit.
-        OSError: If the weights of the backbone cannot be had, or if the disk has no room.
+        OSError: If the weights of the backbone are not available, or if the disk is full.
     """
     post_processor, extraction = LabelFreePostProcessor(false_alarms=false_alarms), options.extraction
-    device = check_device(extraction.device)  # the one that the report was computed on
+    device = check_device(extraction.device)  # the device of the report
     try:
         model = _make_model(options, post_processor=post_processor)
-    except RuntimeError as error:  # weights that cannot be had; its message says how to go on
+    except RuntimeError as error:  # the weights are not available; the message says what to do
         raise OSError(str(error)) from error
     with _working_folder(output) as folder:
         engine = Engine(
@@ -183,7 +178,7 @@ def fit(
             try:
                 data = UnlabeledDataModule(paths, extraction.batch_size, extraction.num_workers, largest_value)
                 engine.fit(model, datamodule=data)
-            except SystemExit as error:  # how Lightning ends a process that the user has interrupted
+            except SystemExit as error:  # Lightning's reaction to an interruption by the user
                 raise KeyboardInterrupt from error
         (folder / "model.ckpt").replace(output / CHECKPOINT)
     scores = model.model.out_of_bag
@@ -200,10 +195,10 @@ def fit(
 
 
 def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) -> float:
-    """Set another threshold in the checkpoint, from the scores that :func:`fit` has returned.
+    """Set another threshold in the checkpoint, from the scores that :func:`fit` returned.
 
     Returns:
-        The threshold of the score before it is normalized.
+        The threshold of the raw score, before normalization.
     """
     model = cast("DenoisingMixin", load_model(output / CHECKPOINT))
     post_processor = model.post_processor
@@ -216,11 +211,11 @@ def set_threshold(output: Path, scores: Mapping[str, Any], false_alarms: float) 
 
 
 def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
-    """Export the model of a checkpoint into a folder, in which all files appear when they are whole.
+    """Export the model of a checkpoint into a folder, in which files appear when they are complete.
 
     Args:
         checkpoint: Checkpoint of a model of this package.
-        output: Folder, made if need be.
+        output: Folder, made if it does not exist.
         kind: ``onnx``, ``openvino`` or ``torch``.
 
     Returns:
@@ -229,7 +224,7 @@ def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
     with _working_folder(output) as folder:
         with quiet():
             engine = Engine(default_root_dir=folder, accelerator="cpu")
-            path = engine.export(load_model(checkpoint), kind, export_root=folder, onnx_kwargs=ONNX_OPTIONS)
+            path = engine.export(load_model(checkpoint), kind, export_root=folder, onnx_kwargs={"verbose": False})
         assert path is not None
         files = sorted(path.parent.iterdir(), key=lambda file: (file != path, file.name))
         return [file.replace(output / file.name) for file in files]
@@ -237,7 +232,7 @@ def export_checkpoint(checkpoint: Path, output: Path, kind: str) -> list[Path]:
 
 @contextmanager
 def _working_folder(output: Path) -> Iterator[Path]:
-    """Give an empty folder on the disk of the output, where one that was left by a killed process is removed first."""
+    """Provide an empty folder on the disk of the output. One that a killed process has left is removed first."""
     folder = output / WORKING
     if folder.exists():
         shutil.rmtree(folder)

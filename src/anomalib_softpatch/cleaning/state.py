@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run leaves in its output folder, and which stages it has finished, so that another run goes on from there."""
+"""Files of a run's output folder, and the stages that are finished, so that another run can continue from there."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ FORMAT = 1
 
 
 class State:
-    """Finished stages of a run, each with the key of what it was made from, and its result.
+    """Finished stages of a run, each with the key of its inputs and with its result.
 
-    Every change is written at once and as a whole: a process that is killed leaves the file as it was before or after.
+    Every change is written at once and as a whole: if the process is killed, the file has the old or the new state.
 
     Args:
-        folder: Output folder of the run. One that holds anything must hold the file of an earlier run.
+        folder: Output folder of the run. If it has files in it, one must be the state of an earlier run.
 
     Raises:
-        ValueError: If the folder has files of others in it, or was left by a newer version.
+        ValueError: If the folder has only other files in it, or was left by a newer version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,36 +43,36 @@ class State:
         if self.file.is_file():
             self._content = _read(self.file)
         elif any(folder.iterdir()):
-            msg = f"output={str(folder)!r} has files in it that are not of an earlier run. Give a new folder."
+            msg = f"output={str(folder)!r} has files in it that are not from an earlier run. Give a new folder."
             raise ValueError(msg)
 
     def claim(self) -> None:
-        """Write the file before any other, so that the folder is known for this command's own."""
+        """Write the file before any other, to mark the folder as this command's own."""
         if not self.file.exists():
             self._write()
 
     def finished(self, stage: str, key: str) -> dict[str, Any] | None:
-        """Return the result of a stage; ``None`` if it has not been finished with that key, see :func:`key_of`."""
+        """Return the result of a stage; ``None`` if it is not finished with this key, see :func:`key_of`."""
         entry = self._content["stages"].get(stage)
         return entry["result"] if entry and entry["key"] == key else None
 
     def latest(self, stage: str) -> dict[str, Any]:
-        """Return the result of a stage, whatever it was made from; empty if it has never been finished."""
+        """Return the result of a stage, whatever its key; empty if it has never been finished."""
         entry = self._content["stages"].get(stage)
         return entry["result"] if entry else {}
 
     def finish(self, stage: str, key: str, result: dict[str, Any]) -> None:
-        """Write down that a stage is finished, with a result of plain data."""
+        """Record that a stage is finished, with a result of plain data."""
         self._content["stages"][stage] = {"key": key, "result": result}
         self._write()
 
     def forget(self, stage: str) -> None:
-        """Write down that a stage is not finished, before its files are replaced."""
+        """Record that a stage is not finished, before its files are replaced."""
         self._content["stages"].pop(stage, None)
         self._write()
 
     def _write(self) -> None:
-        with atomic_output(self.file) as temporary:  # JSON in ASCII holds names that are no Unicode, too
+        with atomic_output(self.file) as temporary:  # JSON in ASCII can also hold names that are not Unicode
             temporary.write_text(json.dumps(self._content, indent=1) + "\n", encoding="ascii")
 
 
@@ -92,5 +92,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def key_of(*parts: Any) -> str:
-    """Return a key of what a stage depends on, of plain data."""
+    """Return a key for the inputs of a stage, given as plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Callback that leaves ``predictions.csv`` after ``anomalib predict``."""
+"""Callback that writes ``predictions.csv`` in ``anomalib predict``."""
 
 import logging
 import sys
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class PredictionTable(Callback):
     """Write ``predictions.csv`` into the results folder, and print how many images are anomalous.
 
-    In a distributed run, each rank but the first writes ``predictions-rank<N>.csv`` of its images.
+    In a distributed run, each rank but the first writes its images to ``predictions-rank<N>.csv``.
     """
 
     def __init__(self) -> None:
@@ -59,19 +59,11 @@ class PredictionTable(Callback):
             score = float(outputs.pred_score[number])
             anomaly_map = np.squeeze(outputs.anomaly_map[number].float().cpu().numpy())
             x, y = peak(anomaly_map, image_size(path), transform)
-            said = verdict(score, threshold)
-            prediction = Prediction(
-                path=str(path),
-                score=score,
-                threshold=threshold,
-                verdict=said,
-                x=x,
-                y=y,
-                reason="the score is not a number" if said == UNREADABLE else "",
-                modified=time_of_change(path),
-                model=self._model,
+            word = verdict(score, threshold)
+            reason = "its score is NaN" if word == UNREADABLE else ""
+            self._predictions.append(
+                Prediction(str(path), score, threshold, word, x, y, reason, time_of_change(path), self._model)
             )
-            self._predictions.append(prediction)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Golden images: what an exported file must say of a few images, by which any machine can check whether it does.
+"""Golden images: the scores that an exported file must give a few images, which any machine can check.
 
-They are made from a seed, so that the file holds their sizes and scores only. What is compared is arithmetic, from
+The images are made from a seed, so that the file holds only their sizes and scores. They check the arithmetic, from
 resizing to the threshold, and not whether a model is any good.
 """
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 SIZES = ((256, 256), (480, 640), (1000, 700))  # height and width, for files that take any size
-SQUARE = 16  # pixels of one color
+SQUARE = 16  # pixels on a side of one color
 
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """An image, and what the model that a file was exported from says of it."""
+    """An image, with its score and verdict by the model that a file was exported from."""
 
-    seed: int  # of the random number generator that makes it
+    seed: int  # of the random number generator that makes the image
     height: int  # pixels
     width: int
     score: float  # normalized where the model normalizes
@@ -49,7 +49,7 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def golden_images(model: "nn.Module", device: "torch.device", size: tuple[int, int] | None) -> list[GoldenImage]:
-    """Score an image of the size that a model's file takes, or images of several sizes if it takes any (``None``)."""
+    """Score one image of the size that an exported model takes, or images of several sizes if it takes any size."""
     import torch  # noqa: PLC0415  # exported files are run without it
 
     found = []
@@ -57,7 +57,7 @@ def golden_images(model: "nn.Module", device: "torch.device", size: tuple[int, i
         try:
             with torch.no_grad():
                 output = model(torch.from_numpy(make_image(seed, height, width)).to(device))
-        except ValueError:  # without a resize, a backbone need not take every size
+        except ValueError:  # without a resize, some backbones do not accept every size
             continue
         label = getattr(output, "pred_label", None)
         anomalous = None if label is None else bool(label.any())

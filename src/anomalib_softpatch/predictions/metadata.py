@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What an exported file says of itself: how it prepares images, and what it must say of golden images.
+"""Metadata of an exported file: how it prepares images, its training images, and the scores of its golden images.
 
-It is in the metadata of an ONNX file, which OpenVINO takes over when it converts one.
+They are stored in the metadata of an ONNX file, and OpenVINO keeps them when it converts one.
 """
 
 import json
@@ -23,22 +23,21 @@ if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
 
 KEY = "anomalib_softpatch"
-# Behind these a model sees the whole image
-WHOLE_IMAGE = {"Compose", "Grayscale", "Normalize", "Resize"}
+WHOLE_IMAGE = {"Compose", "Grayscale", "Normalize", "Resize"}  # transforms that show a model the whole image
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says."""
+    """What an exported file stores about its model."""
 
-    transform: "Transform | None" = None  # of its pre-processor; None for one that shows the model the whole image
+    transform: "Transform | None" = None  # of its pre-processor; None if it shows the model the whole image
     golden: Sequence[GoldenImage] = ()
-    largest_value: int = EIGHT_BITS  # that becomes 1 when an image of whole numbers of more than 8 bits is read
+    largest_value: int = EIGHT_BITS  # integer value that is read as 1 in images of more than 8 bits
     training: TrainingFacts = field(default_factory=TrainingFacts)
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:
-    """Write into an ONNX file what it is to say."""
+    """Write metadata into an ONNX file."""
     import onnx  # noqa: PLC0415  # needed by exports only
     from anomalib.pre_processing.utils.spec import transform_to_spec  # noqa: PLC0415  # imports torch
 
@@ -56,25 +55,27 @@ def write_metadata(path: Path, metadata: Metadata) -> None:
 
 
 def read_metadata(model: "onnxruntime.InferenceSession | openvino.Model") -> Metadata:
-    """Return what a loaded ONNX or OpenVINO file says; files of before 0.3 say nothing."""
+    """Return the metadata of a loaded ONNX or OpenVINO file; those of files from before version 0.3 are empty."""
     text: Any
     if hasattr(model, "get_modelmeta"):
         text = model.get_modelmeta().custom_metadata_map.get(KEY)
     else:
-        place = ["framework", KEY]  # where OpenVINO puts what it finds in an ONNX file
+        place = ["framework", KEY]  # where OpenVINO puts the metadata of an ONNX file
         text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
     if not text:
         return Metadata()
     content = json.loads(text)
-    golden = [GoldenImage(**image) for image in content["golden"]]
-    largest_value = content.get("largest_value", EIGHT_BITS)
-    training = TrainingFacts.from_plain(content.get("training", {}))
-    specification = content["transform"]
-    if _names(specification) <= WHOLE_IMAGE:
-        return Metadata(None, golden, largest_value, training)
-    from anomalib.pre_processing.utils.spec import spec_to_transform  # noqa: PLC0415  # imports torch
+    transform = None
+    if not _names(content["transform"]) <= WHOLE_IMAGE:
+        from anomalib.pre_processing.utils.spec import spec_to_transform  # noqa: PLC0415  # imports torch
 
-    return Metadata(spec_to_transform(specification), golden, largest_value, training)
+        transform = spec_to_transform(content["transform"])
+    return Metadata(
+        transform,
+        [GoldenImage(**image) for image in content["golden"]],
+        content.get("largest_value", EIGHT_BITS),
+        TrainingFacts.from_plain(content.get("training", {})),
+    )
 
 
 def _names(specification: Any) -> set[str]:

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The page of a prediction run: every image with its verdict, what to look at next, and what people say of it.
+"""The page of a prediction run: every image with its verdict, in the order in which people should decide about them.
 
-Torch is imported here, which takes seconds.
+This module imports torch, which takes seconds.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ from anomalib_softpatch.predictions.predictor import Predictor
 from anomalib_softpatch.predictions.table import UNREADABLE, Prediction, time_of_change
 from anomalib_softpatch.report.geometry import visible_region
 
-MOST_DIFFERENCES = 50  # images, the first ones, among which copies are compared
-BORDERLINE_SHARE, MOST_BORDERLINE = 0.1, 20  # of the images, on either side of the threshold
-COLORED = 0.15  # from the threshold to the anomaly scores that have the last and the first color
-SIDE, CELL = 32, 4  # pixels of the small images by which near copies are told, and of one of their patches
-GONE = "is not there any more, or has changed since it was scored"
+MOST_DIFFERENCES = 50  # number of images at the top of the page that are compared with their copies
+BORDERLINE_SHARE, MOST_BORDERLINE = 0.1, 20  # share and number of images on either side of the threshold
+COLORED = 0.15  # distance from the threshold to the scores with the last and the first color of the heat map
+SIDE, CELL = 32, 4  # pixels on a side of the small images that are compared to find near copies, and of their patches
+GONE = "was removed or has changed since it was scored"
 WORDS = {
     "anomalous": {"normal": "False alarm", "defect": "Confirm", "set_aside": "Set aside"},
     "normal": {"normal": "Confirm", "defect": "Missed defect", "set_aside": "Set aside"},
@@ -43,22 +43,22 @@ WORDS = {
 
 
 class PredictionPage:
-    """Draws images while they are scored, and writes the page in the end.
+    """Draws images while they are scored, and writes the page at the end.
 
-    The page lies beside the table of the predictions (``output``) and has its name. The drawings lie in a folder beside
-    it, from where a later run takes them. Those of an earlier page stay until the new page is there.
+    The page is next to the table of predictions (``output``) and shares its name. The drawings are in a folder next to
+    it, where a later run finds them. The drawings of an earlier page stay until the new page is written.
 
     Raises:
-        ValueError: If files of these names are there that are no page's.
+        ValueError: If files of these names exist that are not from a page.
     """
 
     def __init__(self, output: Path) -> None:
         self.path, self.thumbnails = page_files(output)
 
     def draw(self, prediction: Prediction, anomaly_map: np.ndarray, predictor: Predictor) -> None:
-        """Draw an image, given what the model says of it and its anomaly map, of shape ``(height, width)``."""
+        """Draw an image, given the model's prediction and anomaly map, of shape ``(height, width)``."""
         heat = torch.from_numpy(np.asarray(anomaly_map, dtype=np.float32)).nan_to_num()
-        if math.isnan(prediction.threshold):  # the map has no scale of its own
+        if math.isnan(prediction.threshold):  # without a threshold, the map's own maximum sets the scale
             heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
         else:
             heat = (heat - prediction.threshold) / (2 * COLORED) + 0.5
@@ -68,7 +68,7 @@ class PredictionPage:
             covered = visible_region(predictor.transform, image_size(prediction.path))
             marked = (prediction.x, prediction.y)
             pair = draw_pair(prediction.path, heat, astuple(covered), predictor.largest_value, marked=marked)
-        except (UnreadableImageError, OSError):  # gone since it was scored
+        except (UnreadableImageError, OSError):  # removed since it was scored
             return
         _save(pair, self._thumbnail(prediction))
 
@@ -77,13 +77,14 @@ class PredictionPage:
         return self._thumbnail(prediction).is_file()
 
     def write(self, predictions: Sequence[Prediction], model: Path, exported: bool, largest_value: int) -> None:
-        """Write the page of the predictions of all images. Those that have gone or changed since are left out.
+        """Write the page of all images. Those that were removed or have changed since are only listed.
 
         Args:
-            predictions: The predictions.
+            predictions: Predictions of all images.
             model: Checkpoint or exported model.
             exported: Whether it is an exported model.
-            largest_value: By which it reads images, see :func:`~anomalib_softpatch.images.reading.read_image`.
+            largest_value: For reading images as the model does, see
+                :func:`~anomalib_softpatch.images.reading.read_image`.
         """
         current: list[Prediction] = []
         gone: list[Prediction] = []
@@ -96,9 +97,11 @@ class PredictionPage:
         order, borderline = what_to_look_at(scored, groups)
         folder = self.path.parent
         root = os.path.commonpath([Path(each.path).parent for each in scored]) if scored else ""
+        sizes = Counter(groups)
+        numbers: dict[int, int] = {}  # groups of more than one image are numbered in the order of the page
         figures = []
         for rank, index in enumerate(order, start=1):
-            each = scored[index]
+            each, group = scored[index], groups[index]
             thumbnail = f"{self.thumbnails.name}/{files[index].name}" if files[index].is_file() else None
             figures.append(
                 figure(each.path, os.path.relpath(each.path, root), thumbnail, folder)
@@ -108,18 +111,21 @@ class PredictionPage:
                     "verdict": each.verdict,
                     "words": WORDS.get(each.verdict),
                     "findings": ["borderline"] if rank <= borderline else [],
+                    "duplicate_group": numbers.setdefault(group, len(numbers) + 1) if sizes[group] > 1 else None,
                 }
             )
-        for shown, number in zip(figures, _numbered([groups[index] for index in order]), strict=True):
-            shown["duplicate_group"] = number
         wanted = {file.name for file in files}
         copies = another_of_group([shown["duplicate_group"] for shown in figures[:MOST_DIFFERENCES]])
         for place, other in copies.items():
-            paths = scored[order[place]].path, scored[order[other]].path
-            drawing = self._draw_difference(files[order[place]], *paths, largest_value)
-            if drawing is not None:
-                wanted.add(Path(drawing[0]).name)
-                figures[place]["difference"] = shown_difference(drawing[0], figures[other]["name"], drawing[1])
+            try:
+                drawing, largest = difference(scored[order[place]].path, scored[order[other]].path, largest_value)
+            except UnreadableImageError:  # one of them was removed meanwhile
+                continue
+            file = self.thumbnails / f"{files[order[place]].stem}_copy.jpg"
+            _save(drawing, file)
+            wanted.add(file.name)
+            link = f"{self.thumbnails.name}/{file.name}"
+            figures[place]["difference"] = shown_difference(link, figures[other]["name"], largest)
         thresholds = {each.threshold for each in scored if not math.isnan(each.threshold)}
         page = render_page(
             "anomalib_softpatch.predictions",
@@ -141,30 +147,20 @@ class PredictionPage:
             if file.name not in wanted:
                 file.unlink()
 
-    def _draw_difference(self, drawing: Path, one: str, other: str, largest_value: int) -> tuple[str, int] | None:
-        """Draw where a copy of an image differs; return a link and the largest difference, none if one has gone."""
-        try:
-            drawn, largest = difference(one, other, largest_value)
-        except UnreadableImageError:
-            return None
-        file = drawing.with_name(f"{drawing.stem}_copy.jpg")
-        _save(drawn, file)
-        return f"{self.thumbnails.name}/{file.name}", largest
-
     def _thumbnail(self, prediction: Prediction) -> Path:
-        """Return the file of a drawing. Another content or another model has another one."""
+        """Return the file of a drawing. It depends on the image's path and time of change, and on the model."""
         content = f"{to_text(prediction.path)}\n{prediction.modified}\n{prediction.model}"
         return self.thumbnails / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.jpg"
 
 
 def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) -> tuple[list[int], int]:
-    """Return in which order to look at images: first the borderline ones, then the others by score.
+    """Return the order in which to look at images: first the borderline ones, then the others by score.
 
-    Borderline is a tenth of the images on either side of the threshold, 20 at most and one at least, those that are
-    nearest to it. Of each group of near copies it is one.
+    Borderline images are those nearest to the threshold: on either side of it a tenth of all images, at least one and
+    at most 20. Of each group of near copies, only one image is borderline.
 
     Returns:
-        Indices of the images, and how many of them, the first ones, are borderline.
+        Indices of the images, the borderline ones first, and the number of borderline images.
     """
     most = min(MOST_BORDERLINE, math.ceil(BORDERLINE_SHARE * len(predictions)))
     chosen: list[int] = []
@@ -183,11 +179,11 @@ def what_to_look_at(predictions: Sequence[Prediction], groups: Sequence[int]) ->
 
 
 def near_copies(drawings: Sequence[Path]) -> list[int]:
-    """Number the groups of images that are copies of each other, exact ones and near ones.
+    """Number the groups of images that are exact or near copies of each other.
 
-    An exported model gives no features, so that the drawings of :func:`~anomalib_softpatch.pages.drawing.draw_pair` are
-    compared, in small, as features are by :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`. An image
-    without a drawing is a group of its own.
+    An exported model gives no features. Therefore, :func:`~anomalib_softpatch.components.duplicates.duplicate_groups`
+    gets the pixels of small drawings, those of :func:`~anomalib_softpatch.pages.drawing.draw_pair`, in place of
+    features. An image without a drawing is a group of its own.
 
     Returns:
         Number of each image's group.
@@ -213,13 +209,3 @@ def near_copies(drawings: Sequence[Path]) -> list[int]:
 def _save(drawing: Image.Image, file: Path) -> None:
     with atomic_output(file) as temporary:
         drawing.save(temporary, "JPEG", quality=JPEG_QUALITY)
-
-
-def _numbered(groups: Sequence[int]) -> list[int | None]:
-    """Number the groups that have more than one image, in the order of the images: 1, 2, ..."""
-    sizes = Counter(groups)
-    numbers: dict[int, int] = {}
-    for group in groups:
-        if sizes[group] > 1:
-            numbers.setdefault(group, len(numbers) + 1)
-    return [numbers.get(group) for group in groups]

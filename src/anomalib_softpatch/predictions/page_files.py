@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Where the page of a prediction run lies. Torch is not needed to refuse a place that is taken."""
+"""Files of the page of a prediction run. Names that are taken are refused without importing torch."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ THUMBNAIL = r"[0-9a-f]{20}(_copy)?\.jpg"
 
 
 def page_files(output: Path) -> tuple[Path, Path]:
-    """Return the page of a table of predictions (``output``), and the folder of its drawings.
+    """Return the path of the page of a table of predictions (``output``), and of the folder of its drawings.
 
     Raises:
-        ValueError: If something other than an earlier page is there.
+        ValueError: If one of them exists and is not from an earlier page.
     """
     page, drawings = output.with_suffix(".html"), output.with_name(f"{output.stem}_thumbnails")
     is_earlier = {

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A model as a function from an image to score, label and map, and how an exported file becomes one."""
+"""A model as a function from an image to its score, label and anomaly map, loaded from an exported file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from anomalib_softpatch.predictions.training import TrainingFacts
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
 
-NORMALIZED_THRESHOLD = 0.5  # of exported files, whose post-processor is inside
+NORMALIZED_THRESHOLD = 0.5  # exported files include the post-processor, which normalizes
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Predictor:
     """A model that scores images one by one."""
 
     run: Callable[[np.ndarray], Output]  # scores an image of shape (1, 3, height, width) in [0, 1]
-    threshold: float  # of the scores; not a number where there is none
-    transform: "Transform | None"  # the pre-processor's; None for one that shows the model the whole image
-    largest_value: int  # by which it was trained to read images, see read_image
+    threshold: float  # of the scores; NaN if there is none
+    transform: "Transform | None"  # of the pre-processor; None if it shows the model the whole image
+    largest_value: int  # for reading images as in training, see read_image
     training: TrainingFacts
 
 
@@ -37,5 +37,5 @@ def load_exported(path: Path) -> Predictor:
         ValueError: If it cannot be read, or if it is another kind of model.
     """
     runtime = load_runtime(path)
-    told = runtime.metadata
-    return Predictor(runtime.predict, NORMALIZED_THRESHOLD, told.transform, told.largest_value, told.training)
+    facts = runtime.metadata
+    return Predictor(runtime.predict, NORMALIZED_THRESHOLD, facts.transform, facts.largest_value, facts.training)

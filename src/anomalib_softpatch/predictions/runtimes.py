@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exported files in the runtimes of this machine."""
+"""Exported files in ONNX Runtime and OpenVINO, as installed on this machine."""
 
 import os
 from collections.abc import Callable
@@ -25,10 +25,10 @@ RUNTIMES = {".onnx": ("onnxruntime", "ONNX Runtime"), ".xml": ("openvino", "Open
 
 @dataclass(frozen=True)
 class Output:
-    """What a model says of an image."""
+    """Output of a model for an image."""
 
     score: float
-    label: bool | None  # the model's own verdict; None where it gives none
+    label: bool | None  # the model's own verdict: whether the image is anomalous; None if it gives none
     anomaly_map: np.ndarray  # shape (height, width)
 
 
@@ -36,14 +36,14 @@ class Output:
 class Runtime:
     """A loaded file."""
 
-    name: str  # and version of the runtime
-    precision: str  # type in which it computes
+    name: str  # name and version of the runtime
+    precision: str  # data type of the computation
     metadata: Metadata
     predict: Callable[[np.ndarray], Output]  # scores an image of shape (1, 3, height, width) in [0, 1]
 
 
 def check_exported(file: Path) -> None:
-    """Refuse an exported model that cannot be run here, without the seconds that loading it takes.
+    """Refuse an exported model that cannot be run here. It is not loaded, since that takes seconds.
 
     Raises:
         ValueError: If it is of an unknown kind, or if its runtime is not installed.
@@ -58,7 +58,7 @@ def check_exported(file: Path) -> None:
 
 
 def load_runtime(file: Path, exact: bool = True) -> Runtime:
-    """Load an ``.onnx`` or ``.xml`` file, and have it computed in float32 or, if not ``exact``, as the runtime would.
+    """Load an ``.onnx`` or ``.xml`` file, to be computed in float32 or, if not ``exact``, in the runtime's own choice.
 
     Raises:
         ValueError: If it cannot be read, if it is another kind of model, or if its runtime is not installed.
@@ -66,7 +66,7 @@ def load_runtime(file: Path, exact: bool = True) -> Runtime:
     check_exported(file)
     try:
         runtime, outputs = _load_onnx(file) if file.suffix == ".onnx" else _load_openvino(file, exact)
-    except Exception as error:  # the runtimes have exceptions of their own for files that they cannot read
+    except Exception as error:  # the runtimes raise their own exceptions for files that they cannot read
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         msg = f"model={str(file)!r} cannot be read, it may be incomplete: {reason}"
         raise ValueError(msg) from error
@@ -84,9 +84,9 @@ def load_runtime(file: Path, exact: bool = True) -> Runtime:
 def openvino_core() -> "openvino.Core":
     """Return the one OpenVINO core of this process.
 
-    A core with the CPU plugin gives the calling thread a new signal stack. When two cores are released in the order in
-    which they were made, the thread keeps a signal stack that is no longer mapped, and the next signal that Python
-    handles, such as Ctrl-C, ends the process with a segmentation fault and no message (seen with OpenVINO 2026.4).
+    A core with the CPU plugin gives the calling thread a new signal stack. If two cores are released in the order in
+    which they were made, the thread keeps a signal stack that is no longer mapped. The next signal that Python handles,
+    such as Ctrl-C, then ends the process with a segmentation fault and no message (seen with OpenVINO 2026.4).
     """
     import openvino  # noqa: PLC0415  # optional
 
@@ -94,8 +94,8 @@ def openvino_core() -> "openvino.Core":
 
 
 def _load_onnx(file: Path) -> tuple[Runtime, list[str]]:
-    """Load an ONNX file; return the names of its outputs, too."""
-    # Its telemetry sends what is run on a machine to others, and is known to crash (microsoft/onnxruntime, issue 32173)
+    """Load an ONNX file, and return the names of its outputs, too."""
+    # Telemetry would report what this machine runs, and is known to crash (microsoft/onnxruntime, issue 32173)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # noqa: PLC0415  # optional
 
@@ -113,10 +113,11 @@ def _load_onnx(file: Path) -> tuple[Runtime, list[str]]:
 
 
 def _load_openvino(file: Path, exact: bool) -> tuple[Runtime, list[str]]:
-    """Load an OpenVINO file; return the names of its outputs, too."""
+    """Load an OpenVINO file, and return the names of its outputs, too."""
     import openvino  # noqa: PLC0415  # optional
 
-    ElementTree.parse(file)  # OpenVINO takes a file that is not XML for TensorFlow's, and says so in several lines
+    # OpenVINO takes a file that is not XML for one of TensorFlow, with a message of several lines
+    ElementTree.parse(file)
     file.with_suffix(".bin").stat()
     core = openvino_core()
     model = core.read_model(str(file))
@@ -136,7 +137,7 @@ def _load_openvino(file: Path, exact: bool) -> tuple[Runtime, list[str]]:
 
 
 def _output(outputs: dict[str, np.ndarray]) -> Output:
-    """Return what a file gives for the first image of a batch."""
+    """Return the output for the first image of a batch."""
     label = outputs.get("pred_label")
     return Output(
         float(outputs["pred_score"].reshape(-1)[0]),

@@ -1,13 +1,13 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Table of predictions: image, score, threshold, verdict, and where in the image the anomaly map is highest."""
+"""Table of predictions: image, score, threshold, verdict, and the place where the anomaly map is highest."""
 
 import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image. The attributes are the columns of the table."""
+    """A model's prediction for an image. The attributes are the columns of the table."""
 
     path: str  # of the image
-    score: float  # in [0, 1], normalized unless there is no threshold; not a number where there is none
-    threshold: float  # not a number where the model has none
-    verdict: str  # "anomalous", "normal", UNREADABLE if nothing could be said, or "" where there is no threshold
+    score: float  # normalized, in [0, 1]; raw if there is no threshold; NaN if the image has no score
+    threshold: float  # NaN if the model has none
+    verdict: str  # "anomalous", "normal", UNREADABLE if the image has no score, or "" if there is no threshold
     x: int | None  # column of the highest pixel of the anomaly map, in the pixels of the image
-    y: int | None  # its row
-    reason: str = ""  # why nothing could be said of the file
+    y: int | None  # row of that pixel
+    reason: str = ""  # why the image has no score
     modified: str = ""  # see time_of_change
     model: str = ""  # see fingerprint
 
@@ -48,12 +48,12 @@ class Prediction:
         return f"{self.verdict or 'no verdict':10}{self.score:9.4f}  ({self.x}, {self.y})  {shown(self.path)}"
 
     def cells(self) -> list[object]:
-        """Return the row of the table: one line of text, whatever the file's name and the reason hold."""
-        # Absolute paths, which no spreadsheet takes for a formula
-        values = [getattr(self, name) for name in COLUMNS]
-        values[COLUMNS.index("path")] = to_text(self.path)
-        values[COLUMNS.index("reason")] = self._reason_in_one_line()
-        return ["" if value is None or (isinstance(value, float) and math.isnan(value)) else value for value in values]
+        """Return the row of the table: one line of text, even if the file's name or the reason has more."""
+        # The path is absolute, so that spreadsheets do not take it for a formula
+        row = replace(self, path=to_text(self.path), reason=self._reason_in_one_line())
+        return [
+            "" if value is None or (isinstance(value, float) and math.isnan(value)) else value for value in astuple(row)
+        ]
 
     def _reason_in_one_line(self) -> str:
         return " ".join(self.reason.encode(errors="replace").decode().split())
@@ -70,8 +70,8 @@ def csv_lines(rows: Iterable[Sequence[object]]) -> bytes:
 
 
 def verdict(score: float, threshold: float, label: object = None) -> str:
-    """Return the verdict for a normalized score. The model's own label counts where there is one."""
-    if math.isnan(score):  # compared with anything it would be normal
+    """Return the verdict for a normalized score. If the model gives a label, the label decides."""
+    if math.isnan(score):  # any comparison would be false, so the image would be normal
         return UNREADABLE
     if label is not None:
         return "anomalous" if bool(np.asarray(label).any()) else "normal"
@@ -81,9 +81,13 @@ def verdict(score: float, threshold: float, label: object = None) -> str:
 
 
 def peak(anomaly_map: np.ndarray, size: tuple[int, int], transform: "Transform | None" = None) -> tuple[int, int]:
-    """Return the column and row of the highest value of a map, in the pixels of an image of a width and height.
+    """Return the column and row of the highest value of an anomaly map, in pixels of the image.
 
-    A transform of the pre-processor may show the model a part of the image only. Default: the whole image.
+    Args:
+        anomaly_map: Anomaly map, of shape ``(height, width)``.
+        size: Width and height of the image, in pixels.
+        transform: Transform of the pre-processor, which may show the model only a part of the image. Default: the model
+            sees the whole image.
     """
     row, column = np.unravel_index(int(np.argmax(anomaly_map)), anomaly_map.shape)
     if transform is None:
@@ -96,7 +100,7 @@ def peak(anomaly_map: np.ndarray, size: tuple[int, int], transform: "Transform |
 
 
 def time_of_change(path: str | Path) -> str:
-    """Return when a file was last changed: UTC, to the microsecond; empty if it cannot be looked up."""
+    """Return when a file was last changed, in UTC, to the microsecond; an empty string if that cannot be read."""
     try:
         nanoseconds = Path(path).stat().st_mtime_ns
     except OSError:
@@ -105,23 +109,23 @@ def time_of_change(path: str | Path) -> str:
 
 
 def fingerprint(file: Path) -> str:
-    """Return what tells the file of a model from others: the start of the SHA-256 of its content, in hexadecimal.
+    """Return the fingerprint of a model's file: the start of the SHA-256 of its content, in hexadecimal.
 
-    Of OpenVINO's two files, it is given the one that ends with ``.xml``.
+    If the file ends with ``.xml``, the content is that of both files of OpenVINO.
     """
     parts = (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
     return hash_files(*(part for part in parts if part.is_file()))[:FINGERPRINT_LENGTH]
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> Path:
-    """Write ``predictions.csv``, and return its path; it is complete when it is there."""
+    """Write a table of predictions, and return its path. The file appears when it is complete."""
     with atomic_output(path) as temporary:
         temporary.write_bytes(csv_lines([COLUMNS, *(each.cells() for each in predictions)]))
     return path
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Return the last prediction for each image of a table of predictions."""
+    """Return the last prediction of each image in a table of predictions."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
     return [
@@ -141,7 +145,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def summary(verdicts: Mapping[str, int]) -> str:
-    """Return a sentence that counts the verdicts, given the number of images for each."""
+    """Return a phrase that counts the verdicts, given the number of images with each."""
     unreadable = verdicts.get(UNREADABLE, 0)
     scored = sum(verdicts.values()) - unreadable
     if scored and verdicts.get("", 0) == scored:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a model, or the file that it was exported to, says of the images that it was trained on."""
+"""What a model, or the file that it was exported to, stores about its training images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from anomalib_softpatch.images.appearance import FEWEST, Appearance, UsualAppear
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What is known of the training images."""
+    """What is known about the training images."""
 
     names: tuple[str, ...] = ()  # SHA-256 of the files of training images, and of images that were taught
-    scores: tuple[float, float, float] | None = None  # normalized, as if the images were new: 5, 50, 95 %
-    appearance: UsualAppearance | None = None  # as a whole
+    scores: tuple[float, float, float] | None = None  # normalized out-of-bag scores: 5, 50 and 95 % quantiles
+    appearance: UsualAppearance | None = None
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> "TrainingFacts":
-        """Return what :func:`dataclasses.asdict` was given, before or after JSON; files of before 0.3 say nothing."""
+        """Return facts from what :func:`dataclasses.asdict` made of them, also after JSON; all parts may be missing."""
         scores = data.get("scores")
         return cls(
             tuple(data.get("names", ())),
@@ -32,14 +32,19 @@ class TrainingFacts:
     def remarks(self, scores: Sequence[float], images: Sequence[Appearance]) -> dict[str, str]:
         """Return a line for each way in which the images of a run differ as a whole from the training images.
 
-        They are named ``"score"`` (normalized), ``"size"``, ``"kind"`` and ``"brightness"``.
+        Args:
+            scores: Normalized scores of the run.
+            images: How its images look.
+
+        Returns:
+            Lines by what differs: ``"score"``, ``"size"``, ``"kind"`` and ``"brightness"``.
         """
         score = self.remark(scores)
-        said = {"score": score} if score else {}
-        return said if self.appearance is None else said | self.appearance.remarks(images)
+        lines = {"score": score} if score else {}
+        return lines if self.appearance is None else lines | self.appearance.remarks(images)
 
     def remark(self, scores: Sequence[float]) -> str:
-        """Return a line where the normalized scores of a run differ as a whole from those of training; else nothing."""
+        """Return a line if a run's normalized scores differ as a whole from those of training images; ``""`` if not."""
         if self.scores is None or len(scores) < FEWEST:
             return ""
         low, middle, high = self.scores
@@ -47,7 +52,7 @@ class TrainingFacts:
         if low <= typical <= high:
             return ""
         return (
-            f"These images differ as a whole from the training images: their median score is {typical:.3f}, and that "
-            f"of training images as if they were new {middle:.3f} (5 to 95 %: {low:.3f} to {high:.3f}). Has the "
-            "light, the camera or the product changed, or are most of them defects?"
+            f"These images differ as a whole from the training images: their median score is {typical:.3f}. Training "
+            f"images, scored as if they were new, have {middle:.3f} (5 to 95 %: {low:.3f} to {high:.3f}). Has the "
+            "light, the camera or the product changed, or are most of these images defective?"
         )

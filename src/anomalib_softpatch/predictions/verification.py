@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command ``anomalib-softpatch verify``: whether an exported file decides on this machine as the model did."""
+"""The command ``anomalib-softpatch verify``: check that an exported file decides on this machine as its model did."""
 
 import logging
 import sys
@@ -20,7 +20,7 @@ from anomalib_softpatch.text import first_line
 
 logger = logging.getLogger(__name__)
 
-# Of normalized scores: float32 runtimes stay far below, and a resize without antialiasing is above
+# Largest difference of normalized scores. Float32 runtimes stay far below it; a resize without antialiasing exceeds it
 TOLERANCE = 1e-3
 
 
@@ -29,13 +29,13 @@ class Comparison:
     """How predictions of the same images differ."""
 
     images: int  # number of images
-    difference: float  # largest one of two scores
-    flips: int  # verdicts that differ
-    milliseconds: float  # median time of an image
+    difference: float  # largest difference of an image's two scores
+    flips: int  # number of images whose verdicts differ
+    milliseconds: float  # median time per image
 
     @property
     def alike(self) -> bool:
-        """Whether both decide alike."""
+        """Whether the verdicts are the same and the scores differ by no more than :data:`TOLERANCE`."""
         return not self.flips and self.difference <= TOLERANCE
 
     def __str__(self) -> str:
@@ -46,14 +46,15 @@ class Comparison:
 
 
 def verify(file: Path, images: Path | None = None) -> None:
-    """Say whether an exported file decides on this machine as the model did that it was exported from.
+    """Report whether an exported file decides on this machine as the model that it was exported from.
 
-    The file holds golden images with the model's scores and verdicts. It is run as the runtime would run it by itself,
-    and in float32 where that is another type. The exit status is 2 if a verdict or a score differs in float32.
+    The file describes golden images and stores the model's scores and verdicts for them. It is run in float32, and
+    also in the data type that the runtime chooses, if that is another one. The exit status is 2 if a verdict or a score
+    differs in float32.
 
     Args:
         file: Exported file (.onnx or .xml).
-        images: Folder of images, or one image, on which what the runtime chooses is compared with float32.
+        images: Folder of images, or one image, on which the runtime's own data type is compared with float32.
     """
     exact, chosen = load_runtime(file), load_runtime(file, exact=False)
     comparison = compare_golden(exact)
@@ -70,11 +71,11 @@ def verify(file: Path, images: Path | None = None) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Compare a file that has just been exported with its model, and say so in the log."""
+    """Compare a file that has just been exported with its model, and log the result."""
     try:
         runtime = load_runtime(file)
         comparison = compare_golden(runtime)
-    except Exception as error:  # whatever a runtime raises: the file is there, and may be for another one
+    except Exception as error:  # whatever a runtime raises: the file exists, and may be meant for another runtime
         logger.warning("%s was not compared with the model: %s", file, error)
         return
     level = logging.INFO if comparison.alike else logging.WARNING
@@ -82,10 +83,10 @@ def check_file(file: Path) -> None:
 
 
 def compare_golden(runtime: Runtime) -> Comparison:
-    """Compare what a file says of its golden images with what the model said.
+    """Compare a file's predictions for its golden images with those of the model.
 
     Raises:
-        ValueError: If it holds none.
+        ValueError: If the file holds no golden images.
     """
     golden = runtime.metadata.golden
     if not golden:
@@ -94,7 +95,7 @@ def compare_golden(runtime: Runtime) -> Comparison:
     found, times = [], []
     for image in golden:
         pixels = image.pixels()
-        runtime.predict(pixels)  # runtimes prepare for a new size
+        runtime.predict(pixels)  # not timed: runtimes need longer for the first image of a size
         start = perf_counter()
         found.append(runtime.predict(pixels))
         times.append(perf_counter() - start)
@@ -115,7 +116,7 @@ def _compare_folder(exact: Runtime, chosen: Runtime, images: Path) -> Comparison
             start = perf_counter()
             prediction = chosen.predict(pixels[None])
             times.append(perf_counter() - start)
-        except Exception as error:  # as of a file of one image size: the runtimes have exceptions of their own
+        except Exception as error:  # for example, the file takes another image size; the runtimes raise their own types
             skipped.append((str(path), f"cannot be scored: {first_line(error)}"))
             continue
         expected.append((reference.score, reference.label))

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A checkpoint as a function from an image to score and map. Torch is imported here, which takes seconds."""
+"""A checkpoint as a function from an image to its score and anomaly map. This module imports torch."""
 
 from pathlib import Path
 from typing import cast
@@ -19,10 +19,10 @@ from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 
 def load_checkpoint(path: Path, device: str) -> Predictor:
-    """Load a checkpoint of SoftPatch or SoftPatchPlus, on a device or, with ``auto``, on a GPU if there is one.
+    """Load a checkpoint of SoftPatch or SoftPatchPlus to a device, with ``auto`` to a GPU if there is one.
 
     Raises:
-        ValueError: If it cannot be read, or is another model's.
+        ValueError: If it cannot be read, or if it is a checkpoint of another model.
     """
     if read_options(path)[0] is None:
         reason = "is not a checkpoint of SoftPatch or SoftPatchPlus. anomalib predict can use it, with its own model."
@@ -30,7 +30,7 @@ def load_checkpoint(path: Path, device: str) -> Predictor:
         raise ValueError(msg)
     model = load_model(path).eval().to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     training = training_facts(cast("DenoisingMixin", model))
-    cast("SoftPatchModel", model.model).record = None  # what teaching needs takes as much memory as the memory bank
+    cast("SoftPatchModel", model.model).record = None  # needed for teaching only, and as large as the memory bank
 
     def run(image: np.ndarray) -> Output:
         with torch.inference_mode():

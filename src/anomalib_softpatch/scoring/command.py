@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command ``anomalib-softpatch predict``: verdicts for images, from a checkpoint or an exported file.
+"""The command ``anomalib-softpatch predict``: verdicts about images, from a checkpoint or an exported file.
 
-Torch is imported when the arguments that can be wrong without it are known to be right, and only for a checkpoint.
+Torch is imported only for a checkpoint, and after all arguments that can be checked without it have been checked.
 """
 
 import signal
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anomalib_softpatch.images.appearance import Appearance, appearance, mean_colors
 from anomalib_softpatch.images.finding import LINKED_FOLDER, check_folder, find_images
@@ -44,10 +44,10 @@ from anomalib_softpatch.text import counted, first_line, shown
 if TYPE_CHECKING:
     from anomalib_softpatch.predictions.page import PredictionPage
 
-SOME_UNREADABLE = 3  # exit status: there are images that nobody has checked
+SOME_UNREADABLE = 3  # exit status if some images could not be scored
 INTERRUPTED = 130
-PAUSE = 0.5  # seconds between two looks into a folder that is watched
-WATCHED = 100  # images of a folder that is watched, the last ones, that are compared with the training images
+PAUSE = 0.5  # seconds between two listings of a watched folder
+WATCHED = 100  # number of the last images of a watched folder that are compared with the training images
 
 
 def predict(
@@ -62,32 +62,32 @@ def predict(
     decisions: Path | None = None,
     false_alarms: float = FALSE_ALARMS,
 ) -> None:
-    """Say of each image whether it is anomalous, how much, and where most.
+    """Report whether each image is anomalous, how anomalous it is, and where most.
 
-    Backbone, layers, image size and threshold come with the checkpoint or the exported file. A line is printed for each
-    image, and predictions.csv has a row for it at once: path, score, threshold, verdict, x and y of the highest pixel,
-    reason, when the file was last changed, and the model's fingerprint. Stopped, it goes on where it was when the same
-    command is given again. Rows are never changed or removed; the last one of an image counts.
+    Backbone, layers, image size and threshold come from the checkpoint or the exported file. For each image, the
+    command prints a line and writes a row to predictions.csv at once: path, score, threshold, verdict, x and y of the
+    highest pixel, reason, time of the file's last change, and the model's fingerprint. If it is stopped, the same
+    command continues where it stopped. Rows are never changed or removed; the last row of an image counts.
 
-    A file that cannot be read is a row, too, with the verdict unreadable and the reason. Exit status: 0 if all images
-    have been scored, 3 if any could not be, 2 for bad input.
+    A file that cannot be read also gets a row, with the verdict unreadable and the reason. Exit status: 0 if all images
+    have been scored, 3 if some could not be scored, 2 for bad input.
 
     Args:
         images: Folder of images, or one image.
         ckpt_path: Checkpoint of SoftPatch or SoftPatchPlus that anomalib train wrote (model.ckpt).
         model: Exported model (.onnx or .xml) instead of a checkpoint.
-        output: CSV file to write to, new or of an earlier run with the same model.
+        output: CSV file to write to, a new one or that of an earlier run with the same model.
         device: Device for a checkpoint, for example cpu or cuda; auto for a GPU if there is one.
-        watch: Score images as they arrive in the folder, each once it has not changed for a second, until the command
+        watch: Score images as they arrive in the folder, each when it has not changed for a second, until the command
             is stopped with Ctrl-C or a signal to terminate.
-        page: Also write a page with the name of the output (predictions.html): all images of the table with their heat
-            maps, to decide which verdicts are wrong. anomalib-softpatch teach takes these decisions.
-        heartbeat: With watch, seconds between two lines that say what has been done.
-        decisions: File of decisions about images of the folder (decisions.csv). With it, the command says in the end
-            how many of all good images are called anomalous at most, and how many of all defects are found at least.
-            Images that the model was trained on do not count.
-        false_alarms: With decisions, share of good images that may be called anomalous. If fewer cannot be promised,
-            the command says how many more good images that takes.
+        page: Also write a page with the name of the output (predictions.html). It shows all images of the table with
+            their heat maps, to decide which verdicts are wrong. anomalib-softpatch teach takes these decisions.
+        heartbeat: With watch, seconds between two lines that report the progress.
+        decisions: File of decisions about images of the folder (decisions.csv). From it, the command computes at the
+            end how many of all good images are called anomalous at most, and how many of all defects are found at
+            least. Images that the model was trained on do not count.
+        false_alarms: With decisions, share of good images that may be called anomalous. If the decided images do not
+            ensure it, the command reports how many more good images that takes.
     """
     file = _model_file(ckpt_path, model)
     if watch:
@@ -100,7 +100,7 @@ def predict(
     decided = None if decisions is None else read_decided(decisions, paths, file)
     name = fingerprint(file)
     if page:
-        page_files(output)  # refuses a place that is taken
+        page_files(output)  # refuses names that are taken
     with PredictionLog(output, name) as log, _terminated_as_interrupted():
         run = Run(log, file, name, device, exported=ckpt_path is None, page=page)
         try:
@@ -109,13 +109,15 @@ def predict(
             else:
                 run.score([*paths, *folders])
         except KeyboardInterrupt:
-            if not watch:  # a folder that is watched is so until somebody stops it
-                sys.stderr.write(f"\nStopped. The same command goes on from here; {output} has what was scored.\n")
+            if not watch:  # an interruption is how watching ends
+                sys.stderr.write(f"\nStopped. The same command continues from here; {output} has all results so far.\n")
                 raise SystemExit(INTERRUPTED) from None
-        said = {path: (row.verdict, row.score) for path, row in log.predictions(paths).items()}
-    sys.stdout.write(f"{summary(run.verdicts)}{_left_out(others)}: {output}\n")
-    if said:
-        sys.stdout.writelines(f"{line}\n" for line in _remarks(run, said, decided, false_alarms))
+        verdicts = {path: (row.verdict, row.score) for path, row in log.predictions(paths).items()}
+    suffixes = ", ".join(sorted({path.suffix or "none" for path in others}))
+    left_out = f", {counted(len(others), 'file')} with another extension left out ({suffixes})" if others else ""
+    sys.stdout.write(f"{summary(run.verdicts)}{left_out}: {output}\n")
+    if verdicts:
+        sys.stdout.writelines(f"{line}\n" for line in _remarks(run, verdicts, decided, false_alarms))
     if watch and run.scored:
         sys.stdout.writelines(f"{line}\n" for line in run.news())
     if run.verdicts[UNREADABLE]:
@@ -123,7 +125,7 @@ def predict(
 
 
 def _model_file(ckpt_path: Path | None, model: Path | None) -> Path:
-    """Return the one file of a model that is given, and refuse what is none, without loading it."""
+    """Return the model's file, and refuse options that do not name exactly one, without loading it."""
     if (ckpt_path is None) == (model is None):
         msg = "Give either ckpt_path (a checkpoint) or model (an exported .onnx or .xml file)."
         raise ValueError(msg)
@@ -137,18 +139,18 @@ def _model_file(ckpt_path: Path | None, model: Path | None) -> Path:
 
 
 def _check_watch(images: Path, page: bool, decisions: Path | None) -> None:
-    """Refuse what makes no sense for a folder that is watched."""
+    """Refuse options that a watched folder does not support."""
     if page:
-        msg = "There is no page of a folder that is watched. Leave out page, or watch."
+        msg = "A watched folder has no page. Leave out page, or watch."
         raise ValueError(msg)
     if decisions is not None:
-        msg = "decisions are about a folder that is scored once. Leave out watch."
+        msg = "decisions need a folder that is scored once. Leave out watch."
         raise ValueError(msg)
     check_folder(images)
 
 
 def _found(images: Path) -> tuple[list[str], list[str], list[Path]]:
-    """Return the images of a folder, or the one image, the folders in it that are not read, and its other files."""
+    """Return the images of a folder, or the one image, and the folders and other files in it that are skipped."""
     if images.is_file():
         return [str(images)], [], []
     paths, skipped = find_images(images)
@@ -157,20 +159,20 @@ def _found(images: Path) -> tuple[list[str], list[str], list[Path]]:
 
 
 def _remarks(
-    run: "Run", said: Mapping[str, tuple[str, float]], decided: Decided | None, false_alarms: float
+    run: "Run", verdicts: Mapping[str, tuple[str, float]], decided: Decided | None, false_alarms: float
 ) -> list[str]:
-    """Return what a run as a whole says: whether the images are like the training images, and what can be promised."""
+    """Return lines about the run as a whole: differences from the training images, and limits of error rates."""
     training = run.training
-    scores = [score for word, score in said.values() if word != UNREADABLE]
+    scores = [score for word, score in verdicts.values() if word != UNREADABLE]
     lines = list(training.remarks(scores, [image for image, _ in run.scored]).values())
-    return lines if decided is None else [*lines, *about(decided.without(training.names), said, false_alarms)]
+    return lines if decided is None else [*lines, *about(decided.without(training.names), verdicts, false_alarms)]
 
 
 class Run:
-    """Scores images, and says and writes down the verdicts of a model, which is loaded with the first image.
+    """Scores images with a model, which is loaded for the first image, and prints and stores the verdicts.
 
     Attributes:
-        scored: How the images look that this run has scored, and their scores; in a folder that is watched, the last
+        scored: Appearances and scores of the images that this run has scored; of a watched folder, only of the last
             :data:`WATCHED`.
     """
 
@@ -186,16 +188,16 @@ class Run:
         self._exported = exported
         self._has_page = page
         self._model: Predictor | None = None
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     @property
     def training(self) -> TrainingFacts:
-        """What the model knows of its training images; nothing where it cannot be loaded."""
+        """Facts about the training images, stored in the model."""
         return self._load().training
 
     @cached_property
     def _page(self) -> "PredictionPage | None":
-        """The page, imported once there is something to draw, since that takes seconds."""
+        """The page, imported when there is something to draw, since that takes seconds."""
         if not self._has_page:
             return None
         from anomalib_softpatch.predictions.page import PredictionPage  # noqa: PLC0415  # imports torch
@@ -203,10 +205,10 @@ class Run:
         return PredictionPage(self.log.path)
 
     def score(self, paths: Sequence[str]) -> None:
-        """Score images; those that have a row already are counted only. Then write the page."""
+        """Score images and write the page. Images that already have a row are only counted."""
         earlier = self._earlier(paths)
         if earlier:
-            sys.stdout.write(f"{counted(len(earlier), 'image')} of {len(paths)} judged by an earlier run.\n")
+            sys.stdout.write(f"{counted(len(earlier), 'image')} of {len(paths)} already scored by an earlier run.\n")
         for path in paths:
             if path in earlier and earlier[path].verdict != UNREADABLE:
                 self.verdicts[earlier[path].verdict] += 1
@@ -217,8 +219,8 @@ class Run:
             self._write(self._page)
 
     def watch(self, folder: Path, heartbeat: float) -> None:
-        """Score images as they arrive until interrupted; every ``heartbeat`` seconds, say what has been done."""
-        self._load()  # what is wrong with the model is said at once, and the first image need not wait
+        """Score images as they arrive until interrupted; every ``heartbeat`` seconds, report the progress."""
+        self._load()  # a wrong model is refused at once, and the first image does not have to wait
         self.scored = deque(maxlen=WATCHED)
         arrivals = Arrivals(folder)
         earlier: dict[str, Prediction] | None = None
@@ -244,7 +246,7 @@ class Run:
             time.sleep(PAUSE)
 
     def _beat(self, folder: Path, arrivals: Arrivals, last: float, heartbeat: float) -> float:
-        """Say what has been done if it is time, and return when this was done last."""
+        """Report the progress if it is time for that, and return the time of the last report."""
         if time.monotonic() - last < heartbeat:
             return last
         waiting = f", {counted(arrivals.waiting, 'file')} not complete yet" if arrivals.waiting else ""
@@ -256,14 +258,14 @@ class Run:
         return time.monotonic()
 
     def news(self) -> list[str]:
-        """Return what was not so when this was last asked: lines about the last images, by which they differ."""
+        """Return a line for each way in which the last images differ from the training images since the last call."""
         remarks = self.training.remarks([score for _, score in self.scored], [image for image, _ in self.scored])
-        lines = [line for name, line in remarks.items() if name not in self._said]
-        self._said = set(remarks)
+        lines = [line for name, line in remarks.items() if name not in self._reported]
+        self._reported = set(remarks)
         return lines
 
     def _earlier(self, paths: Sequence[str]) -> dict[str, Prediction]:
-        """Return what earlier runs have said of files that are as they were then."""
+        """Return the predictions of earlier runs for files that have not changed since."""
         rows = self.log.predictions(paths)
         return {path: row for path, row in rows.items() if row.modified == time_of_change(path)}
 
@@ -277,7 +279,7 @@ class Run:
         return self._model
 
     def _judge(self, path: str) -> tuple[Prediction, Appearance | None]:
-        """Return what there is to be said of a file, whatever is wrong with it, and how it looks if it can be read."""
+        """Return the prediction for a file, also if it is unreadable, and how the image looks if it could be scored."""
         modified = time_of_change(path)
 
         def unreadable(reason: str) -> tuple[Prediction, None]:
@@ -293,22 +295,22 @@ class Run:
             return unreadable(str(error))
         try:
             output = predictor.run(image[None])
-        except Exception as error:  # one image must not keep all others from being looked at
+        except Exception as error:  # one image must not keep the others from being scored
             return unreadable(f"cannot be scored: {first_line(error)}")
-        said = verdict(output.score, predictor.threshold, output.label)
-        if said == UNREADABLE:
-            return unreadable("its score is not a number")
+        word = verdict(output.score, predictor.threshold, output.label)
+        if word == UNREADABLE:
+            return unreadable("its score is NaN")
         x, y = peak(output.anomaly_map, (image.shape[2], image.shape[1]), predictor.transform)
-        prediction = Prediction(path, output.score, predictor.threshold, said, x, y, "", modified, self._name)
+        prediction = Prediction(path, output.score, predictor.threshold, word, x, y, "", modified, self._name)
         if self._page is not None:
             self._page.draw(prediction, output.anomaly_map, predictor)
         try:
             return prediction, appearance(path, mean_colors(image))
-        except OSError:  # gone since it was scored
+        except OSError:  # removed since it was scored
             return prediction, None
 
     def _write(self, page: "PredictionPage") -> None:
-        """Write the page of all images of the table, and draw those that no run has drawn yet."""
+        """Write the page of all images in the table, and draw those that no run has drawn yet."""
         predictions = read_predictions(self.log.path)
         for each in predictions:
             current = each.verdict != UNREADABLE and each.modified == time_of_change(each.path)
@@ -318,7 +320,7 @@ class Run:
         sys.stdout.write(f"Page: {page.path}\n")
 
     def _tell(self, prediction: Prediction, image: Appearance | None, earlier: Mapping[str, Prediction]) -> None:
-        """Write a row unless an earlier run has said the same, print a line, count, and note how the image looks."""
+        """Print and count a prediction, note how the image looks, and write a row unless an earlier run wrote it."""
         if image is not None:
             self.scored.append((image, prediction.score))
         row = earlier.get(prediction.path)
@@ -329,25 +331,13 @@ class Run:
         sys.stdout.flush()
 
 
-def _left_out(others: Sequence[Path]) -> str:
-    """Say how many files are no images, and which kinds of them there are."""
-    if not others:
-        return ""
-    suffixes = ", ".join(sorted({path.suffix or "none" for path in others}))
-    return f", {counted(len(others), 'file')} with another extension left out ({suffixes})"
-
-
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Have a signal to terminate, which services are stopped with, do what Ctrl-C does."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # in which alone signals can be handled
+    """Make a signal to terminate, with which services are stopped, act like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

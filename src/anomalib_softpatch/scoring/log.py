@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The table of predictions as a file that grows: what was scored is there, whatever becomes of the process."""
+"""The table of predictions as a growing file: rows are kept even if the process is killed."""
 
 import csv
 import os
@@ -15,13 +15,17 @@ HEADER = csv_lines([COLUMNS])
 
 
 class PredictionLog:
-    """Append a row for each image at once, and tell which images have a row already.
+    """Append a row for each image at once, and find the rows that images already have.
 
-    A row is never changed or removed. Of an image that was looked at again, because its file has changed or could not
-    be read before, the last row counts. A file without rows is not left behind.
+    A row is never changed or removed. If an image was scored again, because its file has changed or could not be read
+    before, its last row counts. A file without rows is removed at the end.
+
+    Args:
+        path: CSV file, new or from an earlier run.
+        model: Fingerprint of the model.
 
     Raises:
-        ValueError: If the file is something else, or holds verdicts of another model than that of the fingerprint.
+        ValueError: If the file is not such a table, or holds verdicts of another model.
         OSError: If it cannot be written to.
     """
 
@@ -58,7 +62,7 @@ class PredictionLog:
             self.path.unlink()
 
     def _check(self) -> None:
-        """Refuse what is not a table of this model, and cut off half a row that a killed process has left."""
+        """Refuse a file that is not a table of this model, and cut off half a row that a killed process has left."""
         size = os.fstat(self._file).st_size
         with self.path.open("rb") as file:
             start = file.readline()
@@ -76,7 +80,7 @@ class PredictionLog:
                 raise ValueError(msg)
 
     def predictions(self, paths: Iterable[str]) -> dict[str, Prediction]:
-        """Return the last row, of this or an earlier run, for each of some image files that has one."""
+        """Return the last prediction, of this or an earlier run, for each image that has one, by its path as given."""
         wanted = {os.path.abspath(path): path for path in paths}  # noqa: PTH100  # resolve() would follow links
         return {wanted[each.path]: each for each in read_predictions(self.path) if each.path in wanted}
 
@@ -84,7 +88,7 @@ class PredictionLog:
         """Write a row.
 
         Raises:
-            OSError: If the disk is full, for example. All rows that were written before are there and whole.
+            OSError: If the row cannot be written, for example because the disk is full. All earlier rows are kept.
         """
         size = os.fstat(self._file).st_size
         content = (b"" if size else HEADER) + csv_lines([prediction.cells()])
@@ -94,5 +98,5 @@ class PredictionLog:
         except OSError as error:
             os.ftruncate(self._file, size)
             reason = f"{str(self.path)!r} cannot be written to any more: {error.strerror}."
-            msg = f"{reason} All rows before are there; once this is mended, the same command goes on."
+            msg = f"{reason} All earlier rows are kept. When this is fixed, the same command continues."
             raise OSError(msg) from error

@@ -1,4 +1,4 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teaching a trained model what people say about images."""
+"""Teaching a trained model people's decisions about images."""

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From decisions about images to a checkpoint that knows them."""
+"""From decisions about images to a taught checkpoint."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -30,7 +30,7 @@ from anomalib_softpatch.images.paths import real_folder, to_text
 from anomalib_softpatch.images.reading import UnreadableImageError, image_size, read_image
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
-from anomalib_softpatch.models.teaching import Change, record_of, teach_model
+from anomalib_softpatch.models.teaching import record_of, teach_model
 from anomalib_softpatch.report.geometry import true_patches, visible_region
 from anomalib_softpatch.report.ranking import check_device
 from anomalib_softpatch.teaching.command import ADD, FORGET
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What teaching did, for people: score and verdict of each decided image before and after, and a summary."""
+    """What teaching changed, in words."""
 
-    lines: list[str]
+    lines: list[str]  # score and verdict of each decided image, before and after
     summary: str
 
 
@@ -57,18 +57,18 @@ def teach_checkpoint(
     replace: bool = False,
     device: str = "auto",
 ) -> Report:
-    """Teach the model of a checkpoint, which stays as it is, and write another checkpoint.
+    """Teach the model of a checkpoint, which does not change, and write another checkpoint.
 
     Args:
         checkpoint: Checkpoint of SoftPatch or SoftPatchPlus.
-        decisions: What is said about images, see :func:`~anomalib_softpatch.images.decisions.read_decisions`.
+        decisions: Decisions about images, see :func:`~anomalib_softpatch.images.decisions.read_decisions`.
         output: Checkpoint to write.
-        ignore: Mask of what nothing is said about; ``None``: as before.
-        replace: Take back everything that was said before.
+        ignore: Mask of the pixels to ignore; ``None`` keeps the earlier one.
+        replace: Take back everything that was taught before.
         device: Device for the backbone, ``auto`` for a GPU if there is one.
 
     Raises:
-        ValueError: If the model cannot be taught, or an image or a region cannot be used.
+        ValueError: If the model cannot be taught, or if an image or a region cannot be used.
         FileNotFoundError: If a decided image cannot be found.
     """
     module = cast("DenoisingMixin", load_model(checkpoint).eval())
@@ -81,21 +81,28 @@ def teach_checkpoint(
             lessons[name] = lesson
         elif about[0].verdict == FORGET:
             lessons.pop(name, None)
-    module.model.feature_extractor.to(module.model.memory_bank.device)  # as it is saved
+    module.model.feature_extractor.to(module.model.memory_bank.device)  # the device on which the model is saved
     _refuse_copies(list(lessons.values()))
     ignored = None if replace else module.model.ignored_patches
     ignored = ignored if ignore is None else images.ignored(ignore)
-    before = images.scores()
+    before = images.model_verdicts()
     change = teach_model(module, list(lessons.values()), ignored)
-    after = images.scores()
+    after = images.model_verdicts()
     module.save_changed(checkpoint, output)
     lines = [
-        f"{images.verdicts[name]:10}{_verdict(*before[name])} -> {_verdict(*after[name])}  {shown(images.paths[name])}"
-        for name in before
+        f"{images.verdicts[name]:10}{before[name]} -> {after[name]}  {shown(images.paths[name])}" for name in before
     ]
     if not all(record.names):
-        lines.append("Some training images had no files when the model was trained: decisions do not know them.")
-    return Report(lines, _summary(images.verdicts.values(), change))
+        lines.append("Some training images had no files when the model was trained. Decisions cannot be about them.")
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(Counter(images.verdicts.values()).items()))
+    summary = (
+        f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before: "
+        f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
+        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). {change.rule} Of "
+        f"{counted(change.scored, 'training image')} scored as if they were new, "
+        f"{change.flipped} have another verdict than before."
+    )
+    return Report(lines, summary)
 
 
 def _refuse_copies(lessons: Sequence[Lesson]) -> None:
@@ -114,7 +121,7 @@ def _refuse_copies(lessons: Sequence[Lesson]) -> None:
 
 
 class _Images:
-    """Images that people have said something about: what was said, and where they are, by name."""
+    """Decided images: the verdicts, and the files, by name (the hash of the file)."""
 
     def __init__(self, module: "DenoisingMixin", record: FitRecord, device: str) -> None:
         self.module = module
@@ -123,13 +130,13 @@ class _Images:
         self.paths: dict[str, Path] = {}
         self._search = NearestNeighborSearch(record.bank)
         self._features: dict[str, torch.Tensor] = {}
-        self._of_folder: set[str] = set()  # names of images of folders of good ones
+        self._of_folder: set[str] = set()  # names of images in folders of normal images
         self._device = check_device(device)
         module.model.feature_extractor.to(self._device)
         self._transform = getattr(module.pre_processor, "transform", None)
 
     def by_name(self, decisions: Sequence[Decision], lessons: Sequence[Lesson]) -> dict[str, list[Decision]]:
-        """Gather what is said about each image, by its hash. Files that are gone are known by their paths."""
+        """Return the decisions about each image, by the hash of its file. Missing files are known by their paths."""
         by_path = {str(real_folder(Path(lesson.path))): lesson.name for lesson in lessons}
         names = dict(zip(self.record.keys, self.record.names, strict=False))
         by_path |= {str(real_folder(Path(key))): name for key, name in names.items()}
@@ -150,10 +157,10 @@ class _Images:
             verdicts = {each.verdict for each in about}
             if ADD in verdicts:
                 self._of_folder.add(name)
-            # What is said of single images counts before what is said of a folder
+            # Decisions about single images come before those about a folder
             counts = verdicts - {ADD, ADDED} or verdicts & {ADD} or verdicts
-            gathered[name] = about = [each for each in about if each.verdict in counts]  # noqa: PLW2901
-            by_verdict = {each.verdict: each for each in about}
+            gathered[name] = [each for each in about if each.verdict in counts]
+            by_verdict = {each.verdict: each for each in gathered[name]}
             if len(by_verdict) > 1:
                 one, other, *_ = by_verdict.values()
                 both = f"{one.verdict} as {str(one.path)!r} and {other.verdict} as {str(other.path)!r}"
@@ -162,13 +169,13 @@ class _Images:
         return gathered
 
     def lesson(self, name: str, about: Sequence[Decision], known: Lesson | None) -> Lesson | None:
-        """Return the lesson of what is said about an image (``known``: before); ``None`` if nothing new is said."""
+        """Return the lesson of decisions about an image (``known``: its earlier one); ``None`` if there is none."""
         verdict, path, group = about[0].verdict, about[0].path, self.record.group_of(name)
         of_folder = verdict in {ADD, ADDED}
         was_added = name in self._of_folder or (known is not None and known.of_folder)
         if of_folder and known is not None and not (verdict == ADD and known.verdict == ADDED):
-            return replace(known, of_folder=was_added)  # somebody has said something about this one
-        if of_folder and group != NO_GROUP:  # it is there
+            return replace(known, of_folder=was_added)  # somebody has decided about this one
+        if of_folder and group != NO_GROUP:  # a training image
             return None
         if verdict == FORGET:
             verdict = SET_ASIDE
@@ -181,7 +188,7 @@ class _Images:
             places = torch.empty(0, dtype=torch.long)
             return Lesson(name, verdict, to_text(path), group, rows, places, nothing, of_folder=was_added)
         features, seen = self._extract(path)
-        if not of_folder:  # of many images, features would take much memory
+        if not of_folder:  # the features of a whole folder would take much memory
             self._features[name] = features
         regions = [each.region for each in about if each.region is not None]
         lesson = make_lesson(
@@ -198,7 +205,7 @@ class _Images:
         return replace(lesson, appearance=seen, of_folder=was_added)
 
     def ignored(self, mask: Path) -> torch.Tensor | None:
-        """Return the patches that a mask touches, boolean of the shape of the grid; ``None`` for a black mask."""
+        """Return the patches that a mask touches, boolean, of the grid's shape; ``None`` for a black mask."""
         pixels = torch.from_numpy(read_image(mask)[0] != 0).any(dim=0)
         if not bool(pixels.any()):
             return None
@@ -206,7 +213,7 @@ class _Images:
         grid = self.record.maps.scores.shape[-2:]
         touched = F.interpolate(seen.crop(pixels.float())[None, None], size=grid, mode="area")[0, 0] > 0
         if bool(touched.all()):
-            msg = f"ignore={str(mask)!r} covers the whole image: nothing would be left to look at."
+            msg = f"ignore={str(mask)!r} covers the whole image: no part of it would be left to score."
             raise ValueError(msg)
         return touched
 
@@ -230,37 +237,23 @@ class _Images:
         if features.shape[:2] != grid:
             msg = (
                 f"{str(path)!r} gives {features.shape[0]} x {features.shape[1]} patches and the training images "
-                f"{grid[0]} x {grid[1]}: a model that takes images as they are can be taught images of one size only."
+                f"{grid[0]} x {grid[1]}: a model that does not resize images can only be taught images of one size."
             )
             raise ValueError(msg)
         return features, appearance(path, mean_colors(values))
 
     @torch.no_grad()
-    def scores(self) -> dict[str, tuple[float, float]]:
-        """Return the score and the threshold of each decided image that is there, normalized."""
+    def model_verdicts(self) -> dict[str, str]:
+        """Return the model's normalized score and verdict, as text, for each decided image that was read."""
         processor, model = self.module.post_processor, self.module.model
         assert isinstance(processor, LabelFreePostProcessor)  # see record_of
         threshold = float(processor.image_threshold)
         size = self.module.input_size
         found = {}
         for name, features in self._features.items():
-            score = model.score(features[None], size or features.shape[:2]).pred_score
-            assert score is not None
-            found[name] = (float(score[0]), threshold)
+            scores = model.score(features[None], size or features.shape[:2]).pred_score
+            assert scores is not None
+            score = float(scores[0])
+            word = "anomalous" if score > threshold else "normal"
+            found[name] = f"{score / (score + threshold) if score else 0:.3f} {word:9}"
         return found
-
-
-def _verdict(score: float, threshold: float) -> str:
-    word = "anomalous" if score > threshold else "normal"
-    return f"{score / (score + threshold) if score else 0:.3f} {word:9}"
-
-
-def _summary(verdicts: Iterable[str], change: Change) -> str:
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(Counter(verdicts).items()))
-    return (
-        f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before "
-        f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
-        f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). {change.rule} Of "
-        f"{counted(change.scored, 'training image')} scored as if they were new, "
-        f"{change.flipped} have another verdict than before."
-    )

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command clean-train: what it refuses, and what it makes of a folder that changes between two runs."""
+"""The command clean-train: what it refuses, and folders that change between two runs."""
 
 import json
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stages that were computed, in place of which files are left that say so; images are ranked by name."""
+    """List the stages that run. They only write placeholders for their files, and rank images by name."""
     computed: list[str] = []
 
     def make_report(folder: Path, output: Path, options: stages.Options) -> dict[str, object]:
@@ -47,7 +47,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         facts = FitFacts(len(paths), len(paths), (0.5,) * len(paths), None, 0.0, 0.0, None, 0.0)
         return {"threshold": 1.0, "facts": asdict(facts), "scale": None}
 
-    monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("test_resnet", ["layer2"]))  # needs no hub
+    monkeypatch.setattr(command, "choose_backbone", lambda *_: Backbone("test_resnet", ["layer2"]))  # without a hub
     monkeypatch.setattr(stages, "prepare", lambda options, *_: options)
     monkeypatch.setattr(stages, "make_report", make_report)
     monkeypatch.setattr(stages, "fit", fit)
@@ -61,21 +61,19 @@ def test_missing_libraries_are_named_before_the_work(folder: Path, monkeypatch: 
     assert [path.name for path in folder.parent.iterdir()] == ["images"]
 
 
-def test_a_share_is_set_aside_once_though_the_folder_has_fewer_images_then(
-    folder: Path, done: list[str], tmp_path: Path
-) -> None:
+def test_a_share_is_set_aside_only_once(folder: Path, done: list[str], tmp_path: Path) -> None:
     for _ in range(2):
         clean_train(folder, set_aside=0.2, move_to=tmp_path / "aside")
         assert sorted(path.name for path in folder.iterdir()) == [f"{number}.png" for number in range(2, 10)]
     assert done == ["report", "fit on 8"]
-    clean_train(folder)  # what has gone is not trained on, whatever is asked for
+    clean_train(folder)  # images that were moved away are not trained on, whatever the options
     assert done == ["report", "fit on 8"]
 
 
-def test_what_an_earlier_version_has_moved_is_known(
+def test_images_that_an_earlier_version_has_moved_are_known(
     folder: Path, done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its state says no kind of the reasons."""
+    """Its state does not record the kinds of the reasons."""
     clean_train(folder, set_aside=0.2, move_to=tmp_path / "aside")
     assert "set aside 2 images (most suspicious: 2)" in capsys.readouterr().out
     file = tmp_path / "images-trained" / "state.json"
@@ -96,7 +94,7 @@ def test_new_images_make_a_new_report(folder: Path, done: list[str], tmp_path: P
     clean_train(folder)
     assert done == ["report", "fit on 8", "report", "fit on 9"]
     listed = (tmp_path / "images-trained" / "set_aside.csv").read_text().splitlines()
-    assert len(listed) == 3  # with the head; what was moved away is still listed
+    assert len(listed) == 3  # with the header; images that were moved away are still listed
     undo(tmp_path / "aside" / "moved.csv", dry_run=False)
     clean_train(folder)
     assert done[4:] == ["report", "fit on 11"]
@@ -139,7 +137,7 @@ def test_another_image_of_an_old_name_is_a_new_image(folder: Path, done: list[st
 def test_another_threshold_that_was_not_finished_is_set_again(
     folder: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of two thresholds the checkpoint then has, the one that is asked for is set."""
+    """The checkpoint may have either threshold then; the one of the options is set."""
 
     def stopped(*_: object) -> float:
         raise KeyboardInterrupt
@@ -154,10 +152,10 @@ def test_another_threshold_that_was_not_finished_is_set_again(
     assert done == ["report", "fit on 10", "threshold"]
 
 
-def test_output_of_something_else_is_left(folder: Path, done: list[str], tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(folder: Path, done: list[str], tmp_path: Path) -> None:
     (tmp_path / "images-trained").mkdir()
     (tmp_path / "images-trained" / "model.ckpt").write_text("mine")
-    with pytest.raises(ValueError, match="not of an earlier run"):
+    with pytest.raises(ValueError, match="not from an earlier run"):
         clean_train(folder)
     assert not done
     assert (tmp_path / "images-trained" / "model.ckpt").read_text() == "mine"

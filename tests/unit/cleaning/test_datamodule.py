@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The datamodule of files that nobody has labeled."""
+"""The datamodule of unlabeled files."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is set aside before training, by name, reason and in whose favor."""
+"""Images that are set aside before training: their names and reasons, and which copy stays."""
 
 import csv
 from dataclasses import replace
@@ -36,12 +36,12 @@ def test_unreadable_files_and_extra_copies() -> None:
     assert chosen() == ALWAYS | {"b.png": "exact copy of b copy.png", "b other.png": "exact copy of b copy.png"}
 
 
-def test_the_copy_to_keep_stays() -> None:
+def test_the_normal_copy_stays() -> None:
     expected = {"b copy.png": "exact copy of b.png", "b other.png": "exact copy of b.png"}
     assert chosen({"b.png": NORMAL}) == ALWAYS | expected
 
 
-def test_of_copies_set_aside_by_a_person_the_next_one_stays() -> None:
+def test_if_a_person_sets_a_copy_aside_the_next_one_stays() -> None:
     expected = {"b copy.png": "decided by a person", "b.png": "exact copy of b other.png"}
     assert chosen({"b copy.png": SET_ASIDE}) == ALWAYS | expected
     assert chosen(dict.fromkeys(["b.png", "b copy.png", "b other.png"], SET_ASIDE)).keys() >= {"b.png", "b other.png"}
@@ -73,7 +73,7 @@ def test_copies_of_a_defect_are_defects() -> None:
 
 @pytest.mark.parametrize(("share", "names"), [(0.0, set()), (0.2, {"c.png"}), (0.59, {"c.png", "b copy.png"})])
 def test_share_of_the_most_suspicious(share: float, names: set[str]) -> None:
-    """Images that are set aside anyhow count, so that a share is one of what the report shows."""
+    """Images that are set aside anyway count, so that the share is that of the images in the report."""
     assert chosen(share=share) == chosen() | {
         name: f"number {RANKED.index(name) + 1} of the 5 images in the report" for name in names
     }
@@ -87,7 +87,7 @@ def test_kinds_of_reasons() -> None:
     }  # fmt: skip
 
 
-def test_decisions_about_files_that_cannot_be_read_or_have_gone() -> None:
+def test_decisions_about_unreadable_and_missing_files_have_no_effect() -> None:
     assert chosen({"broken.png": NORMAL, "gone.png": SET_ASIDE}) == chosen()
 
 
@@ -98,7 +98,7 @@ def test_decisions_are_looked_up_in_the_folder() -> None:
     assert names_of(decisions, Path("/set")) == ({"sub/a.png": DEFECT}, 2)
 
 
-def test_list_holds_any_name(tmp_path: Path) -> None:
+def test_the_list_can_hold_any_name(tmp_path: Path) -> None:
     names = ["plain.png", "line\nbreak.png", "b\udcff.png", "=1+1.png"]
     paths = [tmp_path / name for name in names]
     rows = {name: SetAside(Kind.UNREADABLE, 'it, "is"\nso \udcff') for name in names}

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The model that clean-train makes of its options."""
+"""The model that clean-train makes from its options."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from anomalib_softpatch.extraction import Extraction
 def test_the_neighborhood_is_the_models_own_unless_one_is_given(
     model: str, given: Any, expected: Any, tmp_path: Path
 ) -> None:
-    """The papers compare patches at the same position."""
+    """SoftPatch compares patches at the same position by default, as the papers do."""
     extraction = Extraction("test_resnet", ["layer2"], (64, 64), feature_cache=tmp_path)
     options = stages.Options(model, extraction, given, model_options={})
     made = stages._make_model(options, pre_trained=False)
@@ -27,7 +27,7 @@ def test_the_neighborhood_is_the_models_own_unless_one_is_given(
 
 
 def test_a_dot_names_a_part_of_an_option(tmp_path: Path) -> None:
-    """As on the command line of anomalib train."""
+    """The notation is that of anomalib train's command line."""
     extraction = Extraction("test_resnet", ["layer2"], (64, 64), feature_cache=tmp_path)
     given = {"discriminator_options.lof_k": 3, "coreset_sampling_ratio": 0.5}
     builder = stages._make_model(

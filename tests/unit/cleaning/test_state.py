@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The file that says what a run has finished."""
+"""The file that records which stages a run has finished."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_finished_stages_are_found_by_their_key(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == [FILE]
 
 
-def test_keys_tell_apart() -> None:
+def test_different_inputs_have_different_keys() -> None:
     keys = {key_of({"a": "1"}), key_of({"a": 1}), key_of({"b": "1"}), key_of("a"), key_of(["a"]), key_of("a", "b")}
     assert len(keys) == 6
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
@@ -35,14 +35,14 @@ def test_keys_tell_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("mine.txt", "text", "has files in it that are not of an earlier run"),
+        ("mine.txt", "text", "has files in it that are not from an earlier run"),
         (FILE, "{}", "was not written by anomalib-softpatch clean-train"),
         (FILE, "[", "was not written by"),
         (FILE, "[]", "was not written by"),
         (FILE, json.dumps({"written_by": "anomalib-softpatch clean-train", "format": 99}), "a newer version"),
     ],
 )
-def test_folders_of_others_are_refused_and_left(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_other_folders_are_refused_and_not_changed(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         State(tmp_path)
@@ -50,7 +50,7 @@ def test_folders_of_others_are_refused_and_left(tmp_path: Path, name: str, text:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):
         State(tmp_path / "file")

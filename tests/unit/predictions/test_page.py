@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the page of a prediction run shows, and in which order."""
+"""The order of the images on the page of a prediction run, and their near copies."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_borderline_images_come_first_one_of_each_group(images: list[tuple[float
     for side in (True, False):
         chosen = [index for index in first if (scores[index] > 0.5) == side]
         assert len(chosen) <= most
-        # An image that was left out although there was room, or although it is nearer, is a copy of one that is shown
+        # An image that is not borderline although there is room, or although it is nearer, is a copy of one that is
         for index in rest:
             if (scores[index] > 0.5) == side:
                 farthest = max((abs(scores[other] - 0.5) for other in chosen), default=-1.0)
@@ -49,8 +49,8 @@ def test_without_a_threshold_the_highest_score_comes_first() -> None:
     assert what_to_look_at(some, [0, 1, 2]) == ([1, 2, 0], 0)
 
 
-def test_near_copies_are_told_by_the_drawings(kolektor: Path, tmp_path: Path) -> None:
-    """Saved again as JPEG, lighter, or shifted by a few pixels; other images of the same part are no copies."""
+def test_near_copies_are_found_by_their_drawings(kolektor: Path, tmp_path: Path) -> None:
+    """Copies are lighter, shifted by a few pixels, or saved with another quality; other images are not copies."""
     originals = sorted((kolektor / "kolektor" / "train" / "good").iterdir())[:40:2]
     drawings = []
     for number, path in enumerate([*originals, *originals[:3]]):
@@ -78,4 +78,4 @@ def test_the_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     read = {each.path: each for each in read_predictions(file)}
     assert set(read) == {each.path for each in written}
     for each in written:
-        assert repr(read[each.path]) == repr(each)  # not a number is not equal to itself
+        assert repr(read[each.path]) == repr(each)  # NaN is not equal to itself

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables of predictions, verdicts, and where a map is highest."""
+"""Tables of predictions, verdicts, and the peak of an anomaly map."""
 
 import csv
 import hashlib
@@ -28,12 +28,12 @@ from anomalib_softpatch.predictions.table import (
 COLUMNS = ["path", "score", "threshold", "verdict", "x", "y", "reason", "modified", "model"]
 
 
-def prediction(path: str | Path = "a.png", said: str = "normal", score: float = 0.25) -> Prediction:
-    return Prediction(str(path), score, 0.5, said, 3, 4)
+def prediction(path: str | Path = "a.png", word: str = "normal", score: float = 0.25) -> Prediction:
+    return Prediction(str(path), score, 0.5, word, 3, 4)
 
 
 def test_table(tmp_path: Path) -> None:
-    """Names that spreadsheets would compute, that need quotes or are more than a line: a row each, and found again."""
+    """Names that look like formulas, need quotes, or have more than one line get a row each and can be read back."""
     names = ["plain.png", "=cmd", "+1,2.png", 'say "cheese".png', "two\nlines.png", "größer 画像.png", "tab\there.png"]
     for name in names:
         (tmp_path / name).touch()
@@ -56,7 +56,7 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert pd.read_csv(path)["path"].tolist() == [str(tmp_path / "=cmd")]
 
 
-def test_no_predictions(tmp_path: Path) -> None:
+def test_empty_table(tmp_path: Path) -> None:
     table = pd.read_csv(write_predictions([], tmp_path / "predictions.csv"))
     assert table.empty
     assert list(table) == COLUMNS
@@ -81,7 +81,7 @@ def test_a_failed_table_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pyte
     ("score", "threshold", "label", "expected"),
     [
         (0.6, 0.5, None, "anomalous"),
-        (0.5, 0.5, None, "normal"),  # as Anomalib: above the threshold
+        (0.5, 0.5, None, "normal"),  # anomalous scores are above the threshold, as in Anomalib
         (0.4, 0.5, None, "normal"),
         (9.0, math.nan, None, ""),
         (0.4, 0.5, np.array([True]), "anomalous"),  # the model's own label counts
@@ -99,21 +99,21 @@ def test_verdict(score: float, threshold: float, label: object, expected: str) -
 @pytest.mark.parametrize(
     ("row", "column", "size", "expected"),
     [
-        (2, 5, (8, 4), (5, 2)),  # of the image's own size
-        (0, 0, (80, 40), (5, 5)),  # the middle of a pixel that stands for ten by ten
+        (2, 5, (8, 4), (5, 2)),  # a map of the image's own size
+        (0, 0, (80, 40), (5, 5)),  # the center of a pixel that covers ten by ten
         (3, 7, (80, 40), (75, 35)),
         (3, 7, (4, 2), (3, 1)),
         (1, 6, (800, 100), (650, 37)),
     ],
 )
 def test_peak(row: int, column: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
-    """Of a map of 4 rows and 8 columns."""
+    """The map has 4 rows and 8 columns."""
     anomaly_map = np.zeros((4, 8))
     anomaly_map[row, column] = 1
     assert peak(anomaly_map, size) == expected
 
 
-def test_peak_is_inside_whatever_the_map() -> None:
+def test_peak_of_a_constant_map_is_its_first_pixel() -> None:
     for value in (0.0, math.nan, math.inf):
         assert peak(np.full((4, 8), value), (80, 40)) == (5, 5)
 
@@ -133,7 +133,7 @@ def test_summary(verdicts: list[str], expected: str) -> None:
     assert summary(Counter(verdicts)) == expected
 
 
-def test_reasons_are_one_line(tmp_path: Path) -> None:
+def test_reasons_become_one_line(tmp_path: Path) -> None:
     unreadable = Prediction(
         str(tmp_path / "a.png"), math.nan, math.nan, "unreadable", None, None, "two\nlines\x1b[2J\udcff"
     )
@@ -142,7 +142,7 @@ def test_reasons_are_one_line(tmp_path: Path) -> None:
     assert text.splitlines()[1] == f"{tmp_path / 'a.png'},,,unreadable,,,two lines\x1b[2J?,,"
 
 
-def test_time_of_change_is_the_file_s_in_utc(tmp_path: Path) -> None:
+def test_time_of_change_is_in_utc(tmp_path: Path) -> None:
     file = tmp_path / "file"
     assert time_of_change(file) == ""
     file.touch()
@@ -159,13 +159,13 @@ def test_fingerprint_covers_both_files_of_openvino(tmp_path: Path) -> None:
 
 
 def test_line() -> None:
-    """One line for the terminal, whatever the name."""
+    """The terminal gets one line, even if the name has several or has control characters."""
     assert prediction("a b.png", "anomalous", 0.75).line().split(maxsplit=2) == [
         "anomalous",
         "0.7500",
         "(3, 4)  a b.png",
     ]
-    assert prediction(said="").line().startswith("no verdict")
+    assert prediction(word="").line().startswith("no verdict")
     for path in ("two\nlines.png", "bell\a.png", "escape\x1b[2J.png"):
         assert prediction(path).line().isprintable()
         assert repr(path) in prediction(path).line()

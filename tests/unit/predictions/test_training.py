@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is known of the training images: whether a folder differs as a whole."""
+"""Facts about the training images, and remarks about folders that differ from them."""
 
 import json
 from dataclasses import asdict
@@ -15,35 +15,35 @@ from anomalib_softpatch.predictions.training import TrainingFacts
 FACTS = TrainingFacts(scores=(0.3, 0.4, 0.5))
 
 
-def test_a_folder_like_the_training_images_says_nothing():
+def test_a_folder_like_the_training_images_gets_no_remark():
     assert FACTS.remark(list(np.random.default_rng(0).normal(0.42, 0.05, 50))) == ""
 
 
 @pytest.mark.parametrize("typical", [0.2, 0.6])
-def test_a_folder_that_differs_is_said_with_figures(typical):
-    said = FACTS.remark([typical] * FEWEST + [0.4])
-    assert f"median score is {typical:.3f}" in said
-    assert "new 0.400 (5 to 95 %: 0.300 to 0.500)" in said
+def test_a_remark_has_the_scores_of_both(typical):
+    remark = FACTS.remark([typical] * FEWEST + [0.4])
+    assert f"median score is {typical:.3f}" in remark
+    assert "new, have 0.400 (5 to 95 %: 0.300 to 0.500)" in remark
 
 
-def test_a_quarter_of_defects_is_no_drift():
+def test_a_quarter_of_defects_is_not_a_drift():
     assert FACTS.remark([0.4] * 30 + [0.9] * 10) == ""
 
 
-def test_nothing_is_said_of_few_images_or_by_old_models():
+def test_few_images_and_old_models_get_no_remark():
     assert FACTS.remark([0.9] * (FEWEST - 1)) == ""
     assert TrainingFacts().remark([0.9] * 50) == ""
 
 
-def test_facts_survive_a_file():
-    """Of a model that knows how its images look, and of one that does not."""
+def test_facts_can_be_stored_as_json():
+    """Models may know how their training images look, or only their names and scores, or nothing."""
     looks = UsualAppearance((9.0, 9.0, 9.0), (8.0, 8.0, 8.0), (1.0, 2.0, 3.0), {"gray, 8 bits": 1.0})
     for facts in (TrainingFacts(("a",), (0.3, 0.4, 0.5), looks), TrainingFacts(("a",)), TrainingFacts()):
         assert TrainingFacts.from_plain(json.loads(json.dumps(asdict(facts)))) == facts
     assert TrainingFacts.from_plain({}) == TrainingFacts()
 
 
-def test_old_models_say_nothing_of_how_images_look():
+def test_old_models_do_not_remark_on_how_images_look():
     images = [Appearance(9, 9, "gray, 8 bits", 90.0)] * FEWEST
     assert FACTS.remarks([0.9] * FEWEST, images).keys() == {"score"}
     assert TrainingFacts().remarks([0.9] * FEWEST, images) == {}

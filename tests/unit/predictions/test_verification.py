@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command that asks an exported file whether it decides as its model did, on files that score an image's mean."""
+"""The command ``verify``, on exported files that score an image by its mean."""
 
 import logging
 from dataclasses import replace
@@ -21,7 +21,7 @@ from anomalib_softpatch.predictions.verification import check_file, verify
 
 
 def golden() -> list[GoldenImage]:
-    """By NumPy in float64."""
+    """Compute the expected scores with NumPy in float64."""
     means = [make_image(seed, *size).astype(np.float64).mean() for seed, size in enumerate(SIZES)]
     return [
         GoldenImage(seed, *size, float(mean), bool(mean > 0.4))
@@ -56,7 +56,7 @@ def export(folder: Path, images: list[GoldenImage], kind: str = "onnx", batch_si
 
 @pytest.mark.parametrize("batch_size", ["batch", 4])
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_a_file_that_decides_alike(kind, batch_size, tmp_path, capsys):
+def test_a_file_that_decides_as_the_model(kind, batch_size, tmp_path, capsys):
     main(["verify", str(export(tmp_path, golden(), kind, batch_size))])
     line = capsys.readouterr().out.splitlines()[0]
     assert ", float32, against the model: 3 images, scores differ by up to " in line
@@ -64,7 +64,7 @@ def test_a_file_that_decides_alike(kind, batch_size, tmp_path, capsys):
 
 
 def test_images(tmp_path, capsys):
-    """With images of one's own, what the runtime chooses is compared with float32."""
+    """On given images, the runtime's own data type is compared with float32."""
     for number in range(3):
         Image.fromarray(np.full((20, 30 + number), 80 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
     verify(export(tmp_path, golden()), tmp_path)
@@ -73,32 +73,32 @@ def test_images(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 @pytest.mark.parametrize(("shift", "flip"), [(0.01, False), (0.0, True)])
-def test_a_file_that_decides_otherwise(shift, flip, kind, tmp_path, capsys, caplog):
+def test_a_file_that_decides_differently(shift, flip, kind, tmp_path, capsys, caplog):
     first, *others = golden()
     first = replace(first, score=first.score + shift, anomalous=first.anomalous != flip)
     file = export(tmp_path, [first, *others], kind)
     with pytest.raises(SystemExit) as end:
         main(["verify", str(file)])
     assert end.value.code == 2
-    said = capsys.readouterr()
-    assert f"{file} does not decide on this machine as the model did" in said.err
-    assert f"{int(flip)} verdicts differ" in said.out
+    printed = capsys.readouterr()
+    assert f"{file} does not decide on this machine as the model did" in printed.err
+    assert f"{int(flip)} verdicts differ" in printed.out
     with caplog.at_level(logging.INFO):
         check_file(file)
     (record,) = [each for each in caplog.records if str(file) in each.getMessage()]
     assert record.levelno == logging.WARNING
 
 
-def test_files_that_say_nothing(tmp_path, caplog):
+def test_files_without_golden_images(tmp_path, caplog):
     with pytest.raises(ValueError, match="holds no golden images"):
         verify(export(tmp_path, []))
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
-    check_file(tmp_path / "broken.onnx")  # an export goes on
+    check_file(tmp_path / "broken.onnx")  # does not stop an export
     assert "broken.onnx was not compared with the model" in caplog.text
 
 
 def test_golden_images_are_the_same_everywhere():
-    """Whole numbers from NumPy's own generator, divided once."""
+    """They are integers from NumPy's generator, divided once."""
     image = make_image(0, 33, 50)
     assert (image.shape, image.dtype) == ((1, 3, 33, 50), np.float32)
     assert (255 * image.astype(np.float64)).round(3).max() <= 255
@@ -111,7 +111,7 @@ import faulthandler, signal, sys
 from pathlib import Path
 from anomalib_softpatch.predictions.runtimes import load_runtime
 
-faulthandler.enable()  # which gives this thread a signal stack
+faulthandler.enable()  # gives this thread a signal stack
 first, second = (load_runtime(Path(sys.argv[1])) for _ in range(2))
 del first
 del second
@@ -121,6 +121,6 @@ signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_is_handled_after_models_were_released(tmp_path, run_python):
-    """OpenVINO's cores take the signal stack of a thread with them."""
+    """A released OpenVINO core takes the thread's signal stack with it."""
     file = export(tmp_path, golden(), "openvino")
     assert run_python("-c", SIGNAL, file, cwd=tmp_path).stdout == "handled\n"

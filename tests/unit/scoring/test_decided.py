@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which decisions count for a promise, and what is said of them."""
+"""Which decisions count for a promise, and the lines about them."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def images(tmp_path: Path) -> list[str]:
     paths = [tmp_path / "images" / f"{number:03}.png" for number in range(100)]
     paths[0].parent.mkdir()
     for path in paths:
-        path.write_bytes(path.name.encode())  # no image is opened
+        path.write_bytes(path.name.encode())  # images are not opened
     return list(map(str, paths))
 
 
@@ -29,7 +29,7 @@ def decide(tmp_path: Path, *decisions: tuple[str, str] | tuple[str, str, Box]) -
     return file
 
 
-def test_what_counts(images: list[str], tmp_path: Path) -> None:
+def test_which_decisions_count(images: list[str], tmp_path: Path) -> None:
     Path(images[3]).write_bytes(Path(images[2]).read_bytes())  # a copy
     Path(images[4]).unlink()
     verdicts = [NORMAL, DEFECT, NORMAL, NORMAL, NORMAL, SET_ASIDE, UNDECIDED]
@@ -72,8 +72,8 @@ def test_decisions_that_are_refused(images: list[str], tmp_path: Path) -> None:
         read_decided(decide(tmp_path, ("/elsewhere.png", NORMAL), (images[0], UNDECIDED)), images, tmp_path)
 
 
-def told(images: list[str], tmp_path: Path, normal: range, defects: range, asked: float = 0.05) -> list[str]:
-    """What is said where image i has the score i / 100, and the threshold is 0.795."""
+def lines_about(images: list[str], tmp_path: Path, normal: range, defects: range, asked: float = 0.05) -> list[str]:
+    """Return the lines if image i has the score i / 100, and the threshold is 0.795."""
     rows = [*((images[number], NORMAL) for number in normal), *((images[number], DEFECT) for number in defects)]
     decided = read_decided(decide(tmp_path, *rows), images, tmp_path / "model.onnx")
     verdicts = {path: ("anomalous" if number > 79 else "normal", number / 100) for number, path in enumerate(images)}
@@ -81,7 +81,7 @@ def told(images: list[str], tmp_path: Path, normal: range, defects: range, asked
 
 
 def test_lines(images: list[str], tmp_path: Path) -> None:
-    good, defects, assumption = told(images, tmp_path, range(0, 100, 2), range(1, 100, 10))
+    good, defects, assumption = lines_about(images, tmp_path, range(0, 100, 2), range(1, 100, 10))
     # 10 of 50 good ones and 2 of 10 defects are above the threshold
     most = 100 * binomtest(10, 50, alternative="less").proportion_ci(0.95, "exact").high
     assert good.startswith(
@@ -93,29 +93,33 @@ def test_lines(images: list[str], tmp_path: Path) -> None:
     least = 100 * binomtest(2, 10, alternative="greater").proportion_ci(0.95, "exact").low
     assert defects == f"Defects: 2 of 10 decided are found. At least {least - 0.05:.1f} % of all are, 95 % sure."
     assert "drawn at random" in assumption
-    assert told(images, tmp_path, range(0, 100, 2), range(0), asked=0.5)[0].endswith("95 % sure (50 % asked).")
+    assert lines_about(images, tmp_path, range(0, 100, 2), range(0), asked=0.5)[0].endswith("95 % sure (50 % asked).")
 
 
 def test_images_chosen_by_score(images: list[str], tmp_path: Path) -> None:
-    """The most suspicious ones say nothing of defects in general, the least suspicious ones nothing of good images."""
-    good, defects, _ = told(images, tmp_path, range(60, 90), range(90, 100))
+    """The most suspicious images give no limit for defects, and the least suspicious ones none for good images."""
+    good, defects, _ = lines_about(images, tmp_path, range(60, 90), range(90, 100))
     assert "At most" in good
     assert defects.startswith(
-        "Defects: 10 of 10 decided are found. Of all it cannot be said: the decided images score h"
+        "Defects: 10 of 10 decided are found. There is no limit for all: the decided images score h"
     )
-    good, defects, _ = told(images, tmp_path, range(30), range(30, 40))
-    assert good.startswith("Good images: 0 of 30 decided are called anomalous. Of all it cannot be said: the decided i")
+    good, defects, _ = lines_about(images, tmp_path, range(30), range(30, 40))
+    assert good.startswith(
+        "Good images: 0 of 30 decided are called anomalous. There is no limit for all: the decided i"
+    )
     assert defects == "Defects: 0 of 10 decided are found. At least 0.0 % of all are, 95 % sure."
 
 
 def test_without_good_images_or_defects(images: list[str], tmp_path: Path) -> None:
-    assert told(images, tmp_path, range(0), range(0, 100, 9))[0].startswith("Good images: 0 of 0 decided are called")
-    assert told(images, tmp_path, range(0, 100, 9), range(0))[1].startswith("Defects: 0 of 0 decided are found. Decide")
+    assert lines_about(images, tmp_path, range(0), range(0, 100, 9))[0].startswith(
+        "Good images: 0 of 0 decided are called"
+    )
+    assert lines_about(images, tmp_path, range(0, 100, 9), range(0))[1].startswith(
+        "Defects: 0 of 0 decided are found. Decide"
+    )
 
 
-def test_a_normal_region_makes_no_good_image_of_one_that_is_not_called_anomalous(
-    images: list[str], tmp_path: Path
-) -> None:
+def test_an_image_with_a_normal_region_counts_only_if_it_is_called_anomalous(images: list[str], tmp_path: Path) -> None:
     box = Box(0, 0, 1, 1)
     rows = [(images[0], NORMAL, box), (images[1], NORMAL, box), (images[2], NORMAL)]
     decided = read_decided(decide(tmp_path, *rows), images[:3], tmp_path / "model.onnx")

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Limits of rates: against sums of the binomial distribution, and against known truth a thousand times."""
+"""Limits of rates, compared with sums of the binomial distribution and, in a thousand draws, with the true rate."""
 
 import math
 
@@ -13,7 +13,7 @@ from anomalib_softpatch.components.self_check import fewest_images
 from anomalib_softpatch.scoring.promise import at_least, at_most, more_images, score_lower
 
 RUNS, FEW_RUNS = 1000, 100
-# Of so many promises, 5 % of which may be broken, more than this are broken in one of 10,000 cases
+# If each of RUNS promises is broken with a probability of 5 %, more than this are broken in one of 10,000 cases
 MOST_BROKEN = binom.isf(1e-4, RUNS, 0.05)
 
 
@@ -23,7 +23,7 @@ def chance_of_at_most(count: int, images: int, rate: float) -> float:
 
 @pytest.mark.parametrize(("count", "images"), [(0, 1), (0, 59), (1, 20), (7, 30), (29, 30)])
 def test_the_limit_is_exact(count: int, images: int) -> None:
-    """At the limit, so few images have it in 5 % of cases."""
+    """If the rate is at the limit, there are so few hits in 5 % of cases."""
     assert chance_of_at_most(count, images, at_most(count, images)) == pytest.approx(0.05)
     assert 1 - chance_of_at_most(images - count - 1, images, at_least(images - count, images)) == pytest.approx(0.05)
 
@@ -35,7 +35,7 @@ def test_limits_of_nothing_and_of_all() -> None:
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.3])
 @pytest.mark.parametrize("count", [0, 1, 6])
-def test_how_many_more_it_takes(count: int, rate: float) -> None:
+def test_how_many_more_images_it_takes(count: int, rate: float) -> None:
     images = next(n for n in range(count + 1, 10**4) if chance_of_at_most(count, n, rate) <= 0.05)
     assert more_images(count, count, rate) == images - count
     assert more_images(count, images - 1, rate) == 1
@@ -46,7 +46,7 @@ def test_how_many_more_it_takes(count: int, rate: float) -> None:
 
 
 def promised(scores: np.ndarray, decided: np.ndarray, threshold: float) -> np.ndarray:
-    """Limits of each run for the decided images, of scores of shape (runs, images)."""
+    """Return the limit of each run for the decided images, given scores of shape (runs, images)."""
     counts, images = ((scores > threshold) & decided).sum(axis=1), decided.sum(axis=1)
     limits = {pair: at_most(*pair) for pair in set(zip(counts.tolist(), images.tolist(), strict=True))}
     return np.array([limits[pair] for pair in zip(counts.tolist(), images.tolist(), strict=True)])
@@ -56,7 +56,7 @@ def promised(scores: np.ndarray, decided: np.ndarray, threshold: float) -> np.nd
 @pytest.mark.parametrize("images", [30, 100])
 @pytest.mark.parametrize("defects", [0, 60])
 def test_at_most_5_of_100_promises_are_broken(rate: float, images: int, defects: int) -> None:
-    """Of 400 good images and some defects, people decide about some; the undecided ones do not count."""
+    """People decide about some of 400 good images and some defects; undecided images do not count."""
     generator = np.random.default_rng(0)
     good = generator.random((RUNS, 400))
     scores = np.concatenate([good, generator.beta(4, 1, (RUNS, defects))], axis=1)
@@ -74,7 +74,7 @@ def test_at_most_5_of_100_promises_are_broken(rate: float, images: int, defects:
 
 
 def test_what_breaks_promises() -> None:
-    """To go on until the limit is low enough, and to decide about the least suspicious images."""
+    """Deciding until the limit is low enough, and deciding about the least suspicious images, break promises."""
     generator = np.random.default_rng(0)
     scores, rate = generator.random((RUNS, 400)), 0.05
     places = np.arange(400)[None].repeat(RUNS, axis=0)
@@ -88,7 +88,7 @@ def test_what_breaks_promises() -> None:
         assert score_lower(run[low].tolist(), run[~low].tolist())
 
 
-def test_images_drawn_at_random_seldom_seem_chosen() -> None:
+def test_images_drawn_at_random_seldom_look_chosen() -> None:
     scores = np.random.default_rng(0).random((FEW_RUNS, 60))
     chosen = sum(score_lower(run[:20].tolist(), run[20:].tolist()) for run in scores)
     assert chosen <= binom.isf(1e-4, FEW_RUNS, 0.05)
