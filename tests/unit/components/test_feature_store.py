@@ -71,7 +71,7 @@ def test_images_are_numbered_by_their_keys():
     assert store.rows(torch.tensor([3, 0])).flatten().tolist() == [1, 2]
     batches = [(batch.flatten().tolist(), keys) for batch, keys in store.batches()]
     assert batches == [([0, 1, 2], ["b", "c", "a"]), ([3], ["b"])]
-    with pytest.raises(ValueError, match="1 keys came with the features of 4 images"):
+    with pytest.raises(ValueError, match="one for each of the 4 images, got 1"):
         store.append(values, ["d"])
 
 
