@@ -65,8 +65,8 @@ def test_tilers_come_back_from_plain_data():
         (Tiler(96, 96), "Tiles of 96 x 96 pixels do not fit into images of 64 x 128"),
         (Tiler(62, 62), "Tiles of 62 pixels every 62 pixels do not line up .* multiples of 4"),
         (Tiler(64, 30), "Tiles of 64 pixels every 30 pixels do not line up .* multiples of 4"),
-        (Tiler(64, 64, remove_border_count=1), "remove_border_count=0 and mode='padding' only"),
-        (Tiler(64, 64, mode=ImageUpscaleMode.INTERPOLATION), "remove_border_count=0 and mode='padding' only"),
+        (Tiler(64, 64, remove_border_count=1), "only with remove_border_count=0 and mode='padding'"),
+        (Tiler(64, 64, mode=ImageUpscaleMode.INTERPOLATION), "only with remove_border_count=0 and mode='padding'"),
     ],
 )
 def test_tiles_that_would_make_no_grid_are_refused(tiler, message):
