@@ -312,7 +312,7 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     """
     lessons = sorted(lessons, key=lambda lesson: lesson.name)
     bank, device = record.bank, record.bank.features.device
-    gone = torch.tensor(sorted(gone_groups(lessons)), dtype=torch.long, device=device)
+    removed = torch.tensor(sorted(gone_groups(lessons)), dtype=torch.long, device=device)
     defect_rows, least_scales = [bank.features[:0]], [torch.empty(0)]
     for each in lessons:
         if each.verdict == DEFECT:
@@ -321,7 +321,7 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
             least_scales.append(torch.full((len(defect_rows[-1]),), least_scale))
     defects = torch.cat(defect_rows)
 
-    stays = ~torch.isin(record.groups, gone)
+    stays = ~torch.isin(record.groups, removed)
     is_normal = torch.zeros_like(stays)
     for each in lessons:
         if each.verdict == NORMAL and each.group != NO_GROUP:
@@ -331,10 +331,10 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
         stays &= ~ignored.flatten().to(device)[record.places]
     radii = torch.zeros_like(bank.weights) if bank.radii is None else bank.radii
     if record.support is not None:
-        if len(gone):
-            radii = record.support.radii(record.factors, gone)
+        if len(removed):
+            radii = record.support.radii(record.factors, removed)
         if len(defects):
-            nearest_image = record.support.radii({1: 1.0}, gone) / record.support.scale
+            nearest_image = record.support.radii({1: 1.0}, removed) / record.support.scale
             to_defect = nearest_neighbors(bank.features, defects)[0].squeeze(1)
             stays &= ~(to_defect < nearest_image) | is_normal
     radii = radii.masked_fill(is_normal, 0)

@@ -220,7 +220,7 @@ def test_scale_makes_training_images_look_new(images, offset):
     in_bag, out_of_bag = typical_scores(features, indices, radii, scores, scale, 0.01)
     assert in_bag == pytest.approx(out_of_bag, rel=5e-3)
     unscaled, _ = typical_scores(features, indices, radii, scores, 1.0, 0.01)
-    assert unscaled != pytest.approx(out_of_bag, rel=2e-2), "else the scale makes no difference"
+    assert unscaled != pytest.approx(out_of_bag, rel=2e-2), "otherwise the scale makes no difference"
 
 
 def test_scale_is_deterministic_and_that_of_any_unit():

@@ -60,8 +60,7 @@ def score_by_banks(
         if not contains(first_bank, part):
             of_map = search.nearest(queries, part, of_map)
     assert of_map is not None  # no bank is empty
-    map_scores = (of_map[0] * weights[of_map[1]]).view(shape)
-    map_scores = map_scores if counts is None else map_scores * counts
+    map_scores = _score(of_map, weights[of_map[1]], shape, 0.0, counts)
 
     def compare(some: torch.Tensor, nearest: Nearest | None) -> Nearest:
         for part in own:
@@ -78,7 +77,7 @@ def score_by_banks(
     else:
         nearest = compare(queries, shared)
     scores = _score(nearest, weights[nearest[1]], shape, smoothing, counts)
-    return scores, nearest[1].view(shape[0], -1), map_scores.flatten(1)
+    return scores, nearest[1].view(shape[0], -1), map_scores
 
 
 def _compare_possible(

@@ -548,7 +548,7 @@ class PeakMemory(threading.Thread):
 def test_exported(small_index, tmp_path, monkeypatch):
     """The graph has the plain operations, and takes any batch size, height and width.
 
-    Runtimes take one block of the bank after the other, and do not store the blocks beside the bank.
+    Runtimes take one block of the bank after the other, and do not store the blocks in addition to the bank.
     """
     monkeypatch.setattr(plain, "BANK_BLOCK", 512)
     monkeypatch.setattr(PrunedIndex, "nearest", None)
