@@ -20,8 +20,8 @@ ACTIVE_SIZE = 8192
 # Bounds in one matrix product, which should stay in the cache, and the smallest number of rows in it.
 BLOCK_SIZE = 2**21
 SMALLEST_PART = 512
-# Smallest number of leading axes, and the share of the variance that they explain at least. Where more than one in
-# WASTEFUL bounds leaves a pair in doubt, their number is doubled.
+# Smallest number of leading axes, and smallest share of the variance that they explain. If more than one in WASTEFUL
+# bounds leaves a pair in doubt, their number is doubled.
 SMALLEST_AXES = 32
 EXPLAINED_VARIANCE = 0.96
 WASTEFUL = 256

@@ -85,10 +85,9 @@ def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Ten
     same place. Two similar images that are unlike all others also count as copies: the two cases look the same. Sets of
     fewer than 20 images are not searched.
 
-    With more than 4,096 images, the k-th nearest one is searched among ``m`` evenly spread ones: 4,096 or fewer, and
-    1,024 for about 30,000 images and more. Among all ``n`` images its rank is about ``k n / m``, and the factor is that
-    of this rank. Only the pairs that are most similar as a whole are compared. So the time grows with the number of
-    images, not with its square.
+    With more than 4,096 images, the k-th nearest is searched among ``m`` evenly spread ones, from 4,096 down to 1,024
+    for about 30,000 images. Among all ``n`` images its rank is about ``k n / m``, which gives the factor. Only pairs
+    that are most similar as a whole are compared, so the time grows with the number of images, not with its square.
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.

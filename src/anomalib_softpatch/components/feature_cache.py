@@ -32,8 +32,7 @@ class FeatureCache:
     An entry is looked up by the input tensor of the backbone, and by everything else that the features depend on:
     weights, structure and layers of the backbone, patch embedding, numeric precision, kind of device, and versions of
     the libraries. So a changed file, another size or an augmentation never gets wrong features. Each image has one
-    file, which is complete as soon as it exists; a damaged one is computed again. Entries contain only numbers, and no
-    code is run to read them.
+    file, complete as soon as it exists; a damaged one is computed again. Reading entries runs no code.
 
     The features equal those of the extractor bit for bit if its results do not depend on which images pass through it
     together, as on a CPU. The cache deletes nothing; the folder may be deleted at any time between two runs.

@@ -36,14 +36,14 @@ def decided_threshold(scores: torch.Tensor, decided: torch.Tensor, false_alarms:
     ``k``-th highest score, with the largest ``k`` for which this probability does not exceed the share.
 
     Args:
-        scores: Scores of images as if they were new, without known defects. The images were chosen regardless of what
-            they show. Shape ``(n,)``.
+        scores: Scores of images as if they were new, shape ``(n,)``, without known defects. The choice of the images
+            must not depend on what they show.
         decided: Which of them people have called normal, boolean of shape ``(n,)``.
         false_alarms: Share of normal images that may exceed the threshold, above 0 and below 1.
 
     Returns:
-        The threshold, NaN if it is not known, and the images that still need a decision, highest score first. There are
-        no such images if scores are too few for this share.
+        The threshold, NaN if it is not known; and the images that still need a decision, the highest score first, or
+        none if the images are too few for this share.
     """
     count = math.floor(false_alarms * (len(scores) + 1) + ROUNDING)
     if count < 1 or not bool(scores.isfinite().all()):

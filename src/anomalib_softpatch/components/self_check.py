@@ -34,8 +34,8 @@ LOOK: Verdict = "look at the proposed images first"
 REFUSE: Verdict = "do not use it"
 
 TRUST_ADVICE = "Use it if few of the images are bad: this check does not see bad images that score like good ones."
-LEVEL = 0.05  # of all tests
-FACTOR = 2.0  # within which a share of false alarms has to hold for "about"
+LEVEL = 0.05  # of all statistical tests
+FACTOR = 2.0  # "about" a share of false alarms means within this factor
 # To check the alignment: images and positions that are compared, and how far away counts as the same place
 ALIGNMENT_IMAGES, ALIGNMENT_PLACES, SAME_PLACE = 16, 64, 2
 # Rows of the memory bank whose radii are checked
@@ -322,7 +322,7 @@ def self_check(facts: FitFacts, threshold: float, asked: float | None, scale: fl
     interval = None
     if images and math.isfinite(threshold):
         expected = above if asked is None else asked * images
-        # Those above may all be defects, and may all be good
+        # The images above may all be defects, or all be good
         interval = rate_interval(min(expected, above), images)[0], rate_interval(max(expected, above), images)[1]
     # More than twice the share and chance explain; without a requested share, no number is expected
     second = asked is not None and bool(binom.sf(above - 1, images, min(FACTOR * asked, 1.0)) < LEVEL)

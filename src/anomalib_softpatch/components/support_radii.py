@@ -241,10 +241,9 @@ def calibrate(
     """Return the scale of the radii at which a training image looks no better than a new one.
 
     Radii are distances to the patches of all images. Scores are distances to the few patches of the memory bank, which
-    are longer. Besides, a training image finds its own patches in the memory bank, and a new image does not. One scale
-    corrects for both: with it, the typical training image scores as high with its own patches in the memory bank
-    (in-bag, with radii) as without them and those of its copies (out-of-bag, without radii). The typical image is the
-    median, which is normal as long as most images are.
+    are longer. Besides, only a training image finds its own patches in the memory bank. One scale corrects for both:
+    with it, the typical (median) training image scores as high with its own patches in the bank (in-bag, with radii) as
+    without them and those of its copies (out-of-bag, without radii). It is normal as long as most images are.
 
     Args:
         store: Features of all patches.
@@ -252,8 +251,7 @@ def calibrate(
         indices: Numbers of these patches, shape ``(m,)``.
         groups: Number of each image's group of copies, shape ``(images,)``.
         radii: Support radii of the patches, shape ``(m,)``.
-        scores: Noise scores, by which the patches of an image that are compared are chosen, shape
-            ``(images, height, width)``.
+        scores: Noise scores, shape ``(images, height, width)``: the patches with the highest ones are compared.
 
     Returns:
         The scale; 1 where it does not matter, as with a single image.

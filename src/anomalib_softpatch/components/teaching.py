@@ -11,10 +11,9 @@ not matter, and a lesson that is withdrawn leaves no trace.
   that are far from the bank become rows, farthest first, see :data:`NORMAL_SHARE`. All such images together add at most
   as many rows as the bank has, plus a training image's share for each.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
-- *defect*: the same as *set aside*. Moreover, patches become rows of a second bank, :class:`DefectBank`: all patches
-  that stand out in the region that a person has marked. Without a region it is the patch that stands out most, unless
-  the image is found anyway. Rows of the memory bank that are nearer to one of these than to any other training image
-  leave, too.
+- *defect*: the same as *set aside*, and patches become rows of a second bank, :class:`DefectBank`: all that stand out
+  in the region that a person has marked. Without a region it is the one that stands out most, unless the image is found
+  anyway. Rows of the memory bank that are nearer to one of these than to any other training image leave, too.
 - *added*: a new image without a verdict. Patches that are far from the bank become rows with support radii: they make
   others look normal only as far as other images make them look normal.
 """
@@ -42,8 +41,7 @@ KEPT_PATCHES = 32
 NORMAL_SHARE = 0.5
 # A patch that coincides with a defect scores this many times the threshold
 LARGEST_RAISE = 4.0
-# Without a region, it is a guess which patch is the defect: others must be this many times nearer to it than to the
-# memory bank
+# Without a region, the defect's patch is a guess: others must be this many times nearer to it than to the memory bank
 SCALE_OF_GUESSES = 2.0
 # Share of the requested false alarms that similarity to defects may add
 SHARE_FOR_DEFECTS = 0.2
@@ -476,9 +474,8 @@ class DefectBank:
             queries: The patches, shape ``(images * patches, channels)``.
 
         Returns:
-            Shape ``(images, patches)``; 0 where the score is not above the threshold. Above it are only patches that
-            almost coincide with a defect, or are among the :data:`KEPT_PATCHES` least normal ones of their image, from
-            which the scales were found.
+            Shape ``(images, patches)``; 0 where the score is not above the threshold. Only patches that almost coincide
+            with a defect, or the :data:`KEPT_PATCHES` least normal ones of an image, as in calibration, can be above.
         """
         squares = squared_distances(queries, self.features) * self.scales.square()
         ratio = normal / squares.amin(dim=1).clamp(min=SMALLEST).sqrt().view_as(normal)

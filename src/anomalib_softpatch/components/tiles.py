@@ -122,7 +122,7 @@ def _starts(tiler: Tiler, size: tuple[int, int]) -> tuple[list[int], list[int]]:
         )
         raise ValueError(msg)
     rows, columns = (
-        [number * stride for number in range(-(-(length - side) // stride) + 1)]
+        list(range(0, length - side + stride, stride))
         for length, side, stride in zip(size, sides, (tiler.stride_h, tiler.stride_w), strict=True)
     )
     return rows, columns

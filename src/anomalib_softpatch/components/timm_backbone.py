@@ -95,10 +95,7 @@ class TimmBackbone(nn.Module):
         for step in steps:
             rows = {max(height // step, 1) * step, -(-height // step) * step}
             columns = {max(width // step, 1) * step, -(-width // step) * step}
-            if height == width:
-                candidates |= {(side, side) for side in rows}
-            else:
-                candidates |= {(row, column) for row in rows for column in columns}
+            candidates |= {(row, column) for row in rows for column in columns if height != width or row == column}
         nearest = sorted(candidates, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))
         return list(islice((size for size in nearest if self.takes(*size)), 3))
 

@@ -4,9 +4,8 @@
 """Approximate search of large memory banks with faiss.
 
 The index is an inverted file of short codes: the rows of a bank are reduced to their leading axes and clustered. A
-query is compared first with the codes of the rows in the nearest clusters, then with the best of these as reduced rows,
-and then with the best of those in full. See Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search,
-PAMI 2011.
+query is compared with the codes of the rows in the nearest clusters, with the best of these in reduced form, and with
+the best of those in full. See Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search, PAMI 2011.
 """
 
 import logging
@@ -107,8 +106,8 @@ class ApproximateIndex:
                 self.axes = leading_axes(features, length - 1)  # one value is the length of the rest
         length = features.shape[1] if self.axes is None else self.axes.axes.shape[1] + 1
         length += length % 2  # a code is of two values
-        # After a rotation, all values vary equally, as codes of equal lengths need. Without it, neighbors are lost, and
-        # most of them with features of an untrained network
+        # After a rotation, all values vary about equally, as codes of equal lengths require. Otherwise neighbors are
+        # lost, most of all with features of an untrained network
         generator = torch.Generator().manual_seed(0)
         self.rotation = torch.linalg.qr(torch.randn(length, length, dtype=torch.double, generator=generator)).Q.float()
         points = torch.cat([self._reduce(part) for part in features.split(BANK_BLOCK)])

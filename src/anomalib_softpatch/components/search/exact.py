@@ -73,27 +73,25 @@ class NearestNeighborSearch:
     def nearest(self, queries: torch.Tensor, part: Rows, known: Nearest | None = None) -> Nearest:
         """Find the nearest row of a part of the bank; see :meth:`Search.nearest`."""
         rows = slice(*part)
+        features, radii = self.bank.features[rows], None if self.bank.radii is None else self.bank.radii[rows]
         left_out = None if self.left_out is None else self.left_out[rows]
         if left_out is not None and left_out.all():
             distances = queries.new_full((len(queries),), torch.inf)
             indices = torch.zeros_like(distances, dtype=torch.long)
-        elif (index := self._index(part)) is not None:
+        elif (index := self._index(part, features, radii)) is not None:
             distances, indices = index.nearest(queries, left_out, None if known is None else known[0])
         else:
-            features, radii = self.bank.features[rows], None if self.bank.radii is None else self.bank.radii[rows]
             norms = squared_lengths(features, left_out)
             distances, indices = nearest_row(queries, features, norms=norms, radii=radii)
         return nearer(known, (distances, indices + part[0]))
 
-    def _index(self, part: Rows) -> Index | None:
+    def _index(self, part: Rows, features: torch.Tensor, radii: torch.Tensor | None) -> Index | None:
         """Return the index of a part of the bank; ``None`` in graphs and where an index is not faster."""
-        features = self.bank.features[slice(*part)]
         fits = features.device.type == "cpu" and features.dtype in PrunedIndex.DTYPES
         if is_traced() or not fits or features.numel() < SMALLEST_INDEX:
             return None
         if part not in self.indexes:
-            radii = self.bank.radii
-            self.indexes[part] = self.make_index(features, None if radii is None else radii[slice(*part)])
+            self.indexes[part] = self.make_index(features, radii)
         return self.indexes[part]
 
     def make_index(self, features: torch.Tensor, radii: torch.Tensor | None) -> Index:

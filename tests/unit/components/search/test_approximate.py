@@ -38,7 +38,7 @@ def find(queries, bank, radii=None, **options):
 
 def index_of(bank, radii=None):
     """The index that a search makes."""
-    return search_of(bank, radii, ApproximateSearch)._index((0, len(bank)))
+    return search_of(bank, radii, ApproximateSearch)._index((0, len(bank)), bank, radii)
 
 
 @pytest.fixture
