@@ -166,7 +166,7 @@ def test_three_images_train_if_none_is_held_back(printed: dict[str, tuple[int, l
 
 def test_full_disk_is_named_last(printed: dict[str, tuple[int, list[str]]]) -> None:
     for name, message in (
-        ("full for features", "anomalib: Features of image 1 and on do not fit on the disk"),
+        ("full for features", "anomalib: Features from image 1 on do not fit on the disk"),
         ("full for the checkpoint", "anomalib: The checkpoint "),
     ):
         status, lines = printed[name]

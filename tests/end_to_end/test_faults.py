@@ -141,7 +141,7 @@ def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_forked: C
     assert not list(runs[5].rglob("*.ckpt"))
     assert not [file for file in features.rglob("*") if file.is_file()]
     message = (output / "full_for_features.txt").read_text()
-    assert message.startswith("OSError: Features of image 1 and on do not fit on the disk that holds " + str(features))
+    assert message.startswith("OSError: Features from image 1 on do not fit on the disk that holds " + str(features))
     assert "TMPDIR" in message
     message = (output / "full_for_the_checkpoint.txt").read_text()
     assert message.startswith(f"OSError: The checkpoint {runs[5] / 'weights'}")

@@ -129,7 +129,7 @@ def test_python_has_the_same_default(folder, options):
         (["--stride", "48"], "stride=48 is that of tiles"),
         (["--tile", "64", "--stride", "65"], "leaves gaps between tiles"),
         (["--tile", "512"], "Tiles of 512 x 512 pixels do not fit into images of 120 x 300"),
-        (["--tile", "64", "--stride", "36"], "do not line up with the backbone's grid: give multiples of 8"),
+        (["--tile", "64", "--stride", "36"], "do not line up with the backbone's grid: use multiples of 8"),
     ],
 )
 def test_bad_sizes_are_refused_in_one_line(command, given, message, folder, options, tmp_path, capsys):

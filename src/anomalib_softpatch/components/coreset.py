@@ -4,9 +4,9 @@
 """Coreset: farthest-first (k-center greedy) selection of the patches that enter the memory bank.
 
 The centers and their order are those of Anomalib's ``KCenterGreedy``, which computes the distance of every patch to
-every center chosen. Two things spare most of that here. A distance computed earlier is an upper bound of the distance
-now, so that only patches whose bound is among the largest need be brought up to date with the centers chosen since. And
-a lower bound, from a few of the dimensions, tells which centers can be nearer than those already seen.
+every chosen center. Two bounds make most of that unnecessary here. A distance computed earlier is an upper bound of the
+current distance, so only the patches with the largest bounds are compared with the centers chosen since. And a lower
+bound, from a few of the dimensions, shows which centers can be nearer than those already seen.
 """
 
 import torch
@@ -15,21 +15,21 @@ from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.search.bounds import STRIP, BoundsInStrips, LeadingAxes
 from anomalib_softpatch.components.tracing import without_autocast
 
-# Rows brought up to date in one go. Larger sets mean fewer passes over all rows, but more rows that never lead.
+# Rows brought up to date at a time. Larger sets mean fewer passes over all rows, but more rows that never lead.
 ACTIVE_SIZE = 8192
-# Bounds in one matrix product, which should stay in the cache, and rows that it has at least.
+# Bounds in one matrix product, which should stay in the cache, and the smallest number of rows in it.
 BLOCK_SIZE = 2**21
 SMALLEST_PART = 512
-# Leading axes: so many at least, and as many as hold this share of the variance. Where more than one in WASTEFUL bounds
-# leaves a doubt, they are doubled.
+# Smallest number of leading axes, and smallest share of the variance that they explain. If more than one in WASTEFUL
+# bounds leaves a pair in doubt, their number is doubled.
 SMALLEST_AXES = 32
 EXPLAINED_VARIANCE = 0.96
 WASTEFUL = 256
-# If rounding exceeds this share of most squared distances then, bounds are computed in double precision instead.
+# If rounding then exceeds this share of most squared distances, bounds are computed in double precision instead.
 COARSE = 1e-2
 # Elements of the differences of rows that are computed at a time: small enough for the cache.
 DIFFERENCE_BLOCK = 2**18
-# Rows that the axes are estimated from, about, and rows that are read at a time.
+# Approximate number of rows from which the axes are estimated, and rows that are read at a time.
 SAMPLE_SIZE = 16384
 CHUNK = 4096
 
@@ -43,15 +43,15 @@ def k_center_greedy(
 ) -> torch.Tensor:
     """Choose ``size`` rows, each the farthest from all rows chosen before (farthest-first, k-center greedy).
 
-    Distances are computed as ``KCenterGreedy`` computes them; bounds, and bounds of their rounding errors, only tell
-    which ones need not be. Ties go to the row with the lowest index. Once every eligible row coincides with a center,
-    the first eligible row is repeated, as ``KCenterGreedy`` does. See Sener and Savarese, Active Learning for
+    Distances are computed as ``KCenterGreedy`` computes them; bounds, and bounds of their rounding errors, only show
+    which ones are not needed. Ties go to the row with the lowest index. Once every eligible row coincides with a
+    center, the first eligible row is repeated, as in ``KCenterGreedy``. See Sener and Savarese, Active Learning for
     Convolutional Neural Networks: A Core-Set Approach, ICLR 2018, algorithm 1, and PatchCore (arXiv 2106.08265).
 
     Args:
         features: Rows to choose from, shape ``(n, d)``, float32 or float64.
         size: Number of rows to choose.
-        first: Index of the first center, or indices of centers to start from, shape ``(c,)``, distinct.
+        first: Index of the first center, or distinct indices of the first centers, shape ``(c,)``.
         eligible: Rows that may be chosen, boolean of shape ``(n,)``. Default: all.
         progress: Show a progress bar.
 
@@ -59,8 +59,8 @@ def k_center_greedy(
         Indices of the chosen rows in the order of choice, shape ``(size,)``, int64, on the device of ``features``.
 
     Raises:
-        ValueError: If ``size`` is not positive or less than the centers to start from, one of these is not an eligible
-            row or there are none, or distances are not finite or their squares near the end of the type's range.
+        ValueError: If ``size`` is less than 1 or than the number of first centers, if there are no first centers, if
+            one of them is not eligible, or if distances are not finite or too large to be squared safely.
 
     Example:
         >>> k_center_greedy(torch.randn(10_000, 64), size=100, first=0).shape
@@ -89,7 +89,7 @@ def k_center_greedy(
             leaders = leaders.sort().values  # ties go to the lowest index
             candidates, distances = features[rows[leaders]], nearest.distances[leaders]
             new = _choose(candidates, distances, outside, size - count)
-            if new is None:  # the rest are duplicates of centers
+            if new is None:  # all other rows are duplicates of centers
                 chosen[count:] = rows[0]
                 bar.update(size - count)
                 break
@@ -121,11 +121,11 @@ def _validate(features: torch.Tensor, size: int, first: torch.Tensor, rows: torc
 
 
 class _NearestCenters:
-    """Distance of every row to the nearest center that it has seen, which bounds that to the nearest of all centers."""
+    """Distance of every row to the nearest center that it has seen: an upper bound of that to the nearest of all."""
 
-    # Reduced rows, kept while they take at most half of the features' own memory: else made when they are needed
+    # Reduced rows, if they take at most half the memory of the features; otherwise None: they are computed when needed
     _points: torch.Tensor | None
-    # Distance of each row, and how many centers it has seen, from the first on; both of shape (rows,)
+    # Distance of each row, and how many centers it has seen, counted from the first; both of shape (rows,)
     distances: torch.Tensor
     seen: torch.Tensor
 
@@ -136,12 +136,12 @@ class _NearestCenters:
         self.distances = features.new_empty(len(rows))
         for part, out in zip(rows.split(CHUNK), self.distances.split(CHUNK), strict=True):
             torch.linalg.norm(features[part] - centers[0], dim=1, out=out)
-        # Rows lie within twice the largest one of any mean of theirs, so that no square below exceeds 64 of its own.
+        # Rows are at most twice the largest distance away from any mean of rows: no square below exceeds 64 of its own.
         if not self.distances.max() <= torch.finfo(features.dtype).max ** 0.5 / 8:
-            msg = "features hold NaN, infinite or so large values that distances overflow: check where they come from."
+            msg = "features contain NaN or infinity, or values so large that distances overflow: check their source."
             raise ValueError(msg)
         self.seen = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
-        # KCenterGreedy's squared distances round by this, relative to themselves.
+        # Relative rounding error of KCenterGreedy's squared distances
         self._rounding = torch.finfo(features.dtype).eps * (features.shape[1] + 8)
 
         sample = features[rows[:: max(1, len(rows) // SAMPLE_SIZE)]].double()
@@ -153,7 +153,7 @@ class _NearestCenters:
         self._reduce_to(max(leading, SMALLEST_AXES), features.dtype if _has_exact_products() else torch.float64)
 
     def _reduce_to(self, axes: int, dtype: torch.dtype) -> None:
-        """Compute bounds from some of the axes from here on."""
+        """Compute bounds from this many axes from now on."""
         self._axis_count = min(axes, self._axes.shape[1])
         self._leading = LeadingAxes(self._center, self._axes[:, : self._axis_count])
         width = self._axis_count + 1
@@ -169,19 +169,16 @@ class _NearestCenters:
                 out.copy_(self._reduce(self.features[part]))
 
     def _reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Reduce rows, in double precision: what is left are the errors of the sums in the bounds' matrix product."""
+        """Reduce rows in double precision, so that only the matrix product of the bounds has rounding errors."""
         return self._leading.reduce(features).to(self._center_points.dtype)
 
-    def _reduce_centers(self, count: int) -> None:
-        for start in range(self._reduced_centers, count, CHUNK):
-            part = slice(start, min(start + CHUNK, count))
-            points = self._reduce(self.centers[part])
-            self._center_points[part], self._center_norms[part] = points, points.square().sum(dim=1)
-        self._reduced_centers = count
-
     def bring_up_to_date(self, active: torch.Tensor, count: int) -> None:
-        """Let some rows see the first ``count`` centers."""
-        self._reduce_centers(count)
+        """Compare some rows with those of the first ``count`` centers that they have not seen."""
+        for first in range(self._reduced_centers, count, CHUNK):
+            new = slice(first, min(first + CHUNK, count))
+            points = self._reduce(self.centers[new])
+            self._center_points[new], self._center_norms[new] = points, points.square().sum(dim=1)
+        self._reduced_centers = count
         active = active[self.seen[active].argsort()]
         pairs = doubtful = coarse = 0
         start = 0
@@ -190,7 +187,7 @@ class _NearestCenters:
             first = oldest // STRIP * STRIP
             in_doubt, coarse_rows = self._compare(part, first, count)
             pairs += len(part) * (count - first)
-            doubtful += max(0, in_doubt - len(part))  # one for each row is to be expected
+            doubtful += max(0, in_doubt - len(part))  # one pair per row is expected
             coarse += coarse_rows
             self.seen[part] = count
             start += len(part)
@@ -202,7 +199,7 @@ class _NearestCenters:
                 self._reduce_to(2 * self._axis_count, dtype)
 
     def _compare(self, part: torch.Tensor, first: int, count: int) -> tuple[int, int]:
-        """Lower distances by the centers from ``first`` on; count pairs in doubt, and rows whose bounds are coarse."""
+        """Update distances with the centers from ``first`` on; count pairs in doubt, and rows with coarse bounds."""
         features, distances = self.features[self.rows[part]], self.distances[part]
         points = self._reduce(features) if self._points is None else self._points[part]
         norms = points.square().sum(dim=1)
@@ -210,7 +207,7 @@ class _NearestCenters:
         size = max(1, BLOCK_SIZE // (len(part) * STRIP)) * STRIP
         for start in range(first, count, size):
             block = slice(start, min(start + size, -(-count // STRIP) * STRIP))
-            # Squares without the rows' own norms, which are the same for all centers
+            # Squares without the norms of the rows, which are the same for all centers
             with without_autocast(points.device):
                 squares = torch.addmm(self._center_norms[block], points, self._center_points[block].T, alpha=-2)
             bounds = BoundsInStrips(squares)
@@ -229,20 +226,20 @@ class _NearestCenters:
         return in_doubt, int((self._errors(distances, norms) > COARSE * distances.square()).sum())
 
     def _limits(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Return how large bounds, without the rows' own norms, may be for centers that are as near as that."""
+        """Return the largest possible bounds, without the norms of the rows, of centers within some distances."""
         return distances.square() * (1 + self._rounding) - norms + self._errors(distances, norms)
 
     def _errors(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Bound the rounding errors of the bounds for centers that are as near as that."""
-        # They grow with the square of the sum of both lengths, and such a center is no longer than the row and that
+        """Return the largest possible rounding errors of the bounds of centers within some distances."""
+        # They grow with the square of the sum of both lengths. Such a center's is at most the row's plus the distance
         return self._bound_rounding * (2 * norms.sqrt() + distances).square()
 
 
 def _has_exact_products() -> bool:
-    """Return whether float32 products are those of all digits, and not of shorter numbers (TF32, bfloat16)."""
+    """Return whether matrix products of float32 use all digits, and not shorter types (TF32, bfloat16)."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # the backends were told each for itself, and not the same
+    except RuntimeError:  # the precision was set for each backend, and differs
         return False
 
 
@@ -266,7 +263,7 @@ def _largest(bounds: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
 
 
 def _choose(rows: torch.Tensor, distances: torch.Tensor, outside: float, limit: int) -> list[int] | None:
-    """Choose leaders farthest-first while one is farther than ``outside``; ``None`` if all are copies of centers."""
+    """Choose rows farthest-first while one is farther than ``outside``; ``None`` if all are copies of centers."""
     new: list[int] = []
     while len(new) < limit and len(rows):
         farthest = int(distances.argmax())

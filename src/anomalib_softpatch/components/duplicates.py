@@ -3,7 +3,7 @@
 
 """Duplicates: groups of training images that are one image, copied exactly or nearly.
 
-What several images show counts as normal, so that a defect whose image was copied would support itself. Therefore
+What several images show counts as normal, so a defect in an image that was copied would support itself. Therefore
 copies count as one image.
 """
 
@@ -17,28 +17,28 @@ from scipy.sparse.csgraph import connected_components
 from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.references import References
 
-# Which nearest image the distance to a copy is held against. More copies of one image than half of the last are not
-# recognized.
+# The distance to a copy is compared with that to the k-th nearest image, for these k. If one image has more copies than
+# half of the last k, they are not recognized.
 RANKS = (8, 16, 32)
-# The distance to the k-th nearest image grows with the root of k of the dimension of the family that the images are of.
-# Rigid objects that lie anywhere in any direction are a family of three dimensions. A copy is nearer than that allows.
+# For images from a family of d dimensions, the distance to the k-th nearest image grows as k^(1/d). Rigid objects in
+# any place and orientation are a family of three dimensions. A copy is nearer than that allows.
 DIMENSION = 3.0
-# With fewer images there is too little to tell a copy from a similar image by: exact copies only.
+# With fewer images, copies cannot be distinguished from similar images: only exact copies count.
 FEWEST_IMAGES = 20
 # Patches of an image that are compared, and how far from its own place a patch of a copy may be: on a grid of 32, two
 # patches cover a shift of 3 % and, at the edge, a rotation by 3 degrees
 MOST_PLACES, FEWEST_PLACES = 64, 9
 RADIUS = 2
-# Comparisons of two patches, so that thousands of images are compared at fewer places
+# Largest number of comparisons of two patches, so that thousands of images are compared at fewer places
 LARGEST_PRODUCT = 2**28
 # Elements of the largest temporary tensor, and images that are compared with others at a time
 BLOCK = 2**24
 IMAGES_AT_A_TIME = 512
-# With more images, each is compared with so many evenly spread ones only, and with those most like it as a whole; with
-# tens of thousands, with so few
+# With more images, each is compared only with this many evenly spread ones (with tens of thousands of images, with as
+# few as the second number), and with its candidates: those most similar to it as a whole
 MOST_COMPARED, FEWEST_COMPARED = 4096, 1024
 CANDIDATES = 8
-# Of what an image is like as a whole: regions, a side, whose mean features are compared, and dimensions that are kept
+# To compare images as a whole: regions per side whose mean features are used, and dimensions after projection
 REGIONS, DIMENSIONS = 4, 64
 
 
@@ -46,7 +46,7 @@ def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor, progres
     """Group the images that are copies of each other.
 
     Exact copies have the same hash. Near copies (saved again as JPEG, rotated by up to 3 degrees, shifted by up to 3 %,
-    photographed again in other light) are told by :func:`near_pairs`.
+    photographed again in different light) are found by :func:`near_pairs`.
 
     Args:
         hashes: Hash of the content of each image.
@@ -54,7 +54,7 @@ def duplicate_groups(hashes: Sequence[Hashable], features: torch.Tensor, progres
         progress: Show a progress bar.
 
     Returns:
-        Number of each image's group, shape ``(images,)``: 0, 1, ... in the order of the groups' first images.
+        Number of each image's group, shape ``(images,)``: 0, 1, ... in the order of the first images of the groups.
     """
     numbers: dict[Hashable, int] = {}
     exact = torch.tensor([numbers.setdefault(each, len(numbers)) for each in hashes])
@@ -80,20 +80,19 @@ def representatives(groups: torch.Tensor) -> torch.Tensor:
 def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Tensor | None = None) -> torch.Tensor:
     """Find pairs of images that are nearer to each other than different images are.
 
-    Most patches of each have the other image nearer than the k-th nearest image by the factor ``(k / 4)^(-1/3)``, for a
-    k of 8, 16 or 32. The distance to an image is that to its nearest patch at about the same place. Two images that are
-    like each other and unlike all others count as copies, too: nothing tells the two cases apart. Sets of fewer than 20
-    images are not searched.
+    For most patches of each image, the distance to the other image is less than ``(k / 4)^(-1/3)`` times the distance
+    to the k-th nearest image, for k = 8, 16 or 32. The distance to an image is that to its nearest patch at about the
+    same place. Two similar images that are unlike all others also count as copies: the two cases look the same. Sets of
+    fewer than 20 images are not searched.
 
-    Of more than 4,096 images, the k-th nearest is looked for among ``m`` evenly spread ones, 4,096 and less, and 1,024
-    of 30,000 and more. Among all ``n`` images its rank is about ``k n / m``, and the factor is that of this rank. Only
-    pairs are compared that are most like each other as a whole. So the time grows with the number of images, not with
-    its square.
+    With more than 4,096 images, the k-th nearest is searched among ``m`` evenly spread ones, from 4,096 down to 1,024
+    for about 30,000 images. Among all ``n`` images its rank is about ``k n / m``, which gives the factor. Only pairs
+    that are most similar as a whole are compared, so the time grows with the number of images, not with its square.
 
     Args:
         features: Features of the patches, shape ``(images, height, width, channels)``.
         progress: Show a progress bar.
-        chosen: Indices of the images to look at, shape ``(images,)``. Default: all. Features on disk stay there.
+        chosen: Indices of the images to compare, shape ``(images,)``. Default: all. Features on disk stay there.
 
     Returns:
         Places in ``chosen``, each pair once, ascending, shape ``(pairs, 2)``.
@@ -149,7 +148,7 @@ def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Ten
 def _squares_of_pairs(
     queries: torch.Tensor, windows: torch.Tensor, center: torch.Tensor, one: torch.Tensor, other: torch.Tensor
 ) -> torch.Tensor:
-    """Return squared distances of a patch of some images to the nearest in the window of others, shape ``(pairs,)``."""
+    """Return squared distances of patches, one of each image, to the nearest in the window of the other image."""
     size = max(1, BLOCK // windows[0].numel())
     return torch.cat(
         [
@@ -160,7 +159,7 @@ def _squares_of_pairs(
 
 
 def _likely_pairs(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return each image with those most like it as a whole, each pair once, ascending, shape ``(pairs, 2)``."""
+    """Return each image with those most similar to it as a whole, each pair once, ascending, shape ``(pairs, 2)``."""
     images, channels = len(rows), features.shape[-1]
     # Mean features of regions, which a shift of a few percent hardly changes
     matrix = torch.randn(channels * REGIONS**2, DIMENSIONS, generator=torch.Generator().manual_seed(0))
@@ -183,8 +182,8 @@ def _likely_pairs(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _places(height: int, width: int, most: int) -> list[int]:
-    """Return numbers of positions, at most so many or a few, evenly spread over the grid without its border."""
-    # What a rotation or a shift brings in at the border, be it black, makes different images alike
+    """Return numbers of positions, at most ``most`` or a few, evenly spread over the grid without its border."""
+    # A rotation or a shift fills the border, for example with black, which makes different images similar
     side = int(max(FEWEST_PLACES, min(MOST_PLACES, most)) ** 0.5)
     lines = []
     for length in (height, width):

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Feature cache: patch features on disk, found again by what went into the backbone."""
+"""Feature cache: patch features on disk, looked up by the input of the backbone."""
 
 import hashlib
 import logging
@@ -22,33 +22,32 @@ from anomalib_softpatch.files import atomic_output
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-RESERVE = 0.5 * GIB  # of the disk that is left free
+RESERVE = 0.5 * GIB  # that stay free on the disk
 ADVICE = "Give feature_cache a folder on a larger disk, delete what is not needed there, or do without feature_cache."
 
 
 class FeatureCache:
-    """Extract features of images, each once for all processes that share a folder.
+    """Extract the features of each image once for all processes that share a folder.
 
-    What is looked up is the tensor that would go into the backbone, and everything that the features depend on beside
-    it: weights, structure and layers of the backbone, patch embedding, numeric precision, kind of device, and versions
-    of the libraries. So neither a changed file, nor another size, nor an augmentation can lead to features of something
-    else. Each image has one file, which is complete when it is there; one that is damaged is computed again. Entries
-    hold numbers only, and no code is run to read them.
+    An entry is looked up by the input tensor of the backbone, and by everything else that the features depend on:
+    weights, structure and layers of the backbone, patch embedding, numeric precision, kind of device, and versions of
+    the libraries. So a changed file, another size or an augmentation never gets wrong features. Each image has one
+    file, complete as soon as it exists; a damaged one is computed again. Reading entries runs no code.
 
-    The features are those of the extractor bit for bit where its results do not depend on which images pass through it
-    together, as on a CPU. Nothing is ever deleted: the folder can be, at any time between two runs.
+    The features equal those of the extractor bit for bit if its results do not depend on which images pass through it
+    together, as on a CPU. The cache deletes nothing; the folder may be deleted at any time between two runs.
 
     Args:
-        extractor: Computes what is not found. Its weights must not change while the cache is used.
-        folder: Folder of the cache, made if need be. Backbones and versions have a subfolder each.
+        extractor: Computes the features that are not found. Its weights must not change while the cache is used.
+        folder: Folder of the cache, created if necessary. Each backbone and version has a subfolder.
 
     Attributes:
-        folder: Subfolder that this extractor's features are in.
+        folder: Subfolder of this extractor's features.
         found: Number of images whose features were found.
         computed: Number of images whose features were computed.
 
     Raises:
-        OSError: If the folder cannot be made.
+        OSError: If the folder cannot be created.
     """
 
     def __init__(self, extractor: PatchFeatureExtractor, folder: str | Path) -> None:
@@ -68,7 +67,7 @@ class FeatureCache:
         """Return the features of all patches, see :class:`PatchFeatureExtractor`, on the device of the images.
 
         Raises:
-            OSError: If the disk is full or the folder cannot be written to. What was written stays.
+            OSError: If the disk is full or the folder cannot be written to. Files already written stay.
         """
         files = [self.folder / f"{key}.safetensors" for key in _keys(images)]
         features = [self._read(file) for file in files]
@@ -81,14 +80,14 @@ class FeatureCache:
         return torch.stack([known.to(images.device) for known in features if known is not None])
 
     def check_space(self, done: int, total: int) -> str:
-        """Say in a sentence what the features of all images take on the disk, and refuse one that has no room for them.
+        """Return a sentence about the disk space that the features of all images take, if there is enough.
 
         Args:
-            done: Number of images whose features have been asked for.
+            done: Number of images whose features were found or computed so far.
             total: Number of all images.
 
         Raises:
-            OSError: If there is too little room.
+            OSError: If there is too little space.
         """
         expected = self._size / done * total
         present = sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
@@ -96,16 +95,16 @@ class FeatureCache:
         if expected - present > free - RESERVE:
             msg = (
                 f"The features of {total} images take {_gib(expected)} in feature_cache={str(self.folder.parent)!r}, "
-                f"of which {_gib(present)} are there, but its disk has {_gib(free)} left. {ADVICE}"
+                f"of which {_gib(present)} are there, but its disk has only {_gib(free)} free. {ADVICE}"
             )
             raise OSError(msg)
         return (
-            f"Features of {total} images: {_gib(expected)} in {self.folder.parent}, where {_gib(present)} are already; "
-            f"{_gib(free)} of its disk are free."
+            f"The features of {total} images take {_gib(expected)} in {self.folder.parent}, of which {_gib(present)} "
+            f"are there. Its disk has {_gib(free)} free."
         )
 
     def _read(self, file: Path) -> torch.Tensor | None:
-        """Return the features in a file; ``None`` if it is not there or not whole."""
+        """Return the features in a file; ``None`` if it does not exist or is damaged."""
         try:
             content = file.read_bytes()
         except FileNotFoundError:
@@ -117,7 +116,7 @@ class FeatureCache:
             logger.warning("%s is damaged and is computed again: %s", file, error)
             return None
         if zlib.crc32(raw_bytes(features)) != checksum:
-            logger.warning("%s is damaged and is computed again: its checksum is another one", file)
+            logger.warning("%s is damaged and is computed again: its checksum does not match", file)
             return None
         self._size += len(content)
         return features
@@ -131,7 +130,7 @@ class FeatureCache:
         except OSError as error:
             msg = (
                 f"The features of an image could not be written to feature_cache={str(self.folder.parent)!r}: "
-                f"{error.strerror}. Those of {self.computed} others are there and will be found again. {ADVICE}"
+                f"{error.strerror}. Those of {self.computed} others are there and will be used again. {ADVICE}"
             )
             raise OSError(msg) from error
         self._size += len(content)
@@ -139,9 +138,8 @@ class FeatureCache:
 
 
 def _fingerprint(extractor: PatchFeatureExtractor) -> str:
-    """Return what tells apart extractors, and versions of what they compute with."""
+    """Return a hash of an extractor and of the versions that it computes with."""
     device = next((parameter.device.type for parameter in extractor.parameters()), "cpu")
-    # The weights alone do not say what is computed with them, nor does the structure alone.
     parts = (
         __version__, torch.__version__, timm.__version__, device, extractor.layers, extractor.patch_embedding,
         repr(extractor), hash_module(extractor),
@@ -150,7 +148,7 @@ def _fingerprint(extractor: PatchFeatureExtractor) -> str:
 
 
 def _keys(images: torch.Tensor) -> list[str]:
-    """Return a hash of each image and of the precision that it is computed in."""
+    """Return a hash of each image together with the precision of the computation."""
     device = images.device.type
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
     settings = f"{describe(images[:1])} {autocast} {torch.get_float32_matmul_precision()}\n".encode()

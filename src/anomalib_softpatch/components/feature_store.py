@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Feature store: the patch features of the training images, held once, batch by batch, in memory or on disk."""
+"""Feature store: the patch features of the training images, stored once, batch by batch, in memory or on disk."""
 
 import contextlib
 import math
@@ -12,28 +12,28 @@ from pathlib import Path
 
 import torch
 
-# Features and what is made of them are both held
+# Share of the machine's memory for features; what is computed from them takes about as much
 MEMORY_SHARE = 0.25
 
 
 class FeatureStore:
     """Keep the features of all training images until the memory bank is built from them.
 
-    The images are numbered by their keys, so that the results do not depend on the order in which the images came;
-    without keys, in the order in which they came.
+    The images are numbered by their keys, so that the results do not depend on the order in which the images arrive;
+    without keys, in the order of arrival.
 
-    Batches are never stacked: what needs all features reads them batch by batch, so that the features are held once.
-    Beyond ``memory_budget`` further batches, and projections of all features, go to a temporary folder and are mapped
-    into memory from there. The folder is removed with the store, also when an error ends the fit or the interpreter.
+    Batches are never stacked: all features are read batch by batch, so that they are stored only once. Batches beyond
+    ``memory_budget``, and projections of all features that exceed it, go to a temporary folder and are mapped into
+    memory from there. The folder is removed with the store, even when an error ends the fit or the interpreter.
 
     Args:
-        dtype: Type to hold the features in. ``torch.float16`` halves the memory; distances between unit-scale features
-            then err by about 1e-3 relative. Default: as they arrive.
-        memory_budget: Bytes of features to hold in memory. Default: no limit.
-        folder: Where the temporary folder is made. Default: the system's.
+        dtype: Type to store the features in. ``torch.float16`` halves the memory; distances between unit-scale features
+            then have relative errors of about 1e-3. Default: as they arrive.
+        memory_budget: Bytes of features to keep in memory. Default: no limit.
+        folder: Where the temporary folder is created. Default: the system's.
 
     Attributes:
-        device: Device of the features that are held in memory.
+        device: Device of the features that are kept in memory.
 
     Example:
         >>> store = FeatureStore()
@@ -69,12 +69,12 @@ class FeatureStore:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of the images in the order of their numbers; empty if some came without."""
+        """Keys of the images in the order of their numbers; empty if any image came without a key."""
         keys = [key for key in self._keys if key is not None]
         return tuple(sorted(keys)) if len(keys) == len(self._keys) else ()
 
     def batches(self) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
-        """Yield the features in the order in which they came, with their keys."""
+        """Yield the features in the order of arrival, with their keys."""
         start = 0
         for batch in self._batches:
             keys = self._keys[start : start + len(batch)]
@@ -86,10 +86,11 @@ class FeatureStore:
 
         Args:
             features: Shape ``(images, height, width, channels)``.
-            keys: What tells the images apart and orders them, their paths for example, one for each.
+            keys: What identifies and orders the images, for example their paths; one for each image.
 
         Raises:
-            ValueError: If they are of another shape than that or than those before, or keys are missing.
+            ValueError: If the shape is not of this kind or differs from that of earlier features, or if the number of
+                keys is wrong.
             OSError: If the features do not fit on the disk.
         """
         check_features(features)
@@ -103,13 +104,13 @@ class FeatureStore:
             raise ValueError(msg)
         all_keys = [None] * len(features) if keys is None else [str(key) for key in keys]
         if len(all_keys) != len(features):
-            msg = f"{len(all_keys)} keys came with the features of {len(features)} images: give one for each."
+            msg = f"keys must be one for each of the {len(features)} images, got {len(all_keys)}."
             raise ValueError(msg)
         self.device = features.device
         features = features.detach().to(self.dtype or features.dtype)
         size = features.numel() * features.element_size()
         if self.memory_budget is not None and self._held + size > self.memory_budget:
-            mapped = self._map(features.shape, features.dtype, f"Features of image {len(self._keys) + 1} and on")
+            mapped = self._map(features.shape, features.dtype, f"Features from image {len(self._keys) + 1} on")
             features = mapped.copy_(features)
         else:
             self._held += size
@@ -118,13 +119,13 @@ class FeatureStore:
         self._order = None
 
     def _map(self, shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.Tensor:
-        """Return a tensor of zeros, for what is said, that is mapped from a new file."""
+        """Return a tensor of zeros that is mapped from a new file; ``what`` names its future content in messages."""
         if self._spill is None:
             self._spill = tempfile.TemporaryDirectory(prefix="anomalib-softpatch-", dir=self.folder)
         folder, size = self._spill.name, math.prod(shape)
         handle, name = tempfile.mkstemp(dir=folder)
         try:
-            # Room that is only promised would end the process with a bus error once the disk is full.
+            # Without allocated space, the process would end with a bus error once the disk is full.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, size * dtype.itemsize)
             else:
@@ -134,19 +135,19 @@ class FeatureStore:
             self.clear()
             msg = (
                 f"{what} do not fit on the disk that holds {folder}: {error}. Free space there, set the environment "
-                "variable TMPDIR to a folder on a larger disk, or hold more in memory (memory_budget of a model)."
+                "variable TMPDIR to a folder on a larger disk, or keep more in memory (memory_budget of a model)."
             )
             raise OSError(msg) from error
         os.close(handle)
         # Shared, so that the pages belong to the file and the system may drop them from memory.
         mapped = torch.from_file(name, shared=True, size=size, dtype=dtype)
-        # The mapping keeps the data, and a killed process leaves nothing behind. Windows removes no file in use.
+        # The mapping keeps the data, and a killed process leaves no file behind. Windows does not remove files in use.
         with contextlib.suppress(PermissionError):
             Path(name).unlink()
         return mapped.view(*shape)
 
     def _arrivals(self) -> torch.Tensor:
-        """Return when each image came, by its number, shape ``(images,)``."""
+        """Return the place of each image in the order of arrival, by its number, shape ``(images,)``."""
         if self._order is None:
             order = range(len(self._keys))
             by_key = sorted(order, key=lambda place: str(self._keys[place])) if self.keys else order
@@ -162,7 +163,7 @@ class FeatureStore:
 
         Returns:
             Shape ``(images, height, width, dimensions)`` in the order of the images' numbers, float32, on the device of
-            the matrix or else of the features. On disk where it is larger than ``memory_budget``.
+            the matrix or, without one, of the features. On disk where it is larger than ``memory_budget``.
         """
         count, height, width, channels = self.shape
         device = self.device if matrix is None else matrix.device
@@ -191,7 +192,7 @@ class FeatureStore:
 
         Args:
             device: Where to put them. Default: the device of the features.
-            size: Put batches together as long as they have no more images than that. Default: as they came.
+            size: Join batches as long as they have no more images than this. Default: as they arrived.
         """
         device = device or self.device
         numbers = self._arrivals().argsort().to(device)
@@ -217,7 +218,7 @@ class FeatureStore:
         rows = torch.empty(len(indices), channels, device=indices.device)
         images = indices.cpu() // patches
         place = self._arrivals()[images]
-        # Sorted, so that only the batches are looked into that have some of them
+        # Sorted, so that each batch that contains some of them is read once
         place, order = place.sort(stable=True)
         ends = torch.tensor([len(batch) for batch in self._batches]).cumsum(dim=0)
         batch_of = torch.searchsorted(ends, place, right=True)
@@ -232,7 +233,7 @@ class FeatureStore:
 
 
 def default_memory_budget() -> float | None:
-    """Return the bytes of features that the commands hold in memory: a quarter of the machine's, if that is known."""
+    """Return the bytes of features that commands keep in memory: a quarter of the machine's; ``None`` if unknown."""
     names = getattr(os, "sysconf_names", {})
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):  # Windows
         return None

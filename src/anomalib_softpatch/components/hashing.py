@@ -9,13 +9,13 @@ import torch
 
 
 def describe(tensor: torch.Tensor) -> str:
-    """Return the type and shape of a tensor as a text."""
+    """Return the type and shape of a tensor as text."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the values of a tensor as bytes, row by row."""
-    # Reshaped first, because a scalar cannot be viewed as bytes.
+    # Reshaped first, because a scalar cannot be viewed as bytes
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

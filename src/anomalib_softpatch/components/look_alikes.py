@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Look-alikes: what a suspicious patch is nearest to in other images, and which images show the same odd thing."""
+"""Look-alikes: the nearest patches of a suspicious one in other images, and images that show the same odd thing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,9 @@ class NearestInImages:
     """The nearest patch of each image to some patches.
 
     Attributes:
-        distances: To the nearest patch that it may be compared with, of every image, shape ``(q, images)``; infinite
-            for the patch's own image.
-        places: Position of that patch in the grid, shape ``(q, images)``.
-        anywhere: Distance to the nearest of all patches of every image, likewise.
+        distances: Distance to the nearest patch in the neighborhood, shape ``(q, images)``, infinite for the own image.
+        places: Position of that nearest patch in the grid, shape ``(q, images)``.
+        anywhere: Distance to the nearest of all patches, shape ``(q, images)``, infinite for the own image.
     """
 
     distances: torch.Tensor
@@ -31,7 +30,7 @@ class NearestInImages:
     anywhere: torch.Tensor
 
     def nearest(self, query: int, count: int) -> list[tuple[int, int, float]]:
-        """Return image, position and distance of the patches nearest to one, one of each image, nearest first."""
+        """Return image, position and distance of the patches nearest to one, at most one per image, nearest first."""
         order = self.distances[query].sort(stable=True)
         found = zip(order.indices[:count].tolist(), order.values[:count].tolist(), strict=True)
         return [(image, int(self.places[query, image]), each) for image, each in found if each < float("inf")]
@@ -47,7 +46,7 @@ def nearest_in_images(
         features: Features of all patches, shape ``(images, height, width, channels)``.
         images: Image of each of the patches.
         places: Position of each of the patches in the grid.
-        neighborhood: Compare patches up to so many grid positions away, or of the whole image (``"image"``).
+        neighborhood: Largest distance in rows and columns of the positions to compare; ``"image"``: all positions.
     """
     count, height, width, channels = features.shape
     own = torch.tensor(images, dtype=torch.long, device=features.device)
@@ -76,17 +75,17 @@ def nearest_in_images(
 def look_alike_groups(anywhere: torch.Tensor, images: Sequence[int]) -> list[list[int]]:
     """Group suspicious images that show the same odd thing.
 
-    Two of them do if the oddest patch of either is nearer to the other image, wherever in it, than to all images that
-    are not suspicious. By chance the nearest of ``n + 1`` images is that one in one of ``n + 1`` cases only, and in
-    both directions more seldom. In a group, this is so of every pair (complete linkage).
+    Two of them do if the oddest patch of each is nearer to some patch of the other image than to all images that are
+    not suspicious. By chance, the nearest of ``n + 1`` images is the other one in only one of ``n + 1`` cases, and both
+    directions together are rarer. In a group, this holds for every pair (complete linkage).
 
     Args:
         anywhere: Distance of the oddest patch of each suspicious image to the nearest patch of every image, infinite
             for its own, shape ``(q, all images)``.
-        images: Number of each suspicious image among all, ``q`` of them.
+        images: Number of each of the ``q`` suspicious images among all images.
 
     Returns:
-        The images of each group of two or more, as places in the order given; the groups in the order of their first.
+        The images of each group of two or more, as places in ``images``; groups are in the order of their first image.
     """
     usual = torch.ones(anywhere.shape[1], dtype=torch.bool)
     usual[list(images)] = False

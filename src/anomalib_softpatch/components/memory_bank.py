@@ -1,10 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Denoising memory bank: from the features of noisy training images to patches and weights to compare with.
+"""Denoising memory bank: from the features of noisy training images to patches with weights and support radii.
 
-The stages: features -> discriminator scores -> kept patches and weights -> coreset ->
-support radii -> bank.
+The stages: features -> noise scores -> kept patches -> coreset -> weights and support radii -> bank.
 """
 
 import logging
@@ -38,27 +37,27 @@ from anomalib_softpatch.options import (
 
 logger = logging.getLogger(__name__)
 
-# Images known to support a patch beyond those that its radius is made of: so many may be set aside later
+# Images that are found to support a patch in addition to those that its radius needs: this many may be set aside later
 SPARE_IMAGES = 8
 
 
 @dataclass(frozen=True, eq=False)
 class DenoisingResult(MemoryBank):
-    """What a fit gives: a memory bank and how it came about.
+    """Result of a fit: a memory bank and how it was made.
 
     Patches are numbered ``image * height * width + row * width + column``. There is one bank range per threshold.
-    Weights are ones without soft weights, radii are calibrated, and zeros with ``min_images=1``.
+    All weights are 1 without soft weights. Radii are calibrated; all are 0 with ``min_images=1``.
 
     Attributes:
-        indices: Which training patch each of the bank's is, shape ``(m,)``.
-        scores: Noise scores of all training patches; ``None`` if nothing asked for scores.
+        indices: Number of the training patch in each row of the bank, shape ``(m,)``.
+        scores: Noise scores of all training patches; ``None`` if no option needs them.
         kept: Patches that each bank kept, boolean, shape ``(banks, images, height, width)``.
         shares: Share of all patches that was to be removed from each bank.
-        support: Factors of the distances to the k-th nearest images, by k, of which radii are made; empty for no radii.
-        support_images: Images that support the patches of the bank, more of them than radii are made of; ``None`` for
-            no radii.
+        support: Factors of the distances to the k-th nearest images that give the radii, by k; empty for no radii.
+        support_images: Images that support the patches of the bank, more of them than the radii need; ``None`` for no
+            radii.
         groups: Number of each image's group of duplicates, see :func:`duplicate_groups`, shape ``(images,)``.
-        keys: Keys of the images in their order; empty if some came without.
+        keys: Keys of the images in their order; empty if any image came without a key.
     """
 
     radii: torch.Tensor
@@ -77,14 +76,14 @@ class DenoisingMemoryBank:
     """Build memory banks from patch features that contain noise.
 
     Args:
-        discriminators: Names of the noise discriminators. One: its scores are used as they are (SoftPatch). Several:
-            the mean of their ranks (SoftPatch+).
+        discriminators: Names of the noise discriminators. The scores of a single one are used as they are (SoftPatch);
+            of several, the mean of their ranks is used (SoftPatch+).
         thresholds: Share of all patches to remove, tau in the papers: one value, or two for two banks.
-        soft_weight: Weigh the patches of the bank by their noise scores. For a single discriminator: ``True`` for the
-            paper's weight (the local outlier factor as it is, 1 + score for the others). For fused ranks r: ``"rank"``
-            for 1 + r; ``"lof"`` for the local outlier factor; ``True`` for the default of SoftPatch+, see there.
+        soft_weight: Weight the patches of the bank by their noise scores. For a single discriminator, ``True`` gives
+            the paper's weight: the local outlier factor itself, or 1 + score for the others. For fused ranks r,
+            ``True`` and ``"rank"`` give 1 + r, and ``"lof"`` gives the local outlier factor.
 
-    The other options: see :class:`~anomalib_softpatch.models.SoftPatch`.
+    For the other options see :class:`~anomalib_softpatch.models.SoftPatch`.
 
     Attributes:
         progress: Whether to show progress bars.
@@ -121,7 +120,7 @@ class DenoisingMemoryBank:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether patches have to be scored: not if none is removed, weighed or given a radius, which is PatchCore."""
+        """Whether patches need noise scores: not if none is removed, weighted or given a radius, as in PatchCore."""
         return bool(self.soft_weight) or any(self.thresholds) or self.has_radii
 
     @property
@@ -130,12 +129,12 @@ class DenoisingMemoryBank:
         return self.min_images != 1
 
     def fit(self, features: torch.Tensor | FeatureStore) -> DenoisingResult:
-        """Score all patches, remove the noisiest, choose coresets of the rest and weigh them.
+        """Score all patches, remove the noisiest, choose coresets from the others and weight them.
 
-        The global random generators are left as they were.
+        The state of the global random generators does not change.
 
         Args:
-            features: Shape ``(images, height, width, channels)``, or a store of such.
+            features: Shape ``(images, height, width, channels)``, or a store of such features.
 
         Raises:
             ValueError: If there are no features, or too few images or patches.
@@ -169,10 +168,10 @@ class DenoisingMemoryBank:
             hashes = [sha256(image.cpu().numpy().tobytes()).digest() for image in projected]
             groups = duplicate_groups(hashes, projected, self.progress)
             different = representatives(groups)
-            # In the papers each image has a vote. Copies of one image have nothing else to be compared with.
+            # In the papers every image counts. If all are copies of one image, there is nothing else to compare with.
             once = self.has_radii and 1 < len(different) < images
             if once:
-                del projected  # there may not be room for both
+                del projected  # there may not be memory for both
                 projected = store.project(matrix, different)
             support = support_of(self.min_images, len(different))
             scores = score_patches(
@@ -189,7 +188,7 @@ class DenoisingMemoryBank:
             if once:
                 by_name = {name: values[groups] for name, values in scores.by_discriminator.items()}
                 scores = PatchScores(scores.fused[groups], by_name)
-            del projected  # of the size of the features, and what follows has better uses for the memory
+            del projected  # as large as the features: the next steps need the memory
         if scores is None:
             kept = torch.ones(len(self.thresholds), *store.shape[:3], dtype=torch.bool)
         else:
@@ -226,7 +225,7 @@ class DenoisingMemoryBank:
         device = store.device
         images, height, width, channels = store.shape
         # The random numbers are drawn in the order in which KCenterGreedy draws them, so that equal seeds give equal
-        # coresets. Its projection only asks for the shape, which an expanded scalar has without the memory.
+        # coresets. Its projection only needs the shape, which an expanded scalar has without the memory.
         projection = SparseRandomProjection(eps=0.9)
         projection.fit(torch.empty(1, device=device).expand(images * height * width, channels))
         projected = store.project(projection.sparse_random_matrix.T.contiguous()).flatten(0, 2)
@@ -237,7 +236,7 @@ class DenoisingMemoryBank:
                 coresets.append(coresets[0])
                 continue
             eligible = mask.nonzero().squeeze(1)
-            # Of the CPU's generator, as KCenterGreedy draws on a CPU: another device then starts from the same patch
+            # Drawn by the generator of the CPU, as by KCenterGreedy, so that every device starts from the same patch
             first = eligible[torch.randint(high=len(eligible), size=(1,)).to(device)]
             may_be_chosen = None if mask.all() else mask
             coresets.append(k_center_greedy(projected, min(size, len(eligible)), first, may_be_chosen, self.progress))
@@ -247,8 +246,8 @@ class DenoisingMemoryBank:
         """Return the weights of some patches (SoftPatch, section 3.4).
 
         Args:
-            scores: Noise scores of all patches; ``None``: all weights are 1.
-            indices: Which patches, shape ``(m,)``.
+            scores: Noise scores of all patches; if ``None``, all weights are 1.
+            indices: Numbers of the patches, shape ``(m,)``.
 
         Returns:
             Shape ``(m,)``, 0 or more.
@@ -264,9 +263,9 @@ class DenoisingMemoryBank:
 
 
 def keep_mask(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Tell which patches stay when the highest-scoring share of ALL patches is removed (SoftPatch, section 3.3).
+    """Return which patches stay when the highest-scoring share of ALL patches is removed (SoftPatch, section 3.3).
 
-    Patches that tie with the last one that stays, stay too, so that at least one always does.
+    Patches that tie with the last one that stays also stay, so that at least one always does.
 
     Args:
         scores: Noise scores of any shape.
@@ -283,12 +282,12 @@ def keep_mask(scores: torch.Tensor, threshold: float) -> torch.Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators for a block, and leave them as they were.
+    """Seed the global generators for a block, and restore their state afterward.
 
     Anomalib's random projection draws from NumPy's global generator and PatchCore's first center from PyTorch's.
     """
     state = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # explicit: several would be warned of
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # explicit: otherwise several devices give a warning
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
@@ -303,8 +302,6 @@ def _overlap_ranges(coresets: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[t
         return coresets[0], ((0, len(coresets[0])),)
     # A coreset repeats a row once all eligible ones coincide with centers
     first, second = (each[representatives(each).sort().values.to(each.device)] for each in coresets)
-    # Patches of the first only, of both, of the second only
     shared = torch.isin(first, second)
-    rest = second[~torch.isin(second, first)]
-    indices = torch.cat((first[~shared], first[shared], rest))
+    indices = torch.cat((first[~shared], first[shared], second[~torch.isin(second, first)]))
     return indices, ((0, len(first)), (len(first) - int(shared.sum()), len(indices)))

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from scipy.stats import median_abs_deviation, norm
 
-ROUNDING = 1e-9  # 0.05 of 20 images is one of them
+ROUNDING = 1e-9  # so that 0.05 of 20 images is one image
 
 
 @dataclass(frozen=True)
 class OutOfBagScores:
-    """Scores of training images against the memory bank without the patches that they brought into it themselves.
+    """Scores of training images, each against the memory bank without the patches from the image itself.
 
     Attributes:
         image_scores: Image scores, shape ``(images,)``.
@@ -27,23 +27,23 @@ class OutOfBagScores:
 
 
 def decided_threshold(scores: torch.Tensor, decided: torch.Tensor, false_alarms: float) -> tuple[float, list[int]]:
-    """Return the score that an allowed share of good images reaches, where people have decided about the highest ones.
+    """Return the threshold for a share of false alarms, if people have decided about the images that score highest.
 
-    People decide about images that look suspicious, so that the scores of those that they call good are no sample of
-    good images. But where all images from some score on are decided, it does not matter how they were chosen: how many
-    good images score as much is known. Of ``n`` images, a new one scores above the ``k``-th highest in ``k / (n + 1)``
-    of cases, if it is drawn from the same (the rank of any of ``n + 1`` is as likely as any other). So the threshold is
-    the ``k``-th highest score with the largest ``k`` for which that is the share or less.
+    People decide about images that look suspicious, so the images that they call good are not a random sample. But if
+    all images above some score are decided, it does not matter how they were chosen: it is known how many good images
+    score that high. A new image scores above the ``k``-th highest of ``n`` images with a probability of ``k / (n + 1)``
+    if it is drawn from the same distribution, since all ``n + 1`` ranks are equally likely. So the threshold is the
+    ``k``-th highest score, with the largest ``k`` for which this probability does not exceed the share.
 
     Args:
-        scores: Scores of images as if they were new, without those that are known to be defects, chosen regardless of
-            what they show, shape ``(n,)``.
-        decided: Which of them are said to be normal, boolean of shape ``(n,)``.
+        scores: Scores of images as if they were new, shape ``(n,)``, without known defects. The choice of the images
+            must not depend on what they show.
+        decided: Which of them people have called normal, boolean of shape ``(n,)``.
         false_alarms: Share of normal images that may exceed the threshold, above 0 and below 1.
 
     Returns:
-        The threshold, not a number if it cannot be said; and which of the images it takes decisions about, the highest
-        first: none also if there are fewer images than that share can be told of.
+        The threshold, NaN if it is not known; and the images that still need a decision, the highest score first, or
+        none if the images are too few for this share.
     """
     count = math.floor(false_alarms * (len(scores) + 1) + ROUNDING)
     if count < 1 or not bool(scores.isfinite().all()):
@@ -54,18 +54,18 @@ def decided_threshold(scores: torch.Tensor, decided: torch.Tensor, false_alarms:
 
 
 def false_alarm_threshold(scores: torch.Tensor, false_alarms: float) -> float:
-    """Return the score that an allowed share of normal images exceeds, from scores among which are those of defects.
+    """Return the score that a given share of normal images exceeds, from scores that include those of defects.
 
-    How many defects there are is not known, only that they are less than half and that most lie in the upper tail. The
-    median and the median absolute deviation are hardly moved by a tail; on a logarithmic scale, where the largest
-    distances of images are about symmetrical, normal images are taken to follow the normal distribution that they give.
+    The number of defects is not known, only that they are less than half of the images and that most are in the upper
+    tail, which hardly changes the median and the median absolute deviation. On a logarithmic scale, image scores are
+    about symmetrical. There, normal images are assumed to follow the normal distribution with this median and spread.
 
     Args:
-        scores: Out-of-bag scores, 0 or more, shape ``(n,)``; those that are not finite are left out.
+        scores: Out-of-bag scores, 0 or more, shape ``(n,)``; scores that are not finite are left out.
         false_alarms: Share of normal images that may exceed the threshold, above 0 and below 1.
 
     Returns:
-        The threshold; not a number if there are no finite scores.
+        The threshold; NaN if there are no finite scores.
     """
     values = scores[scores.isfinite()].double().cpu().numpy()
     if not len(values):

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Patch features: intermediate layers of a frozen backbone, each patch with its 3 x 3 neighborhood."""
+"""Patch features: intermediate layers of a frozen backbone, with the 3 x 3 neighborhood of each patch."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,7 +18,7 @@ from anomalib_softpatch.options import check_choice
 
 # Values that "unfold" pools each layer, and the layers together, to (PatchCore; the official code of SoftPatch)
 POOLED_CHANNELS = 1024
-# Images that pass through the backbone together on a CPU: what they leave between two layers should stay in the cache
+# Images that pass through the backbone together on a CPU: few, so that the outputs of a layer stay in its cache
 CPU_BATCH = 4
 
 
@@ -34,7 +34,7 @@ class PatchFeatureExtractor(nn.Module):
 
     Raises:
         ValueError: If a layer or the patch embedding is unknown.
-        RuntimeError: If the weights cannot be had.
+        RuntimeError: If the weights cannot be loaded.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PatchFeatureExtractor(nn.Module):
         """
         if images.device.type != "cpu" or is_traced():
             return self._extract(images).permute(0, 2, 3, 1).contiguous()
-        # CPUs convolve fastest with a position's channels side by side, which is also how patches are stored.
+        # CPUs convolve fastest with the channels of a position next to each other, as patches are stored, too.
         parts = images.contiguous(memory_format=torch.channels_last).split(CPU_BATCH)
         return torch.cat([self._extract(part).permute(0, 2, 3, 1) for part in parts])
 
@@ -79,12 +79,12 @@ class PatchFeatureExtractor(nn.Module):
                 self.check_size(*images.shape[-2:])
             raise
         features = [by_layer[layer].float() for layer in self.layers]
-        del by_layer  # in half precision these are copies
+        del by_layer  # in half precision the features are copies
         size = features[0].shape[-2:]
         if self.patch_embedding == "average":
             features = [self.average(feature) for feature in features]
         else:
-            # Pooling acts on channels and resizing on positions: either order gives the same, this one is cheaper.
+            # Pooling acts on channels and resizing on positions: both orders give the same, but this one is cheaper.
             features = [pool_channels(unfold(feature), POOLED_CHANNELS) for feature in features]
         resized = [F.interpolate(feature, size=size, mode="bilinear") for feature in features[1:]]
         stacked = torch.cat([features[0], *resized], dim=1)
@@ -92,7 +92,7 @@ class PatchFeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the grid of patches of an image, whose size is in pixels: one is tried.
+        """Return height and width of the grid of patches of an image of a size in pixels, by trying one.
 
         Raises:
             ValueError: See :meth:`check_size`.
@@ -102,7 +102,7 @@ class PatchFeatureExtractor(nn.Module):
         return features.shape[1], features.shape[2]
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size in pixels, nearest to one, that the backbone takes; that one where none is known."""
+        """Return the size in pixels that the backbone takes and that is nearest to this one; if unknown, this one."""
         backbone = self.backbone
         if not isinstance(backbone, TimmBackbone) or backbone.takes(height, width):
             return height, width
@@ -112,7 +112,7 @@ class PatchFeatureExtractor(nn.Module):
         """Refuse images of a size in pixels that the backbone does not take.
 
         Raises:
-            ValueError: If it does not; the message names sizes that it takes.
+            ValueError: If it does not take them; the message names sizes that it takes.
         """
         backbone = self.backbone
         if not isinstance(backbone, TimmBackbone) or backbone.takes(height, width):
@@ -141,11 +141,11 @@ def unfold(features: torch.Tensor) -> torch.Tensor:
 def pool_channels(features: torch.Tensor, size: int) -> torch.Tensor:
     """Pool the channels to a number of values as ``adaptive_avg_pool1d`` does.
 
-    That operation cannot be exported unless the sizes divide each other; gathering the channels of each bin can.
+    That operation cannot be exported unless one size divides the other; gathering the channels of each bin can.
 
     Args:
         features: Shape ``(batch, channels, height, width)``.
-        size: Number of values, which the channels of the result are.
+        size: Number of channels of the result.
     """
     channels = features.shape[1]
     if channels == size:
@@ -161,7 +161,7 @@ def pool_channels(features: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: bool) -> nn.Module:
-    """Create what returns the features of layers by name."""
+    """Create a module that returns the features of layers by name."""
     if not layers:
         msg = "layers must name at least one layer of the backbone, got none."
         raise ValueError(msg)
@@ -176,11 +176,11 @@ def _create_backbone(backbone: str | nn.Module, layers: list[str], pre_trained: 
         check_weights(backbone)
     try:
         return TimmBackbone(backbone, layers, pre_trained).eval()
-    except (OSError, RuntimeError) as error:  # a hub or file error, whichever library timm asked for the weights
+    except (OSError, RuntimeError) as error:  # a hub or file error, from whichever library timm uses for the weights
         msg = (
             f"The backbone '{backbone}' could not be loaded: {error}\n"
-            "If this machine cannot reach the model hub, give weights on disk with "
-            "backbone='local-dir:<folder>' (config.json and model.safetensors, as timm saves them), or "
-            "pre_trained=False to load a checkpoint that brings its own weights."
+            "If this machine cannot reach the model hub, use weights on disk with backbone='local-dir:<folder>' "
+            "(config.json and model.safetensors, as timm saves them), or pre_trained=False to load a checkpoint that "
+            "contains its own weights."
         )
         raise RuntimeError(msg) from error

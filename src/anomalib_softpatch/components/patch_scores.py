@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Patch scores: how likely each training patch is noise, by one discriminator or by several."""
+"""Patch scores: how likely each training patch is to be noise, by one or more discriminators."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ class PatchScores:
     """Noise scores of all training patches.
 
     Attributes:
-        fused: What decides which patches are removed: the scores of the one discriminator as they are, or the fused
+        fused: Scores that decide which patches are removed: those of a single discriminator as they are, or the fused
             ranks of several, shape ``(images, height, width)``.
-        by_discriminator: Scores of each discriminator by its name, same shape.
+        by_discriminator: Scores of each discriminator by its name, of the same shape.
     """
 
     fused: torch.Tensor
@@ -42,11 +42,11 @@ def projection_matrix(channels: int, device: torch.device, seed: int = 0) -> tor
 
     Args:
         channels: Dimensions of the features.
-        device: Where to put the matrix.
-        seed: Seed of a generator of the matrix's own, so that the global one stands where PatchCore's would.
+        device: Device of the matrix.
+        seed: Seed of a separate generator, so that the global one is in the same state as with PatchCore.
 
     Returns:
-        Shape ``(channels, 128)``; ``None`` if there is nothing to reduce.
+        Shape ``(channels, 128)``; ``None`` if the features have no more than 128 dimensions.
     """
     if channels <= PROJECTED_DIMENSIONS:
         return None
@@ -70,20 +70,20 @@ def score_patches(
     """Score every patch by each discriminator, and fuse the scores (SoftPatch, section 3.2; SoftPatch+).
 
     Args:
-        features: Shape ``(images, height, width, channels)``, float32. They are projected to 128 dimensions where they
-            have more, see :func:`projection_matrix`; whoever cannot hold all of them projects them beforehand.
+        features: Shape ``(images, height, width, channels)``, float32. If they have more than 128 dimensions, they are
+            projected, see :func:`projection_matrix`. To save memory, project them beforehand.
         discriminators: One or more names of ``DISCRIMINATORS``.
         lof_k: Neighbors of the local outlier factor.
-        knn_k: Which of the nearest other images the distance of ``knn`` is to.
+        knn_k: k of ``knn``, the distance to the k-th nearest other image.
         neighborhood: See :class:`References`.
         max_references: See :class:`References`.
         seed: Seed of the projection and of the choice of references.
-        options: Further parameters of the discriminators by name.
+        options: Other parameters of the discriminators by name.
         progress: Show progress bars.
 
     Raises:
-        ValueError: If features have another shape, a name or an option is unknown, there are too few images or
-            references to compare, or scores are not finite.
+        ValueError: If features have another shape, if a name or an option is unknown, if there are too few images or
+            references to compare, or if scores are not finite.
 
     Example:
         >>> score_patches(torch.randn(20, 16, 16, 64), ("lof", "gaussian")).fused.shape
@@ -100,7 +100,7 @@ def score_patches(
         )
         raise ValueError(msg)
     if references.available(images, (height, width)) < 1:
-        msg = f"max_references={references.max_references} leaves some patches nothing to be compared with: use more."
+        msg = f"With max_references={max_references}, some patches have nothing to be compared with: use more."
         raise ValueError(msg)
     matrix = projection_matrix(channels, features.device, seed)
     projected = features if matrix is None else features @ matrix
@@ -120,7 +120,7 @@ def ranks(scores: torch.Tensor) -> torch.Tensor:
     """Return the rank of every score among all, 0 for the lowest and 1 for the highest; ties share their mean rank.
 
     Args:
-        scores: Any shape. The ranks have it, too, in float32 and on the same device.
+        scores: Any shape. The ranks have the same shape and device, in float32.
     """
     mean_rank = rankdata(scores.detach().cpu().numpy(), axis=None) - 1
     scaled = torch.from_numpy(mean_rank / max(1, scores.numel() - 1))
@@ -128,5 +128,5 @@ def ranks(scores: torch.Tensor) -> torch.Tensor:
 
 
 def fuse(scores: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Fuse scores of several discriminators, of one shape: the mean rank over all patches, in [0, 1] (SoftPatch+)."""
+    """Fuse the scores of several discriminators, all of one shape, as the mean of their ranks, 0 to 1 (SoftPatch+)."""
     return torch.stack([ranks(score) for score in scores]).mean(dim=0)

@@ -1,24 +1,23 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Progress bars of what may take long."""
+"""Progress bars for work that may take long."""
 
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
-# Of seconds: what is done earlier needs no bar
+# Seconds: shorter work needs no bar
 DELAY = 2
-# Seconds between two states of a bar where all of them stay: in a file
+# Seconds between two states of a bar in a file, where all of them stay
 INTERVAL = 30
 
 
 def progress_bar(total: int, description: str, unit: str, progress: bool, initial: int = 0) -> "tqdm[None]":
-    """Return a progress bar that appears if the work takes longer than two seconds, and if it is to be shown at all.
+    """Return a progress bar that appears if ``progress`` is true and the work takes longer than two seconds.
 
-    A terminal and a notebook show every change. A file gets the first state after half a minute, and then one every
-    half minute.
+    A terminal and a notebook show every change. A file gets a new state every half minute.
     """
     options: dict[str, Any] = {}
     if not progress:  # otherwise the environment's TQDM_DISABLE decides
@@ -29,6 +28,6 @@ def progress_bar(total: int, description: str, unit: str, progress: bool, initia
 
 
 def _redraws(stream: Any) -> bool:
-    """Tell whether a stream shows a line that is written again in place of the one before."""
+    """Return whether a line that is written again replaces the one before in this stream."""
     is_terminal = getattr(stream, "isatty", None)
     return (is_terminal is not None and is_terminal()) or type(stream).__module__.startswith("ipykernel")

@@ -15,22 +15,22 @@ from anomalib_softpatch.options import MAX_REFERENCES
 
 @dataclass(frozen=True)
 class References:
-    """Say which patches of the training set a patch is compared with.
+    """Choose the patches of the training set that a patch is compared with.
 
     The paper compares patches at the same grid position (``neighborhood=0``), which suits aligned objects and textures.
-    Objects that lie in any direction have no same position: a neighborhood or the whole image gives them more
-    patches like themselves to be compared with. Patches of the same image are never compared with each other in
-    distances, since a defect that covers several patches would vouch for itself.
+    The same position of objects in any orientation shows different things: a neighborhood or the whole image gives
+    their patches more similar ones to be compared with. Distances between patches of the same image never count, since
+    a defect that covers several patches would support itself.
 
     Patches are numbered ``image * height * width + row * width + column``.
 
     Args:
-        neighborhood: Compare with the positions up to so many rows and columns away, in a square that is moved inwards
-            at the border; ``"image"``: with all positions. Default: the same position only (SoftPatch, section 3.2).
-        max_references: Compare with so many patches at most, a random choice that is the same at every position.
+        neighborhood: Largest distance in rows and columns of the positions to compare with. Their square is shifted
+            inward at the border. ``"image"``: all positions. Default: the same position only (SoftPatch, section 3.2).
+        max_references: Largest number of patches to compare with, a random choice that is the same at every position.
             Time grows with images x references.
         seed: Seed of that choice.
-        block_size: Elements of the largest temporary tensor. Memory grows with it, speed hardly.
+        block_size: Elements of the largest temporary tensor. Memory grows with it, but speed hardly does.
         progress: Show a progress bar.
     """
 
@@ -47,8 +47,8 @@ class References:
             grid_size: Height and width of the grid of patches.
 
         Returns:
-            Positions whose patches are scored, shape ``(groups, queries)``, and positions they are compared with,
-            shape ``(groups, window)``. Every position is in one group's queries.
+            Positions of the patches to score, shape ``(groups, queries)``, and positions to compare them with, shape
+            ``(groups, window)``. Every position is in the queries of one group.
         """
         height, width = grid_size
         everything = torch.arange(height * width)
@@ -59,16 +59,16 @@ class References:
         return everything[:, None], window.reshape(height * width, -1)
 
     def count(self, images: int, grid_size: tuple[int, int]) -> int:
-        """Return how many patches each patch is compared with, those of its own image included."""
+        """Return the number of patches that each patch is compared with, including those of its own image."""
         return min(images * self.positions(grid_size)[1].shape[1], self.max_references)
 
     def available(self, images: int, grid_size: tuple[int, int]) -> int:
-        """Return how many patches of other images every patch is compared with at least."""
+        """Return the smallest number of patches of other images that a patch is compared with."""
         image, _ = self._choose(images, grid_size)
         return len(image) - int(image.bincount().max())
 
     def _choose(self, images: int, grid_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose the patches to compare with, the same ones at every position: images and places in the window."""
+        """Choose the patches to compare with, the same at every position: their images and places in the window."""
         window = self.positions(grid_size)[1].shape[1]
         offsets = torch.arange(images * window)
         if len(offsets) > self.max_references:
@@ -126,8 +126,7 @@ def nearest_patches(features: torch.Tensor, references: References, k: int) -> t
     indices = torch.empty(len(flat), k, dtype=torch.long, device=flat.device)
     cost = max(references.count(images, (height, width)), (k + 1) * dimensions)
     for scored, compared in references.blocks(features, cost):
-        # Expanded squared distances only find the neighbors: the distances themselves are computed from the
-        # differences, exact down to zero for duplicates.
+        # Expanded squares only find the neighbors. Distances are computed from differences: exact, 0 for duplicates.
         squares = squares_to_others(features, scored, compared)
         nearest = squares.topk(k, dim=2, largest=False, sorted=False).indices
         nearest = compared.gather(1, nearest.flatten(1)).view(nearest.shape)
@@ -138,9 +137,9 @@ def nearest_patches(features: torch.Tensor, references: References, k: int) -> t
 
 
 def squares_to_others(features: torch.Tensor, scored: torch.Tensor, compared: torch.Tensor) -> torch.Tensor:
-    """Return squared distances between patches, up to a term that is the same for all references of a patch.
+    """Return squared distances between patches, without a term that is the same for all references of a patch.
 
-    The term is the squared length of the patch itself, from the mean of the references.
+    The term is the squared distance of the patch to the mean of the references.
 
     Args:
         features: Shape ``(images, height, width, dimensions)``, float32.

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Antialiased resizing as two matrix products, for graphs: every runtime has these, few have the operation itself.
+"""Antialiased resizing as two matrix products, for graphs: all runtimes have these, but few have the operation itself.
 
-ONNX's ``Resize`` has an attribute ``antialias``, which OpenVINO ignores without a word; without antialiasing, a large
-image gives other features than those that the memory bank was made of.
+ONNX's ``Resize`` has an attribute ``antialias``, which OpenVINO silently ignores. Without antialiasing, the features of
+a large image differ from those that the memory bank was made from.
 """
 
 from typing import Any, Literal
@@ -18,12 +18,12 @@ def resize_antialiased(
     """Resize images as ``torch.nn.functional.interpolate(images, size, mode=interpolation, antialias=True)`` does.
 
     Args:
-        images: Shape ``(..., height, width)``; height and width may be those of a graph, unknown until it runs.
-        size: Height and width to resize to.
+        images: Shape ``(..., height, width)``; in a graph, height and width may be unknown until it runs.
+        size: Height and width of the result in pixels.
         interpolation: Shape of the filter.
 
     Returns:
-        Shape ``(..., *size)``; images that have the size already stay as they are, bit for bit.
+        Shape ``(..., *size)``; images that already have this size stay the same, bit for bit.
     """
     rows, columns = (
         resize_weights(old, new, interpolation, images.device).to(images.dtype)
@@ -35,15 +35,15 @@ def resize_antialiased(
 def resize_weights(
     old: int, new: int, interpolation: Literal["bilinear", "bicubic"], device: torch.device
 ) -> torch.Tensor:
-    """Return what each old pixel of a row counts in each new one, shape ``(new, old)``; 1 in all for a new one.
+    """Return the weights of old pixels of a row in new ones, shape ``(new, old)``; those of a new pixel sum to 1.
 
-    ``"bilinear"`` is a triangle, as wide on both sides as the larger of the two pixels, and ``"bicubic"`` Keys' cubic
+    ``"bilinear"`` is a triangle, as wide on both sides as the larger kind of pixel. ``"bicubic"`` is the cubic of Keys
     with a = -0.5, twice as wide.
     """
-    # Centers in units of which old * new make half a row are whole numbers, which cannot be rounded.
+    # In units of 1 / (2 * old * new) of a row, centers are whole numbers, which have no rounding errors.
     old_centers = (2 * torch.arange(old, device=device) + 1) * new
     new_centers = (2 * torch.arange(new, device=device) + 1) * old
-    larger: Any = torch.sym_max(old, new)  # a number, or what stands for one in a graph
+    larger: Any = torch.sym_max(old, new)  # a number, or a symbol for one in a graph
     distances = (old_centers - new_centers[:, None]).abs() / (2 * larger)
     if interpolation == "bilinear":
         weights = (1 - distances).clamp(min=0)

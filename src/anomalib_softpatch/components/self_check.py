@@ -1,19 +1,19 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Self-check: how far a fit can be trusted, by what it knows itself, without labels.
+"""Self-check: how far a fit can be trusted, judged without labels.
 
-The out-of-bag scores are what training images would score had they not been in training. Limits are those of
-statistical tests at the level of 5 %, none is fitted to images. The threshold asks for a share ``a`` of false alarms,
-and a sentence such as "about 5 %" holds within a factor of two:
+Out-of-bag scores are what training images would score had they not been in training. The limits are those of
+statistical tests at the level of 5 %; none is fitted to images. A share ``a`` of false alarms is requested, and a
+phrase such as "about 5 %" means within a factor of two:
 
-- of the highest score of ``n`` images it is known, with a confidence of 95 %, that no more than a share of ``2 a``
-  exceeds it if ``(1 - 2 a)^n`` is 0.05 or less: 29 images for 5 % (Wilks, Determination of Sample Sizes for Setting
-  Tolerance Limits, Annals of Mathematical Statistics 1941). With fewer the threshold is not to be used.
-- more images above the threshold than ``2 a`` and chance explain are a second group: defects, or a rare variant of good
-  images, which takes a look.
+- With 95 % confidence, no more than a share of ``2 a`` exceeds the highest score of ``n`` images if ``(1 - 2 a)^n`` is
+  0.05 or less: 29 images for 5 % (Wilks, Determination of Sample Sizes for Setting Tolerance Limits, Annals of
+  Mathematical Statistics 1941). With fewer images the threshold should not be used.
+- More images above the threshold than ``2 a`` and chance explain are a second group: defects, or a rare variant of good
+  images. A person has to look at them.
 
-What this is worth on images with labels is in ``docs/self_check.md``: defects that score like good images are not seen.
+``docs/self_check.md`` compares the verdicts with labels: defects that score like good images are not seen.
 """
 
 import math
@@ -33,33 +33,33 @@ TRUST: Verdict = "trust it"
 LOOK: Verdict = "look at the proposed images first"
 REFUSE: Verdict = "do not use it"
 
-TRUST_ADVICE = "Use it if few of the images are bad: many that score like good ones would not be seen here."
-LEVEL = 0.05  # of all tests
-FACTOR = 2.0  # within which a share of false alarms has to hold for "about"
-# Of the alignment: images and positions that are compared, and how far away counts as the same place
+TRUST_ADVICE = "Use it if few of the images are bad: this check does not see bad images that score like good ones."
+LEVEL = 0.05  # of all statistical tests
+FACTOR = 2.0  # "about" a share of false alarms means within this factor
+# To check the alignment: images and positions that are compared, and how far away counts as the same place
 ALIGNMENT_IMAGES, ALIGNMENT_PLACES, SAME_PLACE = 16, 64, 2
-# Rows of the memory bank whose radii are looked at
+# Rows of the memory bank whose radii are checked
 RADII_ROWS = 2048
 # Share of an image's patches, those with the highest noise scores, by which two halves of the images rank it
 RANKED_SHARE = 0.1
-# So many pixels of the image for one of the model, a side, are said to be many
+# Images are called large if a side has more than this many times the pixels that the model sees
 LARGE = 2.0
 
 
 @dataclass(frozen=True)
 class FitFacts:
-    """What a fit knows of itself, as plain data that JSON can hold. ``None`` is not known.
+    """Facts about a fit, as plain data that JSON can hold; ``None`` for what is not known.
 
     Args:
         images: Number of training images.
-        different: The same with copies counted once.
-        scores: Out-of-bag scores of different images, at most as many as were scored.
+        different: Number of training images with copies counted once.
+        scores: Finite out-of-bag scores of the different images among those that were scored.
         repeatability: Rank correlation of the scores of these images against two halves of the others.
         removed: Largest share of the training patches that was removed from a memory bank.
         radii: Share of the patches of the memory bank whose support radius is larger than the distance to the nearest
-            patch that another image has in it.
+            patch from another image in the bank.
         same_place: Share of patches whose most similar patch of another image lies at about the same place.
-        same_place_by_chance: The share to be expected where places mean nothing.
+        same_place_by_chance: The share that is expected by chance.
     """
 
     images: int
@@ -74,19 +74,19 @@ class FitFacts:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Verdict of a fit about itself.
+    """Verdict about a fit.
 
     Args:
         verdict: What to do.
         reason: Why, as the end of a sentence.
         advice: What to do next, as a sentence.
-        facts: What it is based on.
+        facts: What the verdict is based on.
         threshold: Threshold of the image score.
-        asked: Share of false alarms that was asked for; ``None`` if the threshold does not come from such a share.
+        asked: Requested share of false alarms; ``None`` if the threshold does not come from such a share.
         above: Number of the scored training images that are above the threshold.
         interval: Smallest and largest share of false alarms that these images allow for; ``None`` without scores.
         second_group: Whether more images are above the threshold than twice the share and chance explain.
-        scale: Sides of the images divided by those that the model sees, the larger one; ``None`` if not known.
+        scale: Size of the images relative to what the model sees, the larger of both sides; ``None`` if not known.
     """
 
     verdict: Verdict
@@ -102,21 +102,23 @@ class SelfCheck:
 
     @property
     def false_alarms(self) -> str:
-        """What can be said of the share of false alarms, as the end of a sentence."""
+        """The share of false alarms that the threshold gives, as the end of a sentence."""
         if self.interval is None:
-            return "whose false alarms are not known"
+            return "one whose false alarms are not known"
         low, high = self.interval
-        between = f"between {_percent(low)} and {_percent(high)} % of false alarms"
+        between = f"for between {_percent(low)} and {_percent(high)} % of false alarms"
         if self.asked is None:
-            return f"for {between}"
+            return between
         asked = _percent(self.asked)
         if self.asked / FACTOR <= low and high <= FACTOR * self.asked:
-            return f"for about {asked} % of false alarms if the images are good, for fewer if defects are among them"
-        return f"for {between} ({asked} % asked for) if the images are good, for fewer if defects are among them"
+            between = f"for about {asked} % of false alarms"
+        else:
+            between += f" ({asked} % requested)"
+        return f"{between} if the images are good, for fewer if defects are among them"
 
     @property
     def lines(self) -> list[str]:
-        """The check in plain lines: the verdict, the threshold and the images, what the model can see."""
+        """The check as lines of text: the verdict, the threshold and the images, and further remarks."""
         facts = self.facts
         copies = f" ({facts.images} with copies)" if facts.different < facts.images else ""
         lines = [f"Self-check: {self.verdict}: {self.reason}. {self.advice}"]
@@ -125,18 +127,18 @@ class SelfCheck:
             lines.append(
                 f"{counted(facts.different, 'different image')}{copies}: the threshold is {self.false_alarms}. Of "
                 f"{scored} scored as if they were new, {self.above} ({_percent(self.above / scored)} %) are above it"
-                f"{', a second group, which it calls anomalous' if self.second_group else ''}."
+                f"{', a second group that counts as anomalous' if self.second_group else ''}."
             )
         parts = []
         if facts.repeatability is not None:
-            parts.append(f"two halves of the images rank with a correlation of {facts.repeatability:.2f}")
-        parts.append(f"{_percent(facts.removed)} % of the patches were removed, and radii count for "
+            parts.append(f"the rankings by two halves of the images have a correlation of {facts.repeatability:.2f}")
+        parts.append(f"{_percent(facts.removed)} % of the patches were removed, and support radii have an effect on "
                      f"{_percent(facts.radii)} % of the memory bank")  # fmt: skip
         if facts.same_place is not None:
             aligned = facts.same_place > 0.5  # noqa: PLR2004  # most of them
             parts.append(
-                f"the images are {'' if aligned else 'not '}aligned (of {_percent(facts.same_place)} % of the patches, "
-                "the most similar one of another image is at about the same place; by chance of "
+                f"the images are {'' if aligned else 'not '}aligned (for {_percent(facts.same_place)} % of the "
+                "patches, the most similar patch of another image is at about the same place; by chance it would be "
                 f"{_percent(facts.same_place_by_chance)} %)"
             )
         if self.scale is not None and self.scale > LARGE:
@@ -168,13 +170,11 @@ class SelfCheck:
 
 
 def rate_interval(count: float, images: int) -> tuple[float, float]:
-    """Return the interval in which a rate is known to be, at 95 %, where so many of some images have it.
-
-    This is the exact interval of Clopper and Pearson (Biometrika 1934).
+    """Return the exact 95 % confidence interval of a rate (Clopper and Pearson, Biometrika 1934).
 
     Args:
-        count: How many of the images have it; a fraction for a rate that is expected.
-        images: How many images there are, at least 1.
+        count: Number of images counted for the rate; not a whole number where it comes from an expected rate.
+        images: Number of all images, at least 1.
     """
     low = float(beta.ppf(LEVEL / 2, count, images - count + 1)) if count > 0 else 0.0
     high = float(beta.ppf(1 - LEVEL / 2, count + 1, images - count)) if count < images else 1.0
@@ -182,18 +182,18 @@ def rate_interval(count: float, images: int) -> tuple[float, float]:
 
 
 def fewest_images(rate: float) -> int:
-    """Return how many images it takes to see one beyond a rate between 0 and 1, with 95 % confidence (Wilks 1941)."""
+    """Return how many images contain, with 95 % confidence, one of those that occur at a given rate (Wilks 1941)."""
     return math.ceil(math.log(LEVEL) / math.log1p(-rate))
 
 
 def gather_facts(
     store: FeatureStore, result: DenoisingResult, groups: torch.Tensor, images: torch.Tensor, image_scores: torch.Tensor
 ) -> FitFacts:
-    """Gather what a fit knows of itself.
+    """Gather the facts about a fit.
 
     Args:
         store: Features of all patches.
-        result: What the fit found.
+        result: Result of the fit.
         groups: Number of each image's group of copies, which count once, shape ``(images,)``.
         images: Numbers of the images that were scored out of bag, shape ``(n,)``.
         image_scores: Their out-of-bag scores, shape ``(n,)``.
@@ -220,21 +220,21 @@ def gather_facts(
 def repeatability(
     store: FeatureStore, result: DenoisingResult, groups: torch.Tensor, scores: torch.Tensor, images: torch.Tensor
 ) -> float | None:
-    """Return how alike two halves of the images rank images: Spearman's rank correlation.
+    """Return how similarly two halves of the images rank images: Spearman's rank correlation.
 
-    Each image is scored twice: by the patches of the memory bank that one half of the images brought, and by those of
-    the other half, without its own and its copies'. Only the patches with the highest noise scores are compared, which
-    decide the score.
+    Each image is scored twice: against the patches of the memory bank from one half of the images, and against those
+    from the other half, without its own patches and those of its copies. Only its patches with the highest noise scores
+    are compared, since they decide the score.
 
     Args:
         store: Features of all patches.
-        result: What the fit found.
-        groups: Number of each image's group of copies, shape ``(images,)``. A group is not cut.
+        result: Result of the fit.
+        groups: Number of each image's group of copies, shape ``(images,)``. A group is not split.
         scores: Noise scores, shape ``(images, height, width)``.
         images: Numbers of the images to rank, shape ``(n,)``.
 
     Returns:
-        The correlation; ``None`` for fewer than 3 images that both halves can score, or scores that are all alike.
+        The correlation; ``None`` if fewer than 3 images can be scored by both halves, or if all scores are equal.
     """
     patches, device = scores[0].numel(), result.indices.device
     group_of_row = groups[result.indices // patches]
@@ -261,7 +261,7 @@ def repeatability(
 def same_place_share(store: FeatureStore) -> tuple[float | None, float]:
     """Return how often the most similar patch of other images lies at about the same place, and how often by chance.
 
-    Some patches of some images are looked at; of a single image the first share is ``None``.
+    Evenly spread patches of evenly spread images are compared. For a single image the first share is ``None``.
     """
     images, height, width, _ = store.shape
     rows, columns = torch.arange(height), torch.arange(width)
@@ -292,60 +292,60 @@ def radii_share(bank: torch.Tensor, radii: torch.Tensor, groups: torch.Tensor) -
     """Return the share of patches whose support radius is larger than the distance to the nearest other patch.
 
     Args:
-        bank: Patches of the memory bank, shape ``(m, channels)``; evenly spread ones are looked at.
+        bank: Patches of the memory bank, shape ``(m, channels)``, of which evenly spread ones are checked.
         radii: Their support radii, shape ``(m,)``.
-        groups: Group of copies that each of them comes from, shape ``(m,)``: those of the same group do not count.
+        groups: Group of copies that each of them comes from, shape ``(m,)``. Patches of the same group do not count.
     """
     if not radii.any():
         return 0.0
     rows = torch.linspace(0, len(bank) - 1, min(len(bank), RADII_ROWS), device=bank.device).round().long()
-    bites = []
+    larger = []
     for part in rows.split(256):
         distances = torch.cdist(bank[part], bank)
         distances.masked_fill_(groups[part][:, None] == groups, torch.inf)
-        bites.append(radii[part] > distances.amin(dim=1))
-    return float(torch.cat(bites).float().mean())
+        larger.append(radii[part] > distances.amin(dim=1))
+    return float(torch.cat(larger).float().mean())
 
 
 def self_check(facts: FitFacts, threshold: float, asked: float | None, scale: float | None = None) -> SelfCheck:
     """Judge a fit.
 
     Args:
-        facts: What the fit knows of itself.
+        facts: Facts about the fit.
         threshold: Threshold of the image score.
-        asked: Share of false alarms that the threshold is meant to give, above 0 and below 1; ``None`` if it comes from
-            elsewhere, such as labels.
-        scale: Sides of the images divided by those that the model sees, the larger one; ``None`` if not known.
+        asked: Requested share of false alarms, above 0 and below 1; ``None`` if the threshold does not come from such a
+            share but, for example, from labels.
+        scale: Size of the images relative to what the model sees, the larger of both sides; ``None`` if not known.
     """
     images = len(facts.scores)
     above = sum(score > threshold for score in facts.scores)
     interval = None
     if images and math.isfinite(threshold):
         expected = above if asked is None else asked * images
-        # Those above may all be defects, and may all be good
+        # The images above may all be defects, or all be good
         interval = rate_interval(min(expected, above), images)[0], rate_interval(max(expected, above), images)[1]
-    # More than twice the share and chance explain; of a threshold that comes from elsewhere nothing is expected
+    # More than twice the share and chance explain; without a requested share, no number is expected
     second = asked is not None and bool(binom.sf(above - 1, images, min(FACTOR * asked, 1.0)) < LEVEL)
     verdict, reason, advice = _judge(images, above, asked, second)
     return SelfCheck(verdict, reason, advice, facts, threshold, asked, above, interval, second, scale)
 
 
 def _judge(images: int, above: int, asked: float | None, second_group: bool) -> tuple[Verdict, str, str]:
-    """Return verdict, reason and advice for so many images that were scored, and of these above the threshold."""
+    """Return verdict, reason and advice, given the number of scored images and of those above the threshold."""
     if not images:
-        return REFUSE, "no image could be scored as if it were new, since there is no other one", "Add good images."
+        return REFUSE, "no image could be scored as if it were new, since there is no other image", "Add good images."
     if asked is None:
         return (
             TRUST,
             "the threshold was given, or comes from labeled images or an expected share of defects",
-            "Try it on images that were neither trained nor labeled, if those are few.",
+            "If the labeled images are few, try it on images that were neither trained on nor labeled.",
         )
     few = fewest_images(min(FACTOR * asked, 0.5))
     if images < few:
         return (
             REFUSE,
-            f"{counted(images, 'image')} cannot tell {_percent(FACTOR * asked)} % of false alarms from none, which "
-            f"takes {few}",
+            f"{counted(images, 'image')} cannot distinguish {_percent(FACTOR * asked)} % of false alarms from none, "
+            f"which takes {few}",
             "Add good images and train again, or set the threshold with labeled images.",
         )
     if second_group:
@@ -353,13 +353,13 @@ def _judge(images: int, above: int, asked: float | None, second_group: bool) -> 
             LOOK,
             f"{above} of {images} images are above the threshold, where {_percent(asked)} % of good ones should be: "
             "defects, or a rare variant of good images",
-            "Look at the first images of the report, set the defects aside and train again. If they are good, expect "
-            "as many false alarms.",
+            "Look at the first images of the report, set the defects aside and train again. If the images are good, "
+            "expect as many false alarms.",
         )
-    return TRUST, f"{images} images are enough, and no more of them stand apart than is to be expected", TRUST_ADVICE
+    return TRUST, f"{images} images are enough, and no more of them stand apart than expected", TRUST_ADVICE
 
 
 def _percent(share: float) -> str:
-    """Return a share in percent, with a digit behind the point where it is small."""
+    """Return a share in percent, with one decimal place if it is below 1 %."""
     percent = 100 * share
     return f"{percent:.0f}" if percent >= 1 or round(percent, 1) == 0 else f"{percent:.1f}"

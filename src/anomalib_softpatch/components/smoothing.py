@@ -1,14 +1,14 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Smoothing of patch scores: a defect covers the receptive fields of neighboring patches, chance does not."""
+"""Smoothing of patch scores: a defect raises the scores of neighboring patches together, chance does not."""
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 
 def radius_of(sigma: float) -> int:
-    """Return how many patches away a score counts."""
+    """Return how many patches away a score still counts."""
     return int(3 * sigma + 0.5)
 
 
@@ -16,8 +16,8 @@ def smooth(scores: torch.Tensor, sigma: float) -> torch.Tensor:
     """Smooth scores over the grid with a Gaussian, in operations that every export target has.
 
     Args:
-        scores: Shape ``(images, height, width)``; those at the border count for what lies beyond it.
-        sigma: Standard deviation in patches; 0: scores stay as they are.
+        scores: Shape ``(images, height, width)``; those at the border are repeated beyond it.
+        sigma: Standard deviation in patches; with 0, scores stay the same.
     """
     if not sigma:
         return scores

@@ -9,8 +9,8 @@ other images make the patch itself look normal. A defect among the training imag
 not been there. Nothing is removed, so nothing can be removed wrongly.
 
 Copies of an image count as one image. Otherwise a defect whose image was copied would support itself. By default k is
-1, which costs least where normal patches are rare. But where the nearest image is much nearer than the second, as an
-image of the same object in other light is, the second counts: r(m) = max(d_1(m), 0.9 d_2(m)).
+1, which costs least where normal patches are rare. But the second image counts where the nearest is much nearer, such
+as an image of the same object in different light: r(m) = max(d_1(m), 0.9 d_2(m)).
 
 References: Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000 (the
 distance to the k-th nearest neighbor as an outlier score); Campello, Moulavi and Sander, Density-Based Clustering Based
@@ -29,16 +29,16 @@ from anomalib_softpatch.components.feature_store import FeatureStore
 from anomalib_softpatch.components.progress import progress_bar
 from anomalib_softpatch.components.references import References
 
-# Factors of the distances to the nearest and the second nearest image, whose larger one is the radius by default
+# Factors of the distances to the nearest and the second nearest image; by default, the larger product is the radius
 DEFAULT_SUPPORT = {1: 1.0, 2: 0.9}
-# Elements of the largest temporary tensors, and images that are looked at together
+# Elements of the largest temporary tensors, and images that are compared together
 BLOCK = 2**24
 IMAGES_AT_A_TIME = 256
-# Of the calibration: images, and the share of their patches, those with the highest noise scores, that are compared.
-# They decide the image scores, and the mean of some is steadier than the largest.
+# Images that the calibration compares, and the share of their patches: those with the highest noise scores, since they
+# decide the image scores. The mean of several is steadier than the largest.
 CALIBRATION_IMAGES = 64
 CALIBRATION_SHARE = 0.01
-# Scales that are tried; beyond them something else is wrong
+# Range of the scales that are tried: a scale outside of it would be the sign of another problem
 SMALLEST_SCALE, LARGEST_SCALE = 0.25, 4.0
 SCALES = 33
 
@@ -47,9 +47,9 @@ def support_of(min_images: float | Literal["auto"], images: int) -> dict[int, fl
     """Return which of the nearest images support a patch.
 
     Args:
-        min_images: How many images must show something, the patch's own included; a share of them below 1, at least two
-            images; or ``"auto"``.
-        images: How many there are, copies not counted.
+        min_images: Number of images that must show something, including the patch's own; below 1, the share of the
+            images, which is at least two images; or ``"auto"``.
+        images: Number of all images, without copies.
 
     Returns:
         Factors of the distances to the k-th nearest images, by k; empty if one image is enough.
@@ -68,7 +68,7 @@ class Support:
     Attributes:
         images: Numbers of these images' groups of copies, nearest first, -1 where there are no more, shape ``(m, n)``.
         distances: Distances to them, shape ``(m, n)``.
-        scale: By which radii are larger than these distances, see :func:`calibrate`.
+        scale: Factor from these distances to radii, see :func:`calibrate`.
     """
 
     images: torch.Tensor
@@ -80,8 +80,8 @@ class Support:
 
         Args:
             factors: Factors of the distances to the k-th nearest other images, by k: the largest product is the radius.
-                The last known image takes the place of those that there are not.
-            gone: Numbers of groups that support nothing. Default: all do.
+                Where there are fewer images, the last known one takes the place of the k-th.
+            gone: Numbers of the groups that do not support any patch. Default: none.
 
         Returns:
             Shape ``(m,)``; zeros where there is no other image.
@@ -111,16 +111,16 @@ def find_support(
     neighborhood: int | Literal["image"] = 1,
     progress: bool = False,
 ) -> Support:
-    """Find the other images that show most nearly what some patches show, and how far they are from them.
+    """Find the other images that are nearest to some patches, and the distances to them.
 
     The distance to an image is the distance to its nearest patch at about the same position.
 
     Args:
         store: Features of all patches.
         indices: Numbers of the patches, ``image * height * width + row * width + column``, shape ``(m,)``.
-        groups: Number of each image's group of copies, shape ``(images,)``; a group counts as one image. Where all
+        groups: Number of each image's group of copies, shape ``(images,)``; a group counts as one image. If all
             images are copies of one, they count as different images.
-        count: How many images to find, if there are as many.
+        count: Number of images to find for each patch; all, if there are fewer.
         neighborhood: How many rows and columns away a patch of another image may be; ``"image"``: anywhere.
         progress: Show a progress bar.
     """
@@ -144,7 +144,7 @@ def find_support(
             found[part], nearest = _nearest_groups(store, rows, groups, count, window_of, windows, bar)
             queries = store.rows(rows)
             for k in range(count):
-                # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
+                # Expanded squares only find the patch. Its distance is computed from differences: exact, 0 for copies
                 distances[part, k] = torch.linalg.vector_norm(queries - store.rows(nearest[:, k]), dim=1)
     return Support(found, distances)
 
@@ -156,7 +156,7 @@ def support_radii(
     support: Mapping[int, float],
     neighborhood: int | Literal["image"] = 1,
 ) -> torch.Tensor:
-    """Return how far patches are from the other images that must show the like.
+    """Return the support radii of patches: their distances to the other images that must show the same.
 
     Args:
         store: Features of all patches.
@@ -172,7 +172,7 @@ def support_radii(
 
 
 def groups_that_count(groups: torch.Tensor) -> torch.Tensor:
-    """Number groups of copies from 0 on without gaps; copies of one image, where there is no other, are groups each."""
+    """Number groups of copies from 0 on without gaps; if all images are copies of one, each is a group of its own."""
     if bool((groups == groups[0]).all()):
         return torch.arange(len(groups), device=groups.device)
     return groups.unique(return_inverse=True)[1]
@@ -240,19 +240,18 @@ def calibrate(
 ) -> float:
     """Return the scale of the radii at which a training image looks no better than a new one.
 
-    Radii are distances to patches of all images, where scores are distances to the few patches of the memory bank,
-    which are longer. And an image that is in training finds its own patches in the memory bank, which a new image does
-    not. Both are corrected by one scale: the one at which the typical training image scores as much with its own
-    patches in the memory bank (in-bag, radii counting) as without them and those of its copies (out-of-bag, no radii).
-    The typical image is the median, so that it is a normal one while most images are.
+    Radii are distances to the patches of all images. Scores are distances to the few patches of the memory bank, which
+    are longer. Besides, only a training image finds its own patches in the memory bank. One scale corrects for both:
+    with it, the typical (median) training image scores as high with its own patches in the bank (in-bag, with radii) as
+    without them and those of its copies (out-of-bag, without radii). It is normal as long as most images are.
 
     Args:
         store: Features of all patches.
         bank: Patches of the memory bank, shape ``(m, channels)``.
         indices: Numbers of these patches, shape ``(m,)``.
         groups: Number of each image's group of copies, shape ``(images,)``.
-        radii: Their support radii, shape ``(m,)``.
-        scores: Noise scores, which say which patches of an image are compared: shape ``(images, height, width)``.
+        radii: Support radii of the patches, shape ``(m,)``.
+        scores: Noise scores, shape ``(images, height, width)``: the patches with the highest ones are compared.
 
     Returns:
         The scale; 1 where it does not matter, as with a single image.
@@ -287,7 +286,7 @@ def calibrate(
     target = float(typical[known].quantile(0.5))
     curve = with_own[known].quantile(0.5, dim=0).double().cpu()
     above = int((curve < target).sum())
-    if above in {0, SCALES}:  # nothing to scale, as where all images are equal
+    if above in {0, SCALES}:  # nothing to scale, for example if all images are equal
         return 1.0
     low, high = curve[above - 1], curve[above]
     share = float((target - low) / (high - low))

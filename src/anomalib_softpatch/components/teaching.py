@@ -1,21 +1,21 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teaching: what people say about images changes a memory bank at once, without another fit.
+"""Teaching: verdicts about images change a memory bank at once, without another fit.
 
-A fit leaves a record (:class:`FitRecord`). Each thing that is said about an image is a :class:`Lesson`, made from the
-record and the image alone. :func:`teach` makes the memory bank of a record and a set of lessons. So the order of the
-lessons does not matter, and a lesson that is taken back leaves no trace.
+A fit leaves a record (:class:`FitRecord`). Each verdict about an image is a :class:`Lesson`, made from the record and
+the image alone. :func:`teach` makes a memory bank from a record and a set of lessons. So the order of the lessons does
+not matter, and a lesson that is withdrawn leaves no trace.
 
-- *normal*: what the image shows is normal, whatever other images show. Its rows have the support radius 0, and patches
-  of it that are far from the bank become rows, farthest first, see :data:`NORMAL_SHARE`. All such images together bring
-  as many rows as the bank has, and a training image's share for each, at most.
+- *normal*: what the image shows is normal, whatever other images show. Its rows get the support radius 0. Its patches
+  that are far from the bank become rows, farthest first, see :data:`NORMAL_SHARE`. All such images together add at most
+  as many rows as the bank has, plus a training image's share for each.
 - *set aside*: the rows of the image leave the bank, and it supports no others.
-- *defect*: likewise; and patches become rows of a second bank, :class:`DefectBank`: all that stand out in a region that
-  a person has shown, or else the one that stands out most, if the image would not be found otherwise. Rows of the
-  memory bank that are nearer to one of these than to any other training image leave, too.
-- *added*: a new image of which nobody has said anything. Patches that are far from the bank become rows with support
-  radii: they make others look normal only as far as other images make them look normal.
+- *defect*: the same as *set aside*, and patches become rows of a second bank, :class:`DefectBank`: all that stand out
+  in the region that a person has marked. Without a region it is the one that stands out most, unless the image is found
+  anyway. Rows of the memory bank that are nearer to one of these than to any other training image leave, too.
+- *added*: a new image without a verdict. Patches that are far from the bank become rows with support radii: they make
+  others look normal only as far as other images make them look normal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,16 @@ from anomalib_softpatch.images.appearance import Appearance, appearances_from_pl
 from anomalib_softpatch.images.decisions import ADDED, DEFECT, NORMAL, SET_ASIDE
 from anomalib_softpatch.options import FALSE_ALARMS
 
-# Patches of an image that are kept with their features: those whose scores what is taught can lower or raise most
+# Patches of an image whose features are kept: those with the highest scores, which teaching can change most
 KEPT_PATCHES = 32
-# Patches of an image that stays normal score no more than this share of what the highest patch of a typical image does.
-# Images that show the same are as far from its rows as these are from it
+# A taught normal image has no patch that scores more than this share of the typical image's largest patch score.
+# Other images that show the same are about as far from its rows as these are from it
 NORMAL_SHARE = 0.5
-# A patch that coincides with a defect scores so many times the threshold
+# A patch that coincides with a defect scores this many times the threshold
 LARGEST_RAISE = 4.0
-# Which patch of an image is the defect is a guess where nobody has shown a region: others must be so many times as near
-# to it as to the memory bank
+# Without a region, the defect's patch is a guess: others must be this many times nearer to it than to the memory bank
 SCALE_OF_GUESSES = 2.0
-# Share of the false alarms asked for that similarity to defects may add
+# Share of the requested false alarms that similarity to defects may add
 SHARE_FOR_DEFECTS = 0.2
 SMALLEST = 1e-12  # squared distance
 NO_GROUP = -1
@@ -52,13 +51,13 @@ NO_GROUP = -1
 
 @dataclass(frozen=True, eq=False)
 class PatchScoreMaps:
-    """Patch scores of images against a memory bank without the rows that are theirs.
+    """Patch scores of images against a memory bank without the rows from each image itself.
 
     Attributes:
         groups: Group of copies that each image belongs to, -1 for an image that was not in training, shape ``(n,)``.
         scores: Scores against the first and the last bank, before smoothing, shape ``(n, banks, height, width)``.
-        places: Positions of the patches that score most, shape ``(n, t)``.
-        features: Features of these, shape ``(n, t, channels)``.
+        places: Positions of the highest-scoring patches, shape ``(n, t)``.
+        features: Features of these patches, shape ``(n, t, channels)``.
     """
 
     groups: torch.Tensor
@@ -72,7 +71,7 @@ class PatchScoreMaps:
         return self.scores[:, 0].amax(dim=(1, 2))
 
     def select(self, some: torch.Tensor) -> "PatchScoreMaps":
-        """Return the scores of the images that a boolean tensor of shape ``(n,)`` names."""
+        """Return the scores of the images that a boolean tensor of shape ``(n,)`` selects."""
         return PatchScoreMaps(*(values[some] for values in vars(self).values()))
 
 
@@ -85,12 +84,12 @@ class FitRecord:
         groups: Group of copies that the image of each row belongs to, shape ``(m,)``.
         places: Position of each row in the grid of patches, shape ``(m,)``.
         support: Images that support the rows; ``None`` where rows have no radii.
-        factors: Factors of the distances of the support of which radii are made, by k.
+        factors: Factors of the distances to the k-th nearest images that give the radii, by k.
         maps: Patch scores of training images as if they had not been in training.
-        keys: Keys of the training images; empty if some came without.
+        keys: Keys of the training images; empty if any image came without a key.
         group_of_image: Group of copies of each training image, shape ``(images,)``.
-        names: What tells the training images from others, whatever their files are called; empty if not known.
-        appearances: How training images look, in any order; of several processes those that the first has read.
+        names: Unique names of the training images, hashes of their files; empty if not known.
+        appearances: How training images look, in any order. With several processes: those that the first one read.
     """
 
     bank: MemoryBank
@@ -110,12 +109,12 @@ class FitRecord:
 
     @property
     def rows_of_an_image(self) -> int:
-        """Rows of the memory bank for each training image, rounded up."""
+        """Rows of the memory bank per training image, rounded up."""
         return -(-len(self.bank.features) // len(self.group_of_image))
 
     @property
     def weight_of_new_rows(self) -> float:
-        """The typical weight: of patches that a person has looked at, noise scores say nothing."""
+        """Median weight of the rows: noise scores do not apply to patches that a person has judged."""
         return float(self.bank.weights.median())
 
     def to(self, device: torch.device) -> "FitRecord":
@@ -124,26 +123,26 @@ class FitRecord:
 
     @property
     def typical(self) -> float:
-        """Largest patch score of the typical (median) training image as if it had not been in training."""
+        """Largest patch score of the typical (median) training image, as if it had not been in training."""
         peaks = self.maps.peaks
         return float(peaks[peaks.isfinite()].median())
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What is said about an image, as what it adds to a memory bank.
+    """A verdict about an image, and what it adds to a memory bank.
 
     Attributes:
-        name: What tells the image from others, whatever its file is called.
+        name: Unique name of the image, a hash of its file.
         verdict: ``"normal"``, ``"defect"``, ``"set_aside"`` or ``"added"``.
         path: Where its file was.
         group: Its group of copies among the training images, -1 if it was not one.
-        rows: Features of patches, of the memory bank or of the bank of defects, shape ``(r, channels)``.
+        rows: Features of patches for the memory bank or for the bank of defects, shape ``(r, channels)``.
         places: Positions of these patches in the grid, shape ``(r,)``.
-        map: Its patch scores, of one image.
+        map: Patch scores of this one image.
         region: Patches that the verdict is about, boolean of shape ``(height, width)``; ``None`` for all.
-        appearance: How it looks as a whole; ``None`` if that is not known.
-        of_folder: Whether it is one of a folder of good images, which were not chosen by what they show.
+        appearance: How it looks as a whole; ``None`` if not known.
+        of_folder: Whether it is from a folder of good images, which were not chosen by what they show.
     """
 
     name: str
@@ -164,9 +163,9 @@ class Taught:
 
     Attributes:
         bank: The memory bank.
-        groups: Group of copies that each row belongs to; new images have numbers of their own, shape ``(m,)``.
+        groups: Group of copies that each row belongs to, shape ``(m,)``; each new image is a group of its own.
         defects: Features of patches of defects, shape ``(d, channels)``.
-        least_scales: Smallest scale of each of them in a :class:`DefectBank`, shape ``(d,)``.
+        least_scales: Smallest scale that each of them may have in a :class:`DefectBank`, shape ``(d,)``.
     """
 
     bank: MemoryBank
@@ -184,13 +183,14 @@ def score_patches_by_banks(
     Args:
         search: Search of the memory bank.
         queries: Shape ``(n, channels)``.
-        left_out: Rows that do not count, boolean of shape ``(m,)``; ``None`` for none.
+        left_out: Rows that do not count, boolean of shape ``(m,)``. Default: all count.
 
     Returns:
-        Distances times weights, shape ``(banks, n)``: one bank, or two where they differ.
+        Distances times weights, shape ``(banks, n)``: of one bank, or of two where they differ.
     """
     bank = search.bank
-    search = search if left_out is None or not bool(left_out.any()) else search.without(left_out)
+    if left_out is not None and bool(left_out.any()):
+        search = search.without(left_out)
     scores = []
     for rows in dict.fromkeys((bank.bank_ranges[0], bank.bank_ranges[-1])):
         nearest = None
@@ -222,7 +222,7 @@ def map_scores(
 
 
 def join(maps: Sequence[PatchScoreMaps]) -> PatchScoreMaps:
-    """Return the scores of all images as one."""
+    """Put the scores of all images together."""
     return PatchScoreMaps(*map(torch.cat, zip(*(vars(each).values() for each in maps), strict=True)))
 
 
@@ -238,18 +238,18 @@ def make_lesson(
     region: torch.Tensor | None = None,
     most: int | None = None,
 ) -> Lesson:
-    """Make a lesson of what is said about an image.
+    """Make a lesson from a verdict about an image.
 
     Args:
         record: What the fit left.
         search: Search of the record's memory bank.
         verdict: ``"normal"``, ``"defect"``, ``"set_aside"`` or ``"added"``.
-        name: What tells the image from others.
+        name: Unique name of the image, a hash of its file.
         path: Where its file is.
         features: Features of its patches, shape ``(height, width, channels)``.
         group: Its group of copies among the training images, -1 if it was not one.
         region: Patches that the verdict is about, boolean of shape ``(height, width)``. Default: all.
-        most: Largest number of rows that the image may bring. Default: no limit.
+        most: Largest number of rows that a normal or an added image may add. Default: no limit.
 
     Raises:
         ValueError: If the region has no patch.
@@ -259,7 +259,7 @@ def make_lesson(
     scores = scored.scores[0, 0].flatten().clone()
     inside = torch.ones_like(scores, dtype=torch.bool) if region is None else region.flatten().to(scores.device)
     if not inside.any():
-        msg = f"The region of {path!r} has no patch of the model in it."
+        msg = f"The region of {path!r} contains no patch of the model."
         raise ValueError(msg)
     chosen: list[int] = []
     if verdict == DEFECT:
@@ -268,7 +268,7 @@ def make_lesson(
         if region is not None:
             chosen = (scores > record.typical).nonzero().squeeze(1).tolist() or chosen
         elif float(scores.max()) > false_alarm_threshold(record.maps.peaks, FALSE_ALARMS):
-            chosen = []  # the image is found as soon as its own rows have left, and which one to take would be a guess
+            chosen = []  # the image is found once its own rows have left the bank, and the patch would be a guess
     elif verdict in {NORMAL, ADDED}:
         weight = record.weight_of_new_rows
         is_own = record.groups == group
@@ -286,7 +286,7 @@ def make_lesson(
 
 
 def _farthest(queries: torch.Tensor, scores: torch.Tensor, limit: float, weight: float, most: int) -> list[int]:
-    """Choose the farthest patch again and again, until none is farther than a limit from the bank and those chosen."""
+    """Choose the farthest patch again and again, until none is beyond a limit from the bank and the chosen ones."""
     chosen: list[int] = []
     while float(scores.max()) > limit and len(chosen) < most:
         chosen.append(int(scores.argmax()))
@@ -298,28 +298,28 @@ def _farthest(queries: torch.Tensor, scores: torch.Tensor, limit: float, weight:
 
 @torch.no_grad()
 def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | None = None) -> Taught:
-    """Make the memory bank of a record and lessons.
+    """Make a memory bank from a record and lessons.
 
     Args:
         record: What the fit left.
-        lessons: Lessons in any order, each about another image.
-        ignored: Patches of the grid that nothing is said about, boolean of shape ``(height, width)``. Default: none.
+        lessons: Lessons in any order, each about a different image.
+        ignored: Patches of the grid that are ignored, boolean of shape ``(height, width)``. Default: none.
 
     Raises:
-        ValueError: If nothing is left of a bank.
+        ValueError: If no row of a bank is left.
     """
     lessons = sorted(lessons, key=lambda lesson: lesson.name)
     bank, device = record.bank, record.bank.features.device
-    gone = torch.tensor(sorted(gone_groups(lessons)), dtype=torch.long, device=device)
-    of_defects = [each for each in lessons if each.verdict == DEFECT]
-    defect_rows = [_counted(each, each.rows, ignored) for each in of_defects]
-    defects = torch.cat([bank.features[:0], *defect_rows])
-    least_scales = [
-        torch.full((len(rows),), SCALE_OF_GUESSES if each.region is None else 1.0)
-        for each, rows in zip(of_defects, defect_rows, strict=True)
-    ]
+    removed = torch.tensor(sorted(gone_groups(lessons)), dtype=torch.long, device=device)
+    defect_rows, least_scales = [bank.features[:0]], [torch.empty(0)]
+    for each in lessons:
+        if each.verdict == DEFECT:
+            defect_rows.append(_not_ignored(each, each.rows, ignored))
+            least_scale = SCALE_OF_GUESSES if each.region is None else 1.0
+            least_scales.append(torch.full((len(defect_rows[-1]),), least_scale))
+    defects = torch.cat(defect_rows)
 
-    stays = ~torch.isin(record.groups, gone)
+    stays = ~torch.isin(record.groups, removed)
     is_normal = torch.zeros_like(stays)
     for each in lessons:
         if each.verdict == NORMAL and each.group != NO_GROUP:
@@ -329,10 +329,10 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
         stays &= ~ignored.flatten().to(device)[record.places]
     radii = torch.zeros_like(bank.weights) if bank.radii is None else bank.radii
     if record.support is not None:
-        if len(gone):
-            radii = record.support.radii(record.factors, gone)
+        if len(removed):
+            radii = record.support.radii(record.factors, removed)
         if len(defects):
-            nearest_image = record.support.radii({1: 1.0}, gone) / record.support.scale
+            nearest_image = record.support.radii({1: 1.0}, removed) / record.support.scale
             to_defect = nearest_neighbors(bank.features, defects)[0].squeeze(1)
             stays &= ~(to_defect < nearest_image) | is_normal
     radii = radii.masked_fill(is_normal, 0)
@@ -340,9 +340,9 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
 
     rows, row_radii, row_groups = _new_rows(record, lessons, stays, ignored)
     if any(not bool(stays[start:stop].any()) for start, stop in bank.bank_ranges) and not len(rows):
-        msg = "Nothing is left of the memory bank: too many of its images are set aside. Train with the others."
+        msg = "Nothing is left of the memory bank: too many of its images are set aside. Train with the other images."
         raise ValueError(msg)
-    # New rows belong to all banks, so they go where the first range stops or where both overlap
+    # New rows belong to all banks, so they go where the first range stops: the second one starts there or before
     place = bank.bank_ranges[0][1]
     counts = [(int(stays[:start].sum()), int(stays[:stop].sum())) for start, stop in bank.bank_ranges]
 
@@ -355,8 +355,7 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
         with_new(radii, row_radii),
         tuple((start, stop + len(rows)) for start, stop in counts),
     )
-    scales = torch.cat([torch.empty(0), *least_scales]).to(device)
-    return Taught(taught, with_new(record.groups, row_groups), defects, scales)
+    return Taught(taught, with_new(record.groups, row_groups), defects, torch.cat(least_scales).to(device))
 
 
 def gone_groups(lessons: Sequence[Lesson]) -> set[int]:
@@ -365,15 +364,15 @@ def gone_groups(lessons: Sequence[Lesson]) -> set[int]:
 
 
 def groups_of_lessons(record: FitRecord, lessons: Sequence[Lesson]) -> dict[str, int]:
-    """Return the group of each image by its name: that of a training image, or a number of its own."""
+    """Return the group of each lesson's image by its name: the group of a training image, or a new number."""
     new = sorted(each.name for each in lessons if each.group == NO_GROUP)
     first = int(record.group_of_image.max()) + 1
-    numbers = {name: first + number for number, name in enumerate(new)}
-    return numbers | {each.name: each.group for each in lessons if each.group != NO_GROUP}
+    known = {each.name: each.group for each in lessons if each.group != NO_GROUP}
+    return known | {name: first + number for number, name in enumerate(new)}
 
 
-def _counted(lesson: Lesson, rows: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
-    """Return the rows of a lesson that do not lie where nothing is said."""
+def _not_ignored(lesson: Lesson, rows: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
+    """Return the rows of a lesson whose patches are not ignored."""
     return rows if ignored is None else rows[~ignored.cpu().flatten()[lesson.places].to(rows.device)]
 
 
@@ -386,18 +385,18 @@ def _new_rows(
     scores = [record.bank.weights[:0]]
     for each in lessons:
         if each.verdict in {NORMAL, ADDED}:
-            rows.append(_counted(each, each.rows, ignored).to(device))
+            rows.append(_not_ignored(each, each.rows, ignored).to(device))
             groups.append(torch.full((len(rows[-1]),), numbers[each.name], device=device))
             unsure.append(torch.full((len(rows[-1]),), each.verdict == ADDED, device=device))
             of_rows = each.map.scores[0, 0].flatten()[each.places.to(each.map.scores.device)]
-            scores.append(_counted(each, of_rows, ignored).to(device))
+            scores.append(_not_ignored(each, of_rows, ignored).to(device))
     new, row_groups, are_unsure = torch.cat(rows), torch.cat(groups), torch.cat(unsure)
-    # Normal images bring at most as many rows as the record's memory bank has, and for each image as many more as a
-    # training image has in it. Of more, the coreset goes on from the memory bank: the farthest one again and again.
+    # Normal images add at most as many rows as the record's memory bank has, plus a training image's share for each.
+    # Where there are more, the selection of the coreset continues: the farthest one again and again.
     count = sum(each.verdict == NORMAL for each in lessons)
     most = len(record.bank.features) + count * record.rows_of_an_image
-    if int((~are_unsure).sum()) > most:
-        sure = (~are_unsure).nonzero().squeeze(1)
+    sure = (~are_unsure).nonzero().squeeze(1)
+    if len(sure) > most:
         chosen = are_unsure.clone()
         first = torch.cat(scores)[sure]
         chosen[sure[_farthest(new[sure], first, 0, record.weight_of_new_rows, most)]] = True
@@ -418,7 +417,7 @@ def _radii_by_rows(
     other_groups: torch.Tensor,
     factors: Mapping[int, float],
 ) -> torch.Tensor:
-    """Return support radii by the rows of a memory bank, which are fewer and so farther than all patches: no less."""
+    """Return support radii from the rows of a memory bank: never smaller than from all patches, which are more."""
     numbers, places = other_groups.unique(return_inverse=True)
     radii = torch.zeros(len(rows), device=rows.device)
     for start in range(0, len(rows), 256):
@@ -434,9 +433,9 @@ def _radii_by_rows(
 
 @torch.no_grad()
 def score_again(maps: PatchScoreMaps, taught: Taught) -> torch.Tensor:
-    """Score images against a memory bank that was taught, by the patches that were kept of them.
+    """Score images against a memory bank that was taught, by the patches whose features were kept.
 
-    Other patches keep their scores: they scored less, and what is taught lowers some and raises few.
+    Other patches keep their scores: these are lower, and teaching lowers some and raises few.
 
     Returns:
         Scores before smoothing and without defects, shape ``(n, banks, height, width)``.
@@ -452,7 +451,7 @@ def score_again(maps: PatchScoreMaps, taught: Taught) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class DefectBank:
-    """Patches of defects, and how much nearer than to normal patches others must be to them to be defects, too.
+    """Patches of defects, and how much nearer to one of them than to normal patches another defect must be.
 
     Attributes:
         features: Shape ``(d, channels)``.
@@ -475,9 +474,8 @@ class DefectBank:
             queries: The patches, shape ``(images * patches, channels)``.
 
         Returns:
-            Shape ``(images, patches)``; 0 where that is not above the threshold. Only the :data:`KEPT_PATCHES` patches
-            of an image that are least normal, by which the scales were found, and those that all but coincide with a
-            defect can be above it.
+            Shape ``(images, patches)``; 0 where the score is not above the threshold. Only patches that almost coincide
+            with a defect, or the :data:`KEPT_PATCHES` least normal ones of an image, as in calibration, can be above.
         """
         squares = squared_distances(queries, self.features) * self.scales.square()
         ratio = normal / squares.amin(dim=1).clamp(min=SMALLEST).sqrt().view_as(normal)
@@ -487,26 +485,26 @@ class DefectBank:
 
 
 def squared_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return squared distances, shape ``(n, m)``, in operations that exported graphs have for the memory bank, too."""
-    # Expanded squares lose digits where both coincide, which does not matter: see LARGEST_RAISE
+    """Return squared distances, shape ``(n, m)``, in operations that exported graphs use for the memory bank, too."""
+    # Expanded squares lose digits where rows coincide, which does not matter: see LARGEST_RAISE
     with without_autocast(queries.device):
         products = F.linear(-2 * queries, rows, rows.square().sum(dim=1))
     return (products + queries.square().sum(dim=1, keepdim=True)).clamp(min=0)
 
 
 def calibrate_defects(taught: Taught, maps: PatchScoreMaps, scores: torch.Tensor, false_alarms: float) -> torch.Tensor:
-    """Say how much nearer a patch must be to a defect than to the memory bank to be one.
+    """Return how much nearer to a defect than to the memory bank a patch must be to count as a defect.
 
-    A patch of a good image is nearer to some defect than to the memory bank by chance, and the more so the more patches
-    of defects there are, above all to those that are no different from normal ones. So each of them is compared with
-    the typical training image, and all of them together are allowed a share of false alarms, by the rule of
+    A patch of a good image may be nearer to a defect than to the memory bank by chance. That is more likely with many
+    patches of defects, above all with those that look like normal ones. So each of them is compared with the typical
+    training image, and all of them together are allowed a share of false alarms, by the rule of
     :func:`~anomalib_softpatch.components.out_of_bag.false_alarm_threshold`.
 
     Args:
         taught: Memory bank with patches of defects.
         maps: Training images that are not known to be defects.
         scores: Scores of their kept patches against the memory bank, shape ``(n, t)``.
-        false_alarms: Share of good images that may be called anomalous for a defect.
+        false_alarms: Share of good images that may be called anomalous because they resemble a defect.
 
     Returns:
         Scales of a :class:`DefectBank`, shape ``(d,)``.
@@ -550,7 +548,7 @@ def _moved(data: Any, device: torch.device) -> Any:
 
 
 def from_plain(data: Mapping[str, Any]) -> tuple[FitRecord, list[Lesson]]:
-    """Return what :func:`to_plain` was given."""
+    """Return the record and the lessons that :func:`to_plain` was given."""
     bank, support = data["bank"], data["support"]
     ranges = tuple((start, stop) for start, stop in bank["ranges"])
     record = FitRecord(

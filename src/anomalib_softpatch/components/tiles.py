@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Features of large images, tile by tile: one grid for the whole image, in the memory that the tiles of one take.
+"""Features of large images, tile by tile: one grid for the whole image, with memory for the tiles of one image.
 
-Where tiles are and how large comes from Anomalib's ``Tiler``, which its callback gives a model. Cutting and joining is
-done here. Anomalib's own joins features as if they were images: the grid keeps what was padded, so that maps and
-coordinates shrink where tiles do not fit the image, and its graph cannot be exported in reasonable time.
+Size and stride of the tiles come from Anomalib's ``Tiler``, which its callback gives to a model. Tiles are cut and
+their features joined here, because Anomalib joins features as if they were images. Its grid keeps the padding, so that
+maps and coordinates shrink where tiles do not fit the image. And its graph cannot be exported in reasonable time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def tiles_of(tiler: Tiler | None) -> dict[str, Any] | None:
 
 
 def make_tiler(tiles: Mapping[str, Any] | None) -> Tiler | None:
-    """Make the tiler that :func:`tiles_of` has described; ``tile_size`` and ``stride`` are enough."""
+    """Make a tiler from the arguments that :func:`tiles_of` returns; ``tile_size`` and ``stride`` are enough."""
     return None if tiles is None else Tiler(**{**tiles, "mode": ImageUpscaleMode(tiles.get("mode", "padding"))})
 
 
@@ -41,9 +41,9 @@ def grid_of(extractor: PatchFeatureExtractor, size: tuple[int, int], tiler: Tile
     """Return height and width of the grid of patches of an image, see :func:`check_tiles`.
 
     Args:
-        extractor: What is run on the image, or on each tile.
+        extractor: Extractor that runs on the image or on each tile.
         size: Height and width of the image in pixels.
-        tiler: Tiler, ``None`` for no tiles.
+        tiler: Size and stride of the tiles; ``None`` for no tiles.
     """
     if tiler is None:
         return extractor.grid_size(*size)
@@ -52,19 +52,19 @@ def grid_of(extractor: PatchFeatureExtractor, size: tuple[int, int], tiler: Tile
 
 
 def check_tiles(tiler: Tiler, extractor: PatchFeatureExtractor, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Refuse tiles whose features would make no grid of the whole image.
+    """Refuse tiles whose features do not form a grid of the whole image.
 
     Args:
-        tiler: Tiler.
-        extractor: What is run on each tile.
+        tiler: Size and stride of the tiles.
+        extractor: Extractor that runs on each tile.
         size: Height and width of the images in pixels; ``None`` where they differ.
 
     Returns:
         Height and width of a patch in pixels.
 
     Raises:
-        ValueError: If the tiles are larger than the images, of a size that the backbone does not take, or do not line
-            up with its grid, or if the tiler has options that features cannot be joined with.
+        ValueError: If the tiles are larger than the images, have a size that the backbone does not take, or do not line
+            up with its grid, or if the tiler has options for which features cannot be joined.
     """
     steps = _steps(tiler, extractor.grid_size(tiler.tile_size_h, tiler.tile_size_w))
     if size is not None:
@@ -77,7 +77,7 @@ def extract_by_tiles(
 ) -> torch.Tensor:
     """Return the features of all patches of images, on one grid for each image, see :func:`check_tiles`.
 
-    Beyond the right and the bottom border, tiles are filled with zeros; patches there are left out. Where tiles
+    Beyond the right and the bottom border, tiles are filled with zeros, and their patches are left out. Where tiles
     overlap, their features are averaged.
 
     Args:
@@ -113,25 +113,25 @@ def _extract_by_tiles(
 
 
 def _starts(tiler: Tiler, size: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """Return the first rows and the first columns of all tiles of an image, the last ones perhaps beyond its end."""
+    """Return the first rows and the first columns of all tiles of an image; the last tiles may exceed it."""
     sides = (tiler.tile_size_h, tiler.tile_size_w)
     if size[0] < sides[0] or size[1] < sides[1]:
         msg = (
             f"Tiles of {sides[0]} x {sides[1]} pixels do not fit into images of {size[0]} x {size[1]} (height x "
-            "width): use smaller tiles, a larger image size, or none."
+            "width): use smaller tiles, a larger image size, or no tiles."
         )
         raise ValueError(msg)
     rows, columns = (
-        [number * stride for number in range(-(-(length - side) // stride) + 1)]
+        list(range(0, length - side + stride, stride))
         for length, side, stride in zip(size, sides, (tiler.stride_h, tiler.stride_w), strict=True)
     )
     return rows, columns
 
 
 def _steps(tiler: Tiler, grid: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width in pixels of a patch of a tile, for a tile's grid of patches."""
+    """Return height and width in pixels of a patch of a tile, given the tile's grid of patches."""
     if tiler.remove_border_count or ImageUpscaleMode(tiler.mode) != ImageUpscaleMode.PADDING:
-        msg = "Features of tiles are joined with remove_border_count=0 and mode='padding' only."
+        msg = "Features of tiles can be joined only with remove_border_count=0 and mode='padding'."
         raise ValueError(msg)
     steps = []
     sides, strides = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
@@ -139,7 +139,7 @@ def _steps(tiler: Tiler, grid: tuple[int, int]) -> tuple[int, int]:
         step = -(-side // count)
         if side % count or stride % step:
             msg = (
-                f"Tiles of {side} pixels every {stride} pixels do not line up with the backbone's grid: give multiples "
+                f"Tiles of {side} pixels every {stride} pixels do not line up with the backbone's grid: use multiples "
                 f"of {step}."
             )
             raise ValueError(msg)
@@ -148,7 +148,7 @@ def _steps(tiler: Tiler, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def _join(parts: Sequence[torch.Tensor], starts: Sequence[int], dim: int) -> torch.Tensor:
-    """Put parts of equal length, given with their first positions, into one: their mean where they overlap."""
+    """Join parts of equal length, given their first positions, into one: their mean where they overlap."""
     length = parts[0].shape[dim]
     bounds = sorted({bound for start in starts for bound in (start, start + length)})
     pieces = []

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Networks of timm whose layers give features on a grid, whatever family they are of."""
+"""Networks of timm whose layers give features on a grid, whatever family they belong to."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -15,20 +15,20 @@ from torch import nn
 
 from anomalib_softpatch.backbones import find_source
 
-# Sides that images must be multiples of, where a network does not say so itself
+# Numbers that the sides of images usually have to be multiples of, for networks that do not state theirs
 USUAL_STEPS = (32, 28, 16, 14)
 
 
 class TimmBackbone(nn.Module):
     """Layers of a network of timm, each as a map of features.
 
-    timm gives features in two ways: networks of stages return those of each, some of them with the channels last, which
-    their ``output_fmt`` says; transformers, whose tokens all blocks share, have ``forward_intermediates``. Which of
-    both, the network knows, and not its name. Where the blocks of a transformer end in one norm, as those of a ViT, it
-    is applied to the features of each.
+    timm has two ways to get features. Networks of stages return the features of each stage, some with the channels last
+    according to their ``output_fmt``. Transformers, whose blocks all use the same tokens, have
+    ``forward_intermediates``. The network itself shows which way it has. If the blocks of a transformer share a final
+    norm, as in a ViT, it is applied to the features of each block.
 
     Args:
-        name: Name of a timm model, or one that begins as :data:`~anomalib_softpatch.backbones.SOURCES` say.
+        name: Name of a timm model, or one with a prefix of :data:`~anomalib_softpatch.backbones.SOURCES`.
         layers: Names of the layers.
         pre_trained: Use pre-trained weights.
 
@@ -50,13 +50,13 @@ class TimmBackbone(nn.Module):
         if missing:
             msg = f"layers={missing} not found in the backbone '{name}'. It has {', '.join(known)}."
             raise ValueError(msg)
-        # The order of the network, in which it returns them
+        # In the order of the network, in which it returns them
         self.indices = sorted({known.index(layer) for layer in layers})
         self.layers = [known[index] for index in self.indices]
         self.has_tokens = hasattr(getattr(stages, "model", None), "forward_intermediates")
         self.channels_last = getattr(stages, "output_fmt", "NCHW") == "NHWC" and not self.has_tokens
         if self.has_tokens:
-            # They share their norm where they have one width
+            # Blocks of one width share their norm
             self.norm = len({info["num_chs"] for info in stages.feature_info.info}) == 1
             self.feature_extractor = _create_transformer(architecture, pre_trained, arguments)
         else:
@@ -77,7 +77,7 @@ class TimmBackbone(nn.Module):
         return dict(zip(self.layers, features, strict=True))
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether the network takes images of a size in pixels: it is tried."""
+        """Return whether the network takes images of a size in pixels, by trying one."""
         parameter = next(self.parameters())
         try:
             features = self(torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device))
@@ -88,12 +88,7 @@ class TimmBackbone(nn.Module):
         return all(feature.ndim == 4 for feature in features.values())  # noqa: PLR2004
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return up to three sizes that the network takes, the nearest first.
-
-        Args:
-            height: Height in pixels of the images that there are.
-            width: Their width.
-        """
+        """Return up to three sizes in pixels that the network takes, the nearest to a height and width first."""
         network = self.feature_extractor
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
         steps = {max(patch) if isinstance(patch, Sequence) else patch} if patch else set(USUAL_STEPS)
@@ -101,22 +96,19 @@ class TimmBackbone(nn.Module):
         for step in steps:
             rows = {max(height // step, 1) * step, -(-height // step) * step}
             columns = {max(width // step, 1) * step, -(-width // step) * step}
-            if height == width:
-                candidates |= {(side, side) for side in rows}
-            else:
-                candidates |= {(row, column) for row in rows for column in columns}
+            candidates |= {(row, column) for row in rows for column in columns if height != width or row == column}
         nearest = sorted(candidates, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))
         return list(islice((size for size in nearest if self.takes(*size)), 3))
 
 
 def check_backbone(backbone: str) -> None:
-    """Refuse what names no network, or what is not there; it takes no network.
+    """Refuse a name that is not that of a backbone, without network access.
 
     Args:
-        backbone: Name of a timm model, or one that begins as :data:`~anomalib_softpatch.backbones.SOURCES` say.
+        backbone: Name of a timm model, or one with a prefix of :data:`~anomalib_softpatch.backbones.SOURCES`.
 
     Raises:
-        ValueError: If it is neither, or names what is not there.
+        ValueError: If it is neither, or names a folder or file that does not exist.
     """
     architecture = find_source(backbone).architecture
     if ":" not in architecture and not timm.is_model(architecture):
@@ -127,8 +119,8 @@ def check_backbone(backbone: str) -> None:
 
 
 def _create_transformer(architecture: str, pre_trained: bool, arguments: dict[str, Any]) -> nn.Module:
-    """Create a transformer, for images of any size that it can be had for."""
-    _disable_pos_embed_antialiasing()  # as Anomalib does: exported files have no antialiased resizing
+    """Create a transformer, for images of any size where the architecture allows it."""
+    _disable_pos_embed_antialiasing()  # as in Anomalib: exported files have no antialiased resizing
     try:
         return timm.create_model(architecture, pretrained=pre_trained, **{"dynamic_img_size": True} | arguments)
     except TypeError:  # it has no such argument

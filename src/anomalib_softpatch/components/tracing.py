@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tracing: what runs is being recorded for an export, where some operations and all shortcuts are out of place."""
+"""Tracing: while operations are recorded for an export, some of them and all shortcuts must be avoided."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,15 +11,15 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def is_traced() -> bool:
-    """Return whether the operations that run now are recorded."""
+    """Return whether operations are being recorded for an export."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]  # public in torch's documentation
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which products keep their type, whatever ``torch.autocast`` says; in a graph, none."""
+    """Return a context in which ``torch.autocast`` does not change the type of products; in a graph, an empty one."""
     return nullcontext() if is_traced() else torch.autocast(device.type, enabled=False)
 
 
 def rows_of(mask: torch.Tensor) -> torch.Tensor:
-    """Return which elements are true, and the first one, since runtimes do not all bear tensors without elements."""
+    """Return the indices of true elements, after an index 0, because some runtimes do not support empty tensors."""
     return F.pad(mask.nonzero().squeeze(1), (1, 0))

@@ -76,14 +76,14 @@ def test_eligible_rows_only():
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_goes_on_from_centers(name):
-    """From the first centers of a choice the rest of it follows; from others, what is farthest, as float64 tells."""
+def test_continues_from_given_centers(name):
+    """The first centers of a coreset lead to the rest of it; other centers, to the farthest rows, in float64."""
     features = FEATURES[name]
     chosen = k_center_greedy(features, len(features) // 4, first=7)
     assert k_center_greedy(features, len(chosen), first=chosen[: len(chosen) // 2]).tolist() == chosen.tolist()
 
     points = features.double().numpy()
-    if not (points == points.round()).all():  # of those many tie, and repeat
+    if not (points == points.round()).all():  # rows of whole numbers often tie, and are repeated
         first = torch.arange(0, len(features), 40)
         chosen = k_center_greedy(features, len(first) + 5, first)
         assert chosen[: len(first)].tolist() == first.tolist()
@@ -104,7 +104,7 @@ def test_goes_on_from_centers(name):
     data=st.data(),
 )
 def test_any_shape(rows, columns, values, scale, copies, seed, data):
-    """Whatever the rows, the choice has the size asked for and is farthest-first, as float64 tells."""
+    """Whatever the rows, the coreset has the requested size and is farthest-first, checked in float64."""
     generator = torch.Generator().manual_seed(seed)
     features = (scale * torch.randint(values, (rows, columns), generator=generator).float()).repeat(copies, 1)
     rows *= copies
@@ -151,7 +151,7 @@ def test_half_precision_is_refused():
 def test_features_that_are_not_finite_are_refused(value, row):
     features = torch.randn(50, 3)
     features[row, 1] = value
-    with pytest.raises(ValueError, match="NaN, infinite"):
+    with pytest.raises(ValueError, match="NaN or infinity"):
         k_center_greedy(features, 5, 0)
 
 
@@ -162,15 +162,15 @@ def test_large_values():
 
 
 def test_values_whose_squares_may_overflow_are_refused():
-    """Distances themselves are finite here."""
+    """The distances themselves are finite here."""
     features = 5e18 * torch.rand(800, 16, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="so large values that distances overflow"):
+    with pytest.raises(ValueError, match="so large that distances overflow"):
         k_center_greedy(features, 100, 0)
 
 
 @pytest.mark.parametrize("how", ["matmul precision", "autocast"])
-def test_products_of_shorter_numbers(how, monkeypatch):
-    """Where float32 products are computed from numbers of 10 bits, or autocast is on, the choice stays the same."""
+def test_products_of_lower_precision(how, monkeypatch):
+    """The coreset is the same if float32 products use numbers of 10 bits, or if autocast is on."""
     monkeypatch.setattr(coreset, "ACTIVE_SIZE", 64)
     features = 50 * mixture(3000, 32)
     expected = reference(features, 300)
@@ -194,7 +194,7 @@ def test_products_of_shorter_numbers(how, monkeypatch):
 
 
 def test_precision_of_each_backend():
-    """Where PyTorch cannot name one precision for all backends, the choice stays the same."""
+    """The coreset is the same if PyTorch has no single precision for all backends."""
     features = mixture(800, 32)
     expected = reference(features, 100)
     before = torch.backends.mkldnn.matmul.fp32_precision
@@ -212,7 +212,7 @@ BAR = "Selecting coreset: 100%"
 
 
 def test_progress_bar(monkeypatch, capfd):
-    """What asks for it shows it."""
+    """It is shown only on request."""
     monkeypatch.setattr(progress, "DELAY", 0)
     k_center_greedy(torch.rand(50, 3), 5, 0)
     assert BAR not in capfd.readouterr().err
@@ -221,8 +221,8 @@ def test_progress_bar(monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(("disabled", "shown"), [("", True), ("1", False)])
-def test_no_progress_bar_where_the_environment_says_so(disabled, shown, tmp_path, run_python):
-    """Which is asked once, when tqdm is imported; the rest of the package would take long to import here."""
+def test_no_progress_bar_if_the_environment_disables_it(disabled, shown, tmp_path, run_python):
+    """TQDM_DISABLE is read once, when tqdm is imported. The rest of the package would take long to import here."""
     code = (
         "import sys\n"
         "module = {}\n"

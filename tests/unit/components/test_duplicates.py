@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Groups of duplicates, of features made so that it is known which are copies."""
+"""Groups of duplicates, from features whose copies are known."""
 
 from itertools import product
 
@@ -14,7 +14,7 @@ from anomalib_softpatch.components.duplicates import RADIUS, duplicate_groups, n
 
 
 def features(images: int = 60, spread: float = 1.0, seed: int = 0) -> torch.Tensor:
-    """Images that share what is common to all, as aligned ones do, and differ by noise in every patch."""
+    """Images that share a common pattern, like aligned ones, and differ by noise in every patch."""
     generator = torch.Generator().manual_seed(seed)
     common = 5 * torch.randn(1, 12, 12, 8, generator=generator)
     return common + spread * torch.randn(images, 12, 12, 8, generator=generator)
@@ -27,11 +27,11 @@ def partition(groups: torch.Tensor) -> set[frozenset[int]]:
 
 
 def near_groups(images: torch.Tensor) -> torch.Tensor:
-    """Groups of images none of which is an exact copy."""
+    """Groups of images without exact copies."""
     return duplicate_groups(range(len(images)), images)
 
 
-def test_exact_copies_are_told_by_their_hash() -> None:
+def test_exact_copies_are_found_by_their_hash() -> None:
     groups = duplicate_groups(["a", "b", "a", "c", "b", "a"], features(6))
     assert groups.tolist() == [0, 1, 0, 2, 1, 0]
     assert representatives(groups).tolist() == [0, 1, 3]
@@ -53,8 +53,8 @@ def test_all_images_copied_once() -> None:
     assert partition(groups) == {frozenset({index, index + 40}) for index in range(40)}
 
 
-def test_two_images_unlike_the_rest_and_like_each_other_count_once() -> None:
-    """They are each other's nearest by far, as copies of an unusual image are: nothing tells the two cases apart."""
+def test_two_similar_images_unlike_all_others_count_once() -> None:
+    """They are by far nearest to each other, like copies of an unusual image: the two cases look the same."""
     originals = features(40)
     generator = torch.Generator().manual_seed(2)
     odd = 20 + 3 * torch.randn(2, 12, 12, 8, generator=generator)
@@ -63,14 +63,14 @@ def test_two_images_unlike_the_rest_and_like_each_other_count_once() -> None:
 
 @pytest.mark.parametrize(("ways", "largest_share"), [(2, 0.05), (3, 0.05), (8, 0.05)])
 def test_few_ways_to_differ(ways: int, largest_share: float) -> None:
-    """Images that differ in two ways only are near each other by chance: few pairs are grouped all the same."""
+    """Images that differ in only two ways are near each other by chance, but few pairs are grouped."""
     generator = torch.Generator().manual_seed(3)
     basis = torch.randn(ways, 12, 12, 8, generator=generator)
     images = torch.einsum("nw,whij->nhij", torch.randn(100, ways, generator=generator), basis)
     assert len(near_pairs(images)) <= largest_share * 100 * 99 / 2
 
 
-def test_what_comes_in_at_the_edge_does_not_make_images_alike() -> None:
+def test_a_filled_border_does_not_make_images_alike() -> None:
     originals = features(40).repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)  # 36 x 36 patches
     originals[:10, :2] = originals[:10, -2:] = -50
     assert partition(near_groups(originals)) == set()
@@ -93,7 +93,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(near_groups(images), whole)
 
 
-def test_few_images_have_exact_copies_only() -> None:
+def test_among_few_images_only_exact_copies_count() -> None:
     images = features(5).repeat(2, 1, 1, 1)
     assert partition(near_groups(images)) == set()
     assert duplicate_groups([0, 1, 2, 3, 4] * 2, images).tolist() == [0, 1, 2, 3, 4] * 2
@@ -102,7 +102,7 @@ def test_few_images_have_exact_copies_only() -> None:
 
 @pytest.mark.parametrize("candidates", [59, 8])
 def test_many_images_are_compared_with_some(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all are compared with all, the two ways are one; a sample of the images finds the same copies."""
+    """The comparison of likely pairs finds the same as that of all pairs, and so does a sample of the images."""
     originals = features(60)
     generator = torch.Generator().manual_seed(1)
     copies = originals[[3, 17, 17]] + 0.3 * torch.randn(3, 12, 12, 8, generator=generator)
@@ -117,7 +117,7 @@ def test_many_images_are_compared_with_some(candidates: int, monkeypatch: pytest
 
 
 def test_a_sample_of_the_images_makes_no_more_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among all images the nearest ones are nearer than among some: what is near by chance is told all the same."""
+    """The nearest of all images are nearer than the nearest of some, but images near by chance are still no copies."""
     generator = torch.Generator().manual_seed(3)
     basis = torch.randn(3, 12, 12, 8, generator=generator)
     images = torch.einsum("nw,whij->nhij", torch.randn(600, 3, generator=generator), basis)
@@ -128,7 +128,7 @@ def test_a_sample_of_the_images_makes_no_more_pairs(monkeypatch: pytest.MonkeyPa
 
 
 def test_pairs_equal_brute_force() -> None:
-    """Of copies that differ more and more from their originals, those that are just near enough."""
+    """Copies differ more and more from their originals: only those that are near enough are found."""
     originals = features(40, seed=3)
     generator = torch.Generator().manual_seed(4)
     differences = torch.linspace(0.2, 1.2, 40)[:, None, None, None] * torch.randn(originals.shape, generator=generator)

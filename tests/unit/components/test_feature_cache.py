@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The feature cache: the same features as without it, and never those of something else."""
+"""The feature cache: the same features as without it, and never those of another input."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def entries(folder):
 
 
 def test_same_features_bit_for_bit(extractor, images, tmp_path):
-    """Whether all, some or none of the images are there, and in another process's order."""
+    """With all, some or none of the images in the cache, and in another order."""
     with torch.no_grad():
         expected = extractor(images)
     cache = FeatureCache(extractor, tmp_path)
@@ -60,7 +60,7 @@ def test_found_features_need_no_backbone(extractor, images, tmp_path, monkeypatc
     "options", [{"seed": 1}, {"layers": ("layer1",)}, {"patch_embedding": "unfold"}, {"dtype": torch.float64}], ids=str
 )
 def test_another_extractor_finds_nothing(extractor, images, tmp_path, options):
-    """Other weights, layers, embedding or precision."""
+    """With other weights, layers, embedding or precision."""
     FeatureCache(extractor, tmp_path)(images[:1])
     other = make_extractor(**{name: value for name, value in options.items() if name != "dtype"})
     other.to(options.get("dtype", torch.float32))
@@ -82,7 +82,7 @@ def test_other_inputs_find_nothing(extractor, images, tmp_path):
 
 
 def flipped(content):
-    """Return the content with another last bit."""
+    """Return the content with a different last bit."""
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
@@ -100,7 +100,7 @@ def test_damaged_entry_is_computed_again(extractor, images, tmp_path, damage, ca
 
 
 def test_full_disk(extractor, images, tmp_path, monkeypatch):
-    """What was written is found again."""
+    """Features that were written are found again."""
     write_bytes = Path.write_bytes
 
     def full(path, content):

@@ -47,7 +47,7 @@ def test_in_half_precision(features):
 
 
 def test_leaves_no_files_to_a_killed_process(features, tmp_path):
-    """The mapped files have no names any more; where a system allows that."""
+    """Mapped files no longer have names, where the system allows it."""
     store = FeatureStore(memory_budget=0, folder=tmp_path)
     store.append(features)
     if sys.platform != "win32":
@@ -71,12 +71,12 @@ def test_images_are_numbered_by_their_keys():
     assert store.rows(torch.tensor([3, 0])).flatten().tolist() == [1, 2]
     batches = [(batch.flatten().tolist(), keys) for batch, keys in store.batches()]
     assert batches == [([0, 1, 2], ["b", "c", "a"]), ([3], ["b"])]
-    with pytest.raises(ValueError, match="1 keys came with the features of 4 images"):
+    with pytest.raises(ValueError, match="one for each of the 4 images, got 1"):
         store.append(values, ["d"])
 
 
 def test_images_without_keys_are_numbered_as_they_come():
-    """Some with keys, too."""
+    """Also if some of them have keys."""
     store = FeatureStore()
     values = torch.arange(4.0).view(4, 1, 1, 1)
     store.append(values[:2], ["b", "a"])

@@ -54,7 +54,7 @@ def groups_of(features: torch.Tensor, images: list[int], places: list[int]) -> l
 
 
 def test_images_with_the_same_odd_thing_are_a_group() -> None:
-    """Wherever it is in them; images with odd things of their own are in none."""
+    """Wherever it is in the images; images with a unique odd thing are in no group."""
     features = make_features()
     generator = torch.Generator().manual_seed(5)
     kinds = 4 * torch.randn(2, CHANNELS, generator=generator)
@@ -66,8 +66,8 @@ def test_images_with_the_same_odd_thing_are_a_group() -> None:
     assert groups_of(features, images, places) == [[0, 1, 2, 3], [4, 5, 6]]
 
 
-def test_images_of_one_kind_have_no_look_alikes_but_by_chance() -> None:
-    """Of the most unusual fifth of images that differ by noise alone, few pairs are called alike."""
+def test_images_of_one_kind_are_look_alikes_only_by_chance() -> None:
+    """Few pairs are grouped among the most unusual fifth of images that differ only by noise."""
     pairs = 0
     for seed in range(20):
         features = make_features(seed)
@@ -77,8 +77,8 @@ def test_images_of_one_kind_have_no_look_alikes_but_by_chance() -> None:
     assert pairs <= 20 * 28 * 0.02
 
 
-def test_a_chain_is_no_group() -> None:
-    """Of three images, the first and the last are not alike although the second is like both."""
+def test_a_chain_is_not_a_group() -> None:
+    """The first and the last of three images are not alike, although the second is like both."""
     far, near = 5.0, 0.6
     anywhere = torch.full((3, 6), 1.0)
     anywhere[0, :3] = torch.tensor([torch.inf, near, far])

@@ -25,7 +25,7 @@ def build(features, **arguments):
 
 
 def test_defects_stay_out(features):
-    """PatchCore's selection takes defects; with a threshold none of them enters, as a first center neither."""
+    """PatchCore's selection contains defects. With a threshold it contains none, not even as the first center."""
     defects = {image * 30 + place for image in range(3) for place in (7, 8)}
     patchcore = build(features, thresholds=(0.0,), soft_weight=False)
     assert defects & set(patchcore.indices.tolist())
@@ -103,7 +103,7 @@ def test_any_input(
     duplicates,
     seed,
 ):
-    """Outputs are finite, sizes as asked for, banks subsets of the kept patches, weights aligned with them."""
+    """Outputs are finite, sizes as requested, banks subsets of the kept patches, and weights aligned with them."""
     patches = grid[0] * grid[1]
     size = int(images * patches * ratio)
     if size < 1:
@@ -143,7 +143,7 @@ def test_any_input(
 
 
 def test_masks_that_leave_one_patch(features):
-    """All but one patch removed: the bank is that patch, whatever the size asked for."""
+    """If all patches but one are removed, the bank is that patch, whatever the requested size."""
     for discriminators in (("lof",), ("lof", "gaussian")):
         bank = build(features, discriminators=discriminators, thresholds=(0.9999,), coreset_sampling_ratio=1.0)
         assert bank.kept.sum() == 1
@@ -200,7 +200,7 @@ def test_no_features():
 
 
 def test_seed(features):
-    """Equal seeds give equal banks whatever the global generators' state, which a fit leaves as it was."""
+    """Equal seeds give equal banks whatever the state of the global generators, which a fit does not change."""
     options = {"discriminators": ("lof", "gaussian"), "thresholds": (0.15, 0.5), "max_references": 20}
     states = []
     banks = []

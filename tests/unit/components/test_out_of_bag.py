@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The threshold of out-of-bag scores against distributions that are known."""
+"""The threshold from out-of-bag scores against known distributions."""
 
 import math
 
@@ -14,16 +14,16 @@ from anomalib_softpatch.components.out_of_bag import decided_threshold, false_al
 
 @pytest.mark.parametrize("false_alarms", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
-def test_false_alarms_are_those_asked_for(false_alarms, noise):
-    """Logarithmically normal scores with defects far above: the share among normal ones, within what noise costs."""
+def test_false_alarms_are_as_requested(false_alarms, noise):
+    """Lognormal scores with defects far above: the share of false alarms is right, up to the effect of noise."""
     generator = np.random.default_rng(0)
     normal = np.exp(generator.normal(3.0, 0.1, 4000))
     defects = np.exp(generator.normal(3.8, 0.2, int(noise * 4000)))
     threshold = false_alarm_threshold(torch.from_numpy(np.concatenate((normal, defects))), false_alarms)
-    had = (normal > threshold).mean()
-    assert had < 1.3 * false_alarms + 0.005  # noise moves the median, and the threshold up with it
+    rate = (normal > threshold).mean()
+    assert rate < 1.3 * false_alarms + 0.005  # noise moves the median, and the threshold up with it
     if noise == 0:
-        assert had == pytest.approx(false_alarms, rel=0.35)
+        assert rate == pytest.approx(false_alarms, rel=0.35)
     else:
         assert (defects > threshold).mean() > 0.9
 
@@ -36,10 +36,10 @@ def test_degenerate_scores():
 
 
 @pytest.mark.parametrize(("images", "false_alarms"), [(60, 0.05), (128, 0.05), (120, 0.01), (30, 0.2)])
-def test_decisions_about_the_highest_scores_give_the_share_that_was_asked(images, false_alarms):
-    """On average over many sets, by new scores, whatever their distribution; defects are decided as they come."""
+def test_decisions_about_the_highest_scores_give_the_requested_share(images, false_alarms):
+    """On average over many sets, for new scores of any distribution; known defects are left out."""
     generator = np.random.default_rng(images)
-    had = []
+    rates = []
     for _ in range(400):
         good = generator.gamma(2.0, 3.0, images)
         scores = torch.from_numpy(np.concatenate((good, 8 + generator.gamma(2.0, 3.0, 6))))
@@ -50,14 +50,14 @@ def test_decisions_about_the_highest_scores_give_the_share_that_was_asked(images
             left = is_good | ~is_known
             threshold, missing = decided_threshold(scores[left], is_known[left], false_alarms)
         assert is_known.sum() <= false_alarms * images + 8  # few decisions are needed
-        had.append((generator.gamma(2.0, 3.0, 500) > threshold).mean())
-    assert np.mean(had) == pytest.approx(int(false_alarms * (images + 1)) / (images + 1), rel=0.15)
+        rates.append((generator.gamma(2.0, 3.0, 500) > threshold).mean())
+    assert np.mean(rates) == pytest.approx(int(false_alarms * (images + 1)) / (images + 1), rel=0.15)
 
 
-def test_decisions_that_do_not_reach_far_enough_set_nothing():
+def test_too_few_decisions_set_no_threshold():
     scores = torch.arange(40.0)
     decided = torch.zeros(40, dtype=torch.bool)
-    decided[:39] = True  # of all but the highest: its verdict is what matters
+    decided[:39] = True  # all but the highest, whose decision is needed
     threshold, missing = decided_threshold(scores, decided, 0.05)
     assert math.isnan(threshold)
     assert missing == [39]

@@ -38,7 +38,7 @@ def test_pool_channels_equals_pytorch(channels, size):
 
 
 def test_unfold_equals_the_papers_order_of_steps():
-    """PatchCore resizes the unfolded neighborhoods first and pools them then, patch by patch."""
+    """PatchCore first resizes the unfolded neighborhoods and then pools them, patch by patch."""
     extractor = PatchFeatureExtractor("resnet18", ["layer1", "layer2"], pre_trained=False, patch_embedding="unfold")
     images = torch.randn(1, 3, 64, 64)
     layers = extractor.backbone(images)
@@ -65,7 +65,7 @@ def test_module_as_backbone():
     ("backbone", "layers"), [("resnet18", ["layer2", "layer1"]), ("vit_tiny_patch16_224", ["blocks.5", "blocks.2"])]
 )
 def test_layers_in_any_order(backbone, layers):
-    """The first layer gives the grid, whichever it is."""
+    """The first layer determines the grid, whichever it is."""
     extractor = PatchFeatureExtractor(backbone, layers, pre_trained=False)
     reverse = PatchFeatureExtractor(backbone, layers[::-1], pre_trained=False)
     reverse.load_state_dict(extractor.state_dict())
@@ -102,7 +102,7 @@ def test_bad_input(arguments, error, message):
 
 
 def test_unreachable_hub(monkeypatch):
-    """The message says how to do without the hub."""
+    """The message explains what to do without the hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", "/nonexistent")
 
@@ -113,6 +113,6 @@ def test_unreachable_hub(monkeypatch):
     monkeypatch.setattr("timm.create_model", unreachable)
     with pytest.raises(RuntimeError, match=r"hub cannot be reached .*'local-dir:<folder>'"):
         PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=True)
-    monkeypatch.setattr(patch_features, "check_weights", lambda _: None)  # it can be, but has not what is asked for
+    monkeypatch.setattr(patch_features, "check_weights", lambda _: None)  # the hub can be reached, but loading fails
     with pytest.raises(RuntimeError, match=r"hub not reachable\n.*'local-dir:<folder>'"):
         PatchFeatureExtractor("resnet18", ["layer2"], pre_trained=True)

@@ -38,7 +38,7 @@ def features():
 def test_any_features(
     name, images, grid, dimensions, k, neighborhood, max_references, scale, offset, duplicates, constant, seed
 ):
-    """Scores are finite, none below zero, and follow the images where these change places."""
+    """Scores are finite and not negative, and belong to the same images in any order."""
     generator = torch.Generator().manual_seed(seed)
     features = scale * (offset + torch.randn(images, *grid, dimensions, generator=generator))
     features[1 : 1 + duplicates] = features[:1]
@@ -46,7 +46,7 @@ def test_any_features(
         features[:, 0, 0] = features[0, 0, 0]
     options = {"lof_k": k, "neighborhood": neighborhood}
     if References(neighborhood, max_references).available(images, grid) < 1:
-        with pytest.raises(ValueError, match=f"max_references={max_references} leaves"):
+        with pytest.raises(ValueError, match=f"max_references={max_references}, some patches"):
             score_patches(features, (name,), **options, max_references=max_references)
         return
     scores = score_patches(features, (name,), **options, max_references=max_references).fused
@@ -61,7 +61,7 @@ def test_any_features(
 
 
 def test_one_discriminator(features):
-    """Its scores as they are."""
+    """Its scores are used as they are."""
     scores = score_patches(features, ("gaussian",), neighborhood=1, max_references=100, seed=2)
     expected = DISCRIMINATORS["gaussian"].score(features, References(1, 100, 2))
     assert torch.equal(scores.fused, expected)
@@ -70,7 +70,7 @@ def test_one_discriminator(features):
 
 
 def test_several_discriminators(features):
-    """The mean of their ranks, as SciPy counts them."""
+    """The mean of their ranks, as computed by SciPy."""
     scores = score_patches(features, ("lof", "gaussian", "nearest"), lof_k=3)
     assert list(scores.by_discriminator) == ["lof", "gaussian", "nearest"]
     for name, own in scores.by_discriminator.items():
@@ -83,7 +83,7 @@ def test_several_discriminators(features):
 
 
 def test_many_channels_are_projected():
-    """To 128 dimensions, by the matrix of the same seed; whoever projects beforehand gets the same scores."""
+    """To 128 dimensions, by the matrix of the same seed: a projection beforehand gives the same scores."""
     features = torch.randn(10, 2, 3, 200, generator=torch.Generator().manual_seed(0))
     for seed in (0, 1):
         projected = features @ projection_matrix(200, features.device, seed)

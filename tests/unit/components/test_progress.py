@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Progress bars: every part of a fit that may take long has one, whose total is what there is to do."""
+"""Progress bars: every part of a fit that may take long has one, and reaches its total."""
 
 import io
 import re
@@ -30,7 +30,7 @@ def test_all_parts_end_at_their_totals(
     assert ends == ["100"] * len(PARTS)
 
 
-def test_what_is_short_or_not_wanted_has_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+def test_short_or_unwanted_work_has_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
     features = torch.randn(30, 6, 6, 8, generator=torch.Generator().manual_seed(0))
     for wanted in (True, False):
         builder = DenoisingMemoryBank(("knn",), (0.0,), soft_weight=False)
@@ -45,7 +45,7 @@ class Terminal(io.StringIO):
 
 
 class Stream:
-    """As some programs put in the place of standard error."""
+    """Some programs replace standard error with such a stream."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -58,11 +58,11 @@ class Stream:
 
 
 def states(stream: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Show a bar whose work takes 100 seconds, by the clock that tqdm looks at."""
+    """Show a bar whose work takes 100 seconds, by the clock that tqdm uses."""
     clock = iter(range(10_000))
     monkeypatch.setattr(sys, "stderr", stream)
     bar = progress.progress_bar(100, "Working", "image", progress=True)
-    bar._time = lambda: start + next(clock)  # a second later at each look
+    bar._time = lambda: start + next(clock)  # one second later at each call
     start = bar.start_t
     for _ in range(100):
         bar.update()
@@ -80,7 +80,7 @@ def test_a_file_gets_a_state_every_half_minute(monkeypatch: pytest.MonkeyPatch) 
     assert 2 <= shown["Stream"] <= 6
 
 
-def test_no_bar_asks_nothing_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_bar_the_stream_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with progress.progress_bar(5, "Working", "image", progress=False) as bar:
         bar.update(5)

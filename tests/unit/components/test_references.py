@@ -20,7 +20,7 @@ def features():
 
 @pytest.mark.parametrize("neighborhood", [1, 2, 9, "image"])
 def test_nearest_patches_of_a_neighborhood(features, neighborhood):
-    """Brute force in float64: windows are moved inwards at the border, and an image never sees itself."""
+    """Brute force in float64: windows are shifted inward at the border, and an image is never compared with itself."""
     images, height, width, channels = features.shape
     patches = height * width
     distances, indices = nearest_patches(features, References(neighborhood), k=3)
@@ -49,7 +49,7 @@ def test_nearest_patches_of_a_neighborhood(features, neighborhood):
 
 
 def test_reference_subset(features):
-    """Beyond the limit, a seeded subset of the references serves, and defects still stand out."""
+    """Beyond the limit, a seeded subset of the references is used, and defects still stand out."""
     features[3] += 10
     references = References(max_references=20)
     scores = lof(features, references, 6)
@@ -85,6 +85,6 @@ def test_blocks(images, height, width, neighborhood, max_references, block_size)
         of_other_images.append(sum(other // patches != patch // patches for other in others))
         (row, column), places = divmod(patch % patches, width), [divmod(other % patches, width) for other in others]
         if neighborhood != "image":
-            # The window is moved inwards at the border: by so much it may reach farther on the other side.
+            # A window that is shifted inward at the border reaches farther on the other side
             assert all(abs(y - row) <= 2 * neighborhood and abs(x - column) <= 2 * neighborhood for y, x in places)
     assert min(of_other_images) == references.available(images, (height, width))

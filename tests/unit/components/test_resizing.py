@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Resizing by matrices against PyTorch's own antialiased one in float64: in float32 it rounds the filter's places."""
+"""Resizing by matrices against PyTorch's in float64: in float32, PyTorch rounds the positions of the filter."""
 
 import pytest
 import torch

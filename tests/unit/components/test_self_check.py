@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The self-check against SciPy's own tests, definitions written out, and fits in which little can be known."""
+"""The self-check against SciPy's tests, against written-out definitions, and with fits about which little is known."""
 
 import json
 from dataclasses import asdict
@@ -51,14 +51,14 @@ def test_the_interval_is_that_of_scipy(count, images):
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.3])
-def test_the_fewest_images_show_one_beyond_the_rate(rate):
+def test_the_fewest_images_contain_one_of_the_rate(rate):
     count = fewest_images(rate)
     assert (1 - rate) ** count <= 0.05 < (1 - rate) ** (count - 1)
 
 
 @pytest.mark.parametrize("images", [29, 44, 128, 400])
-def test_good_images_are_trusted_as_often_as_the_level_says(images):
-    """Scores of one group are seldom taken for two, and the interval of the rest holds."""
+def test_good_images_are_trusted_as_often_as_the_level_requires(images):
+    """A single group of scores is rarely taken for two, and the interval is right."""
     generator = np.random.default_rng(images)
     trusted, held = 0, 0
     for _ in range(200):
@@ -66,8 +66,8 @@ def test_good_images_are_trusted_as_often_as_the_level_says(images):
         threshold = false_alarm_threshold(torch.from_numpy(scores), 0.05)
         check = self_check(facts(scores.tolist()), threshold, 0.05)
         trusted += check.verdict == TRUST
-        had = (np.exp(generator.normal(3, 0.1, 20000)) > threshold).mean()
-        held += check.interval[0] <= had <= check.interval[1]
+        rate = (np.exp(generator.normal(3, 0.1, 20000)) > threshold).mean()
+        held += check.interval[0] <= rate <= check.interval[1]
         assert check.above == (scores > threshold).sum()
     assert trusted >= 180
     assert held >= 180
@@ -82,13 +82,13 @@ def test_a_second_group_is_looked_at():
     assert check.above == 30
     assert "30 of 100" in check.reason
     assert "second group" in " ".join(check.lines)
-    # Where the threshold does not come from a share of false alarms, none is expected
+    # If the threshold does not come from a share of false alarms, no number is expected
     assert self_check(facts(scores), threshold, None).verdict == TRUST
 
 
 @pytest.mark.parametrize("images", [40, 100])
 def test_the_second_group_is_that_of_scipys_test(images):
-    """More above the threshold than twice the share explains, at the level of five percent."""
+    """More images above the threshold than twice the share explains, at the level of 5 %."""
     found = []
     for above in range(images + 1):
         scores = [2.0] * above + [1.0] * (images - above)
@@ -98,7 +98,7 @@ def test_the_second_group_is_that_of_scipys_test(images):
     assert set(found) == {True, False}
 
 
-def test_few_images_are_refused_and_say_how_many_it_takes():
+def test_few_images_are_refused_with_the_number_that_it_takes():
     scores = [1.0 + index / 100 for index in range(28)]
     check = self_check(facts(scores), 2.0, 0.05)
     assert check.verdict == REFUSE

@@ -28,7 +28,7 @@ def store_of(features, **options):
 
 
 def window(position, length, radius):
-    """Positions up to some away in one direction, moved inwards at the border."""
+    """Positions up to a distance away in one direction, shifted inward at the border."""
     size = min(2 * radius + 1, length)
     start = min(max(position - radius, 0), length - size)
     return slice(start, start + size)
@@ -66,7 +66,7 @@ def every_patch(features):
 @pytest.mark.parametrize("neighborhood", [0, 1, 2, 9, "image"])
 @pytest.mark.parametrize("k", [1, 2, 11, 40])
 def test_radii(neighborhood, k):
-    """At all positions, borders included; the last image where there are fewer than k others."""
+    """At all positions, borders included; with fewer than k others, the last image counts."""
     features = random_features(12)
     indices = every_patch(features)
     radii = support_radii(store_of(features), indices, torch.arange(12), {k: 1.0}, neighborhood)
@@ -76,7 +76,7 @@ def test_radii(neighborhood, k):
 @pytest.mark.parametrize("neighborhood", [0, 1, "image"])
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 def test_copies_count_as_one_image(neighborhood, k):
-    """Near copies too, and groups may have any numbers."""
+    """Near copies, too. Groups may have any numbers."""
     features = random_features(10)
     groups = torch.tensor([0, 7, 0, 2, 7, 7, 9, 2, 30, 0])
     for group in (0, 7, 2):
@@ -89,7 +89,7 @@ def test_copies_count_as_one_image(neighborhood, k):
 
 
 def test_the_larger_product_is_the_radius():
-    """Of the default: the second image counts where the nearest one is much nearer, and where it is not, the first."""
+    """By default, the second image counts if the first is much nearer; otherwise the first counts."""
     features = random_features(12)
     features[5] = features[4] + 0.2 * random_features(1, seed=3)[0]
     indices = every_patch(features)
@@ -119,7 +119,7 @@ def test_one_image_has_no_radii(k):
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e3])
 def test_far_from_the_origin(offset):
-    """Distances keep their digits, down to zero for copies, whose group is not known here."""
+    """Distances keep their digits, and are 0 for copies, whose groups are not known here."""
     features = random_features(12) - 100
     features[3:6] = features[2]
     features = features + offset
@@ -212,7 +212,7 @@ def typical_scores(features, indices, radii, scores, scale, share):
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("images", [9, 20])
 def test_scale_makes_training_images_look_new(images, offset):
-    """In-bag as out-of-bag, of patches that are 1 % of an image."""
+    """In-bag scores equal out-of-bag scores, for the 1 % of patches of each image."""
     features = random_features(images, 13, 11, 6) - 100 + offset
     store, bank, indices, groups, radii, scores = bank_of(features)
     scale = calibrate(store, bank, indices, groups, radii, scores)
@@ -220,7 +220,7 @@ def test_scale_makes_training_images_look_new(images, offset):
     in_bag, out_of_bag = typical_scores(features, indices, radii, scores, scale, 0.01)
     assert in_bag == pytest.approx(out_of_bag, rel=5e-3)
     unscaled, _ = typical_scores(features, indices, radii, scores, 1.0, 0.01)
-    assert unscaled != pytest.approx(out_of_bag, rel=2e-2), "else the scale makes no difference"
+    assert unscaled != pytest.approx(out_of_bag, rel=2e-2), "otherwise the scale makes no difference"
 
 
 def test_scale_is_deterministic_and_that_of_any_unit():
@@ -231,7 +231,7 @@ def test_scale_is_deterministic_and_that_of_any_unit():
 
 
 def test_scale_does_not_follow_a_minority():
-    """Defects in a few images are no part of the typical one."""
+    """Defects in a few images do not change the typical image."""
     features = random_features(21, 9, 9)
     clean = calibrate(*bank_of(features))
     features[:5, 2:5, 2:5] += 50

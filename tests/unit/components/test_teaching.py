@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teaching of a memory bank against brute force, and what people may count on."""
+"""Teaching of a memory bank against brute force, and its effects on images."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -32,7 +32,7 @@ DEFECTIVE, VARIANT = 3, 7  # images of the training set
 
 
 def make_features(seed=0):
-    """Images that show the same but for noise; one has a defect in two patches, one is another variant as a whole."""
+    """Images that differ only by noise; one has a defect in two patches, and one is another variant as a whole."""
     generator = torch.Generator().manual_seed(seed)
     pattern = 3 * torch.randn(HEIGHT, WIDTH, CHANNELS, generator=torch.Generator().manual_seed(100))
     features = pattern + 0.3 * torch.randn(IMAGES, HEIGHT, WIDTH, CHANNELS, generator=generator)
@@ -147,8 +147,8 @@ def test_an_image_leaves_with_its_rows_and_supports_nothing(record, verdict):
     torch.testing.assert_close(taught.bank.radii, expected)
 
 
-def test_what_is_said_to_be_normal_is(record):
-    """The image itself, and another one that shows the same; the defect stays one."""
+def test_an_image_called_normal_is_normal(record):
+    """The image itself and another one that shows the same become normal; a defect does not."""
     group = int(record.group_of_image[VARIANT])
     like = make_features(9)[VARIANT].flatten(0, 1)
     defective = make_features()[DEFECTIVE].flatten(0, 1)
@@ -164,8 +164,8 @@ def test_what_is_said_to_be_normal_is(record):
         np.testing.assert_allclose(brute_force(taught.bank, defective).max(), with_defect.max(), rtol=1e-5)
 
 
-def test_a_defect_is_found_again_and_its_like(record):
-    """Where it had been too near to be one: the patches are those that stand out."""
+def test_a_defect_and_similar_ones_are_found(record):
+    """A weak defect becomes one, and so does another image with the same patch."""
     weak = make_features(5)[0]
     weak[4, 2] += 1.2 * defect()
     again = make_features(6)[0]
@@ -188,7 +188,7 @@ def defect_bank(defects, threshold, scale=1.0):
 
 
 def test_scores_by_defects_by_hand():
-    """Capped where they coincide, nothing where the bank is nearer or the patch is too normal."""
+    """The score is capped where they coincide, and 0 where the bank is nearer or the patch is too normal."""
     queries = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [9.0, 0.0]])
     normal = torch.tensor([[2.0, 2.0, 1.0, 3.0]])
     bank = defect_bank(torch.tensor([[1.0, 0.0]]), 5.0)
@@ -196,8 +196,8 @@ def test_scores_by_defects_by_hand():
     assert defect_bank(bank.features, 5.0, scale=1.6).score(normal, queries).tolist() == [[6.25, 20.0, 0.0, 0.0]]
 
 
-def test_a_shown_defect_is_found_again_wherever_it_is(record):
-    """Also where more patches of the image are less normal than it."""
+def test_a_marked_defect_is_found_wherever_it_is(record):
+    """Even if more patches of the image are less normal than the defect."""
     generator = torch.Generator().manual_seed(0)
     defects = torch.randn(1, CHANNELS, generator=generator)
     queries = torch.randn(100, CHANNELS, generator=generator)
@@ -208,7 +208,7 @@ def test_a_shown_defect_is_found_again_wherever_it_is(record):
 
 
 def test_defects_add_few_false_alarms(record):
-    """Also where what is called a defect looks like any normal patch; those that do not are found."""
+    """Even if patches called defects look like normal ones; those that do not are found."""
     generator = torch.Generator().manual_seed(3)
     normal_patches = make_features(20).flatten(0, 2)[torch.randperm(IMAGES * HEIGHT * WIDTH, generator=generator)[:40]]
     real = make_features(5)[0][2, 2] + 4 * defect()
@@ -232,8 +232,8 @@ def test_defects_add_few_false_alarms(record):
     assert sum(map(is_defect, bad)) >= 0.9 * len(bad)
 
 
-def test_added_images_vouch_for_each_other(record):
-    """A single image of a new variant changes little; as many as the fit asks for make it normal."""
+def test_added_images_support_each_other(record):
+    """A single image of a new variant changes little; as many as the fit requires make it normal."""
     if record.support is None:
         pytest.skip("without radii any new image is normal")
     shift = variant().flip(0)
@@ -245,12 +245,12 @@ def test_added_images_vouch_for_each_other(record):
     assert peaks[2] < 0.6 * peaks[0]
 
 
-def test_new_images_bring_as_many_rows_as_is_said(record):
+def test_new_images_add_no_more_rows_than_allowed(record):
     assert len(lesson(record, NORMAL, features=make_features(9)[VARIANT], name="new", most=3).rows) == 3
 
 
-def test_a_normal_region_says_nothing_of_the_rest(record):
-    """The defect of the same image stays what the other images make of it."""
+def test_a_normal_region_does_not_change_the_rest(record):
+    """A defect in the same image scores as the other images make it score."""
     region = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     region[5, 4] = True
     whole, part = (teach(record, [lesson(record, NORMAL, DEFECTIVE, region=each)]) for each in (None, region))
@@ -265,7 +265,7 @@ def test_a_normal_region_says_nothing_of_the_rest(record):
 
 
 def test_normal_counts_whatever_the_weights(record):
-    """Also where noise scores weigh the rows of the image heavily."""
+    """Even if noise scores give the rows of the image large weights."""
     weights = torch.where(record.groups == int(record.group_of_image[VARIANT]), 5.0, 1.0)
     weighted = replace(record, bank=replace(record.bank, weights=weights))
     taught = teach(weighted, [lesson(weighted, NORMAL, VARIANT)])
@@ -275,7 +275,7 @@ def test_normal_counts_whatever_the_weights(record):
     assert after[0].max() < 0.7 * before.max()
 
 
-def test_lessons_say_nothing_at_ignored_positions(record):
+def test_lessons_do_not_count_at_ignored_positions(record):
     ignored = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     ignored[2, 1:3] = True
     new = lesson(record, NORMAL, features=make_features(9)[VARIANT], name="new")
@@ -296,7 +296,7 @@ def test_ignored_positions_have_no_rows(record):
 
 
 def test_scores_again_are_those_of_a_new_search(record):
-    """Of the patches that are kept."""
+    """For the patches that are kept."""
     taught = teach(record, [lesson(record, NORMAL, VARIANT), lesson(record, SET_ASIDE, 11)])
     again = score_again(record.maps, taught)
     features = make_features()
@@ -308,7 +308,7 @@ def test_scores_again_are_those_of_a_new_search(record):
 
 
 def test_two_banks_keep_their_rows(record):
-    """New rows are in both banks, also where these share no row."""
+    """New rows are in both banks, even if the banks share no row."""
     count = len(record.bank.features)
     for ranges in (((0, count - 20), (30, count)), ((0, 50), (50, count))):
         two = replace(record, bank=replace(record.bank, bank_ranges=ranges))
@@ -337,7 +337,7 @@ def test_a_region_without_patches_is_refused(record):
 
 
 def test_plain_data_and_back(record, tmp_path):
-    """By a file that loads without unpickling code."""
+    """With a file that loads without unpickling code."""
     lessons = [lesson(record, NORMAL, VARIANT), lesson(record, DEFECT, DEFECTIVE)]
     torch.save(to_plain(record, lessons), tmp_path / "record.pt")
     again, lessons_again = from_plain(torch.load(tmp_path / "record.pt", weights_only=True))
@@ -357,8 +357,8 @@ def farthest_first(distances, rows, count):
     return chosen
 
 
-def test_many_normal_images_bring_no_more_rows_than_the_bank_has(record):
-    """And a training image's share for each: those that are farthest from what is normal and from each other."""
+def test_many_normal_images_add_no_more_rows_than_the_bank_has(record):
+    """Plus a training image's share for each: the rows that are farthest from the bank and from each other."""
     generator = torch.Generator().manual_seed(4)
     strange = 2 * torch.randn(40, HEIGHT, WIDTH, CHANNELS, generator=generator)
     lessons = [lesson(record, NORMAL, features=each, name=f"new {number:02}") for number, each in enumerate(strange)]
@@ -379,10 +379,10 @@ def test_many_normal_images_bring_no_more_rows_than_the_bank_has(record):
     )
 
 
-def test_rows_that_are_said_to_be_normal_stay_beside_a_defect_like_them(record):
-    """Only what nobody has decided about leaves the bank for being like a defect."""
+def test_rows_called_normal_stay_even_if_a_defect_resembles_them(record):
+    """Only rows that nobody has decided about leave the bank if they resemble a defect."""
     if record.support is None:
-        pytest.skip("without radii nothing leaves the bank for being like a defect")
+        pytest.skip("without radii no row leaves the bank because it resembles a defect")
     everywhere = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
     like_it = lesson(record, DEFECT, features=make_features()[VARIANT], name="like the variant", region=everywhere)
     rows = record.groups == record.group_of_image[VARIANT]
@@ -393,7 +393,7 @@ def test_rows_that_are_said_to_be_normal_stay_beside_a_defect_like_them(record):
 
 
 def test_a_taught_defect_raises_the_score_of_its_image(model):
-    """To that of its patch: the image is called anomalous for it."""
+    """To the score of its patch, which makes the image anomalous."""
     features = make_features(9)[:2]
     before = model.score(features, (64, 64)).pred_score
     bank, threshold = model.defect_bank, 2 * float(before.max())

@@ -15,7 +15,7 @@ from samples import SCORES
 @settings(deadline=None)
 @given(SCORES, st.floats(0, 0.999))
 def test_keep_mask(values, threshold):
-    """The kept are the lowest, ties stay together, and as many go as asked for unless ties prevent it."""
+    """The lowest scores are kept, ties stay together, and as many as requested are removed unless ties prevent it."""
     scores = torch.tensor(values)
     kept = keep_mask(scores, threshold)
     assert kept.any()

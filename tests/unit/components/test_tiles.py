@@ -22,7 +22,7 @@ def means(images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (72, 104), (200, 64), (70, 99)])
 @pytest.mark.parametrize(("tile", "stride"), [(64, 64), (64, 48), (64, 16), ((32, 64), (24, 32))])
 def test_one_grid_for_the_whole_image(size, tile, stride):
-    """Where tiles do not fit the image, its grid has no patch beyond it, nor are patches moved."""
+    """If tiles do not fit the image, its grid has no patches beyond the image, and no patch moves."""
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     padded = F.pad(images, (0, -size[1] % STEP, 0, -size[0] % STEP))
     features = extract_by_tiles(means, images, Tiler(tile, stride))
@@ -31,7 +31,7 @@ def test_one_grid_for_the_whole_image(size, tile, stride):
 
 @pytest.mark.parametrize("stride", [64, 32])
 def test_tiles_that_fit_are_joined_as_anomalib_does(stride):
-    """With a network, whose features depend on where it is cut: overlaps are averaged."""
+    """With a network, whose features depend on where the image is cut, overlaps are averaged."""
     extractor = PatchFeatureExtractor("test_resnet", ["layer1", "layer2"], pre_trained=False).eval()
     images = torch.rand(2, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     tiler = Tiler(64, stride)
@@ -65,11 +65,11 @@ def test_tilers_come_back_from_plain_data():
         (Tiler(96, 96), "Tiles of 96 x 96 pixels do not fit into images of 64 x 128"),
         (Tiler(62, 62), "Tiles of 62 pixels every 62 pixels do not line up .* multiples of 4"),
         (Tiler(64, 30), "Tiles of 64 pixels every 30 pixels do not line up .* multiples of 4"),
-        (Tiler(64, 64, remove_border_count=1), "remove_border_count=0 and mode='padding' only"),
-        (Tiler(64, 64, mode=ImageUpscaleMode.INTERPOLATION), "remove_border_count=0 and mode='padding' only"),
+        (Tiler(64, 64, remove_border_count=1), "only with remove_border_count=0 and mode='padding'"),
+        (Tiler(64, 64, mode=ImageUpscaleMode.INTERPOLATION), "only with remove_border_count=0 and mode='padding'"),
     ],
 )
-def test_tiles_that_would_make_no_grid_are_refused(tiler, message):
+def test_tiles_that_do_not_form_a_grid_are_refused(tiler, message):
     extractor = PatchFeatureExtractor("test_resnet", ["layer1"], pre_trained=False).eval()
     with pytest.raises(ValueError, match=message):
         check_tiles(tiler, extractor, (64, 128))

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A small network of each kind of family in timm: maps of features of the right shape, or one line of refusal."""
+"""A small network of each kind of family in timm: feature maps of the right shape, or a refusal in one line."""
 
 import re
 import shutil
@@ -16,8 +16,8 @@ from timm.models import save_for_hf
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.components.timm_backbone import TimmBackbone
 
-# By the way in which timm gives features, and where channels are last. Of the families that are alike in this, in the
-# arguments that they take, in what they say of their patches, and in how they refuse a size, a few small ones are here.
+# Grouped by how timm gives features and where channels are last. If families agree in this, in their arguments, in what
+# they state about their patches, and in how they refuse a size, only a few small ones are listed.
 STAGES = (
     "test_byobnet", "convnext_atto", "densenet121", "efficientnet_lite0", "efficientformerv2_s0", "hrnet_w18_small",
     "inception_v3", "maxvit_pico_rw_256", "mobilenetv3_small_050", "nest_tiny", "pit_ti_224", "pvt_v2_b0", "resnet18",
@@ -34,7 +34,7 @@ SIDE = 96  # of the images; crossvit resizes any to its own size
 
 @cache
 def feature_info(name: str) -> list[dict[str, Any]]:
-    """What timm knows of the layers of a network; some take seconds to be made."""
+    """What timm knows about the layers of a network; some networks take seconds to create."""
     return timm.create_model(name, features_only=True).feature_info.info
 
 
@@ -60,7 +60,7 @@ def test_family(name):
         features = extractor(torch.rand(1, 3, height, width))
     info = {
         each["module"]: each for each in reversed(feature_info(name))
-    }  # of branches whose parts have one name, the first
+    }  # if branches have parts of the same name, the first counts
     reduction = info[layers[0]]["reduction"]
     assert features.shape[0] == 1
     for side, rows in zip((height, width), features.shape[1:3], strict=True):
@@ -71,11 +71,11 @@ def test_family(name):
 
 @pytest.mark.parametrize("name", ["mambaout_femto", "swin_tiny_patch4_window7_224"])
 def test_channels_last(name):
-    """The values of timm's other way to features, which gives the channels first."""
+    """The same values as timm's other way to get features, which has the channels first."""
     backbone = TimmBackbone(name, layers_of(name), pre_trained=False).eval()
     assert backbone.channels_last
     whole = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=backbone.indices).eval()
-    # Names of the parts of a network of stages have an underscore where those of the whole network have a dot
+    # The names of parts of a network of stages have an underscore where those of the whole network have a dot
     state = backbone.feature_extractor.state_dict()
     state = {re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key): value for key, value in state.items()}
     assert not whole.model.load_state_dict(state, strict=False).unexpected_keys
@@ -85,7 +85,7 @@ def test_channels_last(name):
 
 
 def test_the_name_of_a_folder_does_not_matter(tmp_path):
-    """Whether its path holds "vit" or not."""
+    """Whether its path contains "vit" or not."""
     images = torch.rand(1, 3, 64, 64)
     for architecture, layers in (("efficientnet_lite0", ["blocks.2"]), ("vit_tiny_patch16_224", ["blocks.2"])):
         folders = [tmp_path / place / architecture.replace("vit_", "") for place in ("activity", "plain")]
@@ -96,7 +96,7 @@ def test_the_name_of_a_folder_does_not_matter(tmp_path):
 
 
 def test_features_of_a_vision_transformer_are_normed():
-    """As Anomalib has them: the last norm is of all blocks."""
+    """As in Anomalib: the last norm is applied to all blocks."""
     backbone = TimmBackbone("vit_tiny_patch16_224", ["blocks.3"], pre_trained=False).eval()
     images = torch.rand(1, 3, 224, 224)
     network = backbone.feature_extractor

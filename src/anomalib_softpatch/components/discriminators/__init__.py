@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Noise discriminators: each scores every training patch, the higher the more likely it is noise.
+"""Noise discriminators: each scores every training patch; the higher the score, the more likely the patch is noise.
 
-A new discriminator is a module of its own, like those here, and a line that imports it.
+A new discriminator is a module in this folder and a line here that imports it.
 """
 
 from anomalib_softpatch.components.discriminators.gaussian import gaussian as gaussian

@@ -12,16 +12,16 @@ from anomalib_softpatch.options import whole_number
 
 @discriminator(weight_offset=1.0, knn_k=whole_number(1))
 def knn(features: torch.Tensor, references: References, knn_k: int = 2) -> torch.Tensor:
-    """Score patches by their distance to the k-th nearest other image, divided by nothing (not in the papers).
+    """Score patches by their distance to the k-th nearest other image (not in the papers).
 
     Each image counts once, by its nearest patch, so that a defect that covers several patches of an image does not
-    support itself. It is the outlier score of Ramaswamy, Rastogi and Shim (SIGMOD 2000), one neighbor an image, and
-    the support radius of :mod:`anomalib_softpatch.components.support_radii`.
+    support itself. It is the outlier score of Ramaswamy, Rastogi and Shim (SIGMOD 2000) with one neighbor per image,
+    and the support radius of :mod:`anomalib_softpatch.components.support_radii`.
 
     Args:
         features: Shape ``(images, height, width, dimensions)``.
         references: Which patches are compared.
-        knn_k: Which of the other images, by distance; the last one where there are fewer.
+        knn_k: k; if there are fewer other images, the farthest one counts.
 
     Returns:
         Shape ``(images, height, width)``.
@@ -40,12 +40,12 @@ def knn(features: torch.Tensor, references: References, knn_k: int = 2) -> torch
         else:
             of_images = torch.stack([part.amin(dim=2) for part in squares.split(sizes.tolist(), dim=2)], dim=2)
         image = of_images.topk(min(knn_k, len(sizes) - 1), dim=2, largest=False).indices[:, :, -1]
-        # Which of the image's references it is: that takes as long for all images as their distances do
+        # Find the nearest patch of this image only: for all images it would take as long as the distances
         starts = sizes.cumsum(dim=0) - sizes
         offsets = torch.arange(int(sizes.max()), device=sizes.device)
         candidates = (starts[image][:, :, None] + offsets).clamp_max(compared.shape[1] - 1)
         of_image = squares.gather(2, candidates).masked_fill_(offsets >= sizes[image][:, :, None], torch.inf)
         place = starts[image] + of_image.argmin(dim=2)
-        # The expanded squares have only found the patch: its distance keeps its digits, down to zero for copies
+        # Expanded squares only find the patch. Its distance is computed from differences: exact, 0 for copies
         distances[scored] = torch.linalg.vector_norm(flat[scored] - flat[compared.gather(1, place)], dim=2)
     return distances.view(images, height, width)

@@ -11,17 +11,17 @@ from anomalib_softpatch.components.discriminators.table import discriminator
 from anomalib_softpatch.components.references import References, nearest_patches
 from anomalib_softpatch.options import CONSTRAINTS, LOF_K
 
-# Densities are limited to those at this share of the mean reachability distance, so that exact duplicates (constant
-# images, an image given twice) have finite densities and make no outliers of patches that differ by a gray level.
+# Reachability distances are at least this share of their mean, so that exact duplicates (constant images, an image
+# given twice) have finite densities, and patches that differ by a gray level do not become outliers.
 SMALLEST_REACHABILITY = 1e-3
 
 
 def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Compute the local outlier factor: how much sparser a patch lies than its neighbors do. About 1 for an inlier.
+    """Compute the local outlier factor: the density of a patch's neighbors relative to its own, about 1 for inliers.
 
     Args:
         distances: Distances to the k nearest neighbors in ascending order, shape ``(n, k)``.
-        indices: Which rows of ``distances`` those neighbors are, shape ``(n, k)``.
+        indices: Rows of these neighbors in ``distances``, shape ``(n, k)``.
 
     Returns:
         Shape ``(n,)``, positive and finite.
@@ -33,7 +33,7 @@ def local_outlier_factor(distances: torch.Tensor, indices: torch.Tensor) -> torc
     reachability = torch.maximum(distances, k_distance[indices]).mean(dim=1)
     smallest = SMALLEST_REACHABILITY * reachability.mean() + torch.finfo(distances.dtype).tiny
     reachability = reachability.clamp_min(smallest)
-    # Not the mean of the densities times the reachability: of exact duplicates only, that sum of densities overflows.
+    # Not the mean of the densities times the reachability: if all are exact duplicates, the sum of densities overflows
     return (reachability[:, None] / reachability[indices]).mean(dim=1)
 
 
@@ -44,7 +44,7 @@ def lof(features: torch.Tensor, references: References, lof_k: int = LOF_K) -> t
     Args:
         features: Shape ``(images, height, width, dimensions)``.
         references: Which patches are compared.
-        lof_k: Number of neighbors; 6 in the paper. As many as there are, with a warning, if there are fewer.
+        lof_k: Number of neighbors; 6 in the paper. If there are fewer, all are used, with a warning.
 
     Returns:
         Shape ``(images, height, width)``.

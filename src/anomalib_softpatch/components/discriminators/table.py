@@ -20,10 +20,11 @@ class Discriminator:
 
     Args:
         score: Function of features of shape ``(images, height, width, dimensions)``, of the
-            :class:`~anomalib_softpatch.components.References` that say which patches are compared, and of its own
+            :class:`~anomalib_softpatch.components.References` that choose which patches are compared, and of its own
             parameters. It returns scores of shape ``(images, height, width)``.
-        weight_offset: Added to a score to make it the weight of its patch: 0 where inliers score about 1, else 1.
-        parameters: Its own parameters by name, and what each may be.
+        weight_offset: Number that is added to a score to give the weight of the patch: 0 if inliers score about 1,
+            otherwise 1.
+        parameters: Constraints of its own parameters, by name.
     """
 
     score: Callable[..., torch.Tensor]
@@ -35,7 +36,7 @@ DISCRIMINATORS: dict[str, Discriminator] = {}
 
 
 def discriminator(weight_offset: float, **parameters: Constraint) -> Callable[[Score], Score]:
-    """Add a function to the table, under its own name: arguments as of :class:`Discriminator`."""
+    """Add a function to the table under its own name; for the arguments see :class:`Discriminator`."""
 
     def add(score: Score) -> Score:
         DISCRIMINATORS[score.__name__] = Discriminator(score, weight_offset, parameters)
@@ -45,10 +46,10 @@ def discriminator(weight_offset: float, **parameters: Constraint) -> Callable[[S
 
 
 def check_discriminators(names: Sequence[str], options: Mapping[str, Any] | None = None) -> None:
-    """Refuse names that are unknown, repeated, or none at all, and options by name that none of them has.
+    """Check names of discriminators and their options by name.
 
     Raises:
-        ValueError: If the names are not one or more different known ones, or an option does not fit them.
+        ValueError: If a name is unknown or repeated, there is none, or an option is unknown or out of range.
     """
     for name in names:
         check_choice("discriminator", name, DISCRIMINATORS)

@@ -3,9 +3,9 @@
 
 """Approximate search of large memory banks with faiss.
 
-An inverted file of short codes: the rows of a bank, reduced to their leading axes, are clustered. A query is compared
-with the codes of the rows in the clusters nearest to it, with the reduced rows of the best of these, and with all
-values of the best of those. See Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search, PAMI 2011.
+The index is an inverted file of short codes: the rows of a bank are reduced to their leading axes and clustered. A
+query is compared with the codes of the rows in the nearest clusters, with the best of these in reduced form, and with
+the best of those in full. See Jégou, Douze, Schmid, Product Quantization for Nearest Neighbor Search, PAMI 2011.
 """
 
 import logging
@@ -36,43 +36,43 @@ SearchName: TypeAlias = Literal["exact", "faiss"]
 
 # Banks of fewer rows are searched exactly, which takes at most twice as long.
 SMALLEST_BANK = 8192
-# Rows of a bank for whose nearest other ones an index is tried out, and how much farther, on average, what it finds may
-# be: real features give 0.1 % and less, but codes fail where few rows lie far off.
+# An index is tested by the nearest neighbors of this many rows of the bank. On average, the rows that it finds may be
+# farther by this share: real features give 0.1 % or less, but codes fail if a few rows are far away.
 TRIALS = 256
 LARGEST_EXCESS = 0.01
-# Neighbors looked at where rows are left out, the second number where the first are all left out, before the rest is
-# searched without the index
+# Neighbors to search for where rows are left out. If the first number are all left out, the second is tried, and then a
+# search without the index
 NEIGHBORS = (4, 32)
-# The others are such that half as much of any loses more than 1 % of the nearest rows, and twice as much finds less
-# than 1 % more: measured with 100,000 real rows x 1,536, see benchmarks/approximate_search.py.
-# Values of reduced rows; twice or four times as many where those hold too little of the variance
+# Half of any of the following values loses more than 1 % of the nearest rows, and twice as much finds less than 1 %
+# more: measured with 100,000 real rows x 1,536, see benchmarks/approximate_search.py.
+# Values of reduced rows; two or four times as many if these explain too little of the variance
 LENGTH = 128
 # Share of the clusters that a query is compared with: a share, so that as much is found in larger banks
 PROBED = 1 / 8
-# For each neighbor: rows compared by all of their values, and rows compared by their reduced ones
+# For each neighbor: rows compared in full, and rows compared in reduced form
 CANDIDATES = 8
 REDUCED_CANDIDATES = 64
-# Clusters, as a multiple of the root of the number of rows, and rows of each to find its center from; for the time
+# Clusters, as a multiple of the square root of the number of rows, and training rows per cluster; chosen for speed
 CLUSTERS = 2
 TRAINING_ROWS = 64
 
 
 def check_search(name: SearchName) -> None:
-    """Refuse, by a ``ValueError``, a search that there is not, or that needs faiss where that is not installed."""
+    """Refuse, by a ``ValueError``, a search that does not exist, or that needs faiss if faiss is not installed."""
     check_choice("search", name, SEARCHES)
     if name == "faiss":
         _faiss()
 
 
 class ApproximateSearch(NearestNeighborSearch):
-    """Find rows of a bank that are about the nearest, with faiss, where the bank is large and on a CPU.
+    """Find approximately the nearest rows of a bank with faiss, if the bank is large and on a CPU.
 
-    The distances are those of the rows that are found, exactly. Graphs, other devices, small banks and those that turn
-    out not to suit faiss have the exact search. Equal banks give equal answers.
+    The distances to the found rows are exact. Graphs, other devices, small banks, and banks that do not suit faiss use
+    the exact search. Equal banks give equal results.
     """
 
     def make_index(self, features: torch.Tensor, radii: torch.Tensor | None) -> Index:
-        """Return an index of faiss where one suits the part, and the exact one otherwise."""
+        """Return a faiss index if it suits the part, otherwise the exact one."""
         if len(features) >= SMALLEST_BANK and features.isfinite().all():
             index = ApproximateIndex(features, radii)
             excess = index.excess()
@@ -86,41 +86,41 @@ class ApproximateSearch(NearestNeighborSearch):
 
 
 class ApproximateIndex:
-    """Search an inverted file of reduced rows, then among the candidates by their differences.
+    """Search an inverted file of reduced rows, then compare the candidates in full.
 
     Rows are reduced by :class:`LeadingAxes`, unless they are short or vary along too many axes.
 
     Args:
         features: Shape ``(m, d)``, float32 or float64, finite, on the CPU; m at least 256.
-        radii: Support radii of the rows, shape ``(m,)``: they choose among the candidates, which the distances alone
-            bring up. Default: none.
+        radii: Support radii of the rows, shape ``(m,)``. They count for the choice among the candidates, but not for
+            the search of the candidates. Default: none.
     """
 
     @torch.no_grad()
     def __init__(self, features: torch.Tensor, radii: torch.Tensor | None = None) -> None:
         self.features = features
         self.radii = radii
-        self.axes = None  # the leading ones; none where rows stay as they are
+        self.axes = None  # leading axes; None if rows are not reduced
         for length in (LENGTH, 2 * LENGTH, 4 * LENGTH):
             if self.axes is None and length < features.shape[1]:
                 self.axes = leading_axes(features, length - 1)  # one value is the length of the rest
         length = features.shape[1] if self.axes is None else self.axes.axes.shape[1] + 1
         length += length % 2  # a code is of two values
-        # Turned, all values vary alike, as codes of equal lengths want it: without, neighbors are lost, most of them
-        # where features are those of an untrained network
+        # After a rotation, all values vary about equally, as codes of equal lengths require. Otherwise neighbors are
+        # lost, most of all with features of an untrained network
         generator = torch.Generator().manual_seed(0)
         self.rotation = torch.linalg.qr(torch.randn(length, length, dtype=torch.double, generator=generator)).Q.float()
         points = torch.cat([self._reduce(part) for part in features.split(BANK_BLOCK)])
-        # One thread: how products of matrices round can depend on how many share them, and the clusters with it
+        # One thread: the number of threads can change the rounding of matrix products, and with it the clusters
         with _threads(1):
             self.index = self._build(points.numpy())
 
     def _build(self, points: np.ndarray) -> Any:
         faiss = _faiss()
         clusters = round(CLUSTERS * len(points) ** 0.5)
-        # Codes of four bits for two values: the kind of which processors compare many at once
+        # Codes of four bits for two values: processors can compare many of these at once
         codes = faiss.index_factory(points.shape[1], f"IVF{clusters},PQ{points.shape[1] // 2}x4fs")
-        codes.by_residual = False  # as good: the rows of a coreset lie far apart
+        codes.by_residual = False  # not worse, since the rows of a coreset are far apart
         codes.nprobe = max(1, round(PROBED * clusters))
         codes.cp.min_points_per_centroid = 1  # no warnings
         codes.cp.max_points_per_centroid = TRAINING_ROWS
@@ -137,7 +137,7 @@ class ApproximateIndex:
 
     @torch.no_grad()
     def search(self, queries: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find the k rows that are about the nearest to queries of shape ``(n, d)``.
+        """Find approximately the k nearest rows to queries of shape ``(n, d)``.
 
         Returns:
             Distances and numbers of the rows, both of shape ``(n, k)``, nearest first.
@@ -168,7 +168,7 @@ class ApproximateIndex:
         return distance, row
 
     def excess(self) -> float:
-        """Return how much farther than the nearest other rows are those that are found, as a share, on average."""
+        """Return how much farther the found rows are than the nearest other rows, as a share, on average."""
         queries = self.features[:: max(1, len(self.features) // TRIALS)]
         nearest = nearest_neighbors(queries, self.features, k=2, radii=self.radii)[0][:, 1]
         found = self.search(queries, k=2)[0][:, 1]
@@ -179,7 +179,7 @@ class ApproximateIndex:
         count = min(k * CANDIDATES, len(self.features))
         with _threads(torch.get_num_threads()):
             _, found = self.index.search(self._reduce(queries).numpy(), count)
-        # Sorted by row, so that the first of equally near ones is named; -1, none, comes first.
+        # Sorted by row, so that the first of equally near rows wins; -1, for no row, comes first
         candidates = torch.from_numpy(found).sort(dim=1).values
         size = max(1, DIFFERENCE_BLOCK // (queries.shape[1] * count))
         pairs = zip(queries.split(size), candidates.split(size), strict=True)
@@ -189,7 +189,7 @@ class ApproximateIndex:
         squares[candidates < 0] = torch.inf
         squares, order = squares.sort(dim=1, stable=True)
         distances, indices = squares[:, :k].sqrt(), candidates.gather(1, order)[:, :k]
-        short = (indices < 0).any(dim=1)  # clusters with too few rows; queries that are no numbers
+        short = (indices < 0).any(dim=1)  # clusters with too few rows, or queries with NaN
         if short.any():
             distances[short], indices[short] = nearest_neighbors(queries[short], self.features, k, radii=self.radii)
         return distances, indices
@@ -212,7 +212,7 @@ def _faiss() -> Any:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let faiss, which brings a runtime of its own for threads, use so many in a block."""
+    """Set the number of threads of faiss, which has its own runtime for threads, for a block."""
     faiss = _faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(count)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A memory bank, what a search of it is, and what a search finds."""
+"""A memory bank, the protocol of its search, and the result of a search."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,20 +11,19 @@ import torch
 
 # Rows (start, stop) of the stored patches
 Rows: TypeAlias = tuple[int, int]
-# Distances to patches of a bank, and the numbers of their rows, one of each query; both of shape (n,)
+# Distances to patches of a bank and the numbers of their rows, one for each query; both of shape (n,)
 Nearest: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
-    """Patches that others are compared with.
+    """Patches that other patches are compared with.
 
     Attributes:
         features: Patches of all banks, each stored once, shape ``(m, channels)``.
         weights: Weight of each of them, not negative, shape ``(m,)``.
-        radii: Support radius of each of them, shape ``(m,)``; ``None`` where none has one: the search is simpler then.
-        bank_ranges: Rows that belong to each bank as ``(start, stop)``: the first one gives the image score, the last
-            one the map.
+        radii: Support radius of each of them, shape ``(m,)``; ``None`` for no radii, which makes the search simpler.
+        bank_ranges: Rows of each bank as ``(start, stop)``: the first bank gives the image score, the last one the map.
     """
 
     features: torch.Tensor
@@ -34,7 +33,7 @@ class MemoryBank:
 
     @property
     def parts(self) -> list[Rows]:
-        """The banks, cut where any of them starts or stops, so that each part is of some of them as a whole."""
+        """The banks, cut where any of them starts or stops, so that each bank contains all of a part or none of it."""
         edges = sorted({edge for rows in self.bank_ranges for edge in rows})
         return [part for part in pairwise(edges) if any(contains(rows, part) for rows in self.bank_ranges)]
 
@@ -48,11 +47,10 @@ class Search(Protocol):
         Args:
             queries: Shape ``(n, channels)``.
             part: One of :attr:`MemoryBank.parts`.
-            known: What is nearest of the parts before. Rows that are farther need not be found.
+            known: Nearest rows of the parts before. Rows that are farther need not be found.
 
         Returns:
-            The nearer of what is known and what is found. Distances are those to the rows that are named; infinite
-            where no row counts.
+            The nearer of the known and the found rows, with their distances; infinite where no row counts.
         """
 
 
@@ -62,7 +60,7 @@ def contains(rows: Rows, part: Rows) -> bool:
 
 
 def nearer(first: Nearest | None, second: Nearest) -> Nearest:
-    """Return the nearer of two rows for each query, the first of equally near ones; the second where it is alone."""
+    """Return the nearer of two rows for each query, the lower row if both are equally near."""
     if first is None:
         return second
     closer = (first[0] < second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
@@ -70,10 +68,10 @@ def nearer(first: Nearest | None, second: Nearest) -> Nearest:
 
 
 def select(nearest: Nearest, some: torch.Tensor) -> Nearest:
-    """Return what is nearest to some of the queries."""
+    """Return the nearest rows of some of the queries."""
     return nearest[0].index_select(0, some), nearest[1].index_select(0, some)
 
 
 def put(nearest: Nearest, some: torch.Tensor, others: Nearest) -> Nearest:
-    """Return what is nearest with other rows for some of the queries; a query that is named twice has equal ones."""
+    """Replace the nearest rows of some of the queries; a query that is named twice must have equal ones."""
     return nearest[0].index_put((some,), others[0]), nearest[1].index_put((some,), others[1])

@@ -1,37 +1,38 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Lower bounds of distances, from which most pairs of rows need not be compared in full.
+"""Lower bounds of distances, so that most pairs of rows need not be compared in full.
 
-Features of images vary along few of their axes. Rows reduced to their coordinates on the leading ones and the length
-of the rest are short, and never farther apart than the rows themselves.
+Features of images vary mostly along a few axes. Rows are reduced to their coordinates on these leading axes and the
+length of the rest. Reduced rows are short, and never farther apart than the rows themselves.
 """
 
 import torch
 
 from anomalib_softpatch.components.tracing import without_autocast
 
-# Rows from which leading axes are estimated, and the share of the variance that they must hold to be of use
+# Rows from which leading axes are estimated, and the share of the variance that they must explain to be useful
 SAMPLE_SIZE = 8192
 EXPLAINED_VARIANCE = 0.8
-# Rows whose nearest others are looked for, to learn how far apart neighbors are; variances along the other axes, as
-# shares of the squared distance of neighbors: where more axes would take longer than they save, and where most rows
-# would have too many others within their bounds
+# Rows whose nearest neighbors are searched to estimate the distance of neighbors
 QUERY_SAMPLE_SIZE = 128
+# Variance along the other axes, as a share of the squared distance of neighbors. Below the first, more axes would take
+# longer than they save. Above the second, most rows would have too many others within their bounds.
 NEGLIGIBLE_REST = 0.03
 LARGEST_REST = 0.1
-# Neighboring rows of the set that are ruled out together where the smallest of their bounds is too large
+# Neighboring rows of the set that are ruled out together if their smallest bound is too large
 STRIP = 64
 
 
 class LeadingAxes:
     """Reduce rows to their coordinates on some axes and the length of the rest.
 
-    Two rows' rests are at least as far apart as their lengths (triangle inequality), so that reduced rows are never
-    farther apart than the rows. Any orthonormal axes will do; those of the largest variance give the best bounds.
+    The rests of two rows are at least as far apart as their lengths differ (triangle inequality), so reduced rows are
+    never farther apart than the rows. Any orthonormal axes are valid; those of the largest variance give the best
+    bounds.
 
     Args:
-        center: Point that becomes the origin, which keeps digits in expanded distances, shape ``(d,)``.
+        center: Point that becomes the origin, so that expanded distances keep their digits, shape ``(d,)``.
         axes: Orthonormal axes in the columns, shape ``(d, a)``, of the type to compute in.
     """
 
@@ -49,11 +50,11 @@ class LeadingAxes:
 
 
 def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
-    """Estimate axes along which rows vary most; ``None`` if they hold too little of the variance to be of use.
+    """Estimate the axes along which rows vary most; ``None`` if they explain too little of the variance to be useful.
 
     Args:
         rows: Shape ``(m, d)``.
-        count: How many axes, less than d.
+        count: Number of axes, less than d.
     """
     if count < 1:
         return None
@@ -62,8 +63,8 @@ def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
     sample = sample - center
     with without_autocast(rows.device):
         covariance = (sample.T @ sample).double()
-    # Subspace iteration. Any axes give bounds, so that a few steps will do; an eigendecomposition takes far longer
-    # where several processes share the cores.
+    # Subspace iteration: any axes give bounds, so a few steps are enough. An eigendecomposition takes far longer if
+    # several processes share the cores.
     generator = torch.Generator().manual_seed(0)
     axes = torch.randn(rows.shape[1], count, dtype=torch.double, generator=generator).to(rows.device)
     for _ in range(3):
@@ -76,18 +77,18 @@ def leading_axes(rows: torch.Tensor, count: int) -> LeadingAxes | None:
 
 @torch.no_grad()
 def sufficient_axes(rows: torch.Tensor, most: int) -> LeadingAxes | None:
-    """Estimate leading axes of a set of rows, as few as suffice for the search of the nearest row.
+    """Estimate as few leading axes of a set of rows as the search of the nearest row needs.
 
-    A bound falls short of the squared distance of independent rows by twice the variance along the other axes at most,
-    on average. That is to be little of the squared distance between neighbors, however small a share of the whole
+    On average, a bound is smaller than the squared distance of independent rows by at most twice the variance along the
+    other axes. This should be little compared with the squared distance between neighbors, whatever share of the whole
     variance either of them is.
 
     Args:
         rows: Shape ``(m, d)``.
-        most: How many axes at most, less than d.
+        most: Largest number of axes, less than d.
 
     Returns:
-        The axes, of the rows' type; ``None`` if bounds by ``most`` axes rule out too little to be of use.
+        The axes, of the rows' type; ``None`` if bounds from ``most`` axes rule out too little to be useful.
     """
     axes = leading_axes(rows, most)
     if axes is None:
@@ -106,12 +107,12 @@ def sufficient_axes(rows: torch.Tensor, most: int) -> LeadingAxes | None:
 
 
 def rounding_allowance(queries: torch.Tensor, reduced: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    """Return what rounding can do to squared distances and to the bounds of rows that are nearer; see docs/pruning.md.
+    """Return the largest rounding error of squared distances and of the bounds of nearer rows; see docs/pruning.md.
 
     Args:
         queries: Shape ``(n, d)``.
-        reduced: The same reduced, shape ``(n, a + 1)``.
-        squares: Squared distances, one of each query, shape ``(n,)``.
+        reduced: The reduced queries, shape ``(n, a + 1)``.
+        squares: Squared distances, one for each query, shape ``(n,)``.
     """
     precision = torch.finfo(queries.dtype).eps
     lengths = 2 * reduced.square().sum(dim=1).sqrt() + squares.sqrt()
@@ -119,7 +120,7 @@ def rounding_allowance(queries: torch.Tensor, reduced: torch.Tensor, squares: to
 
 
 def sample_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows from which leading axes, and with them the center, are estimated."""
+    """Return the rows from which the center and the leading axes are estimated."""
     return rows[:: max(1, len(rows) // SAMPLE_SIZE)]
 
 
@@ -128,7 +129,7 @@ class BoundsInStrips:
 
     Args:
         bounds: Shape ``(n, m)``, m divisible by ``STRIP``: infinity where the set has no row. A term that is the same
-            for all of a row's bounds may be left out if it is left out of the limits, too.
+            for all bounds of a row may be left out if it is also left out of the limits.
     """
 
     def __init__(self, bounds: torch.Tensor) -> None:
@@ -142,11 +143,11 @@ class BoundsInStrips:
         return (strips * STRIP + places).squeeze(1)
 
     def rule_out(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
-        """Let some pairs, each by its row and column, not be within any finite limit; they may stay promising."""
+        """Put some pairs, given by row and column, beyond every finite limit; they may still be most promising."""
         self.bounds[rows, columns // STRIP, columns % STRIP] = torch.inf
 
     def within(self, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and columns of the bounds that do not exceed the limits of their rows, row by row."""
+        """Return rows and columns of the bounds that do not exceed the limits of their rows, sorted by row."""
         row, strip = (self.smallest <= limits[:, None]).nonzero(as_tuple=True)
         pair, place = (self.bounds[row, strip] <= limits[row, None]).nonzero(as_tuple=True)
         return row[pair], strip[pair] * STRIP + place

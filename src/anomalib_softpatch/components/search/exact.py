@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exact search of a memory bank, part by part: plain, and pruned on a CPU. ``docs/pruning.md`` says why it is exact."""
+"""Exact search of a memory bank, part by part: plain, and pruned on a CPU. See ``docs/pruning.md`` for the proof."""
 
 from collections.abc import Callable
 from copy import copy
@@ -16,19 +16,19 @@ from anomalib_softpatch.components.search.bounds import STRIP, BoundsInStrips, r
 from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_row, squared_lengths
 from anomalib_softpatch.components.tracing import is_traced, without_autocast
 
-# Parts of fewer elements are searched as fast without an index
+# Parts of fewer elements are searched just as fast without an index
 SMALLEST_INDEX = 2**20
-# One of so many axes at most is a leading one
+# At most one of this many axes is a leading one
 REDUCTION = 5
 # Elements of the largest temporary tensors, bounds and differences: small enough for caches
 BOUND_BLOCK = 2**23
 DIFFERENCE_BLOCK = 2**20
-# Share of the rows that a query may be compared with one by one: beyond it a matrix product is faster
+# Largest share of the rows that a query is compared with one by one: beyond it, a matrix product is faster
 LARGEST_REMAINDER = 1 / 64
 
 
 class Index(Protocol):
-    """What searches one part of a bank, made before the queries come."""
+    """Search of one part of a bank, prepared before the queries arrive."""
 
     def nearest(
         self, queries: torch.Tensor, left_out: torch.Tensor | None = None, limits: torch.Tensor | None = None
@@ -37,35 +37,35 @@ class Index(Protocol):
 
         Args:
             queries: Shape ``(n, d)``.
-            left_out: Rows that do not count, boolean of shape ``(m,)``, not all. Default: all count.
-            limits: Distances of shape ``(n,)``. Where all rows are farther, any of them may be named, with its
+            left_out: Rows that do not count, boolean of shape ``(m,)``, not all of them. Default: all count.
+            limits: Distances of shape ``(n,)``. If all rows are farther, any of them may be returned, with its
                 distance. Default: none.
         """
 
 
 class NearestNeighborSearch:
-    """Find the nearest rows of a memory bank, with indexes on a CPU, without in exported graphs and on other devices.
+    """Find the nearest rows of a memory bank: with indexes on a CPU, without them in graphs and on other devices.
 
-    An index of a part is built at its first search, in about the time of two plain ones, and kept. It adds a fifth to
-    the part's memory at most.
+    The index of a part is built and kept at its first search, in about the time of two plain searches. It adds at most
+    a fifth to the memory of the part.
 
     Attributes:
         bank: The memory bank.
-        indexes: Index of each part that has been searched; ``None`` where none is faster.
+        indexes: Index of each part that has been searched.
     """
 
     def __init__(self, bank: MemoryBank) -> None:
         self.bank = bank
-        self.indexes: dict[Rows, Index | None] = {}
+        self.indexes: dict[Rows, Index] = {}
         self._state = None if is_traced() else _state(bank)
         self.left_out: torch.Tensor | None = None
 
     def is_of(self, bank: MemoryBank) -> bool:
-        """Return whether a bank is the one that is searched, and has not been written to since."""
+        """Return whether a bank is the one that is searched, and has not been changed since."""
         return self._state == _state(bank)
 
     def without(self, left_out: torch.Tensor) -> "NearestNeighborSearch":
-        """Return a search, with these indexes, that leaves out rows by a boolean tensor of shape ``(m,)``."""
+        """Return a search with the same indexes that leaves out rows, given as a boolean tensor of shape ``(m,)``."""
         search = copy(self)
         search.left_out = left_out
         return search
@@ -73,27 +73,25 @@ class NearestNeighborSearch:
     def nearest(self, queries: torch.Tensor, part: Rows, known: Nearest | None = None) -> Nearest:
         """Find the nearest row of a part of the bank; see :meth:`Search.nearest`."""
         rows = slice(*part)
+        features, radii = self.bank.features[rows], None if self.bank.radii is None else self.bank.radii[rows]
         left_out = None if self.left_out is None else self.left_out[rows]
         if left_out is not None and left_out.all():
             distances = queries.new_full((len(queries),), torch.inf)
             indices = torch.zeros_like(distances, dtype=torch.long)
-        elif (index := self._index(part)) is not None:
+        elif (index := self._index(part, features, radii)) is not None:
             distances, indices = index.nearest(queries, left_out, None if known is None else known[0])
         else:
-            features, radii = self.bank.features[rows], None if self.bank.radii is None else self.bank.radii[rows]
             norms = squared_lengths(features, left_out)
             distances, indices = nearest_row(queries, features, norms=norms, radii=radii)
         return nearer(known, (distances, indices + part[0]))
 
-    def _index(self, part: Rows) -> Index | None:
-        """Return the index of a part of the bank; ``None`` where none is faster, and in graphs."""
-        features = self.bank.features[slice(*part)]
+    def _index(self, part: Rows, features: torch.Tensor, radii: torch.Tensor | None) -> Index | None:
+        """Return the index of a part of the bank; ``None`` in graphs and where an index is not faster."""
         fits = features.device.type == "cpu" and features.dtype in PrunedIndex.DTYPES
         if is_traced() or not fits or features.numel() < SMALLEST_INDEX:
             return None
         if part not in self.indexes:
-            radii = self.bank.radii
-            self.indexes[part] = self.make_index(features, None if radii is None else radii[slice(*part)])
+            self.indexes[part] = self.make_index(features, radii)
         return self.indexes[part]
 
     def make_index(self, features: torch.Tensor, radii: torch.Tensor | None) -> Index:
@@ -102,17 +100,17 @@ class NearestNeighborSearch:
 
 
 def _state(bank: MemoryBank) -> list[Any]:
-    """Return what tells a bank, as long as it is held, from others and from itself after it was written to."""
-    tensors = [bank.features] if bank.radii is None else [bank.features, bank.radii]
-    # Tensors of inference mode have no version
+    """Return values that differ between banks in memory, and change if a bank is changed."""
     return [
+        # Tensors of inference mode have no version
         (each.data_ptr(), each.shape, each.stride(), each.dtype, 0 if each.is_inference() else each._version)
-        for each in tensors
+        for each in (bank.features, bank.radii)
+        if each is not None
     ]
 
 
 class PrunedIndex:
-    """Search rows by lower bounds of the distances first, and by distances only where the bounds leave a doubt.
+    """Search rows by lower bounds of the distances first, and by distances only where the bounds leave rows in doubt.
 
     Rows are reduced to a fifth of their length or less, see :class:`LeadingAxes`.
 
@@ -128,12 +126,12 @@ class PrunedIndex:
         self.features = features
         self.radii = radii
         self.squared_lengths = squared_lengths(features)
-        self.points: torch.Tensor | None = None  # reduced rows in whole strips; none if bounds rule out too little
+        self.points: torch.Tensor | None = None  # reduced rows in whole strips; None if bounds rule out too few rows
         axes = sufficient_axes(features, features.shape[1] // REDUCTION)
         if axes is None:
             return
         self.axes = axes
-        points = torch.cat([self.axes.reduce(part) for part in features.split(BANK_BLOCK)])
+        points = torch.cat([axes.reduce(part) for part in features.split(BANK_BLOCK)])
         norms = points.square().sum(dim=1)
         padding = -len(features) % STRIP
         self.points = F.pad(points, (0, 0, 0, padding))
@@ -178,13 +176,13 @@ class PrunedIndex:
             squares = torch.maximum(squares, self.smallest - norms[:, None])
         bounds = BoundsInStrips(squares)
 
-        # The nearest row is no farther than a promising one
+        # The nearest row is at most as far away as the most promising one
         promising = bounds.most_promising()
         farthest = self._squares(queries, promising)
         least = torch.where(limits.square() < farthest, limits.square(), farthest)
         row, column = bounds.within(least - norms + rounding_allowance(queries, points, least))
         count = torch.bincount(row, minlength=len(queries))
-        none = (count == 0) & (least < farthest)  # within the limit; NaN leaves none, too
+        none = (count == 0) & (least < farthest)  # no row is within the limit; with NaN, count is 0, too
         hard = (count > LARGEST_REMAINDER * len(self.features)) | ((count == 0) & ~none)
         easy = ~hard & ~none
         keep = easy[row]

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pruned search for exported graphs: exact, in static shapes and operators that all runtimes have.
+"""Pruned search for exported graphs: exact, with static shapes and operators that all runtimes have.
 
-See ``docs/pruning.md`` for why it finds what a full search finds.
+``docs/pruning.md`` explains why it finds the same rows as a full search.
 """
 
 from copy import copy
@@ -19,34 +19,34 @@ from anomalib_softpatch.components.search.exact import SMALLEST_INDEX, PrunedInd
 from anomalib_softpatch.components.search.plain import BANK_BLOCK, nearest_neighbors
 from anomalib_softpatch.components.tracing import rows_of, without_autocast
 
-# One of so many axes at most is a leading one, so that the index adds a sixth to the bank's size
+# At most one of this many axes is a leading one, so that the index adds a sixth to the size of the bank
 REDUCTION = 6
-# Rows with the lowest bounds that a query is compared with: few at first, more where these leave a doubt
+# Rows with the lowest bounds that a query is compared with: few at first, more if these leave it in doubt
 SHORTLISTS = (5, 33)
-# Share of the queries in doubt from which the longer shortlist is not worth its time
+# Largest share of queries in doubt for which the longer shortlist is worth its time
 MANY_IN_DOUBT = 0.5
-# Rows from which a shortlist is worth its time
+# Smallest number of rows for which a shortlist is worth its time
 SMALLEST_BANK = 1024
-# Rows of a comb: columns of a matrix at equal distances, whose minimum is that of whole vectors
+# Rows of a comb: columns of a matrix at equal distances, so that minima are those of whole vectors
 TEETH = 16
 
 Block: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class GraphSearch:
-    """Search a bank in a graph: bounds of all rows, distances to the few that they leave.
+    """Search a bank in a graph: bounds of all rows, distances to the few that the bounds leave.
 
-    The rows with the lowest bounds make a shortlist for each query. Where the last bound on it exceeds the least
-    distance found, no other row can be nearer. Queries for which this is not so get a longer shortlist, and if need be
-    go to the plain search, in the same graph: their number is data, so that hard images take longer, and all distances
-    are exact. Of rows that rounding leaves equally near, the first one is named.
+    The rows with the lowest bounds are the shortlist of a query. If its last bound exceeds the smallest distance found,
+    no other row can be nearer. Other queries get a longer shortlist and, if necessary, the plain search in the same
+    graph. Their number depends on the data, so hard images take longer, but all distances are exact. Among rows that
+    are equally near after rounding, the first one is returned.
 
     Args:
         bank: The memory bank, float32 or float64.
-        axes: What rows are reduced by.
+        axes: Axes that rows are reduced to.
 
     Attributes:
-        blocks: Of each part, blocks of rows by their range ``(start, stop)``: transposed reduced rows of shape
+        blocks: For each part, its blocks of rows by their range ``(start, stop)``: transposed reduced rows of shape
             ``(a + 1, b)``; their squared lengths, infinity where the block has no row; and their squared radii.
     """
 
@@ -73,7 +73,7 @@ class GraphSearch:
 
     @classmethod
     def build(cls, bank: MemoryBank) -> "GraphSearch | None":
-        """Return a search of a bank, or ``None`` where the plain one is as fast."""
+        """Return a search of a bank; ``None`` if the plain search is as fast."""
         rows, columns = bank.features.shape
         if rows * columns < SMALLEST_INDEX or rows < SMALLEST_BANK or bank.features.dtype not in PrunedIndex.DTYPES:
             return None
@@ -81,11 +81,11 @@ class GraphSearch:
         return None if axes is None else cls(bank, axes)
 
     def in_graph(self, features: torch.Tensor, queries: torch.Tensor) -> "GraphSearch":
-        """Return the search for the graph that is recorded.
+        """Return the search for the graph that is being recorded.
 
         Args:
-            features: The bank's patches, as the graph has them, shape ``(m, d)``.
-            queries: All queries that will come, shape ``(n, d)``.
+            features: The patches of the bank in the graph, shape ``(m, d)``.
+            queries: All queries of the graph, shape ``(n, d)``.
         """
         search = copy(self)
         search.features, search.norms = _no_constant(features, queries), features.square().sum(dim=1)
@@ -94,12 +94,12 @@ class GraphSearch:
     def nearest(self, queries: torch.Tensor, part: Rows, known: Nearest | None = None) -> Nearest:
         """Find the nearest row of a part of the bank; see :meth:`Search.nearest`."""
         found, in_doubt = self._by_shortlist(queries, part, known, SHORTLISTS[0])
-        # A longer shortlist helps where a few queries are harder than the others. Where most are, it leaves many, too.
+        # A longer shortlist helps if a few queries are harder than the others. If most are, it leaves many in doubt
         some = rows_of(in_doubt & (in_doubt.to(self.norms.dtype).mean() <= MANY_IN_DOUBT))
         longer, still = self._by_shortlist(queries.index_select(0, some), part, select(found, some), SHORTLISTS[1])
         found, in_doubt = put(found, some, longer), in_doubt.index_put((some,), still)
         some = rows_of(in_doubt)
-        # Where it is not needed, of a few rows only
+        # Where this is not needed, it searches only a few rows
         distances, rows = nearest_neighbors(
             queries.index_select(0, some),
             self.features,
@@ -113,7 +113,7 @@ class GraphSearch:
     def _by_shortlist(
         self, queries: torch.Tensor, part: Rows, known: Nearest | None, size: int
     ) -> tuple[Nearest, torch.Tensor]:
-        """Return the nearest of what is known and of shortlists of some size, and whether other rows may be nearer."""
+        """Return the nearest of known and of shortlisted rows, and which queries are in doubt: others may be nearer."""
         points = self.axes.reduce(queries)
         lengths = points.square().sum(dim=1)
         bounds, rows = self._shortlist(-2 * points, lengths, part, size, known)  # bounds without |q|^2
@@ -134,7 +134,7 @@ class GraphSearch:
         shortlist: tuple[torch.Tensor, torch.Tensor] | None = None
         before = None if known is None else known[1][:, None]
         for (start, stop), (points, norms, smallest) in self.blocks[part].items():
-            # As in the plain search: a product that depends on what was found before cannot be computed early
+            # As in the plain search: a product that depends on the previous result cannot be computed early
             rows = scaled if before is None else scaled + before.amin(dim=(0, 1)).clamp(max=0)
             with without_autocast(scaled.device):
                 bounds = torch.addmm(norms, rows, points)
@@ -150,9 +150,9 @@ class GraphSearch:
         return shortlist
 
     def _nearest_of_shortlist(self, queries: torch.Tensor, rows: torch.Tensor) -> Nearest:
-        """Return the nearest rows on the shortlists, without the last ones: their bounds are those of the others."""
+        """Return the nearest rows on the shortlists without their last ones, whose bounds stand for all other rows."""
         rows, negated = rows[:, :-1], -queries
-        # One after the other, which bounds memory
+        # One after the other, to limit memory
         found = [
             torch.linalg.norm(self.features.index_select(0, candidates) + negated, dim=1)
             for candidates in rows.unbind(dim=1)
@@ -165,11 +165,11 @@ class GraphSearch:
 
 
 def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Return the bank as what runtimes do not take for a constant, and do not copy."""
+    """Return the bank in a form that runtimes do not treat as a constant, and so do not copy."""
     if not torch.onnx.is_in_onnx_export():
         return bank
-    # OpenVINO stores a constant once for each operation that gathers rows of it, and these are dozens. So they gather
-    # from a reshaped one, whose number of rows depends on the queries, by the addition of zero.
+    # OpenVINO stores a copy of a constant for each of the dozens of operations that gather rows from it. So they gather
+    # from a reshaped bank, whose number of rows depends on the queries, by adding zero.
     rows = (queries[:1, :1] > queries[:1, :1]).flatten().long() + len(bank)
     shape = torch.cat((rows, torch.full_like(rows, bank.shape[1])))
     return torch.onnx.ops.symbolic("Reshape", (bank, shape), dtype=bank.dtype, shape=bank.shape)
@@ -177,7 +177,7 @@ def _no_constant(bank: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
 
 def _lowest(bounds: torch.Tensor, start: int, stop: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the lowest bounds of a block of the bank, and the rows that they belong to."""
-    # The lowest ones are all on the combs whose smallest bounds are the lowest
+    # The lowest bounds are all on the combs whose smallest bounds are the lowest
     count = bounds.shape[1] // TEETH
     combs = bounds.view(-1, TEETH, count)
     best = combs.amin(dim=1).topk(min(size, count), dim=1, largest=False, sorted=False).indices

@@ -11,11 +11,11 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_softpatch.components.search.bank import Nearest
 from anomalib_softpatch.components.tracing import is_traced, without_autocast
 
-# Bank rows and queries in one matrix product: bounds memory. Exported graphs, which take any number of queries at once,
-# need (queries x BANK_BLOCK) elements, a few times.
+# Bank rows and queries in one matrix product, to limit memory. Exported graphs, which take any number of queries at
+# once, need a few tensors of (queries x BANK_BLOCK) elements.
 BANK_BLOCK = 4096
 QUERY_BLOCK = 4096
-# Neighboring rows of the bank whose minimum a graph takes at first
+# Neighboring rows of the bank whose minimum a graph takes first
 RUN = 16
 
 
@@ -30,20 +30,20 @@ def nearest_neighbors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest rows of the bank by Euclidean distance, exactly, in operations that every export target has.
 
-    Matrix products find the neighbors; the distances come from the differences, so that they keep their digits where
-    a query lies close to its neighbor. (Anomalib's PatchCore takes them from the expanded square.)
+    Matrix products find the neighbors. Their distances are computed from differences, which keeps digits where a query
+    is close to its neighbor. (Anomalib's PatchCore uses the expanded square.)
 
-    A row with a support radius is no nearer than that: its distance is the mutual reachability distance
-    ``max(distance, radius)``, see :mod:`anomalib_softpatch.components.support_radii`.
+    The distance to a row with a support radius is the mutual reachability distance ``max(distance, radius)``, see
+    :mod:`anomalib_softpatch.components.support_radii`.
 
     Args:
         queries: Shape ``(n, d)``.
         bank: Shape ``(m, d)``.
         k: Number of neighbors, at most m.
-        within: Rows ``(start, stop)`` of the bank to search, which a graph then does not store beside the bank.
+        within: Rows ``(start, stop)`` of the bank to search, which a graph then does not store in addition to the bank.
             Default: all.
-        needed: Whether the result will be used, a boolean scalar: if not, a graph searches a few rows of each block.
-            Default: it will. For ``k = 1``.
+        needed: Boolean scalar, only for ``k = 1``: if false, the result is not used, and a graph searches only a few
+            rows of each block. Default: true.
         norms: Squared lengths of the rows of the bank, shape ``(m,)``; infinity where a row does not count. Default:
             they are computed.
         radii: Support radii of the rows of the bank, shape ``(m,)``. Default: none.
@@ -66,14 +66,14 @@ def nearest_neighbors(
     # |q - b|^2 without |q|^2, which is the same for all b
     scaled, norms = -2 * queries, squared_lengths(bank) if norms is None else norms
     smallest = None if radii is None else radii.square()
-    lengths = scaled.square().sum(dim=1, keepdim=True) / 4  # of the scaled queries: compression leaves these alone
+    lengths = scaled.square().sum(dim=1, keepdim=True) / 4  # from the scaled queries, which compression does not change
     nearest = torch.zeros_like(queries[:, :1], dtype=torch.long)
     for start in range(first, last, BANK_BLOCK):
         stop = min(start + BANK_BLOCK, last)
         runs = None
         if traced and stop - start < len(bank):
-            # Runtimes would work on all blocks at once, and store each of them beside the bank. Rows whose numbers
-            # depend on the result of the block before (by the addition of zero) can neither be read early nor copied.
+            # Runtimes would work on all blocks at once, and store each of them in addition to the bank. Rows whose
+            # numbers depend on the result of the previous block (by adding zero) cannot be read early or copied.
             after = nearest.amin(dim=(0, 1)).clamp(max=0)
             runs = _first_of_runs(start, stop, after, needed) if k == 1 else None
             rows = torch.arange(start, stop, device=bank.device) + after if runs is None else _members(runs, stop)
@@ -83,7 +83,7 @@ def nearest_neighbors(
             part, part_norms = bank[start:stop], norms[start:stop]
             part_smallest = None if smallest is None else smallest[start:stop]
         with without_autocast(queries.device):
-            squares = F.linear(scaled, part, part_norms)  # which exporters write without transposing the bank
+            squares = F.linear(scaled, part, part_norms)  # exported without transposing the bank
         if part_smallest is not None:
             squares = torch.maximum(squares, part_smallest - lengths)
         if runs is not None:
@@ -112,19 +112,19 @@ def nearest_row(queries: torch.Tensor, bank: torch.Tensor, **options: Any) -> Ne
 
 
 def _first_of_runs(start: int, stop: int, after: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
-    """Return the first row of each run of a block, or of its first run only where the block is not needed."""
+    """Return the first row of each run of a block; only that of its first run if the block is not needed."""
     runs = torch.arange(start, stop, RUN, device=after.device) + after
     return runs if needed is None else runs[(needed | (runs == start)).nonzero().squeeze(1)]
 
 
 def _members(runs: torch.Tensor, stop: int) -> torch.Tensor:
-    """Return the rows of runs, the first ones of all runs first; the last one again where there are no more."""
+    """Return the rows of runs, the first rows of all runs first; beyond the end, the last row again."""
     return (runs + torch.arange(RUN, device=runs.device)[:, None]).clamp(max=stop - 1).flatten()
 
 
 def _least(squares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the least value of rows in runs of neighboring ones for each query, and the first row that has it."""
-    # Runtimes find minima alone several times faster than minima and their places
+    """Return the smallest value of each query among rows in runs, and the first row that has it."""
+    # Runtimes find minima several times faster than minima with their places
     best = squares.view(-1, RUN, count).amin(dim=1).argmin(dim=1, keepdim=True)
     columns = torch.arange(RUN, device=squares.device) * count + best
     value, place = squares.gather(1, columns).min(dim=1, keepdim=True)
@@ -133,6 +133,6 @@ def _least(squares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 def squared_lengths(bank: torch.Tensor, left_out: torch.Tensor | None = None) -> torch.Tensor:
     """Return the squared lengths of the rows of a bank, infinity where they are left out."""
-    parts = (bank,) if is_traced() else bank.split(BANK_BLOCK)  # squares of a large bank are another one
+    parts = (bank,) if is_traced() else bank.split(BANK_BLOCK)  # all squares at once would need as much memory again
     lengths = torch.cat([part.square().sum(dim=1) for part in parts])
     return lengths if left_out is None else lengths.masked_fill(left_out, torch.inf)

@@ -3,9 +3,9 @@
 
 """Scores of patches against two memory banks: the first one gives the image score, the last one the map.
 
-A map needs the scores of all patches, an image score the largest one only. The distance of a patch to any row of a bank
-is an upper bound of its distance to the nearest one, and the rows that both banks share have been searched for the map.
-So where the rows that the first bank has alone are many, they are compared only with the patches that can have the
+A map needs the scores of all patches, but an image score needs only the largest one. The distance of a patch to any row
+of a bank is an upper bound of its distance to the nearest row, and the rows that both banks share have been searched
+for the map. So if many rows belong only to the first bank, they are compared only with the patches that can have the
 largest score. See ``docs/pruning.md``.
 """
 
@@ -18,9 +18,9 @@ from anomalib_softpatch.components.search.bank import MemoryBank, Nearest, Searc
 from anomalib_softpatch.components.smoothing import radius_of, smooth
 from anomalib_softpatch.components.tracing import is_traced, rows_of
 
-# Patches of each image that are compared first; fewer where each brings those along that smoothing mixes with it
+# Patches of each image that are compared first; fewer with smoothing, where the patches around each are compared, too
 TRIED_FIRST = 16
-# Elements of the rows that the first bank has alone: fewer are compared as fast with all patches
+# Elements of the rows that belong only to the first bank: fewer than this are compared as fast with all patches
 SMALLEST_OWN_PART = 2**20
 
 
@@ -32,20 +32,20 @@ def score_by_banks(
     smoothing: float = 0.0,
     counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Score patches against two banks, each part of them searched once.
+    """Score patches against two banks; each part of them is searched once.
 
     Args:
         search: Searches the parts of the bank.
         queries: Patches of a batch of images, shape ``(batch * height * width, d)``.
         bank: The memory bank. Its first and its last range may be the same.
         shape: Images, height and width of their grid of patches.
-        smoothing: Standard deviation, in patches, of what smooths the scores against the first bank.
+        smoothing: Standard deviation, in patches, of the Gaussian that smooths the scores against the first bank.
         counts: Factor of the scores at each position, 0 or 1, shape ``(height, width)``. Default: all positions count.
 
     Returns:
-        All of shape ``(batch, height * width)``: smoothed scores against the first bank, of which the largest of each
-        image is right and no other one is larger; the nearest row of the first bank, right for the patch with the
-        largest score; scores against the last bank.
+        Three tensors of shape ``(batch, height * width)``: smoothed scores against the first bank, of which the largest
+        of each image is correct, and no other score is larger; nearest rows of the first bank, correct for the patch
+        with the largest score; scores against the last bank.
     """
     first_bank, last_bank = bank.bank_ranges[0], bank.bank_ranges[-1]
     weights = bank.weights
@@ -60,8 +60,7 @@ def score_by_banks(
         if not contains(first_bank, part):
             of_map = search.nearest(queries, part, of_map)
     assert of_map is not None  # no bank is empty
-    map_scores = (of_map[0] * weights[of_map[1]]).view(shape)
-    map_scores = map_scores if counts is None else map_scores * counts
+    map_scores = _score(of_map, weights[of_map[1]], shape, 0.0, counts)
 
     def compare(some: torch.Tensor, nearest: Nearest | None) -> Nearest:
         for part in own:
@@ -69,7 +68,7 @@ def score_by_banks(
         assert nearest is not None
         return nearest
 
-    # On a GPU it takes no less time to compare few patches
+    # On a GPU, comparing fewer patches takes no less time
     elements = sum(stop - start for start, stop in own) * queries.shape[1]
     worth_pruning = (is_traced() or queries.device.type == "cpu") and elements >= SMALLEST_OWN_PART
     if shared is not None and worth_pruning:
@@ -78,7 +77,7 @@ def score_by_banks(
     else:
         nearest = compare(queries, shared)
     scores = _score(nearest, weights[nearest[1]], shape, smoothing, counts)
-    return scores, nearest[1].view(shape[0], -1), map_scores.flatten(1)
+    return scores, nearest[1].view(shape[0], -1), map_scores
 
 
 def _compare_possible(
@@ -86,19 +85,19 @@ def _compare_possible(
     queries: torch.Tensor,
     weights: torch.Tensor,
     largest_weight: torch.Tensor,  # of the first bank
-    known: Nearest,  # rows of the first bank, no matter which
+    known: Nearest,  # any rows of the first bank
     shape: tuple[int, int, int],
     smoothing: float,
     counts: torch.Tensor | None,
 ) -> Nearest:
-    """Return the nearest rows of the patches that can have the largest score, and what is known of the others."""
+    """Return the nearest rows of the patches that can have the largest score, and the known rows of all others."""
     radius = radius_of(smoothing)
 
     def compare_patches(mask: torch.Tensor, nearest: Nearest) -> Nearest:
         some = rows_of(mask)
         return put(nearest, some, compare(queries.index_select(0, some), select(nearest, some)))
 
-    # What has no value, as an infinite distance times zero, may be anything: such patches are compared
+    # Patches whose bound is NaN, such as an infinite distance times zero, are compared, too
     bounds = _score(known, largest_weight, shape, smoothing, counts)
     count = max(1, TRIED_FIRST // (1 + radius))
     limit = F.pad(bounds, (0, count), value=-torch.inf).topk(count, dim=1).values[:, -1:]  # images may be smaller
@@ -123,7 +122,7 @@ def _score(
 
 
 def _around(mask: torch.Tensor, shape: tuple[int, int, int], radius: int) -> torch.Tensor:
-    """Return which patches are near one of those of a mask of shape ``(batch, height * width)``, as one vector."""
+    """Return which patches are near those of a mask of shape ``(batch, height * width)``, as one vector."""
     if not radius:
         return mask.flatten()
     near = F.max_pool2d(mask.view(shape)[:, None].float(), 2 * radius + 1, stride=1, padding=radius)

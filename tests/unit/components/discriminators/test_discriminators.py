@@ -25,7 +25,7 @@ def score(features, name, references=None, k=6):
 
 
 def positions(tensor):
-    """Yield what belongs to each position of the grid."""
+    """Return the values by position of the grid, in float64."""
     return tensor.flatten(1, 2).double().numpy().swapaxes(0, 1)
 
 
@@ -78,10 +78,10 @@ def test_duplicates_are_neutral(name, scale, k):
     torch.testing.assert_close(constant, torch.full((10, 4, 5), neutral), rtol=1e-4, atol=1e-4)
 
 
-def test_tiny_differences_beside_duplicates_are_no_outliers():
+def test_tiny_differences_from_duplicates_are_not_outliers():
     """LOF divides by the density of the neighbors, which is infinite for exact duplicates."""
     features = torch.randn(30, 4, 5, 8, generator=torch.Generator().manual_seed(0))
     features[:, 0, 0] = 0.0  # a black corner in all images
-    features[7, 0, 0] = 1e-4  # but for one gray level
+    features[7, 0, 0] = 1e-4  # except for one gray level
     scores = score(features, "lof")
     assert scores[7, 0, 0] < 1.5

@@ -15,7 +15,7 @@ from samples import random_features
 
 @pytest.mark.parametrize("k", [1, 2, 5, 39, 60])
 def test_one_position_equals_scikit_learn(k):
-    """The last other image where there are fewer than k."""
+    """With fewer than k other images, the last one counts."""
     features = random_features(40)
     scores = knn(features, References(), k)
     for row in range(4):
@@ -28,7 +28,7 @@ def test_one_position_equals_scikit_learn(k):
 @pytest.mark.parametrize("neighborhood", [1, 2, "image"])
 @pytest.mark.parametrize("k", [1, 2, 9])
 def test_window_equals_numpy(neighborhood, k):
-    """Each image counts once, by its nearest patch in a window that is moved inwards at the border."""
+    """Each image counts once, by its nearest patch in a window that is shifted inward at the border."""
     features = random_features(10)
     scores = knn(features, References(neighborhood), k)
     exact = features.double().numpy()
@@ -37,7 +37,7 @@ def test_window_equals_numpy(neighborhood, k):
         if neighborhood == 1:
             top, left = np.clip(row - 1, 0, 1), np.clip(column - 1, 0, 2)
             rows, columns = slice(top, top + 3), slice(left, left + 3)
-        # Of 4 x 5 positions a window of radius 2 has all rows and columns
+        # With 4 x 5 positions, a window of radius 2 contains all rows and columns
         distances = np.linalg.norm(exact[:, rows, columns] - exact[image, row, column], axis=3).min(axis=(1, 2))
         expected = np.sort(np.delete(distances, image))[k - 1]
         assert scores[image, row, column] == pytest.approx(expected, rel=1e-5)
@@ -45,7 +45,7 @@ def test_window_equals_numpy(neighborhood, k):
 
 @pytest.mark.parametrize("neighborhood", [0, 1, "image"])
 def test_few_references(neighborhood):
-    """Only the patches that the references name count; by brute force."""
+    """Only the patches that the references choose count, as in brute force."""
     features = random_features(8)
     references = References(neighborhood, max_references=7, seed=3)
     scores = knn(features, references, 2).flatten()
@@ -61,7 +61,7 @@ def test_few_references(neighborhood):
 
 
 def test_a_defect_that_several_patches_show_does_not_support_itself():
-    """Nor a defect of one other image, from the second image on."""
+    """For the second image and more, a defect of one other image does not support it either."""
     features = random_features(20) - 100
     defect = 30 * torch.randn(8, generator=torch.Generator().manual_seed(1))
     features[0, 1:3, 1:3] = features[0, 1:3, 1:3] * 0.01 + defect
@@ -81,7 +81,7 @@ def test_copies_are_at_distance_zero():
 
 
 def test_k_of_the_scores():
-    """It is an option of its own, which that of the local outlier factor leaves alone."""
+    """It is a separate option from that of the local outlier factor."""
     features = random_features(12)
     scores = score_patches(features, ("knn", "lof"), lof_k=5, knn_k=3, neighborhood=1).by_discriminator
     assert torch.equal(scores["knn"], knn(features, References(1), 3))

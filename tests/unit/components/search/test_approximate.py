@@ -19,7 +19,7 @@ from samples import mixture
 
 
 def check(queries, bank, k, distances, indices, recall=0.9, tolerance=1e-5, radii=None):
-    """Distances are those of the rows that are named, in order; most rows are the nearest, and none is twice."""
+    """Distances are in order and those to the returned rows; most rows are the nearest, and none is repeated."""
     expected = brute_force(queries, bank, radii)
     scale = tolerance * max(1e-30, expected.max())
     own = np.take_along_axis(expected, indices.numpy(), axis=1)
@@ -31,14 +31,14 @@ def check(queries, bank, k, distances, indices, recall=0.9, tolerance=1e-5, radi
 
 
 def find(queries, bank, radii=None, **options):
-    """Search a whole bank, return one neighbor of each query."""
+    """Search a whole bank; return one neighbor of each query."""
     distances, indices = find_by(queries, bank, radii, search=ApproximateSearch, **options)
     return distances[:, None], indices[:, None]
 
 
 def index_of(bank, radii=None):
     """The index that a search makes."""
-    return search_of(bank, radii, ApproximateSearch)._index((0, len(bank)))
+    return search_of(bank, radii, ApproximateSearch)._index((0, len(bank)), bank, radii)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_large_bank(k, small_index):
 
 @pytest.mark.parametrize(("k", "recall"), [(1, 0.9), (4, 0.85)])
 def test_wide_rows(k, recall, wide):
-    """Random numbers make them harder than those of images: some are missed."""
+    """Random numbers are harder than features of images: some rows are missed."""
     (bank, index), queries = wide, anisotropic(150, 256)
     assert type(index) is ApproximateIndex
     distances, indices = index.search(queries, k)
@@ -87,7 +87,7 @@ def test_radii(kind, k, recall, small_index):
 
 @pytest.mark.parametrize("size", [0.3, 3.0])
 def test_radii_of_about_the_distances(size, small_index):
-    """As a fit makes them: what is found is as near as an exact search finds it, or a few percent farther."""
+    """As a fit makes them: the found rows are as near as in an exact search, or a few percent farther."""
     queries, bank = anisotropic(300, 16), anisotropic(10_000, 16, seed=1)
     random = torch.rand(10_000, generator=torch.Generator().manual_seed(3))
     radii = size * torch.from_numpy(brute_force(bank[:500], bank[500:]).min(axis=1)).float().mean() * (0.5 + random)
@@ -98,7 +98,7 @@ def test_radii_of_about_the_distances(size, small_index):
 
 
 def test_radii_of_a_bank_that_does_not_suit_faiss(small_index):
-    """Most rows are worth nothing, so that the candidates' distances alone bring up the wrong ones: exact instead."""
+    """Most rows have large radii, so candidates by distance alone are the wrong ones: the search is exact instead."""
     queries, bank = anisotropic(100, 16), anisotropic(10_000, 16, seed=1)
     radii = torch.full((10_000,), 1e3)
     radii[::100] = 0
@@ -120,28 +120,28 @@ def test_radii_and_rows_left_out(kind, small_index):
     assert (distances.numpy() / expected.min(axis=1)).mean() < 1.02
 
 
-def test_rows_are_reduced_where_that_is_of_use():
+def test_rows_are_reduced_where_that_is_useful():
     assert ApproximateIndex(anisotropic(2000, 256)).index.d == module.LENGTH
     assert ApproximateIndex(anisotropic(2000, 64)).index.d == 64
-    spread = torch.randn(2000, 1024)  # no axes hold most of the variance
+    spread = torch.randn(2000, 1024)  # no few axes explain most of the variance
     index = ApproximateIndex(spread)
     assert index.index.d == 1024
     check(spread[:20], spread, 1, *index.search(spread[:20]), recall=1)
 
 
 def test_variance_along_few_axes():
-    """As features of untrained networks have it: all codes must tell rows apart, not only those of the first axes."""
+    """As with features of untrained networks: all codes must distinguish rows, not only those of the first axes."""
     scales = 0.5 ** torch.arange(256)
     rows = (torch.randn(10_150, 256, generator=torch.Generator().manual_seed(0)) * scales).split((150, 10_000))
     check(*rows, 1, *ApproximateIndex(rows[1]).search(rows[0]), recall=0.99)
 
 
 def test_banks_that_do_not_suit_faiss_are_searched_exactly(small_index, caplog):
-    """Few rows far off, on which all codes are spent."""
+    """A few rows are so far away that all codes are spent on them."""
     queries, bank = anisotropic(100, 16) ** 3, anisotropic(10_000, 16, seed=1) ** 3
     distances, _ = ApproximateIndex(bank).search(queries)
     expected = brute_force(queries, bank)
-    assert (distances[:, 0].numpy() / expected.min(axis=1)).mean() > 2  # else the test is none
+    assert (distances[:, 0].numpy() / expected.min(axis=1)).mean() > 2  # otherwise the test checks nothing
     check(queries, bank, 1, *find(queries, bank), recall=1)
     assert type(index_of(bank)) is PrunedIndex
     assert re.search(r"searched exactly: faiss would find rows that are \d{3} % farther", caplog.text)
@@ -156,11 +156,11 @@ def test_excess_equals_numpy():
     found = index.search(queries, 2)[0][:, 1].numpy()
     assert index.excess() == pytest.approx((found / nearest).mean() - 1, abs=1e-6)
     assert index.excess() > 0
-    assert ApproximateIndex(torch.ones(500, 8)).excess() == 0  # no other row is elsewhere
+    assert ApproximateIndex(torch.ones(500, 8)).excess() == 0  # all rows are equal
 
 
 def test_queries_far_from_the_bank(wide):
-    """As those of defects are: what is found is not the nearest always, but hardly farther."""
+    """As those of defects are: the found rows are not always the nearest, but hardly farther."""
     (bank, index), queries = wide, anisotropic(100, 256) * 4 + 2
     distances, indices = index.search(queries)
     check(queries, bank, 1, distances, indices, recall=0.7)
@@ -179,7 +179,7 @@ def test_tiny_banks(rows, columns, small_index):
 
 
 def test_duplicates(small_index):
-    """Equal rows: each is named once, the first of them first. A bank of one row many times is no error."""
+    """Of equal rows, each is returned once, the first of them first. A bank of many equal rows is not an error."""
     bank = mixture(100, 8).repeat_interleave(5, dim=0)
     distances, indices = index_of(bank).search(bank, 5)
     assert bool((distances == 0).all())
@@ -196,7 +196,7 @@ def test_small_banks_are_searched_exactly():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_no_number_stays_so(value, small_index):
+def test_nan_stays_nan(value, small_index):
     queries, bank = mixture(40, 8), mixture(500, 8, seed=1)
     queries[7] = value
     distances, indices = find(queries, bank)
@@ -207,7 +207,7 @@ def test_what_is_no_number_stays_so(value, small_index):
     assert not find(bank, bank)[0][7].isfinite()
 
 
-def test_equal_banks_give_equal_answers(wide):
+def test_equal_banks_give_equal_results(wide):
     """With any number of threads, whatever other random numbers were drawn."""
     (bank, index), queries = wide, anisotropic(300, 256)
     first = index.search(queries, 3)
@@ -222,7 +222,7 @@ def test_equal_banks_give_equal_answers(wide):
 
 
 def test_threads_are_those_of_torch(monkeypatch):
-    """While it searches; then faiss has as many as before, for others who use it."""
+    """During a search; afterward faiss has as many as before, for its other users."""
     faiss = pytest.importorskip("faiss")
     used = []
     index = ApproximateIndex(anisotropic(500, 16))
@@ -244,13 +244,13 @@ def test_autocast(small_index):
 
 
 def test_out_of_bag_needs_no_index_for_an_image(small_index):
-    """Where the nearest rows are all left out, more are looked at, then the others, without another index."""
+    """If the nearest rows are all left out, more are searched, and then the whole bank, without another index."""
     bank = mixture(3000, 12)
     queries = bank[:40]
     left_out = torch.zeros(3000, dtype=torch.bool)
     expected = brute_force(queries, bank)
     left_out[torch.from_numpy(expected.argsort(axis=1)[:20, :10].ravel())] = True  # a few rows beyond four
-    left_out[torch.from_numpy(expected.argsort(axis=1)[20, :500])] = True  # more than are looked at
+    left_out[torch.from_numpy(expected.argsort(axis=1)[20, :500])] = True  # more than the index returns
     search = search_of(bank, search=ApproximateSearch)
     distances, indices = search.without(left_out).nearest(queries, (0, 3000))
     assert [type(index) for index in search.indexes.values()] == [ApproximateIndex]
@@ -261,7 +261,7 @@ def test_out_of_bag_needs_no_index_for_an_image(small_index):
 
 
 def test_two_runtimes_for_threads_live_together(run_python, tmp_path):
-    """PyTorch and faiss bring one each: neither may hang or crash the other where faiss is loaded first.
+    """PyTorch and faiss have one each: neither may hang or crash the other if faiss is loaded first.
 
     In the process of the tests, PyTorch is, and above both have two threads.
     """

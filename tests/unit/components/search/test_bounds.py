@@ -28,7 +28,7 @@ def test_reduced_rows_are_never_farther_apart(rows, count):
     assert reduced.shape == (200, count + 1)
     ours, true = (np.linalg.norm(x[:, None] - x, axis=2) for x in (reduced.numpy(), rows.numpy()))
     assert (ours <= true + 1e-9).all()
-    if count == 12:  # nothing is left out
+    if count == 12:  # all axes: the rest has no length
         np.testing.assert_allclose(ours, true, atol=1e-7)
 
 
@@ -37,7 +37,7 @@ def test_rows_are_reduced_in_the_type_of_the_axes(rows):
 
 
 def test_bounds_within_limits():
-    """As many pairs as a look at every bound finds, less those that were ruled out."""
+    """The same pairs as a comparison of every bound, except those that were ruled out."""
     bounds = torch.rand(7, 3 * STRIP, generator=torch.Generator().manual_seed(1))
     limits = torch.tensor([-1.0, 0.0, 0.01, 0.1, 0.5, 1.0, 0.02])
     row, column = (bounds <= limits[:, None]).nonzero(as_tuple=True)
@@ -58,7 +58,7 @@ def test_most_promising():
 
 
 def set_of_rows(spread, seed=0):
-    """Rows along four axes, in pairs as far apart as ``spread`` says, and a little along the other ones."""
+    """Rows vary along four axes, in pairs with a distance of ``spread``, and a little along the other axes."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.zeros(2000, 64)
     rows[:1000, :4] = 10 * torch.randn(1000, 4, generator=generator)
@@ -68,7 +68,7 @@ def set_of_rows(spread, seed=0):
 
 
 def test_axes_suffice_for_neighbors():
-    """Four axes hold nearly all of the variance in both sets; what counts is how far apart neighbors are."""
+    """Four axes explain nearly all of the variance in both sets, but the distance between neighbors decides."""
     assert sufficient_axes(set_of_rows(0.0), 16) is None  # neighbors differ along all axes
     assert 8 < sufficient_axes(set_of_rows(0.7), 16).axes.shape[1] <= 12
     far = set_of_rows(0.0)[:1000]

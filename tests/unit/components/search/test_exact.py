@@ -35,7 +35,7 @@ RANGES = {
 
 
 def anisotropic(rows, columns=64, seed=0, offset=0.0):
-    """Rows whose variance falls along the axes as that of image features does."""
+    """Rows whose variance decreases along the axes like that of image features."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.linspace(0, 3, columns).neg().exp() ** 3
     rotation = torch.linalg.qr(torch.randn(columns, columns, generator=torch.Generator().manual_seed(9))).Q
@@ -50,7 +50,7 @@ def brute_force(queries, bank, radii=None):
 
 
 def check(queries, bank, k, distances, indices, tolerance=1e-5, radii=None):
-    """Distances are the k smallest and those of the indices, which are all different."""
+    """Distances are the k smallest, and match the indices, which are all different."""
     expected = brute_force(queries, bank, radii)
     smallest = np.sort(expected, axis=1)[:, :k]
     scale = tolerance * max(1e-30, expected.max())
@@ -60,7 +60,7 @@ def check(queries, bank, k, distances, indices, tolerance=1e-5, radii=None):
 
 
 def check_nearest(queries, bank, found, tolerance=1e-5, radii=None):
-    """The same of one neighbor of each query."""
+    """The same for one neighbor of each query."""
     distances, indices = found
     check(queries, bank, 1, distances[:, None], indices[:, None], tolerance, radii)
 
@@ -77,7 +77,7 @@ def find(queries, bank, radii=None, known=None, left_out=None, search=NearestNei
 
 
 def make_radii(kind, queries, bank):
-    """Radii such that about half of them count, all of them, none, or that tie."""
+    """Radii of which about half, all or none count, or that tie."""
     typical = float(brute_force(queries, bank).min(axis=1).mean())
     random = torch.rand(len(bank), generator=torch.Generator().manual_seed(7)).to(bank.dtype)
     return {
@@ -98,7 +98,7 @@ def refuse(*_, **__):
 
 @pytest.fixture
 def small_index(monkeypatch):
-    """Use an index however small the bank, and however little it may rule out."""
+    """Use an index for every bank, however small, and however little the index may rule out."""
     monkeypatch.setattr(exact, "SMALLEST_INDEX", 0)
     monkeypatch.setattr(bounds, "LARGEST_REST", float("inf"))
 
@@ -133,7 +133,7 @@ def test_pruned_search(dtype, small_index, monkeypatch):
 
 
 def test_prunes(small_index, monkeypatch):
-    """The plain search serves as the way out for hard queries, and these are not."""
+    """The plain search is the last resort for hard queries, and these are not hard."""
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     index = PrunedIndex(bank)
     expected = nearest_neighbors(queries, bank)
@@ -144,7 +144,7 @@ def test_prunes(small_index, monkeypatch):
 
 
 def test_one_row_far_away_costs_nothing(small_index, monkeypatch):
-    """Allowances for rounding are those of the rows that matter."""
+    """Allowances for rounding depend only on the rows that matter."""
     queries, bank = anisotropic(100), anisotropic(20_000, seed=1)
     bank[17] *= 100
     index = PrunedIndex(bank)
@@ -159,7 +159,7 @@ def test_far_from_the_origin(small_index):
 
 
 def test_duplicates(small_index):
-    """Members of the bank are found at distance zero, the first of equal rows."""
+    """Rows of the bank are found at distance zero, the first of equal ones."""
     bank = anisotropic(500).repeat(4, 1)
     distances, indices = find(bank[:500], bank)
     assert (distances == 0).all()
@@ -167,7 +167,7 @@ def test_duplicates(small_index):
 
 
 def test_queries_far_from_the_bank(small_index):
-    """Bounds rule out little there, so that the plain search takes over."""
+    """There, bounds rule out few rows, and the plain search takes over."""
     queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
     bank = anisotropic(3000, seed=1)
     check_nearest(queries, bank, find(queries, bank))
@@ -176,7 +176,7 @@ def test_queries_far_from_the_bank(small_index):
 @pytest.mark.parametrize("index", ["pruned", "none"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
 def test_rows_left_out(index, share, small_index, monkeypatch):
-    """Those of which the queries are copies, and others."""
+    """Rows of which the queries are copies, and others."""
     monkeypatch.setattr(exact, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
     bank = anisotropic(3000, seed=1)
     left_out = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < share
@@ -196,13 +196,13 @@ def test_all_rows_left_out():
 
 
 def test_limits(small_index):
-    """What is nearer than the limit is found; elsewhere some row is named, and not looked for long."""
+    """Rows nearer than the limit are found; otherwise any row is returned without a long search."""
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
     expected = brute_force(queries, bank)
     nearest = torch.from_numpy(expected.min(axis=1)).float()
     factors = torch.tensor([0.5, 1.0, 1.001, 2.0]).repeat(50)
     limits = nearest * factors
-    limits[7] = torch.nan  # as none
+    limits[7] = torch.nan  # like no limit
     distances, indices = PrunedIndex(bank).nearest(queries, limits=limits)
     np.testing.assert_allclose(distances, expected[np.arange(200), indices.numpy()], rtol=1e-4)
     np.testing.assert_allclose(distances[factors >= 1], nearest[factors >= 1], rtol=1e-4)
@@ -212,7 +212,7 @@ def test_limits(small_index):
 
 @pytest.mark.parametrize("index", ["pruned", "none"])
 def test_what_is_known_stays_where_it_is_nearer(index, small_index, monkeypatch):
-    """Rows of a part are named by their numbers in the bank."""
+    """Rows of a part have their numbers in the bank."""
     monkeypatch.setattr(exact, "SMALLEST_INDEX", 0 if index == "pruned" else float("inf"))
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
     search = search_of(bank)
@@ -238,7 +238,7 @@ def test_no_leading_axes(bank, small_index):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_autocast(k, small_index):
-    """Neighbors and distances are those of whole numbers where the backbone runs on shorter ones."""
+    """Neighbors and distances keep full precision if the backbone runs in a lower one."""
     queries, bank = anisotropic(300), anisotropic(3000, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         shorter = nearest_neighbors(queries, bank, k), find(queries, bank)
@@ -292,7 +292,7 @@ def test_parts_are_indexed_once(monkeypatch):
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_search_is_of_one_bank(inference):
-    """Other features or radii, or the same ones after they were written to, are another bank; weights do not count."""
+    """Other features or radii, or the same ones after a change, are another bank; weights do not count."""
     with torch.inference_mode(inference):
         features, radii = anisotropic(20).clone(), torch.ones(20)
         bank = MemoryBank(features, torch.ones(20), radii, ((0, 20),))
@@ -303,7 +303,7 @@ def test_search_is_of_one_bank(inference):
     assert not search.is_of(replace(bank, radii=radii.clone()))
     assert not search.is_of(replace(bank, radii=None))
     assert not plain_search.is_of(bank)
-    if not inference:  # where tensors do not count what is written to them
+    if not inference:  # whose tensors do not count changes
         radii *= 2
         assert not search.is_of(bank)
         assert plain_search.is_of(replace(bank, radii=None))
@@ -315,7 +315,7 @@ def test_search_is_of_one_bank(inference):
 @pytest.mark.parametrize("kind", RADII)
 @pytest.mark.parametrize("block", [64, 4096])
 def test_radii_in_the_plain_search(kind, k, block, monkeypatch):
-    """The least mutual reachability distances, also of a part of the bank, and with rows that do not count."""
+    """The smallest mutual reachability distances, also in a part of the bank and with rows that do not count."""
     monkeypatch.setattr(plain, "BANK_BLOCK", block)
     monkeypatch.setattr(plain, "QUERY_BLOCK", 30)
     queries, bank = anisotropic(50), anisotropic(700, seed=1)
@@ -351,7 +351,7 @@ def test_radii_do_not_hinder_pruning(small_index, monkeypatch):
 
 
 def test_radii_of_copies(small_index):
-    """A copy of a row is as far from it as its radius says: another row is nearer where that is large."""
+    """The distance of a copy to its row is the radius of the row: if it is large, another row is nearer."""
     bank = anisotropic(3000, seed=1)
     radii = torch.zeros(3000)
     radii[:50], radii[50:100] = 1e-3, 1e3
@@ -434,7 +434,7 @@ def test_any_radii(rows, columns, decay, scale, size, k, integers, seed):
 
 
 class Model(nn.Module):
-    """A search in a buffer, as the models have it."""
+    """A search of a bank in a buffer, as in the models."""
 
     def __init__(self, bank, k, radii=None):
         super().__init__()
@@ -476,7 +476,7 @@ def check_sizes(searches, model, radii=None):
 
 
 def test_exported_with_more_neighbors(small_index, tmp_path, monkeypatch):
-    """The graph has the plain operations, and takes any batch size, height and width."""
+    """The graph contains the plain operations, and takes any batch size, height and width."""
     monkeypatch.setattr(plain, "BANK_BLOCK", 1024)
     monkeypatch.setattr(PrunedIndex, "nearest", None)
     bank = anisotropic(3010, 16)
@@ -506,7 +506,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["pruned", "hard queries", "plain", "plain, 3 neighbors"])
 def test_memory_is_bounded(kind, small_index, monkeypatch):
-    """No tensor is larger than a block, though the distances of all pairs would be 90 times as large."""
+    """No tensor is larger than a block, although the distances of all pairs would be 90 times as large."""
     monkeypatch.setattr(plain, "BANK_BLOCK", 512)
     monkeypatch.setattr(plain, "QUERY_BLOCK", 512)
     monkeypatch.setattr(exact, "BOUND_BLOCK", 512 * 512)
@@ -521,7 +521,7 @@ def test_memory_is_bounded(kind, small_index, monkeypatch):
     k = 3 if "3" in kind else 1
     with LargestTensor(bank) as largest:
         found = nearest_neighbors(queries, bank, k) if k > 1 else whole.nearest(queries, (0, 6000))
-    # Room for what is as large as the queries, and for pairs in doubt: numbers of row and column, one for each strip
+    # Room for tensors as large as the queries, and for pairs in doubt: row and column numbers, one per strip
     assert 512 * 32 < largest.elements <= 512 * 512
     distances, indices = (each.view(4000, k)[::40] for each in found)
     check(queries[::40], bank, k, distances, indices, tolerance=1e-4)
@@ -548,7 +548,7 @@ class PeakMemory(threading.Thread):
 def test_exported(small_index, tmp_path, monkeypatch):
     """The graph has the plain operations, and takes any batch size, height and width.
 
-    Runtimes take one block of the bank after the other, and do not store the blocks beside the bank.
+    Runtimes take one block of the bank after the other, and do not store the blocks in addition to the bank.
     """
     monkeypatch.setattr(plain, "BANK_BLOCK", 512)
     monkeypatch.setattr(PrunedIndex, "nearest", None)

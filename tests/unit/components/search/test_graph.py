@@ -21,7 +21,7 @@ from anomalib_softpatch.predictions.runtimes import openvino_core
 
 @pytest.fixture(autouse=True)
 def any_bank(monkeypatch):
-    """Index banks however small, in several blocks."""
+    """Index banks of any size, in several blocks."""
     monkeypatch.setattr(module, "SMALLEST_INDEX", 0)
     monkeypatch.setattr(bounds, "LARGEST_REST", float("inf"))
     for each in (module, plain):
@@ -63,7 +63,7 @@ def search_ranges(index, queries, bank, ranges):
 
 
 def check(queries, bank, ranges, found, tolerance=1e-5, radii=None):
-    """Distances are the smallest of each range and those of the rows that are named, which are rows of the range."""
+    """Distances are the smallest of each range, and match the returned rows, which are in the range."""
     expected = brute_force(queries, bank, radii)
     scale = tolerance * max(1e-30, expected.max())
     for (start, stop), pair in zip(ranges, found, strict=True):
@@ -81,14 +81,14 @@ def test_ranges(ranges, dtype, searched_again, monkeypatch):
     queries, bank = anisotropic(200).to(dtype), anisotropic(3000, seed=1).to(dtype)
     index = build(bank, ranges)
     check(queries, bank, ranges, search_ranges(index, queries, bank, ranges))
-    # It prunes: few are left to the plain search
+    # It prunes: few queries are left to the plain search
     assert max(searched_again) < 60
 
 
 @pytest.mark.parametrize("ranges", RANGES.values(), ids=RANGES)
 @pytest.mark.parametrize("kind", RADII)
 def test_radii(ranges, kind):
-    """The least mutual reachability distances, of easy and hard queries and of copies of rows."""
+    """The smallest mutual reachability distances, for easy and hard queries and for copies of rows."""
     bank = anisotropic(3000, seed=1)
     hard = 100 * torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
     queries = torch.cat((anisotropic(150), hard, bank[:40]))
@@ -117,15 +117,15 @@ def test_zero_radii_are_none(ranges):
 
 
 def test_hard_queries_go_to_the_plain_search(searched_again):
-    """Far from the bank the bounds rule out little."""
+    """Far from the bank, the bounds rule out few rows."""
     queries = torch.cat((anisotropic(20), 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))))
     bank, ranges = anisotropic(3000, seed=1), RANGES["two that share rows"]
     check(queries, bank, ranges, search_ranges(build(bank, ranges), queries, bank, ranges))
     assert max(searched_again) > 10
 
 
-def test_many_hard_queries_have_no_longer_shortlist(searched_again):
-    """Where most of them are in doubt, these go to the plain search at once; few get a longer shortlist first."""
+def test_many_hard_queries_skip_the_longer_shortlist(searched_again):
+    """If most queries are in doubt, they go directly to the plain search; a few get a longer shortlist first."""
     bank = anisotropic(3000, seed=1)
     index = build(bank, [(0, 3000)])
     hard = 10 * torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
@@ -138,7 +138,7 @@ def test_many_hard_queries_have_no_longer_shortlist(searched_again):
 
 
 def test_a_shortlist_alone_would_be_wrong():
-    """What the tests of hard queries check does not come by itself."""
+    """The tests of hard queries check something that does not hold by itself."""
     queries = 100 * torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     bank = anisotropic(3000, seed=1)
     index = build(bank, [(0, 3000)])
@@ -164,7 +164,7 @@ def test_shortlist_is_that_of_the_lowest_bounds(size, kind):
 
 
 def test_one_row_far_away_costs_nothing(searched_again):
-    """Allowances for rounding are those of the rows that matter."""
+    """Allowances for rounding depend only on the rows that matter."""
     queries, bank = anisotropic(200), anisotropic(3000, seed=1)
     bank[17] *= 100
     index = build(bank, [(0, 3000)])
@@ -172,18 +172,18 @@ def test_one_row_far_away_costs_nothing(searched_again):
     assert max(searched_again) < 60
 
 
-def test_what_is_known_leaves_no_doubt(searched_again, monkeypatch):
-    """About a part that would go to the plain search if it were the only one."""
+def test_known_rows_remove_doubt(searched_again, monkeypatch):
+    """For a part that would need the plain search if it were the only one."""
     monkeypatch.setattr(bounds, "EXPLAINED_VARIANCE", 0.01)
     bank, ranges = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0)), [(0, 3000), (2000, 3000)]
     check(bank[:200], bank, ranges, search_ranges(build(bank, ranges), bank[:200], bank, ranges))
     _, after_the_other_part, alone = searched_again
-    assert after_the_other_part == 1  # which comes along always
+    assert after_the_other_part == 1  # index 0, which is always included
     assert alone > 150
 
 
 def test_duplicates(searched_again):
-    """Members of the bank are at distance zero, and the first of equal rows is named, on any number of them."""
+    """Rows of the bank are at distance zero, and the first of any number of equal rows is returned."""
     for copies in (4, 40):
         bank = anisotropic(300).repeat(copies, 1)
         ranges = [(0, len(bank))]
@@ -204,12 +204,12 @@ def test_nan_stays_nan():
     [torch.ones(1500, 12), torch.randn(1500, 12), anisotropic(1023), anisotropic(1500).half()],
     ids=["constant", "isotropic", "small", "half precision"],
 )
-def test_no_index_where_it_would_not_pay(bank):
+def test_no_index_where_it_saves_no_time(bank):
     assert build(bank, [(0, len(bank))]) is None
 
 
 class Model(nn.Module):
-    """A search in a buffer, as the models have it."""
+    """A search of a bank in a buffer, as in the models."""
 
     def __init__(self, bank, ranges, radii=None):
         super().__init__()
@@ -225,7 +225,7 @@ class Model(nn.Module):
 
 @pytest.fixture
 def short_shortlists(monkeypatch):
-    """Each row of a shortlist is some nodes of a graph, and an export takes the longer the more there are.
+    """Each row of a shortlist adds nodes to a graph, and the export takes longer with more nodes.
 
     Graphs with as many rows as the models have are exported by `end_to_end/test_export.py`.
     """
@@ -240,7 +240,7 @@ def export(bank, ranges, folder, radii):
     torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
     openvino.save_model(openvino.convert_model(path), folder / "model.xml", compress_to_fp16=False)
     for file in (path, folder / "model.bin"):
-        # Besides the operations of the search of each part, 246 kB measured, nothing but one bank and its index
+        # One bank and its index, and the operations of the search of each part: 246 kB measured
         assert file.stat().st_size < (1.3 * bank.numel() * 4 + 8 * len(bank)) + 260_000 * len(model.index.blocks)
     session = onnxruntime.InferenceSession(path)
     compiled = openvino_core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -255,13 +255,13 @@ def export(bank, ranges, folder, radii):
 
 
 def test_exported(tmp_path, short_shortlists):
-    """Any number of queries, easy and hard ones in turn: what is left over from the image before does no harm.
+    """Any number of queries, easy and hard ones in turn: remains of the previous image do no harm.
 
     And runtimes take one block of the bank after the other. An export takes long, so one graph serves both checks: of
     two parts, the second of which is searched with what is known of the first, and with radii some of which tie.
     """
     bank = anisotropic(5 * 1024 - 30, 32)
-    ranges = [(0, 4 * 1024 - 10), (0, len(bank))]  # of four blocks and one
+    ranges = [(0, 4 * 1024 - 10), (0, len(bank))]  # parts of four blocks and of one
     radii = make_radii("ties", anisotropic(50, 32, seed=2), bank)
     searches = export(bank, ranges, tmp_path, radii)
     shapes = [(1, 4, 6), (4, 4, 6), (4, 4, 6), (1, 4, 6), (2, 7, 3), (1, 1, 1), (4, 9, 9)]

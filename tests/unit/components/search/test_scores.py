@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Scores against two memory banks: what is left out must not change them."""
+"""Scores against two memory banks: skipped comparisons must not change them."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,7 @@ def prune_small_parts(monkeypatch):
 
 
 def score(search, queries, weights, ranges, shape, smoothing=0.0):
-    """Score by what a search finds; of the bank, weights and ranges count."""
+    """Score by a search; only the weights and ranges of the bank count."""
     bank = MemoryBank(torch.empty(0), weights, None, tuple(ranges))
     return score_by_banks(search, queries, bank, shape, smoothing)
 
@@ -49,7 +49,7 @@ class PlainSearch:
 
 
 class Search(PlainSearch):
-    """The plain search, which remembers what it was asked for."""
+    """The plain search, which records its calls."""
 
     def __init__(self, bank, radii=None):
         super().__init__(bank, radii)
@@ -90,7 +90,7 @@ def make_weights(rows, spread=1.0):
 
 
 def hard_and_easy(shape=SHAPE):
-    """Images whose patches are all alike, and one with some that stand apart."""
+    """Images whose patches are all alike, and one with some that stand out."""
     queries = anisotropic(int(np.prod(shape)), seed=3).view(*shape, -1)
     queries[0, 2:4, 3:5] += 3 * anisotropic(1, seed=4)
     return queries.flatten(0, 2)
@@ -121,7 +121,7 @@ def test_scores_with_radii(ranges, smoothing, kind):
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
 def test_most_patches_are_not_compared(smoothing):
-    """All of them with what the map needs, a few with the rest, and no part twice."""
+    """All are compared with the rows that the map needs, a few with the others, and none twice with a part."""
     shape = (2, 24, 20)
     queries, bank, weights = hard_and_easy(shape), anisotropic(3000, seed=1), make_weights(3000, 0.1)
     search = Search(bank)
@@ -129,13 +129,13 @@ def test_most_patches_are_not_compared(smoothing):
     own, shared, rest = (0, 900), (900, 2000), (2000, 3000)
     assert search.count(shared) == search.count(rest) == len(queries)
     assert 0 < search.count(own) < 0.4 * len(queries)
-    # What is known from the shared rows limits the other searches
+    # Distances to the shared rows limit the other searches
     assert [known is None for _, _, known in search.searched] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.4, 1.0])
 def test_any_scores(smoothing, monkeypatch):
-    """Few patches are tried first, and bounds are loose or tight: as if all patches were compared."""
+    """Few patches are tried first, with loose or tight bounds: the result is as if all were compared."""
     monkeypatch.setattr(module, "TRIED_FIRST", 1)
     for seed in range(50):
         generator = torch.Generator().manual_seed(seed)
@@ -165,7 +165,7 @@ def test_any_scores(smoothing, monkeypatch):
         assert torch.equal(map_scores, expected_map)
 
 
-def test_nothing_is_pruned_where_it_does_not_pay(monkeypatch):
+def test_nothing_is_pruned_where_it_saves_no_time(monkeypatch):
     queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
     monkeypatch.setattr(module, "SMALLEST_OWN_PART", 900 * 64 + 1)
     search = Search(bank)
@@ -185,7 +185,7 @@ def test_nothing_is_pruned_where_it_does_not_pay(monkeypatch):
     seed=st.integers(0, 2**16),
 )
 def test_any_banks(shape, cuts, spread, smoothing, integers, seed):
-    """Small images, ties, rows at distance zero, weights that differ much, banks that share nothing."""
+    """Small images, ties, rows at distance zero, very different weights, and banks that share no row."""
     generator = torch.Generator().manual_seed(seed)
     own, shared, rest = cuts
     queries = torch.randn(int(np.prod(shape)), 3, generator=generator)
@@ -195,7 +195,7 @@ def test_any_banks(shape, cuts, spread, smoothing, integers, seed):
     weights = 1 + spread * torch.rand(len(bank), generator=generator)
     ranges = ((0, own + shared), (own, len(bank)))
     scores, _, map_scores = score(Search(bank), queries, weights, ranges, shape, smoothing)
-    # Ties may go to either row, whose weights differ: compare with what the search says of all patches
+    # Ties may go to either row, whose weights differ: compare with the search of all patches
     search = Search(bank)
     for pair, found in ((ranges[0], scores.amax(dim=1)), (ranges[1], map_scores)):
         distances, rows = search.nearest(queries, pair)
@@ -206,8 +206,8 @@ def test_any_banks(shape, cuts, spread, smoothing, integers, seed):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
-def test_weights_of_zero_and_nothing_known(smoothing):
-    """The rows that both banks share may all be left out: their distances are infinite then."""
+def test_weights_of_zero_without_known_rows(smoothing):
+    """The rows that both banks share may all be left out, with infinite distances."""
     queries, bank = hard_and_easy(), anisotropic(3000, seed=1)
     plain = Search(bank)
 
@@ -228,7 +228,7 @@ def test_weights_of_zero_and_nothing_known(smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
 def test_nan_stays_nan_in_its_image(smoothing):
     queries, bank, weights = hard_and_easy(), anisotropic(3000, seed=1), make_weights(3000)
-    queries[70, 5] = torch.nan  # of the second image
+    queries[70, 5] = torch.nan  # in the second image
     scores, _, map_scores = score(Search(bank), queries, weights, TWO, SHAPE, smoothing)
     assert scores.amax(dim=1).isnan().tolist() == [False, True, False]
     assert map_scores.isnan().nonzero().tolist() == [[1, 7]]
@@ -237,7 +237,7 @@ def test_nan_stays_nan_in_its_image(smoothing):
 
 
 class Model(nn.Module):
-    """Scores by two banks, as the models have them."""
+    """Scores against two banks, as in the models."""
 
     def __init__(self, bank, weights):
         super().__init__()
