@@ -152,7 +152,7 @@ def stop_after(count: int, function: object) -> object:
         ("path,decision\n/a.png,throw away\n", "row 2: the verdict 'throw away' must be normal, defect, set_aside, or"),
     ],
 )
-def test_files_that_are_no_decisions(
+def test_files_that_do_not_hold_decisions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     (tmp_path / "file.csv").write_bytes(text.encode("latin-1"))
@@ -170,7 +170,7 @@ def test_bad_targets(images: Path, decisions: Path, tmp_path: Path) -> None:
         apply(decisions, move_to=images / "a" / "bad", dry_run=False)
 
 
-def test_images_that_have_gone_are_left_out(
+def test_missing_images_are_left_out(
     images: Path, decisions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (images / "a" / "1.png").unlink()
