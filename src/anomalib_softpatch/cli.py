@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command ``anomalib-softpatch``: what Anomalib's own command does not do."""
+"""The command ``anomalib-softpatch``, which does what Anomalib's own command does not."""
 
 import inspect
 import logging
@@ -18,8 +18,8 @@ from jsonargparse import ArgumentParser
 from anomalib_softpatch.backbones import NoWeightsError
 from anomalib_softpatch.extraction import Extraction, Size
 
-# Subcommand -> module and function. The module is imported when the subcommand, or the list of all, is asked for; the
-# function's signature and docstring are its options and their help.
+# Subcommand -> module and function. The module is imported only for its subcommand or for the list of all. The
+# function's signature and docstring give the options and their help.
 COMMANDS = {
     "demo": ("anomalib_softpatch.demo", "demo"),
     "compare": ("anomalib_softpatch.benchmark.tables", "compare"),
@@ -39,16 +39,16 @@ EXTRACTION = "extraction"  # parameter of commands that have the options of Extr
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command, by default with the arguments of the process."""
-    if not sys.warnoptions:  # what is about to change in libraries of libraries asks nothing of the user
+    if not sys.warnoptions:  # the user cannot act on coming changes in libraries of libraries
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-    for name in ("timm", "matplotlib"):  # layers that a backbone without its classifier lacks; a cache of fonts
+    for name in ("timm", "matplotlib"):  # on layers that a backbone without its classifier lacks; on a cache of fonts
         logging.getLogger(name).setLevel(logging.ERROR)
     arguments = given = sys.argv[1:] if arguments is None else list(arguments)
-    wanted = {name: COMMANDS[name] for name in COMMANDS if name in arguments[:1]} or COMMANDS
+    wanted = {name: COMMANDS[name] for name in arguments[:1] if name in COMMANDS} or COMMANDS
     functions = {name: getattr(import_module(module), function) for name, (module, function) in wanted.items()}
 
-    parser = ArgumentParser(prog="anomalib-softpatch", description="Tools beside Anomalib's own command.")
+    parser = ArgumentParser(prog="anomalib-softpatch", description="Tools that complement Anomalib's own command.")
     subcommands = parser.add_subcommands()
     for name, function in functions.items():
         help_text = (inspect.getdoc(function) or "").split("\n\n", maxsplit=1)[0]
@@ -57,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if EXTRACTION in inspect.signature(function).parameters:
             subparser.add_class_arguments(Extraction)
         subcommands.add_subcommand(name, subparser, help=help_text)
-    for name in wanted:
-        if name in arguments[:1]:
-            arguments = _with_model_options(arguments, functions[name])
+    if arguments and arguments[0] in functions:
+        arguments = _with_model_options(arguments, functions[arguments[0]])
     options = parser.parse_args(_with_values(arguments, functions.values()))
     function = functions[options.subcommand]
     try:
@@ -75,13 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parameters(function: Callable[..., None]) -> dict[str, inspect.Parameter]:
-    """Return what can be given to a command by name, the options of Extraction among them."""
+    """Return a command's options by name, including those of Extraction."""
     own = dict(inspect.signature(function).parameters)
     return own | dict(inspect.signature(Extraction).parameters) if own.pop(EXTRACTION, None) else own
 
 
 def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., None]]) -> list[str]:
-    """Write values as the parser takes them: ``true`` behind a switch that stands alone, and sizes as lists."""
+    """Write values as the parser expects them: ``true`` after a switch without a value, and sizes as lists."""
     parameters = [each for function in functions for each in _parameters(function).values()]
     switches = {f"--{parameter.name}" for parameter in parameters if parameter.default is False}
     sizes = {f"--{parameter.name}" for parameter in parameters if parameter.annotation == Size}
@@ -100,14 +99,13 @@ def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., Non
 
 
 def _with_model_options(arguments: Sequence[str], function: Callable[..., None]) -> list[str]:
-    """Hand on to the model what a command does not have; ``--model.seed 1``, as in Anomalib's, is ``--seed 1``."""
+    """Pass options that a command does not have to the model; ``--model.seed 1`` works as in Anomalib's command."""
     own = {*_parameters(function), "help"}
     if MODEL_OPTIONS not in own:
         return list(arguments)
-    handed_on = []
+    passed = []
     for argument in arguments:
-        name = argument.removeprefix("--model.") if argument.startswith("--model.") else argument.removeprefix("--")
-        plain = argument.startswith("--") and re.split(r"[=.+]", argument.removeprefix("--"), maxsplit=1)[0] in own
-        is_own = not argument.startswith("--") or (plain and not argument.startswith("--model."))
-        handed_on.append(argument if is_own else f"--{MODEL_OPTIONS}.{name}")
-    return handed_on
+        name = argument.removeprefix("--model.")
+        is_own = not argument.startswith("--") or re.split(r"[=.+]", name.removeprefix("--"), maxsplit=1)[0] in own
+        passed.append(argument if is_own and name == argument else f"--{MODEL_OPTIONS}.{name.removeprefix('--')}")
+    return passed

@@ -3,7 +3,7 @@
 
 """How the features of a folder's images are extracted: options that ``rank_images``, report and clean-train share.
 
-Torch is not imported here: options are looked at before it is.
+Torch is not imported here, because options are checked first.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from typing import TypeAlias
 from anomalib_softpatch.image_size import described
 from anomalib_softpatch.options import check
 
-# Of an image or a tile: one number for height and width, or both. The command line takes two numbers for it. Text is
-# refused, but by Extraction: the parser would do it in ten lines
+# Size of an image or a tile: one number for height and width, or both. It includes text so that Extraction refuses text
+# in one line; the parser's message would have ten
 Size: TypeAlias = int | Sequence[int] | str | None
 
 
@@ -24,24 +24,23 @@ class Extraction:
     """Options of the backbone, of the images' size, and of the machine.
 
     Args:
-        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or where
-            its weights cannot be had those of an installed pip package, see weights.
+        backbone: Name of a timm model, or local-dir:<folder> for weights on disk. Default: wide_resnet50_2, or if its
+            weights are not available, the network of an installed pip package, see weights.
         layers: Names of the layers to extract features from, the finest grid first. Default: layer2 and layer3, or
             those that suit the weights.
         image_size: Height and width in pixels that images are resized to, for example 512 768, or one number for a
-            square. Default: as many pixels as 256 x 256 has, in the aspect ratio of the images; with tile, their size.
+            square. Default: as many pixels as 256 x 256, in the aspect ratio of the images; with tile, their own size.
         tile: Cut the resized images into tiles of this height and width, for example 512, which go through the backbone
-            one by one: for small defects in large images.
-        stride: Pixels from one tile to the next, for example 384. Default: those of a tile, without an overlap.
+            one by one. This is for small defects in large images.
+        stride: Pixels from one tile to the next, for example 384. Default: the size of a tile, without an overlap.
         batch_size: Number of images to send through the backbone at a time.
-        num_workers: Processes that read images, 0 for none beside this one.
+        num_workers: Additional processes that read images; 0 for none.
         device: Device for the computation, for example cpu or cuda; auto for a GPU if there is one.
-        feature_cache: Folder in which the backbone's features are kept, so that another run, or one that was stopped,
-            does not compute them again. It may become large, and can be deleted. Default: none are kept; by clean-train
-            in features/ of the output.
+        feature_cache: Folder that keeps the backbone's features, so that later and interrupted runs do not compute them
+            again. It can become large, and you can delete it. Default: none; for clean-train, features/ in the output.
 
     Raises:
-        ValueError: If an option is out of range, or size and tiles do not fit each other.
+        ValueError: If an option is out of range, or the stride does not fit the tiles.
     """
 
     backbone: str | None = None
@@ -69,7 +68,7 @@ class Extraction:
         tile, stride = _pair("tile", self.tile), _pair("stride", self.stride)
         if tile is None:
             if stride is not None:
-                msg = f"stride={self.stride} is that of tiles: give their size, too, for example tile=512."
+                msg = f"stride={self.stride} needs tiles: give their size, too, for example tile=512."
                 raise ValueError(msg)
             return None
         stride = stride or tile
@@ -80,7 +79,7 @@ class Extraction:
 
 
 def _pair(name: str, value: Size) -> tuple[int, int] | None:
-    """Return height and width that an option gives, in pixels."""
+    """Return an option as height and width in pixels."""
     if value is None:
         return None
     if isinstance(value, str) or (not isinstance(value, int) and len(value) not in {1, 2}):

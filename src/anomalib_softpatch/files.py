@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Result files that a reader, or an interrupted run, never meets half of, and tables in CSV files."""
+"""Result files that nobody ever finds half-written, and tables in CSV files."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 @contextmanager
 def atomic_output(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and move what was written to its place when the block ends without an error.
+    """Yield a temporary path to write to, and move it to its place if the block ends without an error.
 
-    The folder of the path is made if need be. The temporary path is on the same file system, with the same file name.
+    The folder of the path is made if needed. The temporary path is on the same file system and has the same file name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,12 +23,12 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
         yield temporary
         plain = Path(folder) / f"{path.name}.mode"
         plain.touch()
-        temporary.chmod(plain.stat().st_mode)  # of a new file under the user's umask; some libraries make private ones
+        temporary.chmod(plain.stat().st_mode)  # as the user's umask sets it; some libraries make private files
         temporary.replace(path)
 
 
 def check_writable(folder: str | Path) -> None:
-    """Refuse a folder, which need not exist, that nothing can be written to. Nothing is left behind.
+    """Refuse a folder that cannot be written to. It need not exist, and nothing is left in it.
 
     Raises:
         OSError: If nothing can be written there.
@@ -44,7 +44,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def beginning(file: Path) -> bytes:
-    """Return the first thousand bytes of a file, by which one of ours is known; none of what is not a file."""
+    """Return the first thousand bytes of a file, which identify one of ours; empty if the path is not a file."""
     if not file.is_file():
         return b""
     with file.open("rb") as stream:
@@ -52,16 +52,15 @@ def beginning(file: Path) -> bytes:
 
 
 def is_page(content: bytes, title: str) -> bool:
-    """Tell by its first thousand bytes whether a file is a page of this package whose title begins so."""
+    """Tell from a file's first thousand bytes whether it is a page of this package whose title begins as given."""
     return content.startswith(b"<!doctype html>") and f"<title>{title}".encode() in content
 
 
 def read_table(file: Path, *columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a CSV file in UTF-8 that has the first of some lists of columns, or one of the others instead.
+    """Read a CSV file in UTF-8 that has one of some lists of columns; error messages name the first list.
 
     Returns:
-        Its columns, and the cells of each row that is not empty, with the number of the row, that of the columns
-        being 1.
+        Its columns, and for each row that is not empty, the number of the row and its cells. The header is row 1.
 
     Raises:
         ValueError: If it is not such a table.
@@ -86,5 +85,4 @@ def read_table(file: Path, *columns: Sequence[str]) -> tuple[list[str], list[tup
 def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a CSV file."""
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([columns, *rows])
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows])

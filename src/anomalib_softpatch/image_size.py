@@ -3,7 +3,7 @@
 
 """The size that images are resized to: the number of pixels that a model is made for, in the images' own aspect ratio.
 
-Torch is not imported here: files are looked at before it is.
+Torch is not imported here, because files are checked first.
 """
 
 import warnings
@@ -14,13 +14,12 @@ from pathlib import Path
 
 from anomalib_softpatch.images.reading import image_size
 from anomalib_softpatch.options import SMALLEST_SIZE
-from anomalib_softpatch.text import counted
 
 SIDE = 256  # pixels of a square image's side, as in PatchCore and the papers
 STEP = 16  # pixels that sides are multiples of: a patch of the coarser of the default's two layers
-LIKE = 1.1  # aspect ratios whose quotient is no larger are called alike
-MUCH_LARGER = 2.0  # times the side of the model's size: from there on it is said
-TILE, STRIDE = 512, 384  # pixels, of the tiles that are advised
+LIKE = 1.1  # aspect ratios count as equal if their quotient is not larger
+MUCH_LARGER = 2.0  # times the side of the model's size: the user is warned of images from this size on
+TILE, STRIDE = 512, 384  # pixels, of the tiles that are recommended
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class TypicalImage:
 
     height: int  # pixels, of an image of the median aspect ratio
     width: int
-    images: int  # number of those whose size is known
-    others: int  # number of those of another aspect ratio
+    images: int  # number of images whose size is known
+    others: int  # number of these that have another aspect ratio
 
     @property
     def model_size(self) -> tuple[int, int]:
@@ -40,10 +39,10 @@ class TypicalImage:
         return height, width
 
     def remarks(self, size: tuple[int, int], grid_size: Callable[[], tuple[int, int]], tiled: bool) -> list[str]:
-        """Say in lines what a model does not see of images resized to a height and width, and perhaps cut into tiles.
+        """Return lines on what a model misses in images that are resized to a height and width, and perhaps tiled.
 
-        The height and width of the grid of patches are asked for only where they count: for them, an image has to go
-        through the backbone.
+        ``grid_size`` gives the height and width of the grid of patches. It is called only if they matter, because an
+        image has to go through the backbone for them.
         """
         own = (self.height, self.width)
         factors = [whole / part for whole, part in zip(own, size, strict=True)]
@@ -57,12 +56,12 @@ class TypicalImage:
             found.append(
                 f"Images of {described(own)} pixels (height x width) are resized to {described(size)}, "
                 f"{factors[0]:.1f} and {factors[1]:.1f} times smaller: a defect below about {described(patch)} of "
-                f"their pixels covers less than one patch and may vanish. If yours may be so small: {options}."
+                f"their pixels covers less than one patch and may vanish. If yours may be that small, use {options}."
             )
         if self.others:
             found.append(
-                f"{counted(self.others, 'image')} of {self.images} have another aspect ratio than {described(own)} "
-                "(height x width), and are distorted."
+                f"Images with another aspect ratio than {described(own)} (height x width) are distorted: "
+                f"{self.others} of {self.images}."
             )
         return found
 
@@ -73,10 +72,10 @@ def choose_size(
     tiled: bool,
     nearest_size: Callable[[int, int], tuple[int, int]],
 ) -> tuple[int, int]:
-    """Choose the height and width in pixels that images are resized to: those given by a user, if any.
+    """Choose the height and width in pixels that images are resized to: those that the user gave, if any.
 
-    Else images that are cut into tiles keep their own size, and others get the size nearest to the model's that the
-    backbone takes (``nearest_size``).
+    Otherwise, images that are cut into tiles keep their own size. Others get the size nearest to the model's that the
+    backbone accepts (``nearest_size``).
     """
     if given is not None:
         return given
@@ -84,15 +83,15 @@ def choose_size(
 
 
 def described(size: Sequence[int]) -> str:
-    """Return a size in words, height first."""
+    """Return a size as text, height first."""
     return f"{size[0]} x {size[1]}"
 
 
 def typical_image(paths: Iterable[Path]) -> TypicalImage:
-    """Look at the sizes of image files, which are not decoded. Those that are broken or no images are left out.
+    """Look at the sizes of image files without decoding them. Broken files and other files are left out.
 
     Returns:
-        Of the images of the median aspect ratio, the most common size. A square where no size is known.
+        The most common size among the images of the median aspect ratio; a square if no size is known.
     """
     sizes = Counter(size for path in paths if (size := _size_of(path)) is not None)
     if not sizes:
@@ -106,11 +105,11 @@ def typical_image(paths: Iterable[Path]) -> TypicalImage:
 
 
 def _size_of(path: Path) -> tuple[int, int] | None:
-    """Return height and width of an image file, in pixels; ``None`` if it does not say."""
+    """Return height and width of an image file, in pixels; ``None`` if they are unknown."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of very large images, which are not decoded here
+            warnings.simplefilter("ignore")  # on very large images, which are not decoded here
             width, height = image_size(path)
             return height, width
-    except Exception:  # decoders raise whatever they like; who reads the image says why it cannot be
+    except Exception:  # decoders may raise anything; reading the image later reports why
         return None

@@ -3,8 +3,8 @@
 
 """Objects from configurations, as the command line makes them.
 
-``anomalib benchmark`` hands configurations over as raw mappings, and Anomalib's ``get_model`` and ``get_datamodule``
-pass what is nested in them on as it is. Here jsonargparse instantiates nested objects and checks types.
+``anomalib benchmark`` passes configurations as raw mappings, and Anomalib's ``get_model`` and ``get_datamodule`` leave
+nested ones as they are. Here, jsonargparse instantiates nested objects and checks types.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,11 @@ T = TypeVar("T")
 def instantiate(base_class: type[T], config: Mapping[str, Any] | str, argument: str) -> T:
     """Instantiate a subclass from its configuration.
 
-    That is a mapping with ``class_path`` (a dotted path, or the bare name of a subclass that is imported) and
-    ``init_args``, or the class path alone. The argument that holds it is named in error messages.
+    Args:
+        base_class: Base class of the class.
+        config: Mapping with ``class_path`` (a dotted path, or the bare name of an imported subclass) and ``init_args``,
+            or the class path alone.
+        argument: Name of the argument that holds the configuration, for error messages.
 
     Raises:
         ValueError: If it is not the configuration of such a class.
@@ -30,7 +33,7 @@ def instantiate(base_class: type[T], config: Mapping[str, Any] | str, argument: 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base_class, argument, fail_untyped=False, required=True)
     try:
-        parsed = parser.parse_object({argument: deepcopy(plain)})  # which it changes
+        parsed = parser.parse_object({argument: deepcopy(plain)})  # the parser changes it
     except ArgumentError as error:
         msg = f"{argument}={plain!r} is not the configuration of a {base_class.__name__}: {error}"
         raise ValueError(msg) from error

@@ -3,7 +3,7 @@
 
 """Options of models, commands and datamodules: defaults that they share, and which values are allowed.
 
-Both are declared here once. Nothing is imported here that takes seconds, as torch does.
+Both are declared here once. Nothing is imported here that takes seconds, such as torch.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 SMALLEST_SIZE = 32  # pixels of an image's side: the least that backbones of five stages make a grid of
 
-# Defaults that several places have; those of the backbone are in anomalib_softpatch.backbones
+# Defaults that several places share; those of the backbone are in anomalib_softpatch.backbones
 CORESET_SAMPLING_RATIO = 0.1  # in both papers
 THRESHOLD = 0.15  # share of the patches that is removed: tau in SoftPatch
 LOF_K = 6  # in both papers
@@ -24,7 +24,7 @@ FALSE_ALARMS = 0.05
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an option may be: whether a value is allowed, and the same for users, as the end of "must be ..."."""
+    """Whether a value of an option is allowed, and the rule in words, which ends the sentence "... must be"."""
 
     holds: Callable[[Any], bool]
     text: str
@@ -39,17 +39,17 @@ def _is_whole(value: object) -> bool:
 
 
 def at_least(minimum: float, unit: str = "") -> Constraint:
-    """Allow numbers from a minimum on."""
+    """Allow numbers that are not below a minimum."""
     return Constraint(lambda value: _is_number(value) and value >= minimum, f"at least {minimum:g}{unit}")
 
 
 def whole_number(minimum: int) -> Constraint:
-    """Allow whole numbers from a minimum on."""
+    """Allow whole numbers that are not below a minimum."""
     return Constraint(lambda value: _is_whole(value) and value >= minimum, f"a whole number of {minimum} or more")
 
 
 def optional(constraint: Constraint) -> Constraint:
-    """Allow ``None``, too."""
+    """Also allow ``None``."""
     return Constraint(lambda value: value is None or constraint.holds(value), constraint.text)
 
 
@@ -72,7 +72,7 @@ NOISE_RATIO = Constraint(
     lambda value: _is_number(value) and 0 <= value < math.inf, "a number of 0 or more, for example 0.1 for 10 %"
 )
 
-# What each option may be
+# The constraint of each option
 CONSTRAINTS = {
     "batch_size": whole_number(1),
     "coreset_sampling_ratio": SHARE_TO_KEEP,
@@ -100,7 +100,7 @@ CONSTRAINTS = {
 
 
 def check(**options: Any) -> None:
-    """Refuse the first option that breaks its constraint in ``CONSTRAINTS``; of a tuple, each value is looked at.
+    """Refuse the first option that breaks its constraint in ``CONSTRAINTS``; each value of a tuple is checked.
 
     Raises:
         ValueError: If a value is not allowed; the message names the option, the value, and what is allowed.
@@ -111,14 +111,14 @@ def check(**options: Any) -> None:
 
 
 def check_value(name: str, value: object, constraint: Constraint) -> None:
-    """Refuse with a ``ValueError`` a value that breaks a constraint, see :func:`check`."""
+    """Raise a ``ValueError`` if a value breaks a constraint, see :func:`check`."""
     if not constraint.holds(value):
         msg = f"{name}={value!r} must be {constraint.text}."
         raise ValueError(msg)
 
 
 def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
-    """Refuse with a ``ValueError`` what is none of some values."""
+    """Raise a ``ValueError`` if a value is not one of the choices."""
     if value not in choices:
         msg = f"Unknown {name} {value!r}: choose from {', '.join(map(str, choices)) or 'none'}."
         raise ValueError(msg)

@@ -1,13 +1,13 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Numbers, names and reasons in what is said to people."""
+"""Numbers, names and reasons in messages to people."""
 
 from pathlib import Path
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things in words, given what one of them is called.
+    """Return a number with its noun, which gets a plural s unless there is exactly one.
 
     Example:
         >>> counted(1, "image"), counted(0, "image"), counted(2, "suspicious path")
@@ -23,5 +23,5 @@ def shown(path: str | Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its class where it has none."""
+    """Return the first line of an error's message, or the name of its class if it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)

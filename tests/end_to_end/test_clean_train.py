@@ -336,7 +336,7 @@ def test_bad_input_is_refused_before_anything_slow_is_imported(
         "false_alarms=1.5 must be a share above 0": [folder, "--false_alarms", 1.5],
         "set_aside=1.0 must be a share of at least 0": [folder, "--set_aside", 1.0],
         "image_size=0 must be a whole number of 32": [folder, "--image_size", 0],
-        "stride=3 is that of tiles": [folder, "--stride", 3],
+        "stride=3 needs tiles": [folder, "--stride", 3],
         "batch_size=0 must be": [folder, "--batch_size", 0],
         "layers must name": [folder, "--layers", "[]"],
         "none of which is in folder=": [folder, "--decisions", tmp_path / "other.csv"],

@@ -136,7 +136,7 @@ def test_killed_or_without_space(mvtec_root: Path, tmp_path: Path, run_forked: C
     # Files that a killed process could not remove are refused, and take no space.
     left = list(runs[3].rglob("*.ckpt"))
     assert len(left) == 1
-    with pytest.raises(ValueError, match=r"model.ckpt is no checkpoint, or not a whole one \(\d+ bytes\): copy it"):
+    with pytest.raises(ValueError, match=r"model.ckpt is not a checkpoint, or is incomplete \(\d+ bytes\): copy it"):
         SoftPatch.load_from_checkpoint(left[0])
     assert not list(runs[5].rglob("*.ckpt"))
     assert not [file for file in features.rglob("*") if file.is_file()]
@@ -175,9 +175,9 @@ def test_broken_checkpoint(
     broken = tmp_path / "broken.ckpt"
     whole = trained[1].read_bytes()
     broken.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
-    with pytest.raises(ValueError, match=r"broken.ckpt is no checkpoint, or not a whole one"):
+    with pytest.raises(ValueError, match=r"broken.ckpt is not a checkpoint, or is incomplete"):
         predict(SoftPatch(**SMALL), broken, tmp_path, mvtec_root / "bottle" / "test")
-    with pytest.raises(ValueError, match=r"broken.ckpt is no checkpoint, or not a whole one"):
+    with pytest.raises(ValueError, match=r"broken.ckpt is not a checkpoint, or is incomplete"):
         SoftPatch.load_from_checkpoint(broken)
 
 
@@ -201,9 +201,9 @@ def test_checkpoint_of_another_model(mvtec_root: Path, tmp_path: Path) -> None:
     runner = engine(tmp_path)
     runner.fit(Patchcore(**SMALL), datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
     foreign = runner.trainer.checkpoint_callback.best_model_path
-    with pytest.raises(ValueError, match=r"model.ckpt was written by another model than SoftPatch"):
+    with pytest.raises(ValueError, match=r"model.ckpt was not written by SoftPatch or SoftPatchPlus"):
         predict(SoftPatch(**SMALL), foreign, tmp_path, mvtec_root / "bottle" / "test")
-    with pytest.raises(ValueError, match="is no checkpoint of SoftPatch or SoftPatch"):
+    with pytest.raises(ValueError, match="is not a checkpoint of SoftPatch or SoftPatch"):
         SoftPatch.load_from_checkpoint(foreign)
 
 
@@ -256,7 +256,7 @@ class Malicious:
 def test_code_in_a_checkpoint_is_not_run(trained: tuple[SoftPatch, Path], mvtec_root: Path, tmp_path: Path) -> None:
     target = tmp_path / "code was run"
     bad = changed(trained[1], tmp_path / "bad.ckpt", hyper_parameters={"backbone": Malicious(target)})
-    message = r"bad\.ckpt is no checkpoint of SoftPatch.*asks to run code \(\w+\.mkdir\).*Nothing has been run"
+    message = r"bad\.ckpt is not a checkpoint of SoftPatch.*asks to run code \(\w+\.mkdir\).*Nothing has been run"
     loaders = [
         lambda: predict(SoftPatch(**SMALL), bad, tmp_path, mvtec_root / "bottle" / "test"),
         lambda: engine(tmp_path).export(SoftPatch(**SMALL), "torch", export_root=tmp_path, ckpt_path=bad),

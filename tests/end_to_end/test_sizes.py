@@ -126,7 +126,7 @@ def test_python_has_the_same_default(folder, options):
         (["--image_size", "16"], "image_size=16 must be a whole number of 32 or more"),
         (["--image_size", "64", "64", "64"], "must be one number of pixels, or two: height and width"),
         (["--image_size", "96x224"], "image_size=96x224 must be one number of pixels, or two: height and width"),
-        (["--stride", "48"], "stride=48 is that of tiles"),
+        (["--stride", "48"], "stride=48 needs tiles"),
         (["--tile", "64", "--stride", "65"], "leaves gaps between tiles"),
         (["--tile", "512"], "Tiles of 512 x 512 pixels do not fit into images of 120 x 300"),
         (["--tile", "64", "--stride", "36"], "do not line up with the backbone's grid: use multiples of 8"),

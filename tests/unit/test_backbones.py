@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The backbone of a command: what was asked for, or what can be had."""
+"""The backbone of a command: the given one, or one that is available."""
 
 import socket
 import time
@@ -38,7 +38,7 @@ def test_repository_of_the_default_backbone_is_timm_s() -> None:
     assert timm.get_pretrained_cfg(DEFAULT_BACKBONE).hf_hub_id == DEFAULT_REPOSITORY
 
 
-def test_what_was_asked_for_is_taken(no_hub: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_given_backbone_is_used(no_hub: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert choose_backbone("local-dir:here", ["a"], None)[:2] == ("local-dir:here", ["a"])
     chosen = choose_backbone(None, None, "lite0")
@@ -55,7 +55,7 @@ def test_without_a_hub_installed_weights_take_the_place_of_the_default(
     chosen = choose_backbone(None, None, None)
     assert (chosen.weights, chosen.layers) == ("lite2", list(PACKAGES["efficientnet-lite2"].layers))
     assert "cannot be reached (no hub in this test). Those of efficientnet-lite2 are used instead" in chosen.remark
-    for arguments in (("resnet18", None, None), (None, ["layer3"], None)):  # what was asked for is not replaced
+    for arguments in (("resnet18", None, None), (None, ["layer3"], None)):  # what the user gave is not replaced
         with pytest.raises(NoWeightsError, match="no hub in this test"):
             choose_backbone(*arguments)
     monkeypatch.setattr(backbones, "is_installed", lambda _: False)
@@ -72,7 +72,7 @@ def test_weights_in_the_cache_need_no_hub(no_hub: None, monkeypatch: pytest.Monk
     assert choose_backbone(None, None, None) == (DEFAULT_BACKBONE, ["layer2", "layer3"], None, "")
 
 
-def test_a_silent_hub_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_hub_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/model.safetensors"
@@ -80,7 +80,7 @@ def test_a_silent_hub_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
         start = time.monotonic()
         with pytest.raises(NoWeightsError, match="cannot be reached"):
             check_weights(DEFAULT_BACKBONE)
-    assert time.monotonic() - start < 60  # and not for ever
+    assert time.monotonic() - start < 60  # and not forever
 
 
 def test_bad_choices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_next_command(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
 
 
 def test_weights_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose folder cannot be looked into, as is one that is gone: the checkpoint has the network's name for it."""
+    """A folder that cannot be read counts as missing: the checkpoint names the network in its place."""
 
     def refuse(*_: object) -> bool:
         raise PermissionError(13, "Permission denied")

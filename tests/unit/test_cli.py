@@ -152,7 +152,7 @@ def stop_after(count: int, function: object) -> object:
         ("path,decision\n/a.png,throw away\n", "row 2: the verdict 'throw away' must be normal, defect, set_aside, or"),
     ],
 )
-def test_files_that_are_no_decisions(
+def test_files_that_do_not_hold_decisions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     (tmp_path / "file.csv").write_bytes(text.encode("latin-1"))

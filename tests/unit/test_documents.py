@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The documents show the figures of `docs/results/`, as the benchmarks wrote them."""
+"""The documents show the numbers of `docs/results/`, as the benchmarks wrote them."""
 
 import importlib.util
 import json
@@ -73,14 +73,14 @@ def test_medians_by_hand(folder: Path) -> None:
     record = RECORD | {"keys": ["image"], "medians": True, "rows": {"default": runs, "other": [[{"fit": 1.0}], []]}}
     (folder / "medians.json").write_text(json.dumps(record))
     text = results.render(page("medians.json"), folder)
-    assert "| default | 3.0 (1.0 to 9.0) | 2.0 (1 run) |\n\n" in text  # and no row of other figures
+    assert "| default | 3.0 (1.0 to 9.0) | 2.0 (1 run) |\n\n" in text  # and no row of other numbers
     assert "Medians of 3 runs." in text
     text = results.render(page("medians.json keys=fit"), folder)
-    assert "\n| image / pixel | 0 % |\n|---|---:|\n| other | 1.0 |\n" in text  # and no column of other figures
+    assert "\n| image / pixel | 0 % |\n|---|---:|\n| other | 1.0 |\n" in text  # and no column of other numbers
     assert "One run." in text
 
 
-def test_choice_of_figures_and_rows(folder: Path) -> None:
+def test_choice_of_numbers_and_rows(folder: Path) -> None:
     text = results.render(page('robustness.json keys=fit heading="fit [s]"'), folder)
     assert "| fit [s] | 0 % | 10 % |\n|---|---:|---:|\n| default | 3.5 ± 0.5 | 5.0 (1 run) |\n\n" in text
     assert "\nImage / pixel AUROC:\n" in text
@@ -124,8 +124,8 @@ def test_pages_show_what_the_files_hold(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.name)
-def test_files_are_shown_and_say_what_they_were_measured_by(path: Path) -> None:
-    """Every figure of every cell can be found in a page, computed here by NumPy."""
+def test_files_are_shown_and_record_how_they_were_measured(path: Path) -> None:
+    """Every number of every cell can be found in a page, computed here by NumPy."""
     record = json.loads(path.read_text(encoding="utf-8"))
     pages = "\n".join(page.read_text(encoding="utf-8") for page in render_tables.PAGES)
     marks = re.findall(rf"<!-- results: {path.name}(.*?) -->", pages)

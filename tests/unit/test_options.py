@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What options may be, and that their defaults are the same in all places."""
+"""Allowed values of options, and defaults that are the same in all places."""
 
 import inspect
 
@@ -75,7 +75,7 @@ def test_choices():
             {"soft_weight", "min_images", "neighborhood", "score_smoothing"},
         ),
         (SoftPatchPlus, rank_images),
-        (rank_images, Extraction, {"backbone", "layers"}),  # which the commands choose by what can be had
+        (rank_images, Extraction, {"backbone", "layers"}),  # which the commands choose by what is available
         (rank_images, report),
         (report, clean_train, {"neighborhood", "export", "output"}),
         (clean_train, LabelFreePostProcessor),

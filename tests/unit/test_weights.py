@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""ImageNet weights from pip packages: they classify photographs rightly, through Anomalib's pre-processor."""
+"""ImageNet weights from pip packages: they classify photographs correctly, through Anomalib's pre-processor."""
 
 import sys
 from importlib.resources import files
@@ -20,7 +20,7 @@ from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.weights import fold_normalization, load_network, match_tensors
 
-# Photographs that come with scikit-image, and ImageNet classes that are right for them
+# Photographs that come with scikit-image, and the correct ImageNet classes
 PHOTOGRAPHS = {
     "chelsea.png": {"tabby, tabby cat", "tiger cat", "Egyptian cat"},
     "coffee.png": {"espresso", "cup", "coffee mug"},
@@ -88,7 +88,7 @@ def test_command(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_folder_of_its_own_is_left_as_it_is(tmp_path):
+def test_a_folder_that_it_wrote_stays_as_it_is(tmp_path):
     folder = tmp_path / "lite0"
     folder.mkdir()  # empty: may be used
     weights.write_weights("efficientnet-lite0", folder)

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The options of a model on the ``anomalib`` command line, from the checkpoint that is given beside it.
+"""The options of a model on the ``anomalib`` command line, from the checkpoint that is given with it.
 
-Anomalib's command makes a model from the options that it is given before it looks at a checkpoint, so that they must be
-repeated. For models of this package, options that are left at their defaults are those of the checkpoint. It is done
-between parsing and making the model: no hook of a model comes before that.
+Anomalib's command makes a model from the given options before it looks at a checkpoint, so users have to repeat them.
+For models of this package, options that are left at their defaults come from the checkpoint. They are set between
+parsing and making the model: no hook of a model runs before that.
 """
 
 import logging
@@ -20,7 +20,7 @@ from anomalib_softpatch.integration.registration import MODELS
 
 logger = logging.getLogger(__name__)
 
-# Those that use a trained model. A fit that goes on from a checkpoint has the options that it is given.
+# Those that use a trained model. A fit that continues from a checkpoint has the options that it is given.
 SUBCOMMANDS = {"validate", "test", "predict", "export"}
 
 
@@ -41,15 +41,15 @@ def take_options(config: Any) -> None:
     """Set the model's options that are left at their defaults to those of the checkpoint.
 
     Args:
-        config: Parsed arguments of a subcommand, changed in place. Models of others, and checkpoints that are no files,
-            are left to Anomalib.
+        config: Parsed arguments of a subcommand, changed in place. Models of others, and checkpoints that are not
+            files, are left to Anomalib.
 
     Raises:
-        ValueError: If the checkpoint cannot be read, not safely, or was written by another model than the one named.
+        ValueError: If the checkpoint cannot be read (safely), or was written by another model than the one named.
     """
     from anomalib.models.components import AnomalibModule  # noqa: PLC0415  # not needed by other commands
 
-    from anomalib_softpatch.models.checkpoint import read_options  # noqa: PLC0415  # likewise
+    from anomalib_softpatch.models.checkpoint import read_options  # noqa: PLC0415  # not needed by other commands
 
     path, model = config.get("ckpt_path"), config.get("model")
     name = model.class_path.rpartition(".")[2] if model else None
@@ -71,5 +71,4 @@ def take_options(config: Any) -> None:
     for option, value in taken.items():
         model.init_args[option] = value
     if taken:
-        described = ", ".join(f"{option}={value!r}" for option, value in taken.items())
-        logger.info("Options from %s: %s", path, described)
+        logger.info("Options from %s: %s", path, ", ".join(f"{option}={value!r}" for option, value in taken.items()))

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a failed ``anomalib`` command says last.
+"""The last lines that a failed ``anomalib`` command prints.
 
-Anomalib has Rich print uncaught errors in about 200 lines. For bad input to a class of this package the message is
-printed alone. Where a model of this package is used, a full disk is explained below the traceback.
+Anomalib has Rich print uncaught errors in about 200 lines. For bad input to a class of this package, only the message
+is printed. If a model of this package is used, a full disk is explained below the traceback.
 """
 
 import errno
@@ -24,7 +24,7 @@ OTHER_TYPE = re.compile(r"Expected an? <class")
 
 
 def register() -> None:
-    """Have uncaught errors of this process end with what was wrong."""
+    """Have the output of uncaught errors in this process end with the cause."""
     usual = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -43,7 +43,7 @@ def register() -> None:
 
 def bad_input(error: BaseException) -> str:
     """Return the message of an error that this package raised on purpose; empty for other errors."""
-    if missing := NoWeightsError.found_in(str(error)):  # the parser hands on no more than the message
+    if missing := NoWeightsError.found_in(str(error)):  # the parser passes on only the message
         return missing.for_command(["anomalib", *sys.argv[1:]])
     if isinstance(error, ValueError) and (match := NOT_MADE.search(str(error))):
         reasons = re.split(r"^ *- ", match["errors"], flags=re.MULTILINE)
@@ -59,12 +59,12 @@ def bad_input(error: BaseException) -> str:
 
 
 def no_space(error: BaseException | None) -> str:
-    """Say that the disk is full if that is what an error, or one that led to it, was about; else nothing."""
+    """Say that the disk is full if that is what an error, or one that led to it, was about; empty otherwise."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             place = f" that holds {error.filename}" if error.filename else ""
             return (
-                f"There is no space left on the disk{place} ({error.strerror}). Free some, or write to another disk: "
+                f"There is no space left on the disk{place} ({error.strerror}). Free some, or use another disk: "
                 "--default_root_dir for results, the environment variable TMPDIR for temporary files."
             )
         error = error.__cause__ or error.__context__

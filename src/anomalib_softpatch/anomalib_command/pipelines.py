@@ -9,6 +9,6 @@ from anomalib_softpatch.benchmark.pipeline import NoiseBenchmark
 
 
 def register() -> None:
-    """Make the command use :class:`NoiseBenchmark`, which runs Anomalib's own code where no class of ours is named."""
-    if PIPELINE_REGISTRY is not None:  # as it is where Anomalib finds no pipelines
+    """Make the command use :class:`NoiseBenchmark`, which runs Anomalib's own code if no class of ours is named."""
+    if PIPELINE_REGISTRY is not None:  # it is None if Anomalib finds no pipelines
         PIPELINE_REGISTRY["benchmark"] = NoiseBenchmark

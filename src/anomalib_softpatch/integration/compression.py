@@ -4,13 +4,14 @@
 """Compression of exported models to eight bits: of the backbone, not of the resize or the search in the memory bank.
 
 With rows of the bank or distances in eight bits, scores lose their order. NNCF can leave operations out, but Anomalib
-has no option to say which. So models of ours are compressed here, with what Anomalib's options mean for other models.
+has no option for that. So our models are compressed here, with Anomalib's options in their usual meaning.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENOUGH_IMAGES = 300  # to calibrate with, as Anomalib says
-LARGE_DROP = 0.1  # of a metric, likewise
+ENOUGH_IMAGES = 300  # for calibration, as in Anomalib
+LARGE_DROP = 0.1  # of a metric, as in Anomalib
 LAYERS = ("Convolution", "GroupConvolution")  # every backbone begins with one of them
 OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")  # of an exported model; the labels need a threshold
 
@@ -49,14 +50,15 @@ def compress(
         memory_bank: Its memory bank, shape ``(m, channels)``.
         compression_type: ``INT8`` (weights only), ``INT8_PTQ`` (activations too) or ``INT8_ACQ`` (activations too, as
             long as the metric drops by no more than ``max_drop``).
-        datamodule: For the last two: its validation images calibrate, and its test images give the metric.
-        metric: The higher, the better. Default: the F1 score of images; their AUROC where the model has no threshold.
+        datamodule: For the last two types: its validation images calibrate, and its test images give the metric.
+        metric: Metric for ``INT8_ACQ``; higher is better. Default: the F1 score of images, or their AUROC if the model
+            has no threshold.
         max_drop: Largest drop of the metric, in [0, 1].
-        defects: Its patches of defects, if it was taught any.
+        defects: The model's patches of defects, if it was taught any.
 
     Raises:
         ImportError: If NNCF is not installed.
-        ValueError: If it is not one of the types, or an argument that it needs is missing or out of range.
+        ValueError: If the type is not one of these, or an argument that it needs is missing or out of range.
     """
     try:
         import nncf  # noqa: PLC0415  # an extra
@@ -70,7 +72,7 @@ def compress(
     if compression_type == CompressionType.INT8:
         return nncf.compress_weights(model, ignored_scope=scope)
     if compression_type not in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}:
-        msg = f"compression_type={compression_type!r} is none of INT8, INT8_PTQ and INT8_ACQ."
+        msg = f"compression_type={compression_type!r} is not INT8, INT8_PTQ or INT8_ACQ."
         raise ValueError(msg)
     if datamodule is None:
         msg = f"{compression_type.name} compression needs images: give a datamodule."
@@ -83,19 +85,21 @@ def compress(
         return nncf.quantize(model, calibration, ignored_scope=scope)
     if max_drop > LARGE_DROP:
         logger.warning("max_drop=%g allows a large drop of the metric; 0.01 to 0.03 are usual.", max_drop)
-    judged_by = _default_metric(model) if metric is None else metric
+    if metric is None:
+        labeled = any("pred_label" in output.names for output in model.outputs)
+        metric = F1Score(fields=["pred_label", "gt_label"]) if labeled else AUROC(fields=["pred_score", "gt_label"])
     return nncf.quantize_with_accuracy_control(
         model,
         calibration,
         nncf.Dataset(datamodule.test_dataloader()),
-        lambda compressed, batches: measure(compressed, batches, judged_by),
+        partial(measure, metric=metric),
         max_drop=max_drop,
         ignored_scope=scope,
     )
 
 
 def _calibration_images(model: openvino.Model, datamodule: AnomalibDataModule) -> Any:
-    """Return the loader of the validation images, in batches that the model takes."""
+    """Return the loader of the validation images, in batches of a size that the model accepts."""
     datamodule.setup("fit")
     if model.input(0).partial_shape[0].is_static:
         datamodule.eval_batch_size = model.input(0).shape[0]
@@ -106,15 +110,8 @@ def _calibration_images(model: openvino.Model, datamodule: AnomalibDataModule) -
     return images
 
 
-def _default_metric(model: openvino.Model) -> Metric:
-    """Return the F1 score of images; their AUROC where the model has no threshold."""
-    if any("pred_label" in output.names for output in model.outputs):
-        return F1Score(fields=["pred_label", "gt_label"])
-    return AUROC(fields=["pred_score", "gt_label"])
-
-
 def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric: Metric) -> float:
-    """Return the value of a metric for an OpenVINO model and batches with labels and masks; it is reset afterwards."""
+    """Return the value of a metric, which is then reset, for an OpenVINO model and batches with labels and masks."""
     for batch in batches:
         assert batch.image is not None
         output: Any = model(batch.image)
@@ -129,7 +126,7 @@ def measure(model: openvino.CompiledModel, batches: Iterable[ImageBatch], metric
 
 
 def resize_operations(model: openvino.Model) -> list[str]:
-    """Return the names of the operations on the images before the first layer of the backbone, as they are executed."""
+    """Return the names of the operations on the images before the backbone's first layer, in order of execution."""
     found = {parameter.get_friendly_name() for parameter in model.get_parameters()}
     for operation in model.get_ordered_ops():
         inputs = (port.get_source_output().get_node().get_friendly_name() for port in operation.inputs())
@@ -141,49 +138,39 @@ def resize_operations(model: openvino.Model) -> list[str]:
 def search_operations(
     model: openvino.Model, memory_bank: torch.Tensor, defects: torch.Tensor | None = None
 ) -> list[str]:
-    """Return the names of the operations on the memory bank, on what comes of them, and on the queries.
+    """Return the names of the operations on the memory bank, on their results, and on the queries.
 
-    The memory bank has the shape ``(m, channels)``; so have the patches of defects.
+    The memory bank has the shape ``(m, channels)``, and the patches of defects have ``(d, channels)``.
 
     Raises:
         ValueError: If the model does not search in this memory bank.
     """
     bank = memory_bank.detach().cpu()
     rows = bank.numpy() if defects is None or not len(defects) else torch.cat((bank, defects.to(bank))).numpy()
-    center = sample_rows(bank).mean(dim=0).numpy()  # what a pruned search subtracts from the queries first
+    center = sample_rows(bank).mean(dim=0).numpy()  # which a pruned search first subtracts from the queries
     found: set[str] = set()
     before = -1
-    while len(found) > before:  # what is made of the queries may come before what tells that they are queries
+    while len(found) > before:  # operations on the queries may come before the one that shows that they are queries
         before = len(found)
-        _follow(model, found, rows, center)
+        for operation in model.get_ordered_ops():
+            inputs = [port.get_source_output().get_node() for port in operation.inputs()]
+            names = [node.get_friendly_name() for node in inputs]
+            if found.isdisjoint(names) and not any(_is_of_bank(node, rows, center) for node in inputs):
+                continue
+            found.add(operation.get_friendly_name())
+            if operation.get_type_name() == "MatMul":  # its queries were multiplied by -2
+                found.update(node.get_friendly_name() for node in inputs if node.get_type_name() == "Multiply")
     if not found:
         msg = "The search in the memory bank was not found in the exported model, so it could not be left uncompressed."
         raise ValueError(msg)
     return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() in found]
 
 
-def _follow(model: openvino.Model, found: set[str], rows: np.ndarray, center: np.ndarray) -> None:
-    """Add the names of the operations that work on the bank, on its center, or on what was found before."""
-    for operation in model.get_ordered_ops():
-        inputs = [port.get_source_output().get_node() for port in operation.inputs()]
-        names = [node.get_friendly_name() for node in inputs]
-        if found.isdisjoint(names) and not any(_is_bank(node, rows) or _is_center(node, center) for node in inputs):
-            continue
-        found.add(operation.get_friendly_name())
-        if operation.get_type_name() == "MatMul":  # its queries were multiplied by -2
-            found.update(node.get_friendly_name() for node in inputs if node.get_type_name() == "Multiply")
-
-
-def _is_bank(node: openvino.Node, rows: np.ndarray) -> bool:
-    """Whether a node is a constant that holds rows of the bank."""
-    if node.get_type_name() != "Constant" or len(node.shape) != rows.ndim or node.shape[1] != rows.shape[1]:
+def _is_of_bank(node: openvino.Node, rows: np.ndarray, center: np.ndarray) -> bool:
+    """Tell whether a constant holds rows of the bank, or the bank's center or its negative, which OpenVINO adds."""
+    if node.get_type_name() != "Constant" or list(node.shape)[-1:] != [len(center)]:
         return False
-    return bool((rows == node.data[0]).all(axis=1).any())
-
-
-def _is_center(node: openvino.Node, center: np.ndarray) -> bool:
-    """Whether a node is a constant that holds the bank's center, or its negative, which OpenVINO adds."""
-    if node.get_type_name() != "Constant" or node.get_output_size() == 0 or list(node.shape)[-1:] != [len(center)]:
-        return False
-    values = node.data.reshape(-1)
-    return values.size == len(center) and (np.allclose(values, center) or np.allclose(-values, center))
+    values = node.data.reshape(-1, len(center))
+    if node.data.ndim == rows.ndim and (rows == values[0]).all(axis=1).any():
+        return True
+    return len(values) == 1 and (np.allclose(values, center) or np.allclose(-values, center))

@@ -6,17 +6,20 @@
 from functools import partial
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 
-def leave_out_gradients(strategy: Strategy) -> None:
-    """Have a distributed fit do without ``DistributedDataParallel``, which refuses a model with nothing to train.
+class DistributedFit(Callback):
+    """Let Lightning's ``ddp`` strategy run a model with nothing to train, which ``DistributedDataParallel`` refuses.
 
-    Of what it does, only this is wanted: before the fit, all ranks get the weights of rank 0. To be called in a model's
-    ``setup``, before the strategy wraps the model; other strategies than DDP are left as they are.
+    All that is left of its work is that all ranks get the weights of rank 0 before the fit.
     """
-    if isinstance(strategy, DDPStrategy):
-        strategy.configure_ddp = partial(_share_weights, strategy)  # type: ignore[method-assign]
+
+    def setup(self, trainer: Trainer, pl_module: torch.nn.Module, stage: str) -> None:
+        """Keep the strategy from wrapping the model; other strategies than DDP stay as they are."""
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy.configure_ddp = partial(_share_weights, trainer.strategy)  # type: ignore[method-assign]
 
 
 def _share_weights(strategy: DDPStrategy) -> None:

@@ -3,10 +3,10 @@
 
 """Number of devices in Anomalib's engine: one, unless the user asks for more.
 
-What a model's ``trainer_arguments`` say replaces what the user says, and what they leave open is Lightning's to choose:
-all GPUs of the machine. Neither is wanted of a model that trains in seconds on one device and may use several. No hook
-of a model sees the engine or the user's arguments before the trainer is made, so the engine's method that makes it is
-wrapped; not before a model that asks for it exists, so that a process without one runs Anomalib's own code.
+A model's ``trainer_arguments`` override the user's choice, and without them Lightning chooses: all GPUs of the machine.
+Neither suits a model that trains in seconds on one device and may use several. No hook of a model sees the engine or
+the user's arguments before the trainer is made. So the engine's method that makes the trainer is wrapped, but only once
+a model asks for it: a process without such a model runs Anomalib's own code.
 """
 
 from functools import wraps
@@ -16,15 +16,15 @@ from anomalib.models.components import AnomalibModule
 
 
 def is_changed() -> bool:
-    """Whether the engine is wrapped, which means that a model of this package was made in this process."""
+    """Tell whether the engine is wrapped, which means that a model of this package was made in this process."""
     return getattr(Engine._setup_trainer, "respects_default_devices", False)
 
 
 def respect_default_devices() -> None:
-    """Have the engine give models with an attribute ``default_devices`` so many where the user leaves them open.
+    """Have the engine give a model the number of devices in its attribute ``default_devices`` if the user gives none.
 
-    Left open are ``devices="auto"`` too, which is what the command line passes when it is given nothing. To be called
-    when such a model is made; calling it again changes nothing.
+    ``devices="auto"`` counts as none: the command line passes it by default. Call this when such a model is made;
+    calling it again changes nothing.
     """
     if is_changed():
         return

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A pre-processor that does in exported and loaded models what it did in the fit.
+"""A pre-processor that does the same in exported and loaded models as in the fit.
 
 Anomalib's has two transforms: one for the trainer's loops, and one for ``model(images)`` and exported files, which
-resizes without antialiasing. Memory bank and threshold come from the first, so that a large image got other scores from
-the second. Here the second is the first, with operations that every runtime has.
+resizes without antialiasing. Memory bank and threshold come from the first, so large images would get other scores with
+the second. Here, the second does the same as the first, with operations that every runtime has.
 """
 
 import copy
@@ -23,13 +23,13 @@ from typing_extensions import override
 from anomalib_softpatch.components.resizing import resize_antialiased
 from anomalib_softpatch.components.tracing import is_traced
 
-FILTERS = {"bilinear", "bicubic"}  # that torch resizes with antialiasing, but for Lanczos'
-# Anomalib writes some transforms into checkpoints, but not this one, which is as plain as the others
+FILTERS = {"bilinear", "bicubic"}  # that torch resizes with antialiasing, apart from Lanczos
+# Anomalib can write other transforms into checkpoints, but not this one, which is just as simple
 TRANSFORM_REGISTRY.register(Pad, "torchvision.transforms.v2.Pad")
 
 
-class ExportableResize(Resize):  # type: ignore[misc]  # torchvision says nothing of types
-    """Torchvision's ``Resize``, recorded in a graph as products of matrices where it is antialiased."""
+class ExportableResize(Resize):  # type: ignore[misc]  # torchvision has no types
+    """Torchvision's ``Resize``, recorded in a graph as matrix products if it is antialiased."""
 
     @override
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -49,7 +49,7 @@ def infer_as_trained(pre_processor: nn.Module | None) -> None:
 
 
 def reason_against_pre_processor(pre_processor: nn.Module | None) -> str:
-    """Say why a model could not be used later as it was fitted, and what to do; empty if it could."""
+    """Say why a trained model could not prepare images as its fit did, and what to do; empty if it can."""
     if pre_processor is None:
         return ""
     if not (hasattr(pre_processor, "checkpoint_config") and hasattr(pre_processor, "load_checkpoint_config")):
@@ -63,7 +63,7 @@ def reason_against_pre_processor(pre_processor: nn.Module | None) -> str:
     except ValueError as error:
         return (
             f"The transform of the pre-processor would be lost: a checkpoint cannot hold it ({error}). Use Resize, "
-            "CenterCrop, Pad, Grayscale and Normalize of torchvision.transforms.v2; what is random belongs into the "
+            "CenterCrop, Pad, Grayscale and Normalize of torchvision.transforms.v2. Random transforms belong in the "
             "data's train_augmentations."
         )
     steps = _steps(transform)
@@ -72,13 +72,13 @@ def reason_against_pre_processor(pre_processor: nn.Module | None) -> str:
     if before:
         return (
             f"The pre-processor has {type(before[0]).__name__} before a Resize, but Anomalib's data loaders resize "
-            "first, so that a trained model would see other images than the fit. Put one Resize first."
+            "first, so the trained model would see other images than the fit. Put one Resize first."
         )
     return ""
 
 
 def check_exportable(pre_processor: nn.Module | None) -> None:
-    """Refuse a pre-processor that an exported file would not do the same as.
+    """Refuse a pre-processor whose work an exported file could not do.
 
     Raises:
         ValueError: If it is one.
@@ -87,7 +87,7 @@ def check_exportable(pre_processor: nn.Module | None) -> None:
         if not isinstance(step, Resize):
             continue
         if step.size is None or len(step.size) == 1:
-            msg = f"Exported files resize to one size: give Resize a height and a width in place of {step.size}."
+            msg = f"Exported files resize to one size: give Resize a height and a width instead of {step.size}."
             raise ValueError(msg)
         if step.antialias and _mode(step) not in FILTERS | {"nearest", "nearest-exact"}:
             msg = f"Exported files cannot resize with interpolation={_mode(step)!r}: use bilinear or bicubic."

@@ -5,17 +5,18 @@
 
 Anomalib has no plugin entry point. It finds a class by its bare name among the imported subclasses of its base classes
 (command line, YAML, ``get_model("soft_patch")``), and as an attribute of ``anomalib.models`` or ``anomalib.data``
-(``anomalib benchmark``). So the classes must be imported, and the attributes set, as soon as those modules are there:
+(``anomalib benchmark``). So the classes must be imported, and the attributes set, as soon as those modules exist:
 
 1. The wheel carries ``anomalib_softpatch.pth``, a line that Python runs when it starts. Unless the environment variable
    ``ANOMALIB_SOFTPATCH_AUTOLOAD`` is ``0``, it imports this package, which takes a fraction of a millisecond.
-2. Importing this package puts an :class:`ImportWatcher` on ``sys.meta_path``. It finds no modules of its own: it waits
-   until ``anomalib.models`` and ``anomalib.data`` have been imported, by whatever way, and registers the classes.
+2. Importing this package puts an :class:`ImportWatcher` on ``sys.meta_path``. It finds no modules of its own. It waits
+   until ``anomalib.models`` and ``anomalib.data`` have been imported in any way, and registers the classes.
 
-Rejected: torch's ``torch.backends`` entry points run at every ``import torch`` and break it when one of them fails;
-``sitecustomize`` is one per environment and the user's own; another command would not be the stock ``anomalib``.
+Rejected: torch's ``torch.backends`` entry points run at every ``import torch`` and break it if one of them fails;
+there is one ``sitecustomize`` per environment, which is the user's; another command would not be the stock
+``anomalib``.
 
-Every start of Python imports this module, so it imports nothing but ``sys`` at its top.
+Every start of Python imports this module, so it imports only ``sys`` at its top.
 """
 
 import sys
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 MODELS = ("SoftPatch", "SoftPatchPlus")
 DATAMODULES = ("MVTec", "NoisyDataModule")
 
-# Anomalib's module -> our module, and the classes that it provides for it; if none, its function register() is called
+# Anomalib's module -> our module, and its classes to add to Anomalib's; without any, its function register() is called
 _CLASSES = {
     "anomalib.data": ("anomalib_softpatch.data", DATAMODULES),
     "anomalib.models": ("anomalib_softpatch.models", MODELS),
@@ -41,9 +42,9 @@ _CLASSES = {
 
 
 def register_with_anomalib() -> None:
-    """Register the classes now where Anomalib's modules are imported already, else as soon as they are.
+    """Register the classes now if Anomalib's modules are already imported, otherwise as soon as they are.
 
-    Calling it again is harmless. It never raises: what cannot be registered is reported as a ``RuntimeWarning``.
+    Calling it again is harmless. It never raises: a registration that fails is reported as a ``RuntimeWarning``.
     """
     if not any(isinstance(finder, ImportWatcher) for finder in sys.meta_path):
         watcher = ImportWatcher()
@@ -54,9 +55,9 @@ def register_with_anomalib() -> None:
 class ImportWatcher:
     """Meta-path finder that registers our classes once Anomalib's modules have been imported.
 
-    Anomalib's modules import each other, and ours import them. Registering at the end of ``anomalib.models`` would
-    therefore meet half-imported modules whenever another module had started that import, ``anomalib.engine`` or one of
-    ours for example. So the watcher waits until no import of either package is under way, in any thread.
+    Anomalib's modules import each other, and ours import them. So registration at the end of ``anomalib.models`` would
+    find half-imported modules if another module, such as ``anomalib.engine`` or one of ours, had started that import.
+    Therefore the watcher waits until no import of either package is under way, in any thread.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class ImportWatcher:
     ) -> "ModuleSpec | None":
         """Find a module of either package with the finders that follow, and have its execution watched.
 
-        Of nested imports, only the outermost and those of the modules that are waited for need watching.
+        Of nested imports, only the outermost one and those of Anomalib's modules in the table need watching.
         """
         if not self._pending or not name.startswith(("anomalib.", "anomalib_softpatch.")):
             return None
@@ -79,14 +80,14 @@ class ImportWatcher:
             if spec is not None:
                 try:
                     self._watch(spec.loader)
-                except Exception as error:  # whatever it is, the module must stay importable
+                except Exception as error:  # the module must stay importable in any case
                     _warn(f"anomalib-softpatch cannot watch the import of {name}", error)
                 return spec
         return None
 
     def _watch(self, loader: "Any") -> None:
-        """Have the module that the loader executes next followed by the registration."""
-        # None for a folder without __init__.py; watched already: the loader of a zip file serves many modules
+        """Have the loader register the classes after the module that it executes next."""
+        # None for a folder without __init__.py; already watched if it belongs to a zip file, whose modules share it
         if loader is None or "exec_module" in vars(loader):
             return
         exec_module = loader.exec_module
@@ -104,24 +105,24 @@ class ImportWatcher:
         loader.exec_module = exec_module_and_register
 
     def register_imported(self) -> None:
-        """Register the classes that wait for a module that is imported by now."""
+        """Register the classes whose Anomalib modules are imported by now."""
         for anomalib_name, (own_name, names) in _CLASSES.items():
             if anomalib_name in sys.modules and self._pending.pop(anomalib_name, False):
                 try:
                     _register(anomalib_name, own_name, names)
-                except Exception as error:  # whatever it is, Anomalib must go on working
+                except Exception as error:  # Anomalib must keep working in any case
                     what = ", ".join(names) or own_name
                     _warn(f"anomalib-softpatch could not register {what} in {anomalib_name}", error)
 
 
 def _register(anomalib_name: str, own_name: str, names: tuple[str, ...]) -> None:
     """Import our classes, which makes them subclasses that Anomalib finds, and set them as attributes of its module."""
-    from importlib import import_module  # noqa: PLC0415  # not needed, so not paid for, when Python starts
+    from importlib import import_module  # noqa: PLC0415  # not needed when Python starts
 
     anomalib_module = sys.modules[anomalib_name]
     own_module = import_module(own_name)
     for name in names:
-        if not hasattr(anomalib_module, name):  # a later Anomalib may bring its own, which is not ours to replace
+        if not hasattr(anomalib_module, name):  # a later Anomalib may have its own class, which must stay
             setattr(anomalib_module, name, getattr(own_module, name))
     if not names:
         own_module.register()
@@ -131,7 +132,7 @@ def _register(anomalib_name: str, own_name: str, names: tuple[str, ...]) -> None
 
 def _warn(message: str, error: Exception) -> None:
     """Report an error as a warning that names its cause, even where warnings are turned into errors."""
-    import warnings  # noqa: PLC0415  # not needed, so not paid for, when Python starts
+    import warnings  # noqa: PLC0415  # not needed when Python starts
 
     text = (
         f"{message}: {type(error).__name__}: {error}. Anomalib itself is not affected. "

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What happens around a fit and is no part of the model: checks before the features are extracted, and the report."""
+"""What happens around a fit, outside of the model: checks before the features are extracted, and the report."""
 
 import logging
 from collections.abc import Sequence, Sized
@@ -30,18 +30,18 @@ logger = logging.getLogger(__name__)
 
 TOO_FEW = (
     "There are too few images to hold some back for tests: {count} for training, 0 for tests ({error}). Add images, or "
-    "hold none back: --data.test_split_mode none --data.val_split_mode same_as_test."
+    "do not hold any back: --data.test_split_mode none --data.val_split_mode same_as_test."
 )
 
 
 class FitChecks(Callback):
-    """Refuse what could only fail after all features are extracted, which takes minutes.
+    """Refuse what would otherwise fail only after all features are extracted, which takes minutes.
 
-    And see to it that each fit builds a memory bank: Anomalib builds one only for a model that has none.
+    It also makes each fit build a memory bank: Anomalib builds one only for a model that has none.
     """
 
     def setup(self, trainer: Trainer, pl_module: "DenoisingMixin", stage: str) -> None:
-        """Look at the pre-processor, the size of the images, and for images that cannot be read in any set."""
+        """Check the pre-processor and the size of the images, and look for unreadable images in all sets."""
         if stage != "fit":
             return
         reason = reason_against_pre_processor(pl_module.pre_processor)
@@ -63,7 +63,7 @@ class FitChecks(Callback):
             return
         if not pl_module.skip_unreadable:
             msg = (
-                f"{len(reasons)} images cannot be read. Mend or remove them, or go on without them with "
+                f"{len(reasons)} images cannot be read. Repair or remove them, or leave them out with "
                 f"--model.skip_unreadable true:\n{listed(reasons)}"
             )
             raise ValueError(msg)
@@ -71,7 +71,7 @@ class FitChecks(Callback):
         leave_out(datamodule, list(reasons))
 
     def on_fit_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Try the precision on the device, forget features of an interrupted fit, and show progress where others do."""
+        """Try the precision on the device, forget features of an interrupted fit, and show progress if others do."""
         pl_module.model.feature_store.clear()
         dtype = pl_module.model.feature_extractor.dtype
         try:
@@ -85,38 +85,38 @@ class FitChecks(Callback):
         pl_module.model.memory_bank_builder.progress = shown
 
     def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Refuse a single training image where noise is to be found, and ask for a new memory bank."""
+        """Refuse a single training image if noise must be found, and request a new memory bank."""
         dataset = getattr(trainer.train_dataloader, "dataset", None)
         if pl_module.model.memory_bank_builder.needs_scores and isinstance(dataset, Sized) and len(dataset) == 1:
             msg = (
-                "There is one training image only. Noise is found by comparing images with each other, which takes "
+                "There is only one training image. Noise is found by comparing images with each other, which takes "
                 "at least 2 training images: add some, or switch it off with a threshold of 0 and soft_weight=False."
             )
             raise ValueError(msg)
         pl_module.mark_fitted(False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Say how far the fit can be trusted."""
+        """Log how far the fit can be trusted."""
         check = pl_module.self_check()
         if check is not None:
             logger.info("%s", "\n".join(check.lines))
 
     def on_exception(self, trainer: Trainer, pl_module: "DenoisingMixin", exception: BaseException) -> None:
-        """Keep an earlier memory bank, not what a broken-off fit left; say so if images were too few to split."""
+        """Keep an earlier memory bank and drop the features; explain the error if there are too few images to split."""
         pl_module.model.feature_store.clear()
         pl_module.mark_fitted(bool(pl_module.model.bank_ranges))
         datamodule = getattr(trainer, "datamodule", None)
         datamodule = getattr(datamodule, "datamodule", datamodule)  # that NoisyDataModule wraps
         test_data = getattr(datamodule, "test_data", None)
         if isinstance(exception, ValueError) and test_data is not None and len(test_data) == 0:
-            # Anomalib's own message, of a splitting that has nothing to split, names no cause.
+            # Anomalib's own message, about splitting nothing, does not name the cause
             exception.args = (TOO_FEW.format(count=len(getattr(datamodule, "train_data", ())), error=exception),)
 
 
 class ImageAppearance(Callback):
-    """Note how training images look as a whole, as they go by: predictions tell by it whether others differ.
+    """Note how training images look as a whole while they pass, so that predictions can tell whether new ones differ.
 
-    It comes before the pre-processor, which is a callback, too, and whose normalized images have no brightness.
+    It comes before the pre-processor, which is also a callback and whose normalized images have lost their brightness.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
@@ -131,16 +131,12 @@ class ImageAppearance(Callback):
             return
         colors = functional.adaptive_avg_pool2d(batch.image.as_subclass(torch.Tensor).float(), GRID).cpu().numpy()
         for path, each in zip(batch.image_path or [], colors, strict=False):
-            with suppress(OSError):  # paths need not be files
+            with suppress(OSError):  # paths are not always files
                 pl_module.appearances[str(path)] = appearance(path, each)
 
 
 class FeatureCaching(Callback):
-    """Have a fit look for its features on disk, and leave those there that it has to compute.
-
-    Args:
-        folder: Folder of the feature cache.
-    """
+    """Have a fit look up its features in a folder on disk, and store those that it has to compute."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -152,13 +148,13 @@ class FeatureCaching(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "DenoisingMixin", outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
-        """Say after the first batch what the cache takes on the disk."""
+        """Log after the first batch how much disk space the cache will take."""
         cache, dataset = pl_module.model.feature_cache, getattr(trainer.train_dataloader, "dataset", None)
         if batch_idx == 0 and cache is not None and isinstance(dataset, Sized) and batch.image is not None:
             logger.info(cache.check_space(len(batch.image), len(dataset)))
 
     def on_fit_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Close the cache: images that are tested or predicted are not kept."""
+        """Close the cache: features of tested and predicted images are not kept."""
         cache, pl_module.model.feature_cache = pl_module.model.feature_cache, None
         if cache is not None:
             logger.info("Features: %d found in %s, %d computed.", cache.found, cache.folder, cache.computed)
@@ -169,21 +165,21 @@ class FeatureCaching(Callback):
 
 
 class AnomalibReading(Callback):
-    """Refuse images that Anomalib would read otherwise than a model's training images were read.
+    """Refuse images that Anomalib would read in another way than the model's training images were read.
 
     Training does not need it: :class:`FitChecks` looks at the images of all sets.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Look at the images that are to be scored."""
+        """Check the images to predict."""
         self._check(trainer.predict_dataloaders, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Likewise."""
+        """Check the test images."""
         self._check(trainer.test_dataloaders, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Likewise."""
+        """Check the validation images."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._check(trainer.val_dataloaders, pl_module)
 

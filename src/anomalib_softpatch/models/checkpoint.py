@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Checkpoints: what a model marks its own with, why one does not fit a model, and the model that one makes.
+"""Checkpoints: how a model marks its own, why one does not fit a model, and how to make a model from one.
 
-What holds for the files of memory banks, too, stands here: what a file may ask of the model that uses it.
+What a file may require of the model that uses it is also here. It applies to the files of memory banks, too.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ else:  # a mixin at run time: Anomalib finds models among the direct subclasses 
 logger = logging.getLogger(__name__)
 
 PACKAGE = __name__.partition(".")[0] + "."
-# Entry that marks a checkpoint as ours. Without it, it is one of before 0.1.0, which loads all the same.
+# Entry that marks a checkpoint as ours. Checkpoints from before 0.1.0 do not have it, but still load
 KEY = "anomalib_softpatch"
-FORMAT = 3  # to be raised whenever an older version could not, or not rightly, use a newer one's checkpoints
-FORMAT_OF_EIGHT_BITS = 2  # of models that saw images of 8 bits only: versions that know no others can use them
+FORMAT = 3  # raise it if an older version could not, or not correctly, use a newer one's checkpoints
+FORMAT_OF_EIGHT_BITS = 2  # of models that saw only images of 8 bits, which older versions can use
 OWN_STATE = {"model.memory_bank", "model.weights"}  # no model of Anomalib has both
 EXTRACTOR = "model.feature_extractor."
-# What read_options may have changed from what a checkpoint says
+# Options that read_options may change. Nothing else of a file may become an argument of load_from_checkpoint
 OPTIONS_OF_FILES = {
     "backbone", "pre_trained", "discriminator", "discriminators", "classification_threshold", "segmentation_threshold",
     "min_images", "neighborhood",
 }  # fmt: skip
-EXTRA_STATE = "model._extra_state"  # torch's name for what get_extra_state returns
-# Parts of a model that change scores. A checkpoint has their settings, but not the class that they are settings of.
+EXTRA_STATE = "model._extra_state"  # torch's name for the result of get_extra_state
+# Parts of a model that change scores. A checkpoint has their settings, but not their class
 COMPONENTS = ("pre_processor", "post_processor")
 POST_PROCESSORS = {f"{each.__module__}.{each.__qualname__}": each for each in (PostProcessor, LabelFreePostProcessor)}
 
-BACKBONE_SHAPES = "backbone_shapes"  # of a file that brings the backbone's weights
-SCORE_SMOOTHING = "score_smoothing"  # files of before 0.2 do not name it: there was none
-BACKBONE_HASH = "backbone_sha256"  # of a file that does not
-TILES = "tiles"  # of a model that has a tiler of its own already
+BACKBONE_SHAPES = "backbone_shapes"  # for a file with the backbone's weights
+SCORE_SMOOTHING = "score_smoothing"  # files from before 0.2 do not name it: there was none
+BACKBONE_HASH = "backbone_sha256"  # for a file without the backbone's weights
+TILES = "tiles"  # for a model that already has a tiler of its own
 
-# What a file may ask of the model that uses it -> how the model answers
+# What a file may require of the model that uses it -> the model's own value
 REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
     "layers": lambda model: list(model.model.feature_extractor.layers),
     "patch_embedding": lambda model: model.model.feature_extractor.patch_embedding,
@@ -71,10 +71,10 @@ REQUIREMENTS: dict[str, Callable[[CheckpointMixin], Any]] = {
     BACKBONE_SHAPES: lambda model: shapes(model.model.feature_extractor.state_dict()),
     BACKBONE_HASH: lambda model: hash_module(model.model.feature_extractor.backbone),
 }
-# Of version 0.2, whose checkpoints still name them
-GONE_OPTIONS = frozenset({"prototypes"})
-GONE_DISCRIMINATORS = frozenset({"simplified_lof", "ensemble"})
-MODELS: dict[str, Any] = {}  # the classes of this package by name, which enter themselves
+# Removed since version 0.2, whose checkpoints still name them
+REMOVED_OPTIONS = frozenset({"prototypes"})
+REMOVED_DISCRIMINATORS = frozenset({"simplified_lof", "ensemble"})
+MODELS: dict[str, Any] = {}  # the classes of this package by name; they add themselves
 
 
 class CheckpointMixin(_Module):
@@ -84,13 +84,13 @@ class CheckpointMixin(_Module):
     largest_value: int
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Enter a model of this package into :data:`MODELS`."""
+        """Add a model of this package to :data:`MODELS`."""
         super().__init_subclass__(**options)
         if issubclass(cls, AnomalibModule) and cls.__module__.startswith(PACKAGE):
             MODELS[cls.__name__] = cls
 
     def setup(self, stage: str) -> None:
-        """Have checkpoints written whole, and read on any device."""
+        """Have checkpoints written completely or not at all, and read on any device."""
         super().setup(stage)
         use_own_checkpoint_io(self.trainer.strategy, self.checkpoint_safe_globals())
 
@@ -106,14 +106,14 @@ class CheckpointMixin(_Module):
             "largest_value": self.largest_value,
         }
         if name := portable_name(self.hparams.get("backbone", "")):
-            checkpoint[KEY]["architecture"] = name  # the folder may stay on another machine
+            checkpoint[KEY]["architecture"] = name  # other machines may not have the folder of the weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, of a newer version, or one of other options."""
         reason = self._reason_against(checkpoint)
         if reason:
             path = None
-            with suppress(RuntimeError):  # no trainer in load_from_checkpoint, whose caller has just given the path
+            with suppress(RuntimeError):  # load_from_checkpoint has no trainer, but its caller knows the path
                 path = self.trainer.ckpt_path
             msg = f"{path or 'The checkpoint'} {reason}"
             raise ValueError(msg)
@@ -122,20 +122,20 @@ class CheckpointMixin(_Module):
         infer_as_trained(self.pre_processor)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # neither is Anomalib's Lightning's
+    def load_from_checkpoint(  # type: ignore[override]  # Anomalib's signature differs from Lightning's, too
         cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
     ) -> Any:
         """Make a model from a checkpoint, see Anomalib's ``AnomalibModule.load_from_checkpoint``.
 
-        Options in ``kwargs`` replace those of the checkpoint. Weights of the backbone are not looked for: they are in
-        the checkpoint.
+        Options in ``kwargs`` replace those of the checkpoint. The backbone's weights come from the checkpoint, and are
+        not loaded from elsewhere.
 
         Raises:
-            TypeError: If the model does not have an option that is given.
-            ValueError: If it cannot be read, not safely, or does not fit.
+            TypeError: If the model does not have a given option.
+            ValueError: If the checkpoint cannot be read (safely), or does not fit.
         """
         others = inspect.signature(super().load_from_checkpoint).parameters
-        # Lightning would leave out what it does not know
+        # Lightning would ignore unknown options
         inspect.signature(cls).bind_partial(**{name: value for name, value in kwargs.items() if name not in others})
         if os.path.isfile(checkpoint_path):  # noqa: PTH113  # may be a URL or an open file
             mark, options = _read(checkpoint_path)
@@ -151,8 +151,8 @@ class CheckpointMixin(_Module):
         """Write a checkpoint with the model's state as it is now.
 
         Args:
-            source: Checkpoint that the model was loaded from, which has what the model does not know, as the trainer's.
-            target: File to write or replace; it is complete when it is there.
+            source: Checkpoint that the model was loaded from, which also has the trainer's state.
+            target: File to write or replace. It never appears half-written.
         """
         plugin = CheckpointIO(extra_safe_globals=self.checkpoint_safe_globals())
         checkpoint = plugin.load_checkpoint(source)
@@ -161,15 +161,15 @@ class CheckpointMixin(_Module):
         plugin.save_checkpoint(checkpoint, target)
 
     def _reason_against(self, checkpoint: dict[str, Any]) -> str:
-        """Say why a checkpoint does not fit, as the end of a sentence; empty if it does."""
+        """Say why a checkpoint does not fit, as the end of a sentence; empty if it does fit."""
         state = checkpoint.get("state_dict", {})
         mark = checkpoint.get(KEY, {})
         if newer := reason_against_format(mark.get("format", 0), FORMAT, mark.get("version")):
             return newer
         if not state.keys() >= OWN_STATE:
             return (
-                "was written by another model than SoftPatch and SoftPatchPlus: it has no weighted memory bank. Use "
-                "the model that it was trained with."
+                "was not written by SoftPatch or SoftPatchPlus: it has no weighted memory bank. Use the model that it "
+                "was trained with."
             )
         if reason := self._reason_against_components(checkpoint):
             return reason
@@ -187,14 +187,14 @@ class CheckpointMixin(_Module):
         return reason_against(self, mark.get("model"), options.get("backbone"), requirements)
 
     def _reason_against_components(self, checkpoint: dict[str, Any]) -> str:
-        """Say why the pre- or post-processor would not be the one of the checkpoint, likewise."""
+        """Say why the pre- or post-processor does not fit the checkpoint, as the end of a sentence."""
         written = checkpoint.get(KEY, {}).get("components")
         if written is None:  # before 0.3
             stored = checkpoint.get("anomalib_pre_processor_config", {"transform": {}})
             if stored["transform"] is None:  # there was none, or one that the checkpoint could not hold
                 logger.warning(
-                    "The checkpoint has no transform of images: they are scored as they are. If the model was trained "
-                    "with one, train it again."
+                    "The checkpoint has no transform of images, so they are scored as they are. If the model was "
+                    "trained with one, train it again."
                 )
             return ""
         for name in COMPONENTS:
@@ -216,21 +216,21 @@ def load_model(path: str | Path) -> AnomalibModule:
     """Make the model that a checkpoint was written by, on the CPU.
 
     Args:
-        path: Checkpoint that ``anomalib train`` or an ``Engine`` wrote. Its backbone must have had a name; weights of
-            the backbone come with the checkpoint, so that none are looked for elsewhere.
+        path: Checkpoint that ``anomalib train`` or an ``Engine`` wrote, of a model whose backbone has a name. The
+            backbone's weights come from the checkpoint, and are not loaded from elsewhere.
 
     Returns:
         The trained model.
 
     Raises:
-        ValueError: If it cannot be read, not safely, or is another model's.
+        ValueError: If the checkpoint cannot be read (safely), or is another model's.
 
     Example:
         >>> model = load_model("results/SoftPatch/MVTecAD/screw/latest/weights/lightning/model.ckpt")  # doctest: +SKIP
     """
     name, _ = read_options(path)
     if name not in MODELS:
-        msg = f"{path} is no checkpoint of {' or '.join(MODELS)}: it says that its model is {name!r}."
+        msg = f"{path} is not a checkpoint of {' or '.join(MODELS)}: it names its model as {name!r}."
         raise ValueError(msg)
     return MODELS[name].load_from_checkpoint(path)
 
@@ -242,17 +242,17 @@ def read_options(path: str | Path) -> tuple[str | None, dict[str, Any]]:
         path: Checkpoint file.
 
     Returns:
-        Name of the model, ``None`` if the file does not say; and its options by name.
+        Name of the model, ``None`` if the file does not name it; and its options by name.
 
     Raises:
-        ValueError: If it cannot be read, or not safely.
+        ValueError: If it cannot be read (safely).
     """
     mark, options = _read(path)
     return mark.get("model"), options
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a checkpoint says of its writer, and its options, see :func:`read_options`."""
+    """Return the entry that marks a checkpoint as ours, and its options, see :func:`read_options`."""
     with readable(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # its tensors are not read
     if not isinstance(checkpoint, dict):
@@ -267,18 +267,18 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a checkpoint, as some version saved them, as this version has them.
+    """Translate the options of a checkpoint of any version into those of this version.
 
-    They say how a memory bank would be built. How a checkpoint scores is in its memory bank, which stays as it is.
+    They only matter for building a memory bank. The checkpoint's scores depend on its own memory bank, which stays.
     """
-    current = {name: value for name, value in options.items() if name not in GONE_OPTIONS}
+    current = {name: value for name, value in options.items() if name not in REMOVED_OPTIONS}
     current |= {name: 0.0 for name, value in current.items() if name.endswith("threshold") and value == "auto"}
-    if GONE_DISCRIMINATORS & {current.get("discriminator")}:
+    if current.get("discriminator") in REMOVED_DISCRIMINATORS:
         current["discriminator"] = "knn"
-    if GONE_DISCRIMINATORS & set(current.get("discriminators") or ()):
-        kept = [name for name in current["discriminators"] if name not in GONE_DISCRIMINATORS]
+    if REMOVED_DISCRIMINATORS & set(current.get("discriminators") or ()):
+        kept = [name for name in current["discriminators"] if name not in REMOVED_DISCRIMINATORS]
         current["discriminators"] = kept or ["knn"]
-    if "classification_threshold" in current and "min_images" not in current:  # SoftPatchPlus of before 0.3
+    if "classification_threshold" in current and "min_images" not in current:  # SoftPatchPlus from before 0.3
         current |= {"min_images": 1, "neighborhood": current.get("neighborhood", 0)}
     return current
 
@@ -300,7 +300,7 @@ def reason_against(
 
     Args:
         model: The model.
-        writer: Name of the class of the model that wrote the file; ``None`` if it does not say.
+        writer: Name of the class of the model that wrote the file; ``None`` if it does not name it.
         backbone: Name of that model's backbone; ``None`` for a module.
         requirements: What both models must have in common, by the names of :data:`REQUIREMENTS`.
     """
@@ -313,7 +313,7 @@ def reason_against(
             continue
         if requirement in {BACKBONE_SHAPES, BACKBONE_HASH}:
             return (
-                f"was made with another backbone ({backbone or 'a module of its own'}) than the model's "
+                f"was made with another backbone ({backbone or 'a custom module'}) than the model's "
                 f"({model.hparams.get('backbone', 'a module')}), or with other weights: give the model the same."
             )
         return f"was made with {requirement}={value}, but the model has {requirement}={own}: give it the same."
@@ -321,7 +321,7 @@ def reason_against(
 
 
 def own_name(model_class: type) -> str:
-    """Return the name of the class of this package, also for a user's subclass of it."""
+    """Return the name of the class of this package, even for a user's subclass of it."""
     return next(each.__name__ for each in model_class.__mro__ if each.__module__.startswith(PACKAGE))
 
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the Lightning modules of SoftPatch and SoftPatch+ share: all but what they remove, and by which scores."""
+"""The shared part of the Lightning modules of SoftPatch and SoftPatch+: all but their options for noise."""
 
 import logging
 import math
@@ -34,11 +34,12 @@ from anomalib_softpatch.data.protocols import NamesImages
 from anomalib_softpatch.images.appearance import Appearance
 from anomalib_softpatch.images.hashing import hash_files
 from anomalib_softpatch.images.reading import EIGHT_BITS, image_size
+from anomalib_softpatch.integration.distributed import DistributedFit
 from anomalib_softpatch.integration.engine import respect_default_devices
 from anomalib_softpatch.integration.pre_processing import check_exportable, infer_as_trained
 from anomalib_softpatch.models.callbacks import AnomalibReading, FeatureCaching, FitChecks, ImageAppearance, NoiseReport
 from anomalib_softpatch.models.checkpoint import CheckpointMixin
-from anomalib_softpatch.models.distributed import DistributedFit, fit_on_first_rank
+from anomalib_softpatch.models.distributed import fit_on_first_rank
 from anomalib_softpatch.models.evaluator import LabelAwareEvaluator
 from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
@@ -52,28 +53,28 @@ from anomalib_softpatch.predictions.verification import check_file
 
 logger = logging.getLogger(__name__)
 
-# Protocol buffers, which ONNX files are, end at 2 GiB; some of it is for the graph.
+# ONNX files are protocol buffers, which hold up to 2 GiB; some of it is for the graph
 LARGEST_ONNX_FILE = 1.9 * 2**30
-# PyTorch's exporter writes this version. Anomalib asks for 14, and converting fails, with a traceback on the console.
+# PyTorch's exporter writes this version. Anomalib requests 14, and the conversion fails with a traceback on the console
 ONNX_VERSION = 18
-# A module. Under that name the command line's help would list every module of every library, thousands of lines.
+# A torch module. With that type, the command line's help would list every module of every library, thousands of lines
 Network: TypeAlias = Callable[[torch.Tensor], Any]
 SIZES_READ = 16  # images whose size is read, without decoding them
-PROBES = ((64, 64), (64, 96))  # height and width of images of which a pre-processor may or may not make one size
+PROBES = ((64, 64), (64, 96))  # height and width of images, to see whether a pre-processor makes them the same size
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
     """Wire a :class:`SoftPatchModel` to Anomalib's engine.
 
-    A mixin and no common base class, because Anomalib lists and finds models among the direct subclasses of
-    ``AnomalibModule`` only. The models declare the options, with their defaults and what they mean, see
-    :class:`~anomalib_softpatch.models.SoftPatch`; discriminators and thresholds are those of the memory bank.
+    It is a mixin instead of a base class, because Anomalib finds models only among the direct subclasses of
+    ``AnomalibModule``. The models declare the options with their defaults and meaning, see
+    :class:`~anomalib_softpatch.models.SoftPatch`. Discriminators and thresholds are those of the memory bank.
     """
 
     model: SoftPatchModel
     default_devices = 1  # see anomalib_softpatch.integration.engine
-    # How training images look, by their paths, in a fit, see ImageAppearance
+    # During a fit: how training images look, by path, see ImageAppearance
     appearances: dict[str, Appearance] | None = None
 
     def __init__(
@@ -124,7 +125,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         self.skipped: list[tuple[str, str]] = []  # images that were left out of the fit, and why
         self._files: dict[str, str] = {}  # of training images by their keys, while features are extracted
         self._checks_exports = True
-        self.largest_value = EIGHT_BITS  # of the images that it was trained on, see FitChecks
+        self.largest_value = EIGHT_BITS  # of the training images, see FitChecks
         with seeded(seed):
             self.model = SoftPatchModel(
                 layers=layers,
@@ -137,46 +138,36 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
                 memory_bank_builder=memory_bank_builder,
                 memory_budget=memory_budget,
             )
-        # The backbone only: distances between half-precision features of a large bank lose their meaning.
+        # Only the backbone: distances between half-precision features of a large bank lose their meaning
         self.model.feature_extractor.to(DTYPES[precision])
         self._clean_hyper_parameters(precision)
 
     def _clean_hyper_parameters(self, precision: str) -> None:
-        """Leave the model's own options, as plain data: a checkpoint loads without code and gives them again."""
+        """Keep only the model's own options, as plain data: checkpoints load without code and restore them."""
         self.hparams.pop("thresholds", None)
-        self.hparams.pop("feature_cache", None)  # a folder of this machine, and no part of what is trained
+        self.hparams.pop("feature_cache", None)  # a folder on this machine, which is not part of the model
         self.hparams["precision"] = precision
         if "discriminator" in self.hparams:
             self.hparams.pop("discriminators", None)
-        if not self.hparams.get("discriminator_options"):  # which version 0.3 does not know
+        if not self.hparams.get("discriminator_options"):  # version 0.3 does not know this option
             self.hparams.pop("discriminator_options", None)
         if not isinstance(self.hparams.get("backbone", ""), str):
-            # Whoever loads a checkpoint gives the module again: load_from_checkpoint(backbone=)
+            # Users who load a checkpoint give the module again: load_from_checkpoint(backbone=)
             self.hparams.pop("backbone")
 
-    @classmethod
-    def configure_pre_processor(
-        cls,
-        image_size: tuple[int, int] | None = None,
-        center_crop_size: tuple[int, int] | None = None,
-    ) -> PreProcessor:
-        """Configure the pre-processor, which is PatchCore's: resize, crop and the statistics of ImageNet.
-
-        Args:
-            image_size: Height and width to resize to. Default: 256 x 256.
-            center_crop_size: Height and width to crop to; 224 x 224 in the papers. Default: no crop.
-        """
-        return Patchcore.configure_pre_processor(image_size, center_crop_size)
+    # Resize, crop (the papers: 224 x 224; default: none) and the statistics of ImageNet
+    configure_pre_processor = Patchcore.configure_pre_processor
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:
-        """Configure the default post-processor, which decides without labels where there are none."""
+        """Configure the default post-processor, which decides without labels if there are none."""
         return LabelFreePostProcessor()
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Configure the default evaluator: Anomalib's metrics, where the labels allow them."""
-        return LabelAwareEvaluator(test_metrics=list(AnomalibModule.configure_evaluator().test_metrics))
+        """Configure the default evaluator: Anomalib's metrics, as far as the labels allow them."""
+        metrics: Any = AnomalibModule.configure_evaluator().test_metrics  # torch types them as modules only
+        return LabelAwareEvaluator(test_metrics=list(metrics))
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
@@ -194,29 +185,28 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     @property
     def learning_type(self) -> LearningType:
-        """One class: no anomalous image is labeled in training."""
+        """One class: training uses no labels of anomalous images."""
         return LearningType.ONE_CLASS
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """Height and width of images behind the pre-processor; ``None`` where they depend on the images."""
+        """Height and width of images after the pre-processor; ``None`` if they depend on the images."""
         transform = getattr(self.pre_processor, "transform", None)
         if transform is None:
             return None
-        # Of two shapes: Anomalib looks at one, and takes what padding or a resize of one side makes of it for the size
+        # Two shapes are tried: Anomalib tries one, and takes the result of padding or a one-sided resize for the size
         first, second = (transform(torch.zeros(1, 3, *size)).shape[-2:] for size in PROBES)
         return (int(first[0]), int(first[1])) if first == second else None
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Add to Anomalib's callbacks what happens around a fit."""
-        callbacks = super().configure_callbacks()
-        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
-        callbacks += [DistributedFit(), FitChecks(), AnomalibReading(), PredictionTable()]
+        """Add the callbacks around a fit to Anomalib's."""
+        anomalibs = cast("list[Callback]", super().configure_callbacks())
+        callbacks = [ImageAppearance(), *anomalibs, DistributedFit(), FitChecks(), AnomalibReading(), PredictionTable()]
         callbacks += [FeatureCaching(self.feature_cache)] if self.feature_cache is not None else []
-        return [ImageAppearance(), *callbacks, *([NoiseReport()] if self.noise_report else [])]
+        return [*callbacks, NoiseReport()] if self.noise_report else callbacks
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Store the features of a batch and return a loss of zero, which Lightning asks for."""
+        """Store the features of a batch and return a loss of zero, which Lightning requires."""
         datamodule = getattr(self.trainer, "datamodule", None)
         name = datamodule.image_key if isinstance(datamodule, NamesImages) else str
         keys = [name(path) for path in batch.image_path] if batch.image_path else None
@@ -236,22 +226,22 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         fit_on_first_rank(self.model, lambda: self.model.fit(self.input_size))
         record = self.model.record
         if record is not None:
-            # On the CPU, where it takes no memory from the next fit
+            # The record stays on the CPU, where it takes no memory from the next fit
             appearances = tuple(each for _, each in sorted((self.appearances or {}).items()))
-            # Hashes of the files, by which teaching knows the images; empty for those without
+            # Hashes of the files, by which teaching identifies the images; empty for images without a file
             files = [Path(self._files.get(key, key)) for key in record.keys]
             names = tuple(hash_files(file) if file.is_file() else "" for file in files)
             self.model.record = replace(record.to(torch.device("cpu")), names=names, appearances=appearances)
         self._files, self.appearances = {}, None
 
     def mark_fitted(self, fitted: bool) -> None:
-        """Set Anomalib's flag: where there is no memory bank, the end of the epoch or a validation builds one."""
+        """Set Anomalib's flag: if it is not set, the end of the epoch or a validation builds a memory bank."""
         self._is_fitted = torch.tensor([fitted], device=self.device)
 
     def self_check(self) -> SelfCheck | None:
-        """Judge how far the last fit can be trusted, by what it knows itself.
+        """Judge from its own facts how far the last fit can be trusted.
 
-        ``None`` without a fit, as after loading, without a threshold, and in other processes than the first.
+        ``None`` if there was no fit (as after loading), if thresholds are off, and in processes other than the first.
         """
         facts, processor = self.model.fit_facts, self.post_processor
         if facts is None or not isinstance(processor, PostProcessor):
@@ -263,14 +253,14 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return self_check(facts, threshold, asked, self._image_scale())
 
     def _image_scale(self) -> float | None:
-        """Return how many times as large as what the model sees the typical training image is, by a few of them."""
+        """Return how many times larger than the model's input the typical training image is, from a few of them."""
         keys = () if self.model.denoising is None else self.model.denoising.keys
         if self.input_size is None or not keys:
             return None
         height, width = self.input_size
         try:
             sizes = [image_size(key) for key in keys[:: max(1, len(keys) // SIZES_READ)]]
-        except OSError:  # keys need not be paths
+        except OSError:  # keys are not always paths
             return None
         return median(max(size[0] / width, size[1] / height) for size in sizes)
 
@@ -279,13 +269,13 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         return batch.update(**self.model(batch.image)._asdict())
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # type: ignore[override]  # Anomalib's is not Lightning's
-        """Export to one ONNX file where the format allows, see Anomalib, with a pruned search.
+        """Export with a pruned search, to a single ONNX file if the format allows it, see Anomalib.
 
         Raises:
             ValueError: If the file could not resize images as the model does, or cut them into tiles.
         """
         check_exportable(self.pre_processor)
-        if self.model.tiler is not None and self.input_size is None:  # a graph has so many tiles and no others
+        if self.model.tiler is not None and self.input_size is None:  # a graph has a fixed number of tiles
             msg = "A model with tiles is exported for one image size: give it a pre-processor with a Resize."
             raise ValueError(msg)
         size = sum(tensor.nbytes for tensor in self.state_dict().values() if isinstance(tensor, torch.Tensor))
@@ -295,7 +285,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             logger.info("The exported file has the exact search: search='faiss' is for PyTorch on a CPU.")
         with self.model.pruned_graphs():
             path = super().to_onnx(*args, **kwargs)
-        input_size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # third of Anomalib's
+        input_size = kwargs.get("input_size", args[2] if len(args) > 2 else None)  # noqa: PLR2004  # Anomalib's third
         golden = golden_images(self.eval(), self.device, input_size)
         transform = getattr(self.pre_processor, "transform", None)
         write_metadata(path, Metadata(transform, golden, self.largest_value, training_facts(self)))
@@ -305,7 +295,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
         """Export to OpenVINO, see Anomalib, and compare the file with the model."""
-        self._checks_exports = False  # not the ONNX file on the way there
+        self._checks_exports = False  # the intermediate ONNX file is not compared
         try:
             path = super().to_openvino(*args, **kwargs)
         finally:
@@ -322,9 +312,9 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
         task: TaskType | None = None,
         max_drop: float = 0.01,
     ) -> Any:
-        """Compress all of an OpenVINO model but the search, see Anomalib's ``ExportMixin.to_openvino``."""
+        """Compress an OpenVINO model except for its search, see Anomalib's ``ExportMixin.to_openvino``."""
         from anomalib_softpatch.integration.compression import compress  # noqa: PLC0415  # optional, so imported late
 
-        del task  # the datamodule's
+        del task  # the datamodule has it
         bank, defects = self.model.memory_bank, self.model.defects
         return compress(model, bank, compression_type, datamodule, metric, max_drop, defects)

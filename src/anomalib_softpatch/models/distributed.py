@@ -3,9 +3,9 @@
 
 """Fits on several devices: every rank extracts the features of its images, rank 0 builds the memory bank of all.
 
-The algorithms know one process only. Rank 0 gathers the features of all ranks, beyond ``memory_budget`` on disk, scores
-and selects as on a single device, and sends the memory bank to all. So the result is that of one device. Extraction,
-the most of a fit, is shared; the rest is not, and meanwhile the other ranks wait.
+The algorithms run in one process. Rank 0 gathers the features of all ranks, on disk beyond ``memory_budget``. It scores
+and selects as on a single device, and sends the memory bank to all. So the result is the same as on one device. Only
+extraction, most of a fit, is shared; meanwhile the other ranks wait.
 """
 
 from collections.abc import Callable
@@ -13,30 +13,20 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from torch import distributed
 
 from anomalib_softpatch.components import FeatureStore, MemoryBank
 from anomalib_softpatch.components.out_of_bag import OutOfBagScores
-from anomalib_softpatch.integration.distributed import leave_out_gradients
 from anomalib_softpatch.models.soft_patch.torch_model import SoftPatchModel
 
 # The default of 10 to 30 minutes is too short for ranks that wait for the coreset of a large set.
 TIMEOUT = timedelta(days=2)
 
 
-class DistributedFit(Callback):
-    """Let Lightning's ``ddp`` strategy run a model that has nothing to train."""
-
-    def setup(self, trainer: Trainer, pl_module: torch.nn.Module, stage: str) -> None:
-        """Have the strategy share the weights of rank 0, and no gradients."""
-        leave_out_gradients(trainer.strategy)
-
-
 def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
-    """Build the memory bank on rank 0 from the features of all ranks, and give it to all, which have to call this.
+    """Build the memory bank on rank 0 from the features of all ranks, and give it to all. All ranks must call this.
 
-    Only rank 0 keeps what the fit found beside the bank (``model.denoising``).
+    Only rank 0 keeps the other findings of the fit (``model.denoising``).
 
     Args:
         model: Model whose feature store holds the features of this rank's images.
@@ -48,8 +38,8 @@ def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         fit()
         return
-    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)  # sends tensors of the CPU, whatever the device
-    assert isinstance(group, distributed.ProcessGroup)  # of which all ranks are members
+    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)  # sends tensors on the CPU, whatever the device
+    assert isinstance(group, distributed.ProcessGroup)  # all ranks are members
     try:
         error: Exception | None = None
         try:
@@ -73,17 +63,16 @@ def fit_on_first_rank(model: SoftPatchModel, fit: Callable[[], None]) -> None:
 
 
 def gather_features(store: FeatureStore, group: distributed.ProcessGroup) -> None:
-    """Append the features of all ranks to the store of rank 0, rank by rank; all ranks have to call this.
+    """Append the features of all ranks to the store of rank 0, rank by rank. All ranks must call this.
 
-    An image that several ranks have, by its key, is one that the sampler repeated to give all of them as many, and
-    counts once.
+    An image whose key several ranks have counts once: the sampler repeats images to give all ranks the same number.
 
     Args:
         store: Features of this rank's images.
-        group: Process group that sends tensors of the CPU.
+        group: Process group that sends tensors on the CPU.
 
     Raises:
-        ValueError: On rank 0, if the features of the ranks are of different sizes.
+        ValueError: On rank 0, if the ranks have features of different sizes.
     """
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     if rank > 0:
@@ -101,7 +90,7 @@ def gather_features(store: FeatureStore, group: distributed.ProcessGroup) -> Non
         for shape, dtype, keys in received[0]:
             features = torch.empty(shape, dtype=dtype)
             distributed.recv(features, source, group)
-            if error is not None:  # the others must be able to send all the same
+            if error is not None:  # the other ranks must still be able to send
                 continue
             if keys is not None:
                 wanted = [place for place, key in enumerate(keys) if key not in known]

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Evaluator that says so where a figure cannot be computed."""
+"""Evaluator that reports metrics that cannot be computed."""
 
 import logging
 from typing import Any
@@ -18,14 +18,12 @@ LABELS = {"gt_label": "images", "gt_mask": "pixels"}
 
 
 class LabelAwareEvaluator(Evaluator):
-    """Anomalib's evaluator without the metrics that need both normal and anomalous labels where one kind is missing.
+    """Anomalib's evaluator, which skips metrics that need both normal and anomalous labels if one kind is missing.
 
-    These would be 0, which reads as a model that finds nothing. Arguments as of Anomalib's.
+    These would be 0, as if the model found nothing. The arguments are those of Anomalib's evaluator.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._seen: dict[str, set[bool]] = {}
+    _seen: dict[str, set[bool]]
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the labels of an earlier test."""
@@ -40,7 +38,7 @@ class LabelAwareEvaluator(Evaluator):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Update the metrics and remember which labels there are."""
+        """Update the metrics and note which labels there are."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         for name, seen in self._seen.items():
             labels = getattr(batch, name, None)
@@ -55,7 +53,7 @@ class LabelAwareEvaluator(Evaluator):
             for kind, value in (("normal", False), ("anomalous", True))
             if not trainer.strategy.reduce_boolean_decision(value in self._seen[name], all=False)
         }
-        all_metrics: Any = self.test_metrics  # torch's type of modules in a list knows no metrics
+        all_metrics: Any = self.test_metrics  # torch types them as modules only
         kept, reasons = [], {}
         for metric in all_metrics:
             without = [name for name in getattr(metric, "fields", ()) if name in missing]

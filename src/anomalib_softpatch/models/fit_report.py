@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The noise report of a fit: gathers what the model found and what the datamodule knows, as plain data."""
+"""The noise report of a fit: collects the findings of the model and the knowledge of the datamodule as plain data."""
 
 import logging
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "noise_report"
 AUGMENTED = (
-    "The training images were augmented. What is shown are the files, so a heat map may be displaced against its "
-    "image, or mirrored."
+    "The training images were augmented. The report shows the files, so a heat map may be shifted against its image or "
+    "mirrored."
 )
 
 
 def report_fit(module: "DenoisingMixin") -> None:
-    """Gather what a fit of a module found, write its report and log how well known noise was found."""
+    """Write the report of a fit, and log how well known noise was found."""
     denoising = module.model.denoising
     if denoising is None or denoising.scores is None:
         logger.info("No noise report: with these options the training patches are not scored.")
@@ -62,7 +62,7 @@ def report_fit(module: "DenoisingMixin") -> None:
 def _what_is_known(
     datamodule: object, denoising: DenoisingResult
 ) -> tuple[list[str], torch.Tensor | None, Iterator[torch.Tensor | None] | None]:
-    """Return the paths of the training images, and which are anomalous and where if the datamodule knows."""
+    """Return the paths of the training images, and if the datamodule knows, which are anomalous and where."""
     paths = list(denoising.keys)
     if not isinstance(datamodule, KnowsTruth) or len(paths) != len(denoising.kept[0]):
         return paths, None, None

@@ -1,14 +1,14 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Memory banks as safetensors files, for exchange: they hold numbers and texts only, and no loader runs code for them.
+"""Memory banks as safetensors files, for exchange: they hold numbers and texts only, and loading them runs no code.
 
 Tensors: ``memory_bank`` (patches x channels, one more in files of version 0.2), ``weights`` and ``radii`` (patches; no
 radii before 0.3), ``banks`` (first row and row after the last of each bank) and ``post_processor.*`` (thresholds and
-ranges of the scores). Metadata, JSON texts: ``format``, ``version`` of this package, ``model``, ``backbone``,
-``input_size`` (height and width, or null), ``largest_value`` (white of the training images) and what a model must have
-in common with the one that was trained: ``layers``, ``patch_embedding``, ``precision``, ``score_smoothing``, ``tiles``
-and ``backbone_sha256``, a hash of the backbone's weights, which are not in the file.
+ranges of the scores). Metadata, as JSON texts: ``format``, ``version`` of this package, ``model``, ``backbone``,
+``input_size`` (height and width, or null), ``largest_value`` (white in the training images) and what a model must have
+in common with the trained one: ``layers``, ``patch_embedding``, ``precision``, ``score_smoothing``, ``tiles`` and
+``backbone_sha256``, a hash of the backbone's weights, which are not in the file.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised whenever an older version could not, or not rightly, read a newer one's files
+FORMAT = 2  # raise it if an older version could not, or not correctly, read a newer one's files
 POST_PROCESSOR = "post_processor."
 TENSORS = ("memory_bank", "weights", "banks")
-ASKED_FOR = ("layers", "patch_embedding", "precision", BACKBONE_HASH)  # of the model, see compatibility
+REQUIRED = ("layers", "patch_embedding", "precision", BACKBONE_HASH)  # of the model that loads the file
 
 
 def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
@@ -53,7 +53,7 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
 
     Args:
         model: Trained :class:`SoftPatch` or :class:`SoftPatchPlus`.
-        path: File to write or replace, for example ``bank.safetensors``. It is complete when it is there.
+        path: File to write or replace, for example ``bank.safetensors``. It never appears half-written.
 
     Returns:
         Path of the file.
@@ -71,14 +71,14 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
     unset = _unset_values(_post_processor_state(model))
     if unset:
         msg = (
-            f"The model has no threshold to tell anomalous images by: {', '.join(unset)} of its post-processor are "
-            "not finite. Validate it (engine.validate) first, or make it with post_processor=False."
+            f"The model has no decision threshold: {', '.join(unset)} of its post-processor are not finite. Validate "
+            "it (engine.validate) first, or make it with post_processor=False."
         )
         raise ValueError(msg)
     if torch_model.defects.numel() or torch_model.ignored.numel():
         msg = (
             "The model was taught defects or parts of images to ignore, which a file with a memory bank cannot hold: "
-            "give others its checkpoint, or an exported file."
+            "share its checkpoint, or an exported file."
         )
         raise ValueError(msg)
     tensors = {
@@ -95,7 +95,7 @@ def save_memory_bank(model: DenoisingMixin, path: str | Path) -> Path:
         "backbone": model.hparams.get("backbone"),
         "input_size": model.input_size and list(model.input_size),
         "largest_value": model.largest_value,
-        **{name: REQUIREMENTS[name](model) for name in (*ASKED_FOR, SCORE_SMOOTHING, TILES)},
+        **{name: REQUIREMENTS[name](model) for name in (*REQUIRED, SCORE_SMOOTHING, TILES)},
     }
     with atomic_output(path) as temporary:
         save_file(
@@ -111,12 +111,12 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
 
     Args:
         model: :class:`SoftPatch` or :class:`SoftPatchPlus` with the backbone, layers, patch embedding, precision and
-            number of banks of the one that was trained. Its own memory bank is replaced.
+            number of banks of the trained model. Its own memory bank is replaced.
         path: File that :func:`save_memory_bank` wrote.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no such file, or does not fit the model. The model is then as it was.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is another kind of file, or does not fit the model. Then the model does not change.
 
     Example:
         >>> model = SoftPatch(backbone="resnet18")  # doctest: +SKIP
@@ -126,7 +126,7 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     tensors, metadata = _read(path)
     tensors.setdefault("radii", torch.zeros_like(tensors["weights"]))
     _check_tensors(path, tensors)
-    requirements = {name: metadata[name] for name in ASKED_FOR} | {
+    requirements = {name: metadata[name] for name in REQUIRED} | {
         SCORE_SMOOTHING: metadata.get(SCORE_SMOOTHING, 0.0),
         TILES: metadata.get(TILES),
         "memory_banks": len(tensors["banks"]),
@@ -138,12 +138,12 @@ def load_memory_bank(model: DenoisingMixin, path: str | Path) -> None:
     banks = tuple((start, stop) for start, stop in tensors["banks"].tolist())
     torch_model = model.model
     channels = torch_model.extract(torch.zeros(1, 3, *(model.input_size or (256, 256)), device=model.device)).shape[-1]
-    if tensors["memory_bank"].shape[1] not in {channels, channels + 1}:  # perhaps with a further coordinate
+    if tensors["memory_bank"].shape[1] not in {channels, channels + 1}:  # one more in files of version 0.2
         msg = f"{path} has features of {tensors['memory_bank'].shape[1]} channels, but the model's have {channels}."
         raise ValueError(msg)
     size = model.input_size and list(model.input_size)
     if metadata["input_size"] != size:
-        logger.warning("%s is of images of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
+        logger.warning("%s is for images of %s pixels, but the model gets %s.", path, metadata["input_size"], size)
 
     features, weights, radii = (tensors[name].to(model.device) for name in ("memory_bank", "weights", "radii"))
     torch_model.set_memory_bank(MemoryBank(features, weights, radii, banks))
@@ -161,16 +161,16 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a dictionary
     except (SafetensorError, json.JSONDecodeError) as error:
-        msg = f"{path} is not a memory bank, or not a whole one ({error}): copy it again from where it came from."
+        msg = f"{path} is not a memory bank, or is incomplete ({error}): copy it again from where it came from."
         raise ValueError(msg) from error
     number = metadata.get("format") if isinstance(metadata.get("format"), int) else None
     if number and (reason := reason_against_format(number, FORMAT, metadata.get("version"))):
         msg = f"{path} {reason}"
         raise ValueError(msg)
     missing = [name for name in TENSORS if name not in tensors]
-    missing += [name for name in ("model", "input_size", *ASKED_FOR) if name not in metadata]
+    missing += [name for name in ("model", "input_size", *REQUIRED) if name not in metadata]
     missing += ["format"] if number is None else []
     if missing:
         msg = f"{path} is not a memory bank of SoftPatch or SoftPatchPlus: it lacks {', '.join(missing)}."
@@ -179,7 +179,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse numbers that no fit has given, which would end in an error or worse far from here."""
+    """Refuse values that no fit gives, which would cause errors or wrong scores later."""
     features, weights, banks = (tensors[name] for name in TENSORS)
     radii = tensors["radii"]
     rows = len(features) if features.ndim else 0
@@ -191,7 +191,7 @@ def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         and all(bool(values.isfinite().all() and (values >= 0).all()) for values in (weights, radii))
         and banks.dtype == torch.int64
         and banks.shape in {(1, 2), (2, 2)}
-        # The first bank begins with the first row, the last one ends with the last, and no row is in neither.
+        # The first bank begins with the first row, the last one ends with the last row, and together they have all rows
         and int(banks[0, 0]) == 0
         and int(banks[-1, 1]) == rows
         and 0 <= int(banks[-1, 0]) <= int(banks[0, 1]) <= rows
@@ -200,8 +200,8 @@ def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     if not sound:
         msg = (
             f"{path} is damaged: its features ({describe(features)}), weights ({describe(weights)}), radii "
-            f"({describe(radii)}) and banks ({banks.tolist()}) do not belong together or are not finite. Write it "
-            "again with save_memory_bank."
+            f"({describe(radii)}) and banks ({banks.tolist()}) do not fit together or are not finite. Write it again "
+            "with save_memory_bank."
         )
         raise ValueError(msg)
 
@@ -213,26 +213,26 @@ def _post_processor_state(model: DenoisingMixin) -> dict[str, torch.Tensor]:
 def _stored_post_processor(
     path: Path, tensors: dict[str, torch.Tensor], model: DenoisingMixin
 ) -> dict[str, torch.Tensor]:
-    """Return the values of a file that the model's post-processor has, by name; refuse missing and useless ones."""
+    """Return a file's values for the model's post-processor, by name; refuse missing and useless ones."""
     stored = {}
     for name, own in _post_processor_state(model).items():
         tensor = tensors.get(POST_PROCESSOR + name)
         if tensor is None or tensor.shape != own.shape:
-            problem = "is not there" if tensor is None else f"is of another shape ({describe(tensor)})"
+            problem = "is missing" if tensor is None else f"has another shape ({describe(tensor)})"
             msg = f"{path} is damaged: the post-processor's value {name!r} {problem}. Write it again."
             raise ValueError(msg)
         stored[name] = tensor
     unset = _unset_values(stored)
     if unset:
         msg = (
-            f"{path} has no threshold to tell anomalous images by: {', '.join(unset)} of the post-processor are not "
-            "finite. Write it again after a validation, or give the model post_processor=False to get raw scores."
+            f"{path} has no decision threshold: {', '.join(unset)} of the post-processor are not finite. Write it "
+            "again after a validation, or give the model post_processor=False to get raw scores."
         )
         raise ValueError(msg)
     return stored
 
 
 def _unset_values(state: dict[str, torch.Tensor]) -> list[str]:
-    """Names of the post-processor's thresholds where none of them is finite: one serves images and pixels."""
+    """Return the names of the thresholds if none of them is finite: a single one serves images and pixels."""
     thresholds = {name: value for name, value in state.items() if name.endswith("_threshold")}
     return [] if any(bool(value.isfinite().all()) for value in thresholds.values()) else list(thresholds)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Post-processor that needs no labels: thresholds from training images, and scores that do not clip."""
+"""Post-processor that needs no labels: thresholds from training images, and scores that are not clipped."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -21,24 +21,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Anomalib's names of what finds the thresholds, and what of a batch it looks at
-METRICS = {
-    "_image_threshold_metric": ["pred_score", "gt_label"],
-    "_pixel_threshold_metric": ["anomaly_map", "gt_mask"],
-}
-
 
 class ThresholdBetweenScores(F1AdaptiveThreshold):
-    """Anomalib's threshold, half way to the next lower score.
+    """Anomalib's threshold, moved halfway to the next lower score.
 
     Anomalib's is the lowest score that it calls anomalous, which another runtime may round to a smaller one.
     """
 
     def compute(self) -> torch.Tensor:
-        """Return the threshold; where no score is lower, half way to 0."""
+        """Return the threshold; if no score is lower, halfway to 0."""
         threshold = super().compute()
         if not dim_zero_cat(self.target).any():
-            return threshold  # the highest score of normal images, which shall stay normal
+            return threshold  # the highest score of normal images, which must stay normal
         scores = dim_zero_cat(self.preds)
         lower = scores[scores < threshold]
         self.value = (threshold + (lower.max() if len(lower) else 0)) / 2
@@ -46,9 +40,9 @@ class ThresholdBetweenScores(F1AdaptiveThreshold):
 
 
 def normalize(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """Return s / (s + threshold): 0 for no distance at all, 0.5 at the threshold, and below 1 however large.
+    """Return s / (s + threshold) for scores s >= 0: 0 for no distance, 0.5 at the threshold, and always below 1.
 
-    Where the threshold is not a number, the scores, which are 0 or more, stay as they are.
+    If the threshold is NaN, the scores stay as they are.
     """
     total = scores + threshold
     normalized = torch.where(total > 0, scores / total, torch.zeros_like(scores))
@@ -56,18 +50,18 @@ def normalize(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 
 
 class LabelFreePostProcessor(PostProcessor):
-    """Decide with the labels of validation images where there are defects among them, else without any.
+    """Decide with the labels of validation images if there are defects among them, otherwise without labels.
 
-    Anomalib's thresholds maximize F1 on labeled validation images; without defects among these they are the highest
-    score. Here, the threshold then comes from the out-of-bag scores of the training images, which themselves may hold
-    defects. Of the three ways to say how strict to be, the first that is given counts: ``fixed_threshold``,
-    ``expected_defects``, ``false_alarms``.
+    Anomalib's thresholds maximize F1 on labeled validation images; without defects among these, they are the highest
+    score. Here, the threshold then comes from the out-of-bag scores of the training images, which may have defects,
+    too. Of the three options for it, the first that is given counts: ``fixed_threshold``, ``expected_defects``,
+    ``false_alarms``.
 
-    A score s becomes s / (s + threshold): 0 for no distance at all, 0.5 at the threshold, and below 1 however large.
+    Scores are normalized by :func:`normalize`.
 
     Args:
         false_alarms: Share of normal images that may be called anomalous, above 0 and below 1.
-        expected_defects: Share of defective images among the training images, if it is known: as many of them are
+        expected_defects: Share of defective images among the training images, if it is known: this share of them is
             above the threshold.
         fixed_threshold: Threshold of the image score itself, before normalization.
         **options: Options of Anomalib's ``PostProcessor``.
@@ -89,8 +83,8 @@ class LabelFreePostProcessor(PostProcessor):
         self.fixed_threshold = fixed_threshold
         check(false_alarms=false_alarms, expected_defects=expected_defects, fixed_threshold=fixed_threshold)
         self._has_labeled_defects = False
-        for name, fields in METRICS.items():
-            self.add_module(name, ThresholdBetweenScores(fields=fields, strict=False))
+        self._image_threshold_metric = ThresholdBetweenScores(fields=["pred_score", "gt_label"], strict=False)
+        self._pixel_threshold_metric = ThresholdBetweenScores(fields=["anomaly_map", "gt_mask"], strict=False)
 
     @property
     def asked_false_alarms(self) -> float | None:
@@ -105,11 +99,10 @@ class LabelFreePostProcessor(PostProcessor):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget thresholds of an earlier fit."""
-        self._image_threshold.fill_(torch.nan)
-        self._pixel_threshold.fill_(torch.nan)
+        self.set_thresholds(torch.nan, torch.nan)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for labeled defects anew."""
+        """Forget labeled defects of an earlier validation."""
         self._has_labeled_defects = False
 
     def on_validation_batch_end(
@@ -125,12 +118,12 @@ class LabelFreePostProcessor(PostProcessor):
         labeled = trainer.strategy.reduce_boolean_decision(self._has_labeled_defects, all=False)
         self._has_labeled_defects = labeled
         scores = pl_module.model.out_of_bag
-        # Of a single training image nothing can be scored out of bag: Anomalib's highest normal score is better than
-        # no threshold then. A loaded model has brought its own.
+        # A single training image has no out-of-bag score: Anomalib's highest normal score is then better than no
+        # threshold. A loaded model has its own threshold.
         known = self._image_threshold if scores is None else scores.image_scores
         possible = bool(known.isfinite().any())
         without_labels = self.fixed_threshold is not None or (not labeled and possible)
-        if without_labels:  # nothing to maximize F1 on, which Anomalib would warn of
+        if without_labels:  # there is nothing to maximize F1 on, which Anomalib would warn about
             self._image_threshold_metric.reset()
             self._pixel_threshold_metric.reset()
         super().on_validation_epoch_end(trainer, pl_module)
@@ -138,39 +131,37 @@ class LabelFreePostProcessor(PostProcessor):
             self.decide_without_labels(scores)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: "DenoisingMixin") -> None:
-        """Set the thresholds where there was no validation."""
+        """Set the thresholds if there was no validation."""
         if bool(self._image_threshold.isnan()):
             pl_module.on_train_epoch_end()  # builds the memory bank; Lightning calls the model's hooks later
             self.decide_without_labels(pl_module.model.out_of_bag)
 
     def decide_without_labels(self, scores: OutOfBagScores | None) -> None:
-        """Set the thresholds from the out-of-bag scores of training images, or to what is fixed.
+        """Set the thresholds from the out-of-bag scores of training images, or to the fixed threshold.
 
         A loaded model has no such scores (``None``), but thresholds that came with it.
         """
         if not self.enable_thresholding:
             return
         if self.fixed_threshold is not None:
-            self._image_threshold.fill_(self.fixed_threshold)
-            self._pixel_threshold.fill_(torch.nan)  # the image's counts
+            self.set_thresholds(self.fixed_threshold, torch.nan)
         elif scores is not None:
-            self._image_threshold.fill_(self.cut(scores.image_scores))
-            self._pixel_threshold.fill_(self.cut(scores.map_peaks))
+            self.set_thresholds(self.cut(scores.image_scores), self.cut(scores.map_peaks))
         else:
             return
         logger.info("Without labeled defects to learn from, the threshold is %.4g.", float(self._image_threshold))
 
     def set_thresholds(self, image: float, pixel: float) -> None:
-        """Set the thresholds before normalization; that of maps may be not a number, the image's counts then."""
+        """Set the thresholds before normalization; with NaN for maps, the threshold of the image counts."""
         self._image_threshold.fill_(image)
         self._pixel_threshold.fill_(pixel)
 
     def cut(self, scores: torch.Tensor, known_defects: int = 0) -> float:
-        """Return the threshold for out-of-bag scores of images, not a number if there are none.
+        """Return the threshold for out-of-bag scores of images, NaN if there are none.
 
         Args:
             scores: Scores of images, shape ``(n,)``.
-            known_defects: Number of further images that are known to be defects, so that fewer are to be expected.
+            known_defects: Number of other images that are known to be defects, so that fewer are expected here.
         """
         if self.expected_defects is None:
             return false_alarm_threshold(scores, self.false_alarms)
@@ -185,5 +176,5 @@ class LabelFreePostProcessor(PostProcessor):
     def _normalize(
         preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
     ) -> torch.Tensor | None:
-        """Return s / (s + threshold); Anomalib cuts at 0 and 1, where scores of defects then are all alike."""
+        """Return s / (s + threshold); Anomalib clips at 0 and 1, which makes the scores of all clear defects equal."""
         return None if preds is None else normalize(preds, threshold)

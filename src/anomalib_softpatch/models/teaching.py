@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teaching of a model: memory bank, bank of defects, ignored patches and thresholds follow from what it was taught."""
+"""Teaching of a model: memory bank, bank of defects, ignored patches and thresholds follow from its lessons."""
 
 import math
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ class Change:
         rows: Number of rows of the memory bank before and after.
         defects: Number of patches of defects before and after.
         thresholds: Threshold of the image score before and after.
-        flipped: How many of the training images that were scored as if they were new have another verdict now.
-        scored: How many of them there are.
-        rule: What the threshold follows from.
+        flipped: Number of training images with another verdict than before, scored as if they were new.
+        scored: Number of training images that were scored in this way.
+        rule: How the threshold was set, as a sentence.
     """
 
     rows: tuple[int, int]
@@ -62,17 +62,17 @@ class Change:
 
 @torch.no_grad()
 def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: torch.Tensor | None = None) -> Change:
-    """Make a model what it would be had it been taught these lessons, and no others, since its fit.
+    """Put a model in the state that it would have if it had been taught these lessons, and no others, since its fit.
 
-    The thresholds follow from the scores of the training images as if they were new, without those that are said to be
-    defects and with the new ones that are said to be normal. Where people have decided about all that score highest,
-    these decisions set them, see :func:`~anomalib_softpatch.components.out_of_bag.decided_threshold`. Thresholds that
-    came from labels of a validation stay.
+    The thresholds follow from the scores of the training images as if they were new. Images that people called defects
+    are left out, and new ones that they called normal are added. If people have decided about all images with the
+    highest scores, these decisions set the thresholds, see
+    :func:`~anomalib_softpatch.components.out_of_bag.decided_threshold`. Thresholds from validation labels stay.
 
     Args:
         module: Model with a record of its fit.
-        lessons: Lessons in any order, each about another image.
-        ignored: Patches of the grid that nothing is said about, boolean of shape ``(height, width)``. Default: none.
+        lessons: Lessons in any order, each about a different image.
+        ignored: Patches of the grid to ignore, boolean of shape ``(height, width)``. Default: none.
 
     Raises:
         ValueError: If the model has no record or no threshold, or nothing is left of its memory bank.
@@ -86,7 +86,7 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
     old_scores = _scores_as_new(record.maps, teach(record, model.lessons, model.ignored_patches), model.ignored_patches)
     old_verdicts = _image_scores(model, record.maps, old_scores) > before[2]
     if model.untaught_thresholds is None or not math.isclose(model.taught_threshold or 0, before[2], rel_tol=1e-6):
-        # Of the fit, or of a validation with labels since the model was taught
+        # They are from the fit, or from a validation with labels after teaching
         model.untaught_thresholds = (before[2], float(processor.pixel_threshold))
     taught = teach(record, lessons, ignored)
     is_taught = bool(lessons) or ignored is not None
@@ -97,14 +97,14 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
 
     gone, numbers = gone_groups(lessons), groups_of_lessons(record, lessons)
     stays = torch.tensor([group not in gone for group in record.maps.groups.tolist()], device=device)
-    # As new ones, without the rows that they have brought
+    # New images are scored without the rows that they added
     new = [each for each in model.lessons if each.verdict == NORMAL and each.group == NO_GROUP]
     maps_of_new = [replace(each.map, groups=torch.tensor([numbers[each.name]], device=device)) for each in new]
     maps = join([record.maps.select(stays), *maps_of_new])
     scores = _scores_as_new(maps, taught, ignored)
 
     image_threshold, pixel_threshold = model.untaught_thresholds
-    rule = "It is as it was." if is_taught else "It is that of the fit."
+    rule = "It is the same as before teaching." if is_taught else "It is that of the fit."
     fitted = model.score_maps(record.maps.scores, None).image_scores
     if is_taught and math.isclose(processor.cut(fitted), image_threshold, rel_tol=1e-3):  # from training images
         found = model.score_maps(scores, module.input_size)
@@ -118,7 +118,7 @@ def teach_model(module: "DenoisingMixin", lessons: Sequence[Lesson], ignored: to
         model.untaught_thresholds, model.taught_threshold = None, None
 
     scales = taught.defects[:0, 0]
-    if len(taught.defects):  # calibrated by images that are not known to be any
+    if len(taught.defects):  # calibrated with images that are not known defects
         kept = scores[:, -1].flatten(1).gather(1, maps.places)
         scales = calibrate_defects(taught, maps, kept, SHARE_FOR_DEFECTS * processor.false_alarms)
     live = torch.tensor(image_threshold, dtype=torch.float32, device=device)
@@ -143,41 +143,42 @@ def _threshold(
     lessons: Sequence[Lesson],
     known_defects: int,
 ) -> tuple[float, str]:
-    """Return the threshold for scores of images as if they were new, and a line that says where it is from."""
-    if not len(scores):  # of maps whose size depends on the image
+    """Return the threshold for scores of images as if they were new, and a line on how it was set."""
+    if not len(scores):  # there are no map scores if the size of maps depends on the image
         return math.nan, ""
     usual = processor.cut(scores, known_defects)
-    rule = f"It follows from median and spread of {counted(len(scores), 'score')} of images as if they were new."
+    rule = f"It follows from the median and spread of {counted(len(scores), 'score')} of images as if they were new."
     share = processor.asked_false_alarms
     if share is None:
         return usual, rule
     numbers, last = groups_of_lessons(record, lessons), int(record.group_of_image.max())
     decisions = {numbers[each.name]: each for each in lessons if each.verdict == NORMAL and each.region is None}
     listed = groups.tolist()
-    # Single new images that people decide about are mostly the suspicious ones, so that they do not count
+    # People decide mostly about suspicious single new images, so these do not count
     chosen = [group <= last or (group in decisions and decisions[group].of_folder) for group in listed]
     some = (torch.tensor(chosen) & scores.isfinite().cpu()).nonzero().squeeze(1)
     decided = torch.tensor([group in decisions for group in listed])
     threshold, missing = decided_threshold(scores.cpu()[some], decided[some], share)
     if not math.isnan(threshold):
         return threshold, (
-            f"It follows from decisions: the highest-scored of {counted(len(some), 'image')} are all said to be "
+            f"It follows from decisions: of {counted(len(some), 'image')}, all with the highest scores were called "
             f"normal, and {100 * share:.3g} % of good images may exceed it."
         )
     keys = dict(reversed(list(zip(record.group_of_image.tolist(), record.keys, strict=False))))
     names = [shown(keys[group]) for group in (listed[int(some[place])] for place in missing) if keys.get(group)]
+    if len(names) > MOST_NAMED:
+        names[MOST_NAMED:] = ["..."]
     if names:
-        listed_names = ", ".join([*names[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])])
         rule += (
             " Once the images with the highest scores are all decided, the decisions set it. Decide next about: "
-            f"{listed_names}."
+            f"{', '.join(names)}."
         )
     return usual, rule
 
 
 @torch.no_grad()
 def training_facts(module: "DenoisingMixin") -> TrainingFacts:
-    """Return what a model knows of the images that it was trained on and taught: nothing without a record of a fit."""
+    """Return what a model knows about the images of its training and teaching; nothing without a record of a fit."""
     model, processor = module.model, module.post_processor
     if model.record is None:
         return TrainingFacts()
@@ -201,19 +202,17 @@ def training_facts(module: "DenoisingMixin") -> TrainingFacts:
 
 
 def record_of(module: "DenoisingMixin") -> FitRecord:
-    """Return what the fit of a model left for teaching.
+    """Return the record of a model's fit, which teaching needs.
 
     Raises:
         ValueError: If there is no record, or the model has no threshold that could follow.
     """
     record, processor = module.model.record, module.post_processor
     if record is None:
-        msg = (
-            "The model has no record of its fit, which teaching needs (models of before 0.3 have none): train it again."
-        )
+        msg = "Teaching needs a record of the fit, which models from before 0.3 do not have: train the model again."
         raise ValueError(msg)
     if not isinstance(processor, LabelFreePostProcessor) or bool(processor.image_threshold.isnan()):
-        msg = "The model has no threshold of its own, which teaching needs: train it with the default post-processor."
+        msg = "Teaching needs a threshold, which the model does not have: train it with the default post-processor."
         raise ValueError(msg)
     if module.model.num_neighbors > 1:
         msg = "A model with num_neighbors > 1 cannot be taught: train it with num_neighbors=1."

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Visualizer whose strips carry score, threshold and verdict."""
+"""Visualizer whose strips show score, threshold and verdict."""
 
 import math
 from pathlib import Path
@@ -19,31 +19,29 @@ from anomalib_softpatch.predictions.table import verdict
 from anomalib_softpatch.predictions.threshold import normalized_threshold
 
 BAR, FONT_SIZE, MARGIN = 28, 16, 10  # pixels
-# Dark enough for white text; the words say the same as the colors
+# Dark enough for white text; the verdict is also written in words
 COLORS = {"anomalous": (170, 30, 30), "normal": (20, 100, 50), "": (70, 70, 70)}
 
 
 class VerdictVisualizer(ImageVisualizer):
-    """Anomalib's visualizer, with a bar below each strip: verdict, score and threshold. Options as of Anomalib's.
+    """Anomalib's visualizer, with its options and a bar below each strip: verdict, score and threshold.
 
     The verdict is that of ``predictions.csv``. A file's name is not drawn: the strip's own file has it.
 
     Attributes:
-        threshold: Normalized threshold of the model whose predictions are drawn; not a number where it has none or is
-            not known. The predictions' own labels count then.
+        threshold: Normalized threshold of the model whose predictions are drawn; NaN if there is none or it is not
+            known. Then the predictions' own labels count.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.threshold = float("nan")
+    threshold = math.nan
 
     def visualize(
         self, predictions: ImageItem | NumpyImageItem | ImageBatch | NumpyImageBatch
     ) -> Image.Image | list[Image.Image | None] | None:
-        """Draw predictions, one image or a batch, see Anomalib; ``None`` stands for what nothing can be drawn of."""
+        """Draw predictions, one image or a batch, see Anomalib; ``None`` if there is nothing to draw."""
         strips = super().visualize(predictions)
         if isinstance(strips, list):
-            items: Any = predictions  # torch's and NumPy's batches give their items
+            items: Any = predictions  # batches yield their items
             return [self._caption(strip, item) for strip, item in zip(strips, items, strict=True)]
         item: Any = next(iter(predictions)) if isinstance(predictions, ImageBatch | NumpyImageBatch) else predictions
         return self._caption(strips, item)
@@ -57,7 +55,7 @@ class VerdictVisualizer(ImageVisualizer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the images of a batch and save them where Anomalib does; likewise after a batch of predictions."""
+        """Draw the images of a batch and save them where Anomalib does; also called after a batch of predictions."""
         self.threshold = normalized_threshold(pl_module.post_processor)
         self.output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)

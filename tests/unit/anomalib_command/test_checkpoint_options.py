@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Options of a model on the command line, from the checkpoint beside it; end to end in test_predict.py."""
+"""Options of a model on the command line, from the checkpoint given with it; end to end in test_predict.py."""
 
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ def config(checkpoint: object, class_path: str = "anomalib_softpatch.models.Soft
     return Namespace(ckpt_path=checkpoint, model=Namespace(class_path=class_path, init_args=init_args))
 
 
-def test_what_is_left_open_comes_from_the_checkpoint(checkpoint: Path) -> None:
-    """But no weights are looked for: they are in the file."""
+def test_options_that_are_not_given_come_from_the_checkpoint(checkpoint: Path) -> None:
+    """But no weights are downloaded: they are in the file."""
     found = config(checkpoint)
     take_options(found)
     assert vars(found.model.init_args) == OPTIONS | {"pre_trained": False}
 
 
-def test_what_is_given_stays(checkpoint: Path) -> None:
+def test_given_options_stay(checkpoint: Path) -> None:
     found = config(str(checkpoint), layers=["layer4"], score_smoothing=2.0)
     take_options(found)
     given = {"layers": ["layer4"], "score_smoothing": 2.0}
@@ -67,7 +67,7 @@ def test_another_model(checkpoint: Path) -> None:
 
 
 def test_no_checkpoint() -> None:
-    with pytest.raises(ValueError, match="is no checkpoint, or not a whole one"):
+    with pytest.raises(ValueError, match="is not a checkpoint, or is incomplete"):
         take_options(config(__file__))
 
 
@@ -87,7 +87,7 @@ def test_command_line_makes_the_model_of_the_checkpoint(model: type, tmp_path: P
 
 
 def test_options_of_version_0_2(tmp_path: Path) -> None:
-    """What is gone is left out; what a default was then is said, since it is another one now."""
+    """Removed options are left out. Defaults that have changed since then are set to their old values."""
     options = {
         "backbone": "test_resnet", "layers": ["layer1"], "pre_trained": False, "discriminators": ("simplified_lof",),
         "classification_threshold": "auto", "segmentation_threshold": 0.3, "prototypes": True, "score_smoothing": 1.0,

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a failed command says last. What is printed for real command lines: tests/end_to_end/test_careless_train.py."""
+"""The last lines of a failed command; for real command lines, see tests/end_to_end/test_careless_train.py."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from anomalib_softpatch.integration import engine
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Function that fails in some way and returns what the hook prints; `TRACEBACK` is what the usual hook prints."""
+    """Function that fails in some way and returns what the hook prints; the usual hook prints `TRACEBACK`."""
 
     def fail(function: Callable[[], object], *, with_model: bool = True) -> str:
         monkeypatch.setattr(engine, "Engine", SimpleNamespace(_setup_trainer=SimpleNamespace()))
@@ -34,7 +34,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return fail
 
 
-def test_bad_input_is_said_alone(printed: Callable[..., str]) -> None:
+def test_only_the_message_of_bad_input_is_printed(printed: Callable[..., str]) -> None:
     assert printed(lambda: check_backbone("resnet1o")).startswith("anomalib: backbone='resnet1o' is not a model")
 
 
@@ -44,7 +44,7 @@ def test_other_errors_keep_their_traceback(printed: Callable[..., str]) -> None:
         raise ValueError(msg)
 
     assert printed(foreign) == "TRACEBACK\n"
-    # an error in this package's code that no statement of it raises is a bug
+    # An error in this package's code that none of its raise statements raises is a bug
     assert printed(lambda: check_backbone(None)) == "TRACEBACK\n"
 
 

@@ -74,7 +74,7 @@ def test_search_stays_in_full_precision(model, exported, compression, mvtec_root
         inputs = {port.get_source_output().get_node().get_type_name() for port in product.inputs()}
         assert "FakeQuantize" not in inputs if product in of_resize else inputs <= {"Multiply", "Constant"}
 
-    # With weights in eight bits the features of an untrained network differ a little, with activations too a lot.
+    # The features of an untrained network differ a little with weights in eight bits, and a lot with activations, too.
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     output = openvino_core().compile_model(compressed, "CPU", hint)(image.numpy())
@@ -85,7 +85,7 @@ def test_search_stays_in_full_precision(model, exported, compression, mvtec_root
 
 
 def test_unprotected_compression_quantizes_the_bank(exported, model):
-    """What the test above checks is not so by itself."""
+    """Without our code, the bank would be compressed, too."""
     bank = model.model.memory_bank.numpy()
     compressed = nncf.compress_weights(exported.clone())
     assert not any(
@@ -101,8 +101,8 @@ def test_anomalib_compresses_alike_where_nothing_is_left_out(
     model, exported, compression, mvtec_root, monkeypatch
 ) -> None:
     """Its options mean for our models what they mean for others."""
-    # The third type needs labels in the output, which Anomalib takes for granted.
-    # Anomalib has no option for the scope: without one, its calls and ours must give the same file.
+    # The third type is not tested: Anomalib expects labels in the output for it.
+    # Anomalib has no option for operations to leave out: without any, its calls and ours must give the same file.
     for name in ("resize_operations", "search_operations"):
         monkeypatch.setattr(f"anomalib_softpatch.integration.compression.{name}", lambda *_: [])
     data = MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
@@ -124,7 +124,7 @@ def test_bad_input_is_refused(model, exported, mvtec_root) -> None:
         compress(exported, bank, CompressionType.INT8_PTQ)
     with pytest.raises(ValueError, match=r"max_drop=1\.5 must be between 0 and 1"):
         compress(exported, bank, CompressionType.INT8_ACQ, data, max_drop=1.5)
-    with pytest.raises(ValueError, match="is none of INT8, INT8_PTQ and INT8_ACQ"):
+    with pytest.raises(ValueError, match="is not INT8, INT8_PTQ or INT8_ACQ"):
         compress(exported, bank, CompressionType.FP16, data)
     with pytest.raises(ValueError, match="search in the memory bank was not found"):
         compress(exported, bank + 1, CompressionType.INT8)

@@ -3,8 +3,8 @@
 
 """The contract with Anomalib, Lightning, PyTorch and timm: every part that they do not promise and that is used here.
 
-:data:`PARTS` names them. One that is gone, or takes other arguments, fails here and says what breaks; one that is used
-and not named fails too. Before a new minor version of Anomalib is allowed, this file is to be run with it.
+:data:`PARTS` names them. If one is missing or takes other arguments, a test fails and names what breaks. If one is used
+and not named, a test fails, too. Before a new minor version of Anomalib is allowed, run this file with it.
 """
 
 import ast
@@ -57,7 +57,7 @@ class Part:
     Attributes:
         name: What it is called; the last part is the name that is searched for in the sources.
         get: Returns it.
-        expected: Names of its parameters where it is called or overridden, else a check of its value.
+        expected: Names of its parameters if it is called or overridden, otherwise a check of its value.
         breaks: What would not work here without it.
     """
 
@@ -210,7 +210,7 @@ PARTS = [
         "anomalib.post_processing.PostProcessor",
         lambda: PostProcessor().state_dict().keys(),
         lambda names: names >= {"_image_threshold", "_pixel_threshold", "image_min", "image_max", "pixel_max"},
-        "A memory bank's file has no thresholds, or such that are not noticed to be missing.",
+        "A memory bank's file has no thresholds, or missing ones are not noticed.",
     ),
     Part(
         "anomalib.post_processing.PostProcessor._image_threshold",
@@ -264,7 +264,7 @@ PARTS = [
         "anomalib.post_processing.PostProcessor._checkpoint_config_keys",
         configuration,
         lambda found: found["extra"] == 7 and "image_sensitivity" in found,
-        "A model from a checkpoint has forgotten how strict it is to be.",
+        "A model from a checkpoint loses the options of its threshold.",
     ),
     Part(
         "anomalib.pre_processing.PreProcessor.export_transform",
@@ -297,7 +297,7 @@ PARTS = [
             {"indices", "norm", "stop_early", "output_fmt", "intermediates_only"}
             <= set(inspect.signature(found).parameters)
         ),
-        "Transformers are not told from other networks, or give no features.",
+        "Transformers are not distinguished from other networks, or give no features.",
     ),
     # Anomalib's data
     Part(
@@ -392,13 +392,13 @@ PARTS = [
         "torch.Tensor._version",
         versions_of_a_tensor,
         lambda found: found[0] < found[1],
-        "After a memory bank is changed in place, the search goes on in the old one.",
+        "After a memory bank is changed in place, the search continues in the old one.",
     ),
 ]
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 
 # Names with an underscore that are public: the documentation of Python's named tuples names them
-PUBLIC = {"_asdict", "_fields", "_is_protocol", "_is_runtime_protocol", "_replace"}  # of named tuples and of protocols
+PUBLIC = {"_asdict", "_fields", "_is_protocol", "_is_runtime_protocol", "_replace"}  # and those of protocols
 
 
 def test_documents_say_what_would_make_each_part_unnecessary() -> None:
@@ -429,7 +429,7 @@ def test_anomalib_is_capped_below_the_first_version_that_is_not_tested() -> None
     for requirement in requirements:
         assert f"{TESTED}.0" in requirement.specifier
         assert f"{major}.{minor + 1}.0" not in requirement.specifier, requirement
-    assert version("anomalib").startswith(f"{TESTED}."), "run and mend this file, then raise TESTED and the cap"
+    assert version("anomalib").startswith(f"{TESTED}."), "run and repair this file, then raise TESTED and the cap"
 
 
 # The search for parts that the table does not name
@@ -479,7 +479,7 @@ def defined(tree: ast.Module) -> set[str]:
 
 def uses() -> Iterator[tuple[str, str]]:
     """Places in the sources and the names of private parts that are used, or overridden, there."""
-    # What the table names is not ours where we set it, either
+    # The table's names are not ours, even if we set them
     own = set().union(*(defined(tree) for _, tree in sources())) - {part.searched for part in PARTS}
     for path, tree in sources():
         yield from ((f"{path}:{line}", name) for line, name in private_uses(tree, own))
@@ -504,7 +504,7 @@ def test_every_private_part_is_in_the_table() -> None:
 
 def test_every_private_part_of_the_table_is_used() -> None:
     unused = {part.searched for part in PARTS if private(part.searched)} - {name for _, name in uses()}
-    assert not unused, f"no longer used, so to be taken out of PARTS: {sorted(unused)}"
+    assert not unused, f"no longer used, so remove from PARTS: {sorted(unused)}"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": 
 
 
 class Other(Padim):
-    """A model that leaves the devices to the user, which Padim itself does not."""
+    """A model that lets the user choose the devices, which Padim itself does not."""
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_as_many_as_the_user_asks_for(asked: Callable, devices: Any) -> None:
 
 
 def test_other_models_are_left_to_lightning(asked: Callable) -> None:
-    """Also where a model of ours has been made."""
+    """Even if one of our models has been made."""
     original = Engine._setup_trainer
     assert "devices" not in asked(Other)
     assert Engine._setup_trainer is original

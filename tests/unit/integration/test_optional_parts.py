@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whatever is wrong with an optional part, the models work."""
+"""The models work whatever is wrong with an optional part."""
 
 import sys
 import textwrap

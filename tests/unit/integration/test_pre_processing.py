@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What prepares images outside of the trainer's loops, against the transform of these loops."""
+"""Images are prepared outside of the trainer's loops as by the transform of these loops."""
 
 import numpy as np
 import onnxruntime
@@ -25,7 +25,7 @@ TRANSFORMS = {
     "bicubic": Compose([Resize((64, 96), interpolation=InterpolationMode.BICUBIC)]),
     "not antialiased": Compose([Resize((64, 96), antialias=False)]),
 }
-# An export takes long: "resize" and "alone" are parts of others, and "bicubic" is the name in another type
+# Exports are slow: "resize" and "alone" are parts of others, and "bicubic" only has another type
 IN_RUNTIMES = ["crop", "pad, name", "nested, number", "not antialiased"]
 SIZES = [(64, 96), (300, 500), (20, 700), (40, 30)]
 
@@ -48,8 +48,8 @@ def test_without_a_graph_nothing_differs(pre_processor, size):
 
 @pytest.mark.parametrize("pre_processor", IN_RUNTIMES, indirect=True)
 def test_in_runtimes(pre_processor, tmp_path):
-    """One file for images of all sizes."""
-    # Without antialiasing it is the runtime that resizes, and rounds places in the image as PyTorch does in float32
+    """One file serves images of all sizes."""
+    # Without antialiasing, the runtime resizes, and rounds positions in the image as PyTorch does in float32
     tolerance = 1e-4 if "antialias=False" in str(pre_processor.transform) else 1e-5
     file = str(tmp_path / "pre_processor.onnx")
     dynamic = tuple(torch.export.Dim(name) for name in ("batch", "height", "width"))
@@ -61,7 +61,7 @@ def test_in_runtimes(pre_processor, tmp_path):
     compiled = openvino_core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for size in SIZES:
         given = images(size, 2)
-        expected = pre_processor.transform(given.double()).numpy()  # in float32, PyTorch rounds places in the image
+        expected = pre_processor.transform(given.double()).numpy()  # in float32, PyTorch rounds positions
         (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
         np.testing.assert_allclose(compiled(given.numpy())[0], expected, rtol=0, atol=tolerance)

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Script of test_distributed.py: train and predict on some devices, saving what every rank ends with.
+"""Script of test_distributed.py: train and predict on some devices, and save the results of every rank.
 
-Lightning runs a script once more for each further device, so this cannot be a test itself.
+Lightning runs a script again for each additional device, so this cannot be a test itself.
 """
 
 import sys
@@ -39,7 +39,7 @@ def make_engine(folder, devices, strategy="ddp"):
 
 
 def run(root, folder, devices):
-    seed_everything(devices, verbose=False)  # random numbers of others make no difference
+    seed_everything(devices, verbose=False)  # the global seed makes no difference
     model, datamodule = make(root)
     engine = make_engine(folder, devices)
     trainable = {}

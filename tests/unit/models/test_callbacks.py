@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_softpatch import SoftPatch, SoftPatchPlus
 from anomalib_softpatch.components import PatchFeatureExtractor, feature_cache
+from anomalib_softpatch.integration.distributed import DistributedFit
 from anomalib_softpatch.models.callbacks import FitChecks, NoiseReport
-from anomalib_softpatch.models.distributed import DistributedFit
 
 
 def make_model(model_class=SoftPatch, **options):
@@ -38,7 +38,7 @@ def datamodule(mvtec_root):
 # Checks before the features are extracted
 
 
-def test_precision_that_the_device_does_not_have(monkeypatch):
+def test_precision_that_the_device_does_not_support(monkeypatch):
     def refuse(*_args):
         msg = "not implemented for 'Half'"
         raise RuntimeError(msg)
@@ -60,7 +60,7 @@ def test_features_of_an_interrupted_fit_are_forgotten(datamodule, tmp_path):
 @pytest.mark.parametrize(
     ("progress_bar", "first", "shown"), [(None, True, False), (object(), True, True), (object(), False, False)]
 )
-def test_progress_is_shown_where_others_show_it(progress_bar, first, shown):
+def test_progress_is_shown_if_others_show_it(progress_bar, first, shown):
     model = make_model()
     FitChecks().on_fit_start(SimpleNamespace(progress_bar_callback=progress_bar, is_global_zero=first), model)
     assert model.model.memory_bank_builder.progress is shown
@@ -119,7 +119,7 @@ def test_an_interrupted_fit_leaves_the_model_as_it_was(error, datamodule, darker
 
 
 def test_bank_is_the_same_with_features_from_disk(datamodule, tmp_path, monkeypatch):
-    """With other options of the memory bank, too, and without running the backbone."""
+    """Also with other options of the memory bank, and without running the backbone."""
     cache = str(tmp_path / "cache")
 
     def fit(name, **options):
@@ -138,10 +138,10 @@ def test_bank_is_the_same_with_features_from_disk(datamodule, tmp_path, monkeypa
     assert torch.equal(second.post_processor.image_threshold, expected.post_processor.image_threshold)
     assert not torch.equal(first.model.weights, expected.model.weights)
     assert entries == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
-    assert "feature_cache" not in second.hparams  # a checkpoint is of no machine
+    assert "feature_cache" not in second.hparams  # checkpoints do not depend on a machine
 
 
-def test_a_stopped_fit_goes_on(datamodule, tmp_path, monkeypatch):
+def test_a_stopped_fit_continues(datamodule, tmp_path, monkeypatch):
     model = make_model(noise_report=False, feature_cache=str(tmp_path / "cache"))
     extract = PatchFeatureExtractor._extract
     passed = []
@@ -174,7 +174,7 @@ def test_images_that_are_tested_are_not_kept(datamodule, tmp_path):
 
 
 def test_augmented_images_have_features_of_their_own(mvtec_root, tmp_path):
-    """The bank is that of the augmented images, although the same files were there before."""
+    """The bank is that of the augmented images, although features of the same files are in the cache."""
     cache = str(tmp_path / "cache")
     banks = {}
     for name, augmentation, options in (
@@ -247,7 +247,7 @@ def test_frozen_backbone_stays_frozen(datamodule, tmp_path):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_weights_are_shared_on_several_devices(frozen, monkeypatch):
-    """Those of rank 0, and no gradients: what is trainable stays so, and the model is not wrapped."""
+    """All ranks get those of rank 0, and no gradients: trainable parameters stay so, and the model is not wrapped."""
     model, strategy, sent = make_model(), DDPStrategy(), []
     model.requires_grad_(not frozen)
     before = trainable(model)

@@ -60,8 +60,8 @@ def test_both_models_explain_an_option_that_does_not_differ_in_the_same_words() 
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_misspelt_option_is_refused_by_python(model: type[AnomalibModule]) -> None:
-    """Also beside a checkpoint, where Lightning leaves out what it does not know."""
+def test_a_misspelled_option_is_refused_by_python(model: type[AnomalibModule]) -> None:
+    """Also with a checkpoint, although Lightning ignores unknown options there."""
     for make in (model, lambda **options: model.load_from_checkpoint("model.ckpt", map_location="cpu", **options)):
         with pytest.raises(TypeError, match="unexpected keyword argument 'min_image'"):
             make(min_image=2)

@@ -73,7 +73,7 @@ def make_model(options, images, keyed=True, width=4, memory_budget=None):
 
 
 def fit(*arguments, **options):
-    """Return the bank of a model, and what the fit found beside it."""
+    """Return the bank of a model, and the other findings of its fit."""
     model = make_model(*arguments, **options)
     on_disk = model.feature_store._spill is not None
     fit_on_first_rank(model, model.fit)
@@ -94,7 +94,7 @@ def work(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     seed_everything(rank, verbose=False)
     results = {}
-    for name, (options, shares, widths) in FAILURES.items():  # first, so that the others show that all goes on
+    for name, (options, shares, widths) in FAILURES.items():  # first: the others then show that the ranks still work
         model = make_model(options, shares[rank], width=widths[rank])
         with pytest.raises((ValueError, RuntimeError)) as caught:
             fit_on_first_rank(model, model.fit)
@@ -132,7 +132,7 @@ def ranks(tmp_path_factory, run_forked):
 
 
 def assert_same(results, expected):
-    """Bit by bit; what was found beside the bank is on rank 0 only."""
+    """The banks are equal bit by bit; only rank 0 has the other findings of the fit."""
     for actual in results:
         assert torch.equal(actual["bank"], expected["bank"])
         assert torch.equal(actual["weights"], expected["weights"])
@@ -179,7 +179,7 @@ def test_features_on_disk(ranks):
     ],
 )
 def test_errors_reach_all_ranks(ranks, name, message):
-    """That of rank 0; features and an earlier bank are left on none."""
+    """All ranks report the error of rank 0, and none keeps features or a bank."""
     (error, text, *state), (other_error, other_text, *other_state) = (results[name] for results in ranks)
     assert error is ValueError
     assert message in text
@@ -223,7 +223,7 @@ def test_ranks_may_be_forked(mvtec_root, tmp_path, run_python):
 
 
 def test_engine_on_two_devices(mvtec_root, tmp_path, run_forked):
-    """An odd number of images, some of them repeated ones in each rank's own temporary folder."""
+    """With an odd number of images, some of which are repeated in each rank's own temporary folder."""
     root = tmp_path / "MVTecAD"
     shutil.copytree(mvtec_root, root)
     (root / "bottle" / "train" / "good" / "007.png").unlink()

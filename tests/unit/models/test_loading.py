@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models from checkpoints alone: which model, backbone and layers are the file's business."""
+"""Models from checkpoints alone: the file determines model, backbone and layers."""
 
 import pickle
 import shutil
@@ -46,7 +46,7 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
 def test_model(model_class: type, mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
-    """Of its class, with its options, its threshold and its scores."""
+    """The loaded model has the class, options, threshold and scores of the trained one."""
     trained, path = fitted(model_class, mvtec_root, tmp_path, noise_report=False, lof_k=3)
     loaded = load_model(str(path)).eval()
     assert type(loaded) is model_class
@@ -59,7 +59,7 @@ def test_model(model_class: type, mvtec_root: Path, images: torch.Tensor, tmp_pa
 
 
 def test_weights_come_with_the_checkpoint(checkpoint: Path, images: torch.Tensor, tmp_path: Path) -> None:
-    """None are looked for, as they would be for a backbone that was trained before."""
+    """They are not loaded from elsewhere, even if the backbone was pre-trained."""
     content = torch.load(checkpoint, weights_only=True)
     content["hyper_parameters"]["pre_trained"] = True
     torch.save(content, tmp_path / "model.ckpt")
@@ -69,7 +69,7 @@ def test_weights_come_with_the_checkpoint(checkpoint: Path, images: torch.Tensor
     assert torch.equal(loaded(images).pred_score, load_model(checkpoint).eval()(images).pred_score)
 
 
-def test_folder_of_the_backbone_is_gone(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
+def test_folder_of_the_backbone_is_missing(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
     """The checkpoint was copied to another machine, without the folder that the backbone's weights came from."""
     folder = tmp_path / "weights"
     save_for_hf(timm.create_model("test_resnet", num_classes=7), folder, safe_serialization=True)
@@ -81,8 +81,8 @@ def test_folder_of_the_backbone_is_gone(mvtec_root: Path, images: torch.Tensor, 
         assert torch.equal(load(path).eval()(images).pred_score, expected)
 
 
-def test_transformer_whose_folder_is_gone(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
-    """Its size of images and its head are arguments of the network, which the name of the architecture does not say."""
+def test_transformer_whose_folder_is_missing(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    """Its image size and its head are arguments of the network, which do not follow from the architecture's name."""
     folder = tmp_path / "weights"
     network = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=7, global_pool="avg")
     save_for_hf(network, folder, model_args={"img_size": 96}, safe_serialization=True)
@@ -95,7 +95,7 @@ def test_transformer_whose_folder_is_gone(mvtec_root: Path, images: torch.Tensor
 
 
 def test_pre_processor_that_only_pads(mvtec_root: Path, images: torch.Tensor, tmp_path: Path) -> None:
-    """Then the size of images depends on the images, and maps have theirs."""
+    """Then the model's input size depends on the images, and maps have the size of the padded images."""
     pre_processor = PreProcessor(Pad(8))
     trained, path = fitted(SoftPatch, mvtec_root, tmp_path, pre_processor=pre_processor, noise_report=False)
     assert trained.input_size is None
@@ -107,7 +107,7 @@ def test_pre_processor_that_only_pads(mvtec_root: Path, images: torch.Tensor, tm
 def test_version_0_2_without_a_transform(
     mvtec_root: Path, images: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its checkpoints say alike of no transform and of one that they could not hold: the first is rightly loaded."""
+    """Its checkpoints do not distinguish no transform from one that they could not hold. The former loads correctly."""
     trained, path = fitted(SoftPatch, mvtec_root, tmp_path, pre_processor=PreProcessor(None), noise_report=False)
     content = torch.load(path, weights_only=True)
     content["anomalib_softpatch"] = {"format": 1, "version": "0.2.0", "model": "SoftPatch"}
@@ -126,12 +126,12 @@ def test_version_0_2_without_a_transform(
         (None, None),
     ],
 )
-def test_size_behind_the_pre_processor(transform: Transform | None, size: tuple[int, int] | None) -> None:
+def test_size_after_the_pre_processor(transform: Transform | None, size: tuple[int, int] | None) -> None:
     assert SoftPatch(**SMALL, pre_processor=PreProcessor(transform)).input_size == size
 
 
-def test_arguments_that_are_no_networks(tmp_path: Path) -> None:
-    """A file from somebody else cannot have timm load another one."""
+def test_only_arguments_of_the_network_count(tmp_path: Path) -> None:
+    """A file from somebody else cannot make timm load another file."""
     save_for_hf(timm.create_model("test_resnet"), tmp_path / "own", model_args={"checkpoint_path": "trap.bin"})
     name = portable_name(f"local-dir:{tmp_path / 'own'}")
     assert "trap.bin" in name
@@ -141,7 +141,7 @@ def test_arguments_that_are_no_networks(tmp_path: Path) -> None:
 
 def test_other_models(mvtec_root: Path, tmp_path: Path) -> None:
     _, path = fitted(Patchcore, mvtec_root, tmp_path)
-    message = r"model\.ckpt is no checkpoint of SoftPatch or SoftPatch\+"  # but of one that holds classes of Anomalib
+    message = r"model\.ckpt is not a checkpoint of SoftPatch or SoftPatch\+"  # it holds classes of Anomalib
     with pytest.raises(ValueError, match=message):
         load_model(path)
 
@@ -149,7 +149,7 @@ def test_other_models(mvtec_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [[1, 2], {}, {"anomalib_softpatch": {"model": "Padim"}}, {"state_dict": {}}])
 def test_files_of_something_else(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"model\.ckpt is no checkpoint of SoftPatch or SoftPatchPlus"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is not a checkpoint of SoftPatch or SoftPatchPlus"):
         load_model(tmp_path / "model.ckpt")
 
 
@@ -160,7 +160,7 @@ def test_broken_files(checkpoint: Path, tmp_path: Path) -> None:
     whole = checkpoint.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"no checkpoint at all"):
         broken.write_bytes(content)
-        with pytest.raises(ValueError, match=r"model\.ckpt is no checkpoint, or not a whole one \(\d+ bytes\)"):
+        with pytest.raises(ValueError, match=r"model\.ckpt is not a checkpoint, or is incomplete \(\d+ bytes\)"):
             load_model(broken)
 
 
@@ -176,7 +176,7 @@ def test_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it asks to run code .* Nothing has been run"):
         load_model(tmp_path / "model.ckpt")
     (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match="is no checkpoint, or not a whole one"):
+    with pytest.raises(ValueError, match="is not a checkpoint, or is incomplete"):
         load_model(tmp_path / "model.ckpt")
 
 

@@ -168,14 +168,14 @@ NO_THRESHOLDS = {f"post_processor._{name}_threshold": torch.tensor(torch.nan) fo
             {},
             "was made with memory_banks=2, but the model has memory_banks=1",
         ),
-        ({"post_processor.image_max": torch.zeros(2)}, {}, r"value 'image_max' is of another shape \(float32 \[2\]\)"),
-        ({"post_processor._image_threshold": None}, {}, "value '_image_threshold' is not there"),
-        (NO_THRESHOLDS, {}, "no threshold .*: _image_threshold, _pixel_threshold of"),
-        (NO_THRESHOLDS | {"post_processor._pixel_threshold": torch.tensor(torch.inf)}, {}, "no threshold .*: _image"),
+        ({"post_processor.image_max": torch.zeros(2)}, {}, r"value 'image_max' has another shape \(float32 \[2\]\)"),
+        ({"post_processor._image_threshold": None}, {}, "value '_image_threshold' is missing"),
+        (NO_THRESHOLDS, {}, "no decision threshold: _image_threshold, _pixel_threshold of"),
+        (NO_THRESHOLDS | {"post_processor._pixel_threshold": torch.tensor(torch.inf)}, {}, "decision threshold: _im"),
     ],
 )
 def test_damaged_files(trained: SoftPatch, file: Path, tensors: dict, metadata: dict, message: str) -> None:
-    """The model is as it was, whatever is wrong."""
+    """The model does not change, whatever is wrong."""
     rewrite(file, tensors, **metadata)
     model = copy.deepcopy(trained)
     with pytest.raises(ValueError, match=message):
@@ -186,8 +186,8 @@ def test_damaged_files(trained: SoftPatch, file: Path, tensors: dict, metadata: 
     assert model.model.bank_ranges == trained.model.bank_ranges
 
 
-def test_files_of_before_version_0_3_have_no_radii(images: torch.Tensor, tmp_path: Path) -> None:
-    """The model that reads one had some, which go."""
+def test_files_from_before_version_0_3_have_no_radii(images: torch.Tensor, tmp_path: Path) -> None:
+    """The model that reads one loses its own radii."""
     original, model = (train(new_model(SoftPatchPlus), images) for _ in range(2))
     file = save_memory_bank(original, tmp_path / "bank.safetensors")
     rewrite(file, {"radii": None}, format=1, version="0.2.0")
@@ -199,11 +199,11 @@ def test_files_of_before_version_0_3_have_no_radii(images: torch.Tensor, tmp_pat
     assert torch.equal(model.model(images).pred_score, original.model(images).pred_score)
 
 
-def test_no_such_files(trained: SoftPatch, file: Path, tmp_path: Path) -> None:
+def test_files_of_other_kinds(trained: SoftPatch, file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"no memory bank at all"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bank\.safetensors is not a memory bank, or not a whole one"):
+        with pytest.raises(ValueError, match=r"bank\.safetensors is not a memory bank, or is incomplete"):
             load_memory_bank(trained, file)
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors is not a file"):
         load_memory_bank(trained, tmp_path / "nothing.safetensors")
@@ -220,7 +220,7 @@ def test_model_without_a_threshold_is_not_saved(images: torch.Tensor, tmp_path: 
     model = train(new_model(), images)
     model.post_processor._image_threshold.fill_(torch.nan)
     model.post_processor._pixel_threshold.fill_(torch.nan)
-    message = r"no threshold .*: _image_threshold, _pixel_threshold of its post-processor.*Validate it"
+    message = r"no decision threshold: _image_threshold, _pixel_threshold of its post-processor.*Validate it"
     with pytest.raises(ValueError, match=message):
         save_memory_bank(model, tmp_path / "bank.safetensors")
     assert not list(tmp_path.iterdir())
@@ -242,14 +242,14 @@ def test_scores_without_a_post_processor_need_no_threshold(file: Path, images: t
     load_memory_bank(raw, file)
     without = save_memory_bank(raw, tmp_path / "raw.safetensors")
     load_memory_bank(new_model(post_processor=False), without)
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="is missing"):
         load_memory_bank(new_model(), without)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_mode_follows_the_umask(trained: SoftPatch, tmp_path: Path, umask: int) -> None:
-    """As that of a file that any program writes, so that a colleague can read it where the user lets colleagues."""
+    """The mode is that of any new file, so that colleagues can read it if the user's umask lets them."""
     before = os.umask(umask)
     try:
         path = save_memory_bank(trained, tmp_path / "bank.safetensors")

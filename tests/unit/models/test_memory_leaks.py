@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a fit needed goes with it. See `benchmarks/soak.py` for the memory over hundreds of fits."""
+"""The memory that a fit needed is freed. See `benchmarks/soak.py` for the memory over hundreds of fits."""
 
 import gc
 import weakref
@@ -34,7 +34,7 @@ def living_tensors() -> int:
 
 @pytest.mark.parametrize(("thresholds", "memory_budget"), [((0.15,), 0), ((0.15, 0.5), None)])
 def test_features_go_with_the_fit(memory_budget, thresholds, monkeypatch):
-    """Of a model that is fitted again and again, no features and no earlier bank are left."""
+    """A model that is fitted again and again keeps neither features nor an earlier bank."""
     builder = DenoisingMemoryBank(("lof", "gaussian"), thresholds, coreset_sampling_ratio=0.2)
     model = SoftPatchModel(**BACKBONE, memory_bank_builder=builder, memory_budget=memory_budget)
     monkeypatch.setattr(exact, "SMALLEST_INDEX", 0)

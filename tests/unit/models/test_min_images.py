@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How many training images must show something for it to be normal: what a defect among them costs, and bad values.
+"""How many training images must show something for it to be normal: scores of defects among them, and bad values.
 
-What a defect must score is what it scores after a fit without its image.
+A defect is expected to score as much as after a fit without its image.
 """
 
 import io
@@ -49,7 +49,7 @@ def rotated(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).rotate(1, resample=Image.Resampling.BICUBIC))
 
 
-# Near copies of these small images are not found to be such, so that one more of them is one more image
+# Near copies of these small images are not recognized, so each counts as another image
 COPIES = {"exact": 3 * [lambda image: image], "JPEG": [as_jpeg], "one degree": [rotated]}
 
 
@@ -105,8 +105,8 @@ def peak(output, image=0):
     return float(output.anomaly_map[image, 0, 20:36, 24:40].max())
 
 
-def test_the_defect_is_one():
-    """After a fit without it, by both ways of scoring; normal images score less."""
+def test_the_defect_scores_high_after_a_fit_without_it():
+    """With both ways of scoring, normal images score less."""
     for options in ({}, PATCHCORE):
         scores = scores_without_the_defect(**options).pred_score
         assert scores[0] > 1.5 * scores[1:].max()
@@ -116,7 +116,7 @@ def test_the_defect_is_one():
     ("min_images", "copies"), [("auto", "exact"), ("auto", "JPEG"), ("auto", "one degree"), (2, "exact")]
 )
 def test_a_defect_in_training_scores_as_if_it_were_not(copies, min_images):
-    """Nor is it of use to it that its image is there several times."""
+    """Several copies of its image do not change that."""
     images = [*training_images(), *(copy(training_images()[0]) for copy in COPIES[copies])]
     expected = scores_without_the_defect()
     found = fit(to_tensor(images), min_images=min_images)(to_tensor(training_images()))
@@ -145,7 +145,7 @@ def test_a_defect_of_two_images():
 
 
 def test_normal_images_keep_their_scores():
-    """New ones score as without radii, up to the scale and the smoothing that both have."""
+    """New images score about as they do without radii."""
     images = to_tensor(normal_images(2 * IMAGES))
     plain, bounded = (fit(images[:IMAGES], min_images=number)(images[IMAGES:]).pred_score for number in (1, "auto"))
     assert float(bounded.median()) == pytest.approx(float(plain.median()), rel=0.3)
@@ -153,7 +153,7 @@ def test_normal_images_keep_their_scores():
 
 
 def test_training_images_look_new():
-    """Images of the training set score about as new ones do, since the radii are calibrated so."""
+    """Training images score about as new ones do, because the radii are calibrated for it."""
     images = to_tensor(normal_images(2 * IMAGES))
     scores = fit(images[:IMAGES])(images).pred_score
     assert float(scores[:IMAGES].median()) == pytest.approx(float(scores[IMAGES:].median()), rel=0.2)
@@ -179,7 +179,7 @@ def test_number_of_images(value, number):
     ],
 )
 def test_a_fit_has_that_number(model_class, value, number):
-    """Only one image needs no radii."""
+    """If one image is enough, there are no radii."""
     model = fit(to_tensor(normal_images()), model_class, min_images=value, coreset_sampling_ratio=0.02)
     assert max(model.denoising.support, default=0) + 1 == number
     assert (model.radii == 0).all() if number == 1 else (model.radii > 0).all()
@@ -188,8 +188,8 @@ def test_a_fit_has_that_number(model_class, value, number):
 @pytest.mark.parametrize(
     ("share", "images", "number"), [(0.07, 100, 7), (0.14, 50, 7), (0.55, 100, 55), (0.071, 100, 8)]
 )
-def test_share_of_which_floating_point_numbers_are_a_little_more(share, images, number):
-    """As 0.07 times 100 is."""
+def test_rounding_errors_of_a_share_do_not_count(share, images, number):
+    """In floating point, 0.07 times 100 is a little more than 7."""
     assert support_of(share, images) == {number - 1: 1.0}
 
 

@@ -61,7 +61,7 @@ def bank_with_radii(**arguments):
 
 
 def fit(model, images, seed=0):
-    """Fit; the seed is PatchCore's, ours have their own."""
+    """Fit a model; the seed is for PatchCore, since our models have their own."""
     model.train()
     for batch in images.split(4):
         model(batch)
@@ -81,8 +81,8 @@ def images():
 @pytest.mark.parametrize(
     ("num_neighbors", "smoothing", "indexed"), [(1, 0.0, False), (3, 1.0, False), (1, 1.0, True), (3, 0.0, True)]
 )
-def test_scores_are_those_of_a_whole_search(num_neighbors, smoothing, indexed, monkeypatch):
-    """Although few patches are compared with the rows that only the image score needs; with rows left out, too."""
+def test_scores_are_those_of_a_full_search(num_neighbors, smoothing, indexed, monkeypatch):
+    """Although few patches are compared with the rows that only the image score needs; also with rows left out."""
     rows = torch.randn(1300, 6, generator=torch.Generator().manual_seed(0)) @ torch.randn(
         6, 192, generator=torch.Generator().manual_seed(1)
     )
@@ -182,7 +182,7 @@ def test_state_survives(images, builder):
     restored = softpatch_model(memory_bank_builder=builder).eval()
     restored.load_state_dict(trained.state_dict())
     assert restored.bank_ranges == trained.bank_ranges
-    trained(images)  # makes a search, which copies leave out
+    trained(images)  # makes a search, which copies do not get
     for other in (restored, copy.deepcopy(trained), pickle.loads(pickle.dumps(trained))):
         assert other._search is None
         assert torch.equal(other.radii, trained.radii)
@@ -190,7 +190,7 @@ def test_state_survives(images, builder):
 
 
 def test_search_follows_the_banks(images, monkeypatch):
-    """The same banks are indexed once, those that are replaced or written to anew; nothing of the old ones is kept."""
+    """The same banks are indexed once, and again after they are replaced or changed in place. Old ones are dropped."""
     monkeypatch.setattr(exact, "SMALLEST_INDEX", 0)
     model = fit(softpatch_model(memory_bank_builder=bank_with_radii()), images)
     features = model.extract(images[:2])
@@ -287,7 +287,7 @@ def test_unknown_option(model_class):
 
 @pytest.mark.parametrize("model_class", [SoftPatch, SoftPatchPlus])
 def test_the_command_line_knows_all_options(model_class):
-    """Those of the memory bank and of the fit too, with their help, types and defaults."""
+    """Also those of the memory bank and of the fit, with their help, types and defaults."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(model_class, "model")
     text = " ".join(parser.format_help().split())
@@ -296,7 +296,7 @@ def test_the_command_line_knows_all_options(model_class):
     for option, explanation, default in (
         ("lof_k LOF_K", "Neighbors of the local outlier factor", "6"),
         ("coreset_sampling_ratio", "Size of each bank as a share of ALL training patches", "0.1"),
-        ("min_images", "Normal is what at least so many training images show", min_images),
+        ("min_images", "How many training images must show something for it", min_images),
         ("memory_budget", "GiB of features to hold in memory while training", "null"),
         ("search {exact,faiss}", "How memory banks are searched on a CPU", "exact"),
         ("seed SEED", "Seed of every random number of a fit", "0"),
@@ -440,7 +440,7 @@ def test_one_task_one_bank(images):
 
 
 def test_one_discriminator_is_enough():
-    """And the thresholds of the command line are numbers."""
+    """The thresholds on the command line are numbers."""
     model = lightning_model(SoftPatchPlus, discriminators=["nearest"], segmentation_threshold=0.4)
     assert model.model.memory_bank_builder.discriminators == ("nearest",)
     assert model.model.memory_bank_builder.thresholds == (0.0, 0.4)
@@ -459,7 +459,7 @@ def test_one_discriminator_is_enough():
     [(2, False, "auto"), (2, True, "auto"), (2, False, 100), (3, False, 2), (10, False, 0.1), (10, True, 100)],
 )
 def test_soft_patch_plus_on_few_images(count, equal, min_images):
-    """However few, and all of them equal: finite banks, radii, scores, maps and thresholds."""
+    """Even with few or equal images, banks, radii, scores, maps and thresholds are finite."""
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if equal:
         images[:] = images[0]
@@ -474,7 +474,7 @@ def test_soft_patch_plus_on_few_images(count, equal, min_images):
     assert inner.weights.isfinite().all()
     assert (inner.radii == 0).all() if equal else (inner.radii > 0).all()
     assert inner.radii.isfinite().all()
-    for scores in (inner.out_of_bag.image_scores, inner.out_of_bag.map_peaks):  # infinite of the only image in a bank
+    for scores in (inner.out_of_bag.image_scores, inner.out_of_bag.map_peaks):  # infinite for the only image in a bank
         assert np.isfinite(false_alarm_threshold(scores, 0.05))
     output = inner(torch.cat((images[:1], torch.zeros(1, 3, 64, 64))))
     assert output.pred_score.isfinite().all()
@@ -485,7 +485,7 @@ def test_soft_patch_plus_on_few_images(count, equal, min_images):
 
 
 def test_learns_as_patchcore_does(mvtec_root, tmp_path):
-    """Through the engine, too, where PatchCore sees the images by path and is seeded right before its selection."""
+    """Also through the engine, if PatchCore gets the images by path and is seeded right before its selection."""
 
     class InOrder(MVTecAD):
         def train_dataloader(self):
@@ -512,7 +512,7 @@ def fitted(folder, datamodule, global_seed, **options):
 
 
 def test_equal_options_give_equal_banks(mvtec_root, tmp_path):
-    """Whatever the global generators and the loader, which shuffles with them: bit by bit, untrained backbone too."""
+    """Bit by bit, including the untrained backbone, whatever the global generators and the shuffling loader draw."""
     orders = []
 
     class Watched(MVTecAD):
@@ -550,7 +550,7 @@ def test_global_generators_are_left_alone(images):
 
 
 def test_order_of_the_images_does_not_matter(mvtec_root, tmp_path):
-    """Other batches in another order, and random numbers that the loader drew: the same bank for the same seed."""
+    """The same seed gives the same bank from other batches in another order, and whatever the loader draws."""
     banks = []
     for batch_size in (2, 5):
         datamodule = MVTecAD(root=mvtec_root, category="bottle", train_batch_size=batch_size, num_workers=0)

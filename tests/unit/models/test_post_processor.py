@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Thresholds without labels, scores that do not clip, and figures that cannot be computed."""
+"""Thresholds without labels, scores that are not clipped, and metrics that cannot be computed."""
 
 import logging
 import shutil
@@ -49,7 +49,7 @@ def test_threshold_of_training_images(unlabeled, tmp_path, caplog):
     processor, scores = trained.post_processor, trained.model.out_of_bag
     assert float(processor.image_threshold) == pytest.approx(false_alarm_threshold(scores.image_scores, 0.05))
     assert float(processor.pixel_threshold) == pytest.approx(false_alarm_threshold(scores.map_peaks, 0.05))
-    # In the checkpoint, and in what a model loaded from it says
+    # In the checkpoint, and in the results of a model loaded from it
     checkpoint = runner.trainer.checkpoint_callback.best_model_path
     loaded = SoftPatch.load_from_checkpoint(checkpoint)
     assert float(loaded.post_processor.image_threshold) == pytest.approx(float(processor.image_threshold))
@@ -63,7 +63,7 @@ def test_threshold_of_training_images(unlabeled, tmp_path, caplog):
 
 
 def test_out_of_bag_scores_equal_numpy(unlabeled, tmp_path):
-    """Each training image against the bank without the patches it brought, by brute force in float64."""
+    """Each training image is compared with the bank without the patches that it added, by brute force in float64."""
     trained = model()
     features = {}
     fit = trained.model.fit
@@ -87,7 +87,7 @@ def test_out_of_bag_scores_equal_numpy(unlabeled, tmp_path):
 
 
 def test_labels_count_where_there_are_some(labeled, tmp_path):
-    """Anomalib's verdicts, by a threshold that is no score: half way to the next lower one."""
+    """The verdicts are Anomalib's, with a threshold halfway between its threshold and the next lower score."""
     ours, theirs = model(), model(post_processor=PostProcessor())
     for each in (ours, theirs):
         engine(tmp_path).fit(each, datamodule=labeled)
@@ -109,7 +109,7 @@ def test_labels_count_where_there_are_some(labeled, tmp_path):
         ([0.1, 0.8, 0.8, 0.9], [0, 1, 1, 1], 0.45),  # copies of a defect
         ([0.4, 0.8], [1, 1], 0.2),  # nothing is lower than the lowest defect
         ([0.1, 0.2], [0, 0], 0.2),  # no defects: no image is above the threshold
-        ([0.3, 0.3, 0.3], [0, 1, 1], 0.15),  # nothing tells them apart
+        ([0.3, 0.3, 0.3], [0, 1, 1], 0.15),  # nothing distinguishes them
     ],
 )
 def test_thresholds_lie_between_scores(scores, labels, expected):
@@ -161,7 +161,7 @@ def test_bad_options(options, message):
 
 
 def test_scores_keep_their_order():
-    """However far above the threshold: Anomalib's clip at what validation has seen."""
+    """Even far above the threshold, where Anomalib's scores are clipped at those of the validation."""
     processor = LabelFreePostProcessor()
     processor._image_threshold.fill_(2.0)
     scores = torch.tensor([0.0, 1.0, 2.0, 20.0, 200.0])
@@ -191,7 +191,7 @@ def test_a_run_with_labels_computes_all(labeled, tmp_path, caplog):
 
 
 def test_a_single_training_image_leaves_anomalibs_threshold(mvtec_root, tmp_path):
-    """There is no other image to score it against: the highest normal validation score, not none."""
+    """There is no other image to score it against, so the threshold is the highest normal validation score."""
     root = tmp_path / "set" / "good"
     root.mkdir(parents=True)
     shutil.copy(mvtec_root / "bottle" / "train" / "good" / "000.png", root)
@@ -214,7 +214,7 @@ def test_a_loaded_model_keeps_its_threshold(unlabeled, tmp_path):
 
 
 def test_a_fit_ends_with_its_self_check(unlabeled, labeled, tmp_path, caplog):
-    """In the log and on the page; of labels it does not ask how many false alarms they were set for."""
+    """It is in the log and on the page. With labels, there is no requested share of false alarms."""
     trained = model()
     trained.noise_report = True
     with caplog.at_level(logging.INFO):

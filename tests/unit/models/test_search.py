@@ -58,7 +58,7 @@ def test_life_of_a_model(mvtec_root, unseen, tmp_path):
     assert torch.equal(trained.model.memory_bank, exact.model.memory_bank)
     expected = trained.model(unseen)
     assert ApproximateIndex in {type(index) for index in trained.model._search.indexes.values()}
-    # Some neighbors are missed here, and what is found instead is little farther
+    # Some neighbors are missed here, and those found instead are not much farther away
     exact(unseen)
     assert type(exact.model._search) is NearestNeighborSearch
     ratios = distances(trained, unseen) / distances(exact, unseen)
@@ -105,7 +105,7 @@ def test_exported_file_has_the_exact_search(mvtec_root, unseen, tmp_path, caplog
     def stop(*_args, **_kwargs):
         raise InterruptedError
 
-    monkeypatch.setattr(torch.onnx, "export", stop)  # what is said has been said by then
+    monkeypatch.setattr(torch.onnx, "export", stop)  # all messages come before
     with caplog.at_level(logging.INFO, logger="anomalib_softpatch"), pytest.raises(InterruptedError):
         trained.to_onnx(tmp_path / "exact")
     assert "exact search" not in caplog.text
@@ -118,4 +118,4 @@ def test_missing_faiss_is_named_before_any_work(model_class, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'anomalib-softpatch\[faiss\]'.*search='exact'") as caught:
         model_class(search="faiss", backbone="no such backbone")
     assert bad_input(caught.value) == str(caught.value)
-    lightning_model(model_class)  # which does without
+    lightning_model(model_class)  # the default does not need it

@@ -21,7 +21,7 @@ IMAGES, DEFECTIVE, SHARE = 30, 4, 0.1
 
 
 def make_features(seed: int = 0) -> torch.Tensor:
-    """Images that show the same but for noise, more of it in some than in others; one has a defect."""
+    """Images that differ only by noise, which is stronger in some than in others; one has a defect."""
     generator = torch.Generator().manual_seed(seed)
     pattern = 3 * torch.randn(5, 5, 12, generator=torch.Generator().manual_seed(100))
     noise = torch.linspace(0.2, 0.5, IMAGES)[torch.randperm(IMAGES, generator=generator)]
@@ -32,7 +32,7 @@ def make_features(seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def module() -> Namespace:
-    """What teaching asks of a Lightning module."""
+    """The parts of a Lightning module that teaching uses."""
     builder = DenoisingMemoryBank(
         discriminators=("knn",), thresholds=(0.0, 0.0), coreset_sampling_ratio=0.3, soft_weight=False, neighborhood=1
     )
@@ -80,7 +80,7 @@ def test_decisions_about_the_highest_scores_set_the_threshold(module: Namespace)
     assert {each.verdict for each in lessons} == {NORMAL, DEFECT}
     assert len(lessons) <= 6
     scores = sorted(scores_as_new(module, lessons).values(), reverse=True)
-    third = scores[2]  # a tenth of 29 and a new one
+    third = scores[2]  # a tenth of 29 images and a new one
     assert float(module.post_processor.image_threshold) == pytest.approx(third, rel=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_a_decision_about_a_part_decides_nothing_about_the_image(module: Namespa
 
 @pytest.mark.parametrize("of_folder", [True, False])
 def test_single_new_images_set_no_threshold_but_folders_do(module: Namespace, of_folder: bool) -> None:
-    """People decide about the suspicious ones, and the scores of these are no sample."""
+    """People decide about suspicious single images, whose scores are not representative."""
     record, lessons = module.model.record, decide_from_the_top(module)
     before = float(module.post_processor.image_threshold)
     # Each far from all others, so that they change no other score
@@ -126,8 +126,8 @@ def test_single_new_images_set_no_threshold_but_folders_do(module: Namespace, of
     assert (float(module.post_processor.image_threshold) > 1.02 * before) == of_folder
 
 
-def test_what_the_user_said_otherwise_stays(module: Namespace) -> None:
-    """Who knows how many defects there are asks for no share of false alarms."""
+def test_decisions_do_not_replace_a_known_share_of_defects(module: Namespace) -> None:
+    """A user who knows the share of defects does not choose a share of false alarms."""
     lessons = decide_from_the_top(module)
     module.post_processor.expected_defects = 0.1
     teach_model(module, [])

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The module that could be offered to Anomalib works without the plugin, and says what the plugin says."""
+"""The module that could be offered to Anomalib works without the plugin, and gives the plugin's scores."""
 
 import ast
 import subprocess
@@ -20,12 +20,12 @@ from anomalib_softpatch import SoftPatchPlus
 PLUGIN = Path(anomalib_softpatch.__file__).parent
 OFFERED = Path(__file__).parents[3] / "docs" / "upstream" / "lightning_model.py"
 LAYERS = ["layer1", "layer2"]
-# What of the plugin the module may take along: none of its commands, reports and pages
+# Parts of the plugin that the module may use: none of its commands, reports and pages
 ROOMS = {"components", "models", "images", "backbones", "files", "options", "text", "weights", "_version"}
 RUN = """
 import sys
 
-sys.modules["anomalib_softpatch"] = None  # whoever imports it fails
+sys.modules["anomalib_softpatch"] = None  # importing it fails
 import timm
 import torch
 from anomalib.data import Folder
@@ -49,7 +49,7 @@ with torch.no_grad():
 def test_it_trains_without_the_plugin(
     mvtec_root: Path, tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """A copy of the module and of what it imports, under another name, builds the plugin's memory bank bit by bit."""
+    """A copy of the module and its imports, under another name, builds the plugin's memory bank bit by bit."""
     network = timm.create_model("test_resnet", pretrained=False)
     save_for_hf(network, tmp_path / "weights")
     backbone, root = f"local-dir:{tmp_path / 'weights'}", mvtec_root / "bottle"

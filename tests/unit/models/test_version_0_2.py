@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Checkpoints and memory bank files of version 0.2: without radii, and some with a further coordinate instead.
+"""Checkpoints and memory bank files of version 0.2: without radii, and some with an additional coordinate instead.
 
-The further coordinate of a patch said how far it could vouch for others; that of test patches was 0.
+The additional coordinate of a patch told how far it could support others; that of test patches was 0.
 """
 
 import json
@@ -57,12 +57,12 @@ def datamodule(mvtec_root: Path) -> MVTecAD:
     return MVTecAD(root=mvtec_root, category="bottle", num_workers=0)
 
 
-FURTHER = "with a further coordinate"  # which needs more than a bank without
+ADDITIONAL = "with an additional coordinate"  # which needs more than a bank without
 
 
-@pytest.fixture(scope="module", params=[FURTHER, "without"])
+@pytest.fixture(scope="module", params=[ADDITIONAL, "without"])
 def old(request: pytest.FixtureRequest, datamodule: MVTecAD, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """Path of a checkpoint as version 0.2 wrote it, and the bank, the further coordinate and the ranges in it."""
+    """Path of a checkpoint as version 0.2 wrote it, and the bank, the additional coordinate and the ranges in it."""
     folder = tmp_path_factory.mktemp("old")
     runner = new_engine(folder)
     runner.fit(SoftPatchPlus(**options()), datamodule=datamodule)
@@ -71,9 +71,9 @@ def old(request: pytest.FixtureRequest, datamodule: MVTecAD, tmp_path_factory: p
     del state["model.radii"]
     bank = state["model.memory_bank"]
     generator = torch.Generator().manual_seed(0)
-    further = bank.std() * torch.rand(len(bank), generator=generator) if request.param == FURTHER else None
-    if further is not None:
-        state["model.memory_bank"] = torch.cat((bank, further[:, None]), dim=1)
+    additional = bank.std() * torch.rand(len(bank), generator=generator) if request.param == ADDITIONAL else None
+    if additional is not None:
+        state["model.memory_bank"] = torch.cat((bank, additional[:, None]), dim=1)
     ranges = ((0, len(bank) - 30), (50, len(bank)))
     state["model._extra_state"]["banks"] = [list(rows) for rows in ranges]
     for name in ("min_images", "neighborhood"):
@@ -81,7 +81,7 @@ def old(request: pytest.FixtureRequest, datamodule: MVTecAD, tmp_path_factory: p
     hyper_parameters |= GONE
     content["anomalib_softpatch"] = VERSION
     torch.save(content, folder / "old.ckpt")
-    return folder / "old.ckpt", SimpleNamespace(bank=bank, further=further, ranges=ranges)
+    return folder / "old.ckpt", SimpleNamespace(bank=bank, additional=additional, ranges=ranges)
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,13 @@ def images() -> torch.Tensor:
 
 
 def check_scores(model: SoftPatchPlus, content: SimpleNamespace, images: torch.Tensor) -> None:
-    """Those of the nearest patch by d, or the root of d squared and r squared of a further coordinate, in float64."""
+    """Scores use the distance d to the nearest patch, or with an additional coordinate r, the root of d² + r²."""
     inner = model.eval().model
     features = inner.extract(images)
     queries, bank = features.flatten(1, 2).double().numpy(), content.bank.double().numpy()
     distances = np.linalg.norm(queries[:, :, None] - bank[None, None], axis=3)
-    if content.further is not None:
-        distances = np.sqrt(distances**2 + content.further.double().numpy() ** 2)
+    if content.additional is not None:
+        distances = np.sqrt(distances**2 + content.additional.double().numpy() ** 2)
     with torch.no_grad():
         output = inner(images)
     start, stop = content.ranges[0]
@@ -123,9 +123,9 @@ def test_checkpoint(load: Callable, old: tuple, images: torch.Tensor) -> None:
     assert "prototypes" not in model.hparams
 
 
-@pytest.mark.parametrize("old", [FURTHER], indirect=True)
+@pytest.mark.parametrize("old", [ADDITIONAL], indirect=True)
 def test_command_line(old: tuple, images: torch.Tensor, datamodule: MVTecAD, tmp_path: Path) -> None:
-    """The model that `anomalib predict` makes of the checkpoint beside it, and what it does with it."""
+    """The model that `anomalib predict` makes for the checkpoint, and its scores after loading it."""
     path, content = old
     data = ["--data", "MVTecAD", f"--data.root={datamodule.root}", "--data.category=bottle"]
     arguments = ["predict", "--model=SoftPatchPlus", f"--ckpt_path={path}", *data]
@@ -137,7 +137,7 @@ def test_command_line(old: tuple, images: torch.Tensor, datamodule: MVTecAD, tmp
     check_scores(model, content, images)
 
 
-@pytest.mark.parametrize("old", [FURTHER], indirect=True)
+@pytest.mark.parametrize("old", [ADDITIONAL], indirect=True)
 def test_reweighting_by_neighbors(old: tuple, images: torch.Tensor) -> None:
     model = load_model(old[0]).eval().model
     plain = model(images).pred_score
@@ -148,7 +148,7 @@ def test_reweighting_by_neighbors(old: tuple, images: torch.Tensor) -> None:
 
 
 def test_memory_bank_file(old: tuple, images: torch.Tensor, tmp_path: Path) -> None:
-    """Of format 1, which has no radii."""
+    """A file of format 1 has no radii."""
     path, content = old
     file = save_memory_bank(load_model(path), tmp_path / "bank.safetensors")
     tensors = load_file(file)
@@ -161,9 +161,9 @@ def test_memory_bank_file(old: tuple, images: torch.Tensor, tmp_path: Path) -> N
     check_scores(loaded, content, images)
 
 
-@pytest.mark.parametrize("old", [FURTHER], indirect=True)
+@pytest.mark.parametrize("old", [ADDITIONAL], indirect=True)
 def test_another_fit_has_radii(old: tuple) -> None:
-    """Nothing of the old bank is left, neither its further coordinate nor its lack of radii."""
+    """The new bank has radii and no additional coordinate."""
     path, content = old
     model = SoftPatchPlus.load_from_checkpoint(path, min_images="auto", neighborhood=1).model
     model.train()(torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
@@ -172,7 +172,7 @@ def test_another_fit_has_radii(old: tuple) -> None:
     assert (model.radii > 0).all()
 
 
-@pytest.mark.parametrize("old", [FURTHER], indirect=True)
+@pytest.mark.parametrize("old", [ADDITIONAL], indirect=True)
 def test_onnx(old: tuple, images: torch.Tensor, tmp_path: Path) -> None:
     model = load_model(old[0]).eval()
     file = new_engine(tmp_path).export(model, ExportType.ONNX, export_root=tmp_path)

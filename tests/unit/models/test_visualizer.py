@@ -19,7 +19,7 @@ from anomalib_softpatch.models.post_processor import LabelFreePostProcessor
 from anomalib_softpatch.models.visualizer import BAR, COLORS, VerdictVisualizer
 
 SCORES = [0.25, 0.75]
-# As long as file systems allow, with a line break and what is no Unicode
+# The second is as long as file systems allow, and has a line break
 NAMES = ["plain.png", "line\nbreak" + "x" * 240 + ".png"]
 
 
@@ -41,7 +41,7 @@ def batch(tmp_path: Path) -> ImageBatch:
 
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is written into images."""
+    """Texts that are written into images."""
     written = []
     draw = ImageDraw.ImageDraw.text
 

@@ -37,15 +37,7 @@ from anomalib_softpatch.components.search.scores import score_by_banks
 from anomalib_softpatch.components.self_check import FitFacts, gather_facts
 from anomalib_softpatch.components.smoothing import smooth
 from anomalib_softpatch.components.support_radii import groups_that_count
-from anomalib_softpatch.components.teaching import (
-    DefectBank,
-    FitRecord,
-    Lesson,
-    from_plain,
-    join,
-    map_scores,
-    to_plain,
-)
+from anomalib_softpatch.components.teaching import DefectBank, FitRecord, Lesson, from_plain, join, map_scores, to_plain
 from anomalib_softpatch.components.tiles import extract_by_tiles, make_tiler, tiles_of
 from anomalib_softpatch.components.tracing import is_traced
 from anomalib_softpatch.options import check
@@ -56,7 +48,7 @@ if TYPE_CHECKING:
 
 # Training images that are scored out of bag: enough for a share of false alarms of a few percent
 OUT_OF_BAG_IMAGES = 128
-# Buffers that a checkpoint of a taught model has in its extra state, and what they are else
+# Buffers that a checkpoint of a taught model has in its extra state, and their values in other models
 TAUGHT = {
     "defects": torch.empty(0),
     "defect_scales": torch.empty(0),
@@ -68,14 +60,13 @@ TAUGHT = {
 class SoftPatchModel(DynamicBufferMixin, nn.Module):
     """Score images against memory banks of denoised, weighted patches.
 
-    In training mode a forward pass stores the patch features; :meth:`fit` turns them into the memory banks; in
-    evaluation mode a forward pass returns scores and maps.
+    In training mode, a forward pass stores the patch features. :meth:`fit` turns them into the memory banks. In
+    evaluation mode, a forward pass returns scores and maps.
 
     The score of a patch is its Euclidean distance to the nearest patch of the bank times the weight of that patch; the
-    weight does not choose the neighbor (SoftPatch, equation 8). Where patches of the bank have support radii, the
-    mutual reachability distance takes the place of the distance, see
-    :mod:`anomalib_softpatch.components.support_radii`. The official code has the square of the distance in
-    its place, because the library it searches with returns squares; on real images both rank alike.
+    weight does not affect which patch is nearest (SoftPatch, equation 8). If patches of the bank have support radii,
+    the mutual reachability distance replaces the distance, see :mod:`anomalib_softpatch.components.support_radii`. The
+    official code uses squared distances, which its search library returns. On real images, both rank alike.
 
     Args:
         memory_bank_builder: How to build the banks: the first one gives the image score, the last one the map.
@@ -85,21 +76,21 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     Attributes:
         tiler: Set by Anomalib's tiling callback, or by a checkpoint of a model that had one.
-        feature_cache: Looks up features on disk; ``None``, but for the time of a fit that asks for it.
+        feature_cache: Looks up features on disk; ``None`` except during a fit with that option.
         memory_bank: Patches of all banks, shape ``(m, channels)``.
         weights: Weight of each, shape ``(m,)``.
         radii: Support radius of each, shape ``(m,)``; zeros where they have none.
         bank_ranges: Rows ``(start, stop)`` of each bank.
         denoising: What the last fit found (scores of all training patches, kept patches); ``None`` after loading.
         out_of_bag: Scores of training images as if they had not been in training; ``None`` after loading.
-        fit_facts: What the last fit knows of itself, for the self-check; ``None`` after loading.
-        record: What the fit left for teaching; ``None`` without a fit, and in models of before 0.3.
+        fit_facts: Facts about the last fit, for the self-check; ``None`` after loading.
+        record: Record of the fit, for teaching; ``None`` without a fit, and in models from before 0.3.
         lessons: What the model was taught.
         untaught_thresholds: Thresholds of image scores and maps before it was taught; ``None`` if it was not.
         taught_threshold: Threshold of image scores that teaching has set; ``None`` if it was not taught.
         defects: Patches of defects that it was taught, shape ``(d, channels)``.
         defect_scales, defect_threshold: See :class:`DefectBank`.
-        ignored: Patches that nothing is said about, boolean of shape ``(grid_height, grid_width)``, or empty for none.
+        ignored: Patches to ignore, boolean of shape ``(grid_height, grid_width)``, or empty for none.
     """
 
     memory_bank: torch.Tensor
@@ -155,7 +146,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             self.register_buffer(name, untaught.clone(), persistent=False)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what belongs into a checkpoint beside the buffers: plain data, which loads without unpickling code."""
+        """Return what a checkpoint stores besides the buffers: plain data, which loads without unpickling code."""
         state: dict[str, Any] = {"banks": [list(rows) for rows in self.bank_ranges], "tiles": tiles_of(self.tiler)}
         if self.record is not None:
             state["teaching"] = to_plain(self.record, self.lessons)
@@ -168,27 +159,27 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` returned."""
         self.bank_ranges = tuple((start, stop) for start, stop in state["banks"])
-        if "tiles" in state:  # before 0.3 a checkpoint did not say
+        if "tiles" in state:  # checkpoints from before 0.3 do not store them
             self.tiler = make_tiler(state["tiles"])
         self.record, self.lessons = from_plain(state["teaching"]) if "teaching" in state else (None, [])
         self.untaught_thresholds = state.get("untaught_thresholds")
         self.taught_threshold = state.get("taught_threshold")
-        for name, untaught in TAUGHT.items():  # nothing is left of what the model was taught before
+        for name, untaught in TAUGHT.items():  # forgets what the model was taught before
             setattr(self, name, state.get(name, untaught.clone()).to(self.memory_bank.device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Load the buffers; checkpoints of before 0.3 have no radii."""
+        """Load the buffers; checkpoints from before 0.3 have no radii."""
         weights = state_dict.get(f"{prefix}weights")
         if weights is not None:
             state_dict.setdefault(f"{prefix}radii", torch.zeros_like(weights))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._radii_count = bool(self.radii.any())
-        if self.record is not None and self.untaught_thresholds is None:  # one bank in memory
+        if self.record is not None and self.untaught_thresholds is None:  # both share one bank in memory
             fits = self.record.bank.features.shape == self.memory_bank.shape
             self.record = replace(self.record, bank=self._bank) if fits else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave indexes, and what the last fit found about the training images, out of copies and exported files."""
+        """Leave indexes and the last fit's findings about the training images out of copies and exported files."""
         return self.__dict__ | {
             "denoising": None,
             "out_of_bag": None,
@@ -204,10 +195,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
         Args:
             input_tensor: Images of shape ``(batch, 3, height, width)``.
-            keys: In training, what tells the images apart and orders them, see :class:`FeatureStore`.
+            keys: In training, keys that identify and order the images, see :class:`FeatureStore`.
 
         Returns:
-            In training, features of shape ``(batch, grid_height, grid_width, channels)``; else see :meth:`score`.
+            In training, features of shape ``(batch, grid_height, grid_width, channels)``; otherwise see :meth:`score`.
         """
         features = self.extract(input_tensor)
         if self.training:
@@ -238,7 +229,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         """
         image_scores, map_scores = self._score(features, left_out)
         anomaly_map = self._make_map(map_scores, size)
-        if self.ignored.numel():  # smoothing has brought something there
+        if self.ignored.numel():  # smoothing has spread scores there
             seen = (~self.ignored).to(anomaly_map.dtype)[None, None]
             anomaly_map = anomaly_map * F.interpolate(seen, size=size, mode="nearest")
         return InferenceBatch(pred_score=image_scores, anomaly_map=anomaly_map)
@@ -250,7 +241,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
         batch_size, height, width, channels = features.shape
         queries = features.reshape(-1, channels)
-        # Version 0.2 gave some banks a further coordinate, which is 0 in queries
+        # Version 0.2 gave some banks an additional coordinate, which is 0 in queries
         queries = F.pad(queries, (0, self.memory_bank.shape[1] - channels)).to(self.memory_bank.dtype)
         bank, shape = self._bank, (batch_size, height, width)
         search: Search
@@ -269,10 +260,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return image_scores, scores_of_map.view(batch_size, 1, height, width)
 
     def fit(self, map_size: tuple[int, int] | None = None) -> None:
-        """Build the memory banks from the stored features, which are forgotten then.
+        """Build the memory banks from the stored features, and clear these.
 
         Args:
-            map_size: Height and width of the anomaly maps, which then are scored out of bag, too.
+            map_size: Height and width of the anomaly maps. If given, maps are scored out of bag, too.
         """
         try:
             result = self.memory_bank_builder.fit(self.feature_store)
@@ -286,7 +277,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
     def _score_out_of_bag(
         self, result: DenoisingResult, map_size: tuple[int, int] | None
     ) -> tuple[OutOfBagScores, FitFacts, FitRecord]:
-        """Score training images without the rows of the banks that are theirs or their copies', and gather facts."""
+        """Score training images without the rows of the banks that they or their copies added, and gather facts."""
         images, height, width, _ = self.feature_store.shape
         patches = height * width
         indices = result.indices
@@ -303,7 +294,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
                 image_scores.append(self._score(features[None], group_of_row == groups[image])[0])
         joined = join(maps)
         scores = self.score_maps(joined.scores, map_size)
-        if self.num_neighbors > 1:  # an image score is more than the largest patch score then
+        if self.num_neighbors > 1:  # then the image score is not just the largest patch score
             scores = OutOfBagScores(torch.cat(image_scores), scores.map_peaks)
         record = FitRecord(
             bank=self._bank,
@@ -319,11 +310,11 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return scores, facts, record
 
     def score_maps(self, scores: torch.Tensor, map_size: tuple[int, int] | None) -> OutOfBagScores:
-        """Return image scores and the peaks of anomaly maps for patch scores, of images scored one by one.
+        """Return the image scores and the peaks of the anomaly maps that follow from patch scores.
 
         Args:
             scores: Scores against the first and the last bank, shape ``(n, banks, grid_height, grid_width)``.
-            map_size: Height and width of the anomaly maps, which are made only if it is given.
+            map_size: Height and width of the anomaly maps. Default: no maps are made.
         """
         image_scores = smooth(scores[:, 0], self.score_smoothing).flatten(1).amax(dim=1)
         peaks = torch.empty(0)
@@ -332,7 +323,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
         return OutOfBagScores(image_scores, peaks)
 
     def set_memory_bank(self, bank: MemoryBank) -> None:
-        """Replace the memory banks, and forget what a fit or teaching left."""
+        """Replace the memory banks, and forget the results of a fit and of teaching."""
         self.replace_banks(bank)
         self.denoising, self.out_of_bag, self.fit_facts = None, None, None
         self.record, self.lessons, self.untaught_thresholds, self.taught_threshold = None, [], None, None
@@ -349,10 +340,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     @contextmanager
     def pruned_graphs(self) -> Iterator[None]:
-        """Let graphs that are recorded in a block have a pruned search of the memory banks, where one is faster.
+        """Give graphs that are recorded in the block a pruned search of the memory banks, if one is faster.
 
-        The index goes into the graph as constants, a sixth of the banks' size or less. Outside of the block nothing is
-        left of it, so that no graph can have the index of banks that were replaced.
+        The index goes into the graph as constants, a sixth of the banks' size or less. It is dropped after the block,
+        so that no graph can have the index of banks that were replaced.
         """
         if self.bank_ranges:
             self._graph_search = GraphSearch.build(self._bank)
@@ -363,7 +354,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     @property
     def defect_bank(self) -> DefectBank:
-        """Defects that it was taught."""
+        """Defects that the model was taught."""
         return DefectBank(self.defects, self.defect_scales, self.defect_threshold)
 
     @defect_bank.setter
@@ -372,21 +363,21 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     @property
     def ignored_patches(self) -> torch.Tensor | None:
-        """Patches that nothing is said about, boolean of shape ``(grid_height, grid_width)``; ``None`` for none."""
+        """Patches to ignore, boolean of shape ``(grid_height, grid_width)``; ``None`` for none."""
         return self.ignored if self.ignored.numel() else None
 
     @property
     def _bank(self) -> MemoryBank:
         """The memory banks as they are searched."""
-        # What is recorded for a graph cannot depend on values: whether radii count is known before
+        # A recorded graph cannot depend on values, so whether radii count is determined beforehand
         return MemoryBank(self.memory_bank, self.weights, self.radii if self._radii_count else None, self.bank_ranges)
 
     def _search_of_bank(self, bank: MemoryBank, left_out: torch.Tensor | None = None) -> NearestNeighborSearch:
-        """Return a search outside of graphs, with the indexes of an earlier one."""
+        """Return a search for use outside of graphs, which keeps the indexes of an earlier one."""
         search = self._search
         if search is None or type(search) is not SEARCHES[self.search] or not search.is_of(bank):
             search = SEARCHES[self.search](bank)
-            # Elsewhere it has no indexes to keep, and the bank may leave the device
+            # On other devices it has no indexes to keep, and the bank may leave the device
             self._search = search if bank.features.device.type == "cpu" else None
         return search if left_out is None else search.without(left_out)
 
@@ -412,10 +403,10 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
     def _make_map(self, scores: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:
         """Upsample scores of shape ``(batch, 1, grid_height, grid_width)`` to the image's size and smooth them."""
-        # Anomalib's generator would upsample with nearest neighbor, and smooths rows and columns in one convolution,
-        # which takes ten times as long as one after the other: only its kernel is used
+        # Only the kernel of Anomalib's generator is used. The generator upsamples with nearest neighbor, and smooths
+        # rows and columns in one convolution, which takes ten times as long as one after the other
         kernel = next(self.anomaly_map_generator.buffers())[0, 0]  # the product of two vectors whose sums are 1
-        # Of another type where the trainer's precision is "true"
+        # The types differ if the trainer's precision is "true"
         scores = F.interpolate(scores, size=size, mode=self.upsampling).to(kernel.dtype)
         radius = len(kernel) // 2
         padded = F.pad(scores, (radius, radius, radius, radius), mode="reflect")

@@ -3,9 +3,9 @@
 
 """SoftPatch+: a memory bank for training images of which up to 40 % are anomalous.
 
-By default nothing is removed: the patches of the memory bank have support radii, which say how many images must show
-something for it to be normal. The paper's way is one configuration away: several discriminators, whose scores are fused
-by rank, and a memory bank for each task. Paper: https://arxiv.org/abs/2412.20870 (no implementation of the authors')
+By default, nothing is removed. The patches of the memory bank have support radii instead, so that only what enough
+images show is normal. The paper's method is one configuration away: several discriminators, whose scores are fused by
+rank, and a memory bank for each task. Paper: https://arxiv.org/abs/2412.20870 (the authors published no implementation)
 """
 
 from collections.abc import Sequence
@@ -35,25 +35,24 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
 
     Args:
         discriminators: One or more of ``"knn"``, ``"lof"``, ``"gaussian"`` and ``"nearest"``; the ranks of several are
-            averaged. They rank the training images in the noise report, and decide which patches are removed where
-            any are. lof and gaussian in the paper.
-        min_images: Normal is what at least so many training images show: a number, a share of the images, or
-            ``"auto"`` (2: an image and another one; 3 where one of them looks like a copy). Copies of an image count as
-            one. 1, as in the paper: whatever one image shows is normal unless it is removed.
+            averaged. They rank the training images in the noise report, and decide which patches are removed, if any.
+            lof and gaussian in the paper.
+        min_images: How many training images must show something for it to be normal: a number, a share of the images,
+            or ``"auto"`` (2, or 3 if one of the images looks like a copy). Copies of an image count as one. With 1, as
+            in the paper, whatever one image shows is normal unless it is removed.
         classification_threshold: Share of all patches removed from the bank for the image score; 0.15 in the paper.
         segmentation_threshold: Share of all patches removed from the bank for the map; 0.5 in the paper.
-        task: ``"both"``, or one task only: then one bank is built, which gives both the image score and the map.
-        soft_weight: Weigh the patches of the memory banks. The paper's public texts do not say how. ``False``: not at
-            all. ``True`` or ``"rank"``: 1 + r of the fused rank r. ``"lof"``: the local outlier factor.
-        neighborhood: How many rows and columns away from a patch others may be for it to be compared with them;
-            ``"image"``: anywhere. 0 in the paper.
+        task: ``"both"``, or one task: then a single bank gives both the image score and the map.
+        soft_weight: Weights of the patches of the memory banks, which the paper's public texts do not define.
+            ``False``: none. ``True`` or ``"rank"``: 1 + r for the fused rank r. ``"lof"``: the local outlier factor.
+        neighborhood: Compare patches up to this many rows and columns away; ``"image"``: anywhere. 0 in the paper.
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
-            becomes the image score: what single patches that are rare and normal cost is less then. 0 in the paper.
+            becomes the image score. This lowers the scores of single patches that are rare but normal. 0 in the paper.
         lof_k: Neighbors of the local outlier factor; k = 6 in the papers (SoftPatch's official code always uses 5).
-        max_references: Compare each patch with so many patches at most, chosen at random. Time grows with it.
+        max_references: Largest number of patches, chosen at random, to compare each patch with. Time grows with it.
         discriminator_options: Parameters, by name, of a discriminator that was added to those of this package.
-        coreset_sampling_ratio: Size of each bank as a share of ALL training patches, the removed ones included; 0.1 in
-            the papers.
+        coreset_sampling_ratio: Size of each bank as a share of ALL training patches, including removed ones; 0.1 in the
+            papers.
         backbone: Name of a timm model, ``local-dir:<folder>`` for weights on disk, or a module.
         layers: Names of the layers to extract features from, the finest grid first.
         pre_trained: Use pre-trained backbone weights.
@@ -62,27 +61,26 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the backbone. Distances are always float32.
         num_neighbors: Neighbors that re-weight the image score as in PatchCore; 1, as in the papers, for none.
         search: How memory banks are searched on a CPU: ``"exact"``, or ``"faiss"``, which is approximate, for banks and
-            images so large that the exact search takes too long. Needs the extra ``faiss``. Exported files have the
-            exact search.
-        memory_budget: GiB of features to hold in memory while training; more go to a temporary folder on disk.
-        feature_cache: Folder in which the features of training and validation images are kept, so that another fit, or
-            one that was stopped, does not compute them again. It takes as much disk space as they are large, and can be
-            deleted. Default: none are kept.
+            images so large that the exact search takes too long. ``"faiss"`` needs the extra ``faiss``. Exported files
+            have the exact search.
+        memory_budget: GiB of features to hold in memory while training; the rest goes to a temporary folder on disk.
+        feature_cache: Folder that keeps the features of training and validation images, so that later and interrupted
+            fits do not compute them again. It can become large, and you can delete it. Default: none.
         noise_report: Write a report of suspicious training images, ``noise_report/``, into the results folder.
         skip_unreadable: Leave out images that cannot be read, and list them in the report's ``skipped.csv``, instead of
             refusing to fit.
-        seed: Seed of every random number of a fit, those of an untrained backbone included: equal options give equal
-            memory banks, whatever the data loaders drew, and on any number of devices.
+        seed: Seed of every random number of a fit, including those of an untrained backbone: equal options give equal
+            memory banks, on any number of devices and whatever the data loaders draw.
         pre_processor: Pre-processor (image size, crop, normalization), or whether to use the default one: 256 x 256, no
             crop, statistics of ImageNet.
         post_processor: Post-processor (decision threshold, normalization of scores), or whether to use the default one,
-            which takes the threshold from the training images where no defects are labeled.
+            which takes the threshold from the training images if no defects are labeled.
         evaluator: Evaluator, or whether to use the default one.
         visualizer: Visualizer, or whether to use the default one.
 
     Raises:
         ValueError: If an argument is out of range or unknown.
-        RuntimeError: If the backbone's weights cannot be had.
+        RuntimeError: If the backbone's weights are not available.
 
     Example:
         >>> from anomalib_softpatch import SoftPatchPlus
