@@ -261,16 +261,17 @@ def repeatability(
 def same_place_share(store: FeatureStore) -> tuple[float | None, float]:
     """Return how often the most similar patch of other images lies at about the same place, and how often by chance.
 
-    Evenly spread patches of evenly spread images are compared. For a single image the first share is ``None``.
+    Evenly spread patches of evenly spread images are compared. The first share is ``None`` for a single image, and for
+    grids of less than three patches.
     """
     images, height, width, _ = store.shape
+    patches = height * width
     rows, columns = torch.arange(height), torch.arange(width)
     near_rows = ((rows[:, None] - rows[None]).abs() <= SAME_PLACE).float()
     near_columns = ((columns[:, None] - columns[None]).abs() <= SAME_PLACE).float()
     chance = float(near_rows.mean() * near_columns.mean())
-    if images < 2:  # noqa: PLR2004
+    if images < 2 or patches < 3:  # noqa: PLR2004
         return None, chance
-    patches = height * width
     device = store.device
     chosen = torch.linspace(0, images - 1, min(images, ALIGNMENT_IMAGES), device=device).round().long()
     places = torch.linspace(0, patches - 1, min(patches, ALIGNMENT_PLACES + 2), device=device).round().long()[1:-1]

@@ -222,8 +222,10 @@ def map_scores(
 
 
 def join(maps: Sequence[PatchScoreMaps]) -> PatchScoreMaps:
-    """Put the scores of all images together."""
-    return PatchScoreMaps(*map(torch.cat, zip(*(vars(each).values() for each in maps), strict=True)))
+    """Put the scores of all images together, on the device of the first ones."""
+    device = maps[0].scores.device
+    columns = zip(*(vars(each).values() for each in maps), strict=True)
+    return PatchScoreMaps(*(torch.cat([values.to(device) for values in column]) for column in columns))
 
 
 @torch.no_grad()
@@ -314,7 +316,7 @@ def teach(record: FitRecord, lessons: Sequence[Lesson], ignored: torch.Tensor | 
     defect_rows, least_scales = [bank.features[:0]], [torch.empty(0)]
     for each in lessons:
         if each.verdict == DEFECT:
-            defect_rows.append(_not_ignored(each, each.rows, ignored))
+            defect_rows.append(_not_ignored(each, each.rows, ignored).to(device))
             least_scale = SCALE_OF_GUESSES if each.region is None else 1.0
             least_scales.append(torch.full((len(defect_rows[-1]),), least_scale))
     defects = torch.cat(defect_rows)

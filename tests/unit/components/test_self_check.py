@@ -170,6 +170,11 @@ def test_same_place_of_aligned_and_of_shuffled_images():
     assert same_place_share(store_of(shuffled))[0] == pytest.approx(chance, abs=0.05)
 
 
+@pytest.mark.parametrize("shape", [(1, 5, 5), (4, 1, 1), (4, 1, 2)])
+def test_no_places_to_compare(shape):
+    assert same_place_share(store_of(torch.rand(*shape, 3)))[0] is None
+
+
 def test_radii_share_by_hand():
     bank = torch.tensor([[0.0], [1.0], [3.0]])
     assert radii_share(bank, torch.tensor([1.5, 0.5, 0.0]), torch.tensor([0, 1, 2])) == pytest.approx(1 / 3)
