@@ -66,7 +66,7 @@ class NoiseBenchmarkRunner(ABC):
         """Run all jobs of the part ``benchmark`` of a configuration, one for each combination of its grids.
 
         Returns:
-            The results in the order in which the jobs ended.
+            The results of the jobs that have one, in the order in which they ended; ``failures`` counts the others.
         """
         configs: list[Config] = list(get_iterator_from_grid_dict(args))
         names = list(describe(configs))

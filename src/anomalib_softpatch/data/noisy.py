@@ -57,7 +57,7 @@ class NoisyDataModule(AnomalibDataModule):
     wrapped datamodule trains with, sorted by path, then the injected ones in the order of injection.
 
     With a published list of images (``manifest=``), its anomalous test images are the noise. If it also lists normal
-    training images, all other normal images are left out. The list does not determine the test set: ``overlap`` does.
+    training images, all other normal training images are left out. The list does not determine the test set: ``overlap`` does.
 
     The splits and augmentations are those of the wrapped datamodule, and so are batch sizes and workers unless they are
     given here. The datasets of the wrapped datamodule are not changed.
@@ -202,7 +202,7 @@ class NoisyDataModule(AnomalibDataModule):
         return _read_masks(mask_path) if len(mask_path) else None
 
     def image_key(self, image_path: str) -> str:
-        """Return a name that a training image has in every process: its path, in the folder for repeated images."""
+        """Return a name that a training image has in every process: its path, or that in the temporary folder."""
         folder = None if self._repeats is None else Path(self._repeats.name)
         path = Path(image_path)
         return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else str(image_path)
@@ -333,8 +333,9 @@ class NoisyDataModule(AnomalibDataModule):
             )
             raise ValueError(msg)
         trained = {path for path in found if path not in keys and subset_of[path] == "train"}
-        left_out = {path for path in self.train_data.samples["image_path"] if real_folder(path) not in trained}
-        if trained and left_out:
+        paths = self.train_data.samples["image_path"] if trained else []
+        left_out = {path for path in paths if real_folder(path) not in trained}
+        if left_out:
             self.train_data = _without(self.train_data, left_out)
             name = f"manifest={str(self.manifest)!r}"
             logger.info("%d normal training images are left out because %s does not list them.", len(left_out), name)

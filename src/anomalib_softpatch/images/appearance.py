@@ -95,8 +95,8 @@ class UsualAppearance:
     def remarks(self, images: Sequence[Appearance]) -> dict[str, str]:
         """Return a line for each way in which other images differ as a whole: ``"size"``, ``"kind"``, ``"brightness"``.
 
-        Their median counts, so that a few different images do not matter. It differs if it lies outside the range of
-        98 % of the usual images, and by more than a model ignores. There are no lines for fewer images than
+        Their median counts, so that a few different images do not matter. A median differs if it lies outside the
+        range of 98 % of the usual images, and by more than a model ignores. There are no lines for fewer images than
         :data:`FEWEST`.
         """
         other = UsualAppearance.of(images)
@@ -113,7 +113,7 @@ class UsualAppearance:
         if share > 0.5 and self.kinds.get(kind, 0) <= 1 - USUAL:  # noqa: PLR2004
             usual, usual_share = next(iter(self.kinds.items()))
             lines["kind"] = (
-                f"These images are of a different kind than the training images: {share:.0%} are {kind}. Only "
+                f"These images are of a different kind than the training images: {share:.0%} are {kind}. "
                 f"{self.kinds.get(kind, 0):.0%} of the training images are ({usual_share:.0%} are {usual})."
             )
         if _differs(other, self, "brightness", WHITE):

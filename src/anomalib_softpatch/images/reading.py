@@ -130,7 +130,7 @@ def orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow applies it
         return 1
     if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"}:
-        return 1  # Pillow would decode the image to look for EXIF data after the pixels, where browsers do not
+        return 1  # Pillow would decode the image to look for EXIF data after the pixels, and browsers do not look there
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if value in range(1, 9) else 1
 

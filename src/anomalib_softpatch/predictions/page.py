@@ -31,7 +31,7 @@ from anomalib_softpatch.predictions.predictor import Predictor
 from anomalib_softpatch.predictions.table import UNREADABLE, Prediction, time_of_change
 from anomalib_softpatch.report.geometry import visible_region
 
-MOST_DIFFERENCES = 50  # number of images at the top of the page that are compared with their copies
+MOST_DIFFERENCES = 50  # only this many images at the top of the page are compared for copies
 BORDERLINE_SHARE, MOST_BORDERLINE = 0.1, 20  # share and number of images on either side of the threshold
 COLORED = 0.15  # distance from the threshold to the scores with the last and the first color of the heat map
 SIDE, CELL = 32, 4  # pixels on a side of the small images that are compared to find near copies, and of their patches

@@ -58,7 +58,7 @@ def check_exported(file: Path) -> None:
 
 
 def load_runtime(file: Path, exact: bool = True) -> Runtime:
-    """Load an ``.onnx`` or ``.xml`` file, to be computed in float32 or, if not ``exact``, in the runtime's own choice.
+    """Load an ``.onnx`` or ``.xml`` file, to run in float32 or, if not ``exact``, in the type that the runtime chooses.
 
     Raises:
         ValueError: If it cannot be read, if it is another kind of model, or if its runtime is not installed.
@@ -116,7 +116,7 @@ def _load_openvino(file: Path, exact: bool) -> tuple[Runtime, list[str]]:
     """Load an OpenVINO file, and return the names of its outputs, too."""
     import openvino  # noqa: PLC0415  # optional
 
-    # OpenVINO takes a file that is not XML for one of TensorFlow, with a message of several lines
+    # OpenVINO mistakes a file that is not XML for a TensorFlow model, and its message has several lines
     ElementTree.parse(file)
     file.with_suffix(".bin").stat()
     core = openvino_core()

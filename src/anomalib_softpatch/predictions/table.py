@@ -111,7 +111,7 @@ def time_of_change(path: str | Path) -> str:
 def fingerprint(file: Path) -> str:
     """Return the fingerprint of a model's file: the start of the SHA-256 of its content, in hexadecimal.
 
-    If the file ends with ``.xml``, the content is that of both files of OpenVINO.
+    For a file that ends with ``.xml``, the hash covers both files of the OpenVINO model.
     """
     parts = (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
     return hash_files(*(part for part in parts if part.is_file()))[:FINGERPRINT_LENGTH]

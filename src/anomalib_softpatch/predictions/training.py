@@ -21,7 +21,7 @@ class TrainingFacts:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> "TrainingFacts":
-        """Return facts from what :func:`dataclasses.asdict` made of them, also after JSON; all parts may be missing."""
+        """Restore facts from the result of :func:`dataclasses.asdict`, also after JSON. Any part may be missing."""
         scores = data.get("scores")
         return cls(
             tuple(data.get("names", ())),

@@ -46,7 +46,7 @@ class Comparison:
 
 
 def verify(file: Path, images: Path | None = None) -> None:
-    """Report whether an exported file decides on this machine as the model that it was exported from.
+    """Report whether an exported file gives the verdicts of the model that it was exported from on this machine.
 
     The file describes golden images and stores the model's scores and verdicts for them. It is run in float32, and
     also in the data type that the runtime chooses, if that is another one. The exit status is 2 if a verdict or a score

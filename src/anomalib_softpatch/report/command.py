@@ -3,7 +3,7 @@
 
 """The command ``anomalib-softpatch report``.
 
-Torch is imported only after all arguments that can be checked without it.
+Torch is imported only after all arguments that can be checked without it have been checked.
 """
 
 import os

@@ -116,7 +116,7 @@ def apply(decisions: Path, copy_rest: Path | None = None, move_to: Path | None =
         transfers = _plan(chosen, table, move_to)
     missing = len(chosen) - len(transfers)
     if missing:
-        sys.stdout.write(f"{missing} of them no longer exist and are left out.\n")
+        sys.stdout.write(f"Left out because they no longer exist: {missing}.\n")
     _show("copied" if move_to is None else "moved", transfers, dry_run)
     if dry_run:
         return
@@ -187,7 +187,8 @@ def _show(what: str, transfers: Sequence[Transfer], dry_run: bool) -> None:
         sys.stdout.write(f"  {to_text(transfer.source)} -> {to_text(transfer.target)}\n")
     if len(transfers) > MOST_SHOWN:
         sys.stdout.write(f"  ... and {len(transfers) - MOST_SHOWN} more\n")
-    verb, end = ("would be", " with --dry_run false. Nothing has been changed") if dry_run else ("are", "")
+    done = "is" if len(transfers) == 1 else "are"
+    verb, end = ("would be", " with --dry_run false. Nothing has been changed") if dry_run else (done, "")
     sys.stdout.write(f"{counted(len(transfers), 'image')} {verb} {what}{end}.\n")
 
 

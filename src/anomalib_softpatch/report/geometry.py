@@ -66,9 +66,10 @@ def visible_region(transform: Transform | None, size: tuple[int, int]) -> Region
 
 
 def true_patches(mask: torch.Tensor | None, region: Region, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Return which patches of an image are anomalous: those of which a tenth or more is, so that thin scratches count.
+    """Return which patches of an image are anomalous.
 
-    If no patch reaches a tenth, it is the patch with the largest share.
+    They are those with at least a tenth of anomalous pixels, so that thin scratches count. If no patch reaches a tenth,
+    it is the patch with the largest share.
 
     Args:
         mask: Mask of the image, shape ``(height, width)``, nonzero where it is anomalous; ``None`` for a normal image.

@@ -29,7 +29,7 @@ class Arrivals:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.trouble = ""  # why the folder, or one in it, could not be listed the last time
+        self.trouble = ""  # why the folder, or one in it, was not read the last time
         self._files: dict[Path, _File] = {}
 
     @property

@@ -62,7 +62,7 @@ def predict(
     decisions: Path | None = None,
     false_alarms: float = FALSE_ALARMS,
 ) -> None:
-    """Report whether each image is anomalous, how anomalous it is, and where most.
+    """Report whether each image is anomalous, how anomalous it is, and where it is most anomalous.
 
     Backbone, layers, image size and threshold come from the checkpoint or the exported file. For each image, the
     command prints a line and writes a row to predictions.csv at once: path, score, threshold, verdict, x and y of the
@@ -258,7 +258,7 @@ class Run:
         return time.monotonic()
 
     def news(self) -> list[str]:
-        """Return a line for each way in which the last images differ from the training images since the last call."""
+        """Return a line for each new difference of the last images from the training images."""
         remarks = self.training.remarks([score for _, score in self.scored], [image for image, _ in self.scored])
         lines = [line for name, line in remarks.items() if name not in self._reported]
         self._reported = set(remarks)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class Report:
     """What teaching changed, in words."""
 
-    lines: list[str]  # score and verdict of each decided image, before and after
+    lines: list[str]  # score and verdict of each decided image that was read, before and after; perhaps a note
     summary: str
 
 
@@ -93,14 +93,14 @@ def teach_checkpoint(
         f"{images.verdicts[name]:10}{before[name]} -> {after[name]}  {shown(images.paths[name])}" for name in before
     ]
     if not all(record.names):
-        lines.append("Some training images had no files when the model was trained. Decisions cannot be about them.")
+        lines.append("Some training images had no files when the model was trained. You cannot decide about those.")
     counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(Counter(images.verdicts.values()).items()))
     summary = (
         f"Taught {counts or 'nothing about images'}. The memory bank has {change.rows[1]} patches (before: "
         f"{change.rows[0]}), the bank of defects {change.defects[1]} ({change.defects[0]}); the threshold is "
         f"{change.thresholds[1]:.4g} ({change.thresholds[0]:.4g}). {change.rule} Of "
         f"{counted(change.scored, 'training image')} scored as if they were new, "
-        f"{change.flipped} have another verdict than before."
+        f"{change.flipped} have a different verdict than before."
     )
     return Report(lines, summary)
 
@@ -115,7 +115,7 @@ def _refuse_copies(lessons: Sequence[Lesson]) -> None:
         if other.verdict != lesson.verdict:
             msg = (
                 f"{other.path!r} is {other.verdict} and {lesson.path!r} is {lesson.verdict}, but they count as copies "
-                "of one image. Leave one of them, or give the region of the defect and leave the other undecided."
+                "of one image. Keep one of them, or give the region of the defect and make the other undecided."
             )
             raise ValueError(msg)
 
@@ -164,7 +164,7 @@ class _Images:
             if len(by_verdict) > 1:
                 one, other, *_ = by_verdict.values()
                 both = f"{one.verdict} as {str(one.path)!r} and {other.verdict} as {str(other.path)!r}"
-                msg = f"The same image is {both}. Leave one of them."
+                msg = f"The same image is {both}. Keep one of them."
                 raise ValueError(msg)
         return gathered
 

@@ -86,7 +86,7 @@ def test_differences_are_reported_with_numbers() -> None:
     lines = usual.remarks(other)
     expected = "640 x 480 pixels (width x height) instead of 1280 x 960 (98 % of the training images are 1280"
     assert expected in lines["size"]
-    assert "100 % are gray, 16 bits. Only 0 % of the training images are (100 % are color, 8 bits)." in lines["kind"]
+    assert "100 % are gray, 16 bits. 0 % of the training images are (100 % are color, 8 bits)." in lines["kind"]
     assert "darker than the training images: mean brightness 61 of 255 instead of 112 (98 %" in lines["brightness"]
     assert "lie between 105 and 119" in lines["brightness"]
     assert "brighter" in usual.remarks([Appearance(1280, 960, "color, 8 bits", 130.0)] * 12)["brightness"]
