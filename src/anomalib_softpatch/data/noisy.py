@@ -57,7 +57,8 @@ class NoisyDataModule(AnomalibDataModule):
     wrapped datamodule trains with, sorted by path, then the injected ones in the order of injection.
 
     With a published list of images (``manifest=``), its anomalous test images are the noise. If it also lists normal
-    training images, all other normal training images are left out. The list does not determine the test set: ``overlap`` does.
+    training images, all other normal training images are left out. The list does not determine the test set:
+    ``overlap`` does.
 
     The splits and augmentations are those of the wrapped datamodule, and so are batch sizes and workers unless they are
     given here. The datasets of the wrapped datamodule are not changed.

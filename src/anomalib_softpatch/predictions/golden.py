@@ -49,7 +49,7 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def golden_images(model: "nn.Module", device: "torch.device", size: tuple[int, int] | None) -> list[GoldenImage]:
-    """Score one image of the size that an exported model takes, or images of several sizes if it takes any (``None``)."""
+    """Score one image of the size that an exported model takes, or several sizes if it takes any (``None``)."""
     import torch  # noqa: PLC0415  # exported files are run without it
 
     found = []
