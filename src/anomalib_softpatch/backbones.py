@@ -111,7 +111,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {LOCAL_DIR: _local_dir, TIMM_CONFI
 
 
 def find_source(backbone: str) -> Source:
-    """Return what the name of a backbone stands for: a timm model, or a name with one of the prefixes in ``SOURCES``.
+    """Return what the name of a backbone stands for, whether a timm model or one with a prefix of ``SOURCES``.
 
     Raises:
         ValueError: If it names something that does not exist.
@@ -175,7 +175,7 @@ class Backbone(NamedTuple):
     name: str  # of a timm model, or local-dir:<folder>
     layers: list[str]
     weights: WeightsName | None = None  # of a pip package, which prepare() writes to that folder
-    remark: str = ""  # why it is neither the given backbone nor the default; empty if it is one of them
+    remark: str = ""  # why it is not the requested backbone; empty if it is
 
     def prepare(self) -> None:
         """Write the weights of a pip package, if any, to the folder that the name refers to."""

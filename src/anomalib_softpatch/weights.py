@@ -58,7 +58,7 @@ def write_weights(name: str, folder: Path) -> WeightsPackage:
     if name not in PACKAGES:
         msg = f"There are no weights named {name!r}. Available: {', '.join(PACKAGES)}."
         raise ValueError(msg)
-    package = PACKAGES[name]
+    package, folder = PACKAGES[name], Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _was_written(folder, package):
             return package

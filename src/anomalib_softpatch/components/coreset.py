@@ -136,7 +136,7 @@ class _NearestCenters:
         self.distances = features.new_empty(len(rows))
         for part, out in zip(rows.split(CHUNK), self.distances.split(CHUNK), strict=True):
             torch.linalg.norm(features[part] - centers[0], dim=1, out=out)
-        # Rows are at most twice the largest distance away from any mean of rows: no square below exceeds 64 of its own.
+        # Rows are at most twice the largest distance away from any mean of rows: no square below exceeds 64 times its.
         if not self.distances.max() <= torch.finfo(features.dtype).max ** 0.5 / 8:
             msg = "features contain NaN or infinity, or values so large that distances overflow: check their source."
             raise ValueError(msg)
@@ -226,12 +226,12 @@ class _NearestCenters:
         return in_doubt, int((self._errors(distances, norms) > COARSE * distances.square()).sum())
 
     def _limits(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Return the largest possible bounds, without the norms of the rows, of centers within some distances."""
+        """Return the largest possible bounds, without the norms of the rows, of centers that are no farther away."""
         return distances.square() * (1 + self._rounding) - norms + self._errors(distances, norms)
 
     def _errors(self, distances: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Return the largest possible rounding errors of the bounds of centers within some distances."""
-        # They grow with the square of the sum of both lengths. Such a center's is at most the row's plus the distance
+        """Return the largest possible rounding errors of the bounds of centers that are no farther away."""
+        # They grow with the square of the sum of both lengths; the center's is at most the row's plus the distance
         return self._bound_rounding * (2 * norms.sqrt() + distances).square()
 
 

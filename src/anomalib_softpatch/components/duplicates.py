@@ -86,7 +86,7 @@ def near_pairs(features: torch.Tensor, progress: bool = False, chosen: torch.Ten
     fewer than 20 images are not searched.
 
     With more than 4,096 images, the k-th nearest is searched among ``m`` evenly spread ones, from 4,096 down to 1,024
-    for about 30,000 images. Among all ``n`` images its rank is about ``k n / m``, which gives the factor. Only pairs
+    for 30,000 images and more. Among all ``n`` images its rank is about ``k n / m``, which gives the factor. Only pairs
     that are most similar as a whole are compared, so the time grows with the number of images, not with its square.
 
     Args:

@@ -20,9 +20,10 @@ class NearestInImages:
     """The nearest patch of each image to some patches.
 
     Attributes:
-        distances: Distance to the nearest patch in the neighborhood, shape ``(q, images)``, infinite for the own image.
+        distances: Distance to the nearest patch of each image in the neighborhood, shape ``(q, images)``; infinite for
+            the own image.
         places: Position of that nearest patch in the grid, shape ``(q, images)``.
-        anywhere: Distance to the nearest of all patches, shape ``(q, images)``, infinite for the own image.
+        anywhere: Distance to the nearest of all patches of each image, shape ``(q, images)``; infinite for the own one.
     """
 
     distances: torch.Tensor

@@ -18,8 +18,8 @@ class References:
     """Choose the patches of the training set that a patch is compared with.
 
     The paper compares patches at the same grid position (``neighborhood=0``), which suits aligned objects and textures.
-    The same position of objects in any orientation shows different things: a neighborhood or the whole image gives
-    their patches more similar ones to be compared with. Distances between patches of the same image never count, since
+    If objects can have any orientation, the same position shows different things. A neighborhood or the whole image
+    then offers more similar patches to compare with. Distances between patches of the same image never count, since
     a defect that covers several patches would support itself.
 
     Patches are numbered ``image * height * width + row * width + column``.

@@ -86,7 +86,7 @@ class SelfCheck:
         above: Number of the scored training images that are above the threshold.
         interval: Smallest and largest share of false alarms that these images allow for; ``None`` without scores.
         second_group: Whether more images are above the threshold than twice the share and chance explain.
-        scale: Size of the images relative to what the model sees, the larger of both sides; ``None`` if not known.
+        scale: Height and width of the images divided by what the model sees, the larger ratio; ``None`` if not known.
     """
 
     verdict: Verdict
@@ -173,7 +173,7 @@ def rate_interval(count: float, images: int) -> tuple[float, float]:
     """Return the exact 95 % confidence interval of a rate (Clopper and Pearson, Biometrika 1934).
 
     Args:
-        count: Number of images counted for the rate; not a whole number where it comes from an expected rate.
+        count: Number of images with the property; a fraction if it is computed from an expected rate.
         images: Number of all images, at least 1.
     """
     low = float(beta.ppf(LEVEL / 2, count, images - count + 1)) if count > 0 else 0.0
@@ -182,7 +182,7 @@ def rate_interval(count: float, images: int) -> tuple[float, float]:
 
 
 def fewest_images(rate: float) -> int:
-    """Return how many images contain, with 95 % confidence, one of those that occur at a given rate (Wilks 1941)."""
+    """Return how many images it takes to contain, with 95 % confidence, something of a given rate (Wilks 1941)."""
     return math.ceil(math.log(LEVEL) / math.log1p(-rate))
 
 
@@ -316,7 +316,7 @@ def self_check(facts: FitFacts, threshold: float, asked: float | None, scale: fl
         threshold: Threshold of the image score.
         asked: Requested share of false alarms, above 0 and below 1; ``None`` if the threshold does not come from such a
             share but, for example, from labels.
-        scale: Size of the images relative to what the model sees, the larger of both sides; ``None`` if not known.
+        scale: Height and width of the images divided by what the model sees, the larger ratio; ``None`` if not known.
     """
     images = len(facts.scores)
     above = sum(score > threshold for score in facts.scores)

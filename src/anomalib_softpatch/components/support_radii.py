@@ -9,8 +9,8 @@ other images make the patch itself look normal. A defect among the training imag
 not been there. Nothing is removed, so nothing can be removed wrongly.
 
 Copies of an image count as one image. Otherwise a defect whose image was copied would support itself. By default k is
-1, which costs least where normal patches are rare. But the second image counts where the nearest is much nearer, such
-as an image of the same object in different light: r(m) = max(d_1(m), 0.9 d_2(m)).
+1, which costs least where normal patches are rare. But if the nearest image is much nearer than the second, for example
+because it shows the same object in different light, the second counts: r(m) = max(d_1(m), 0.9 d_2(m)).
 
 References: Ramaswamy, Rastogi and Shim, Efficient Algorithms for Mining Outliers from Large Data Sets, SIGMOD 2000 (the
 distance to the k-th nearest neighbor as an outlier score); Campello, Moulavi and Sander, Density-Based Clustering Based

@@ -88,7 +88,7 @@ class FitRecord:
         maps: Patch scores of training images as if they had not been in training.
         keys: Keys of the training images; empty if any image came without a key.
         group_of_image: Group of copies of each training image, shape ``(images,)``.
-        names: Unique names of the training images, hashes of their files; empty if not known.
+        names: Hash of the file of each training image, ``""`` for one without a file; empty if not known.
         appearances: How training images look, in any order. With several processes: those that the first one read.
     """
 
@@ -133,7 +133,7 @@ class Lesson:
     """A verdict about an image, and what it adds to a memory bank.
 
     Attributes:
-        name: Unique name of the image, a hash of its file.
+        name: Hash of the image's file, by which the image is recognized.
         verdict: ``"normal"``, ``"defect"``, ``"set_aside"`` or ``"added"``.
         path: Where its file was.
         group: Its group of copies among the training images, -1 if it was not one.
@@ -246,7 +246,7 @@ def make_lesson(
         record: What the fit left.
         search: Search of the record's memory bank.
         verdict: ``"normal"``, ``"defect"``, ``"set_aside"`` or ``"added"``.
-        name: Unique name of the image, a hash of its file.
+        name: Hash of the image's file, by which the image is recognized.
         path: Where its file is.
         features: Features of its patches, shape ``(height, width, channels)``.
         group: Its group of copies among the training images, -1 if it was not one.

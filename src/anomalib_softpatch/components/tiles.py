@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-softpatch authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Features of large images, tile by tile: one grid for the whole image, with memory for the tiles of one image.
+"""Features of large images, tile by tile: one grid for the whole image, and memory for one image at a time.
 
 Size and stride of the tiles come from Anomalib's ``Tiler``, which its callback gives to a model. Tiles are cut and
 their features joined here, because Anomalib joins features as if they were images. Its grid keeps the padding, so that
@@ -77,7 +77,7 @@ def extract_by_tiles(
 ) -> torch.Tensor:
     """Return the features of all patches of images, on one grid for each image, see :func:`check_tiles`.
 
-    Beyond the right and the bottom border, tiles are filled with zeros, and their patches are left out. Where tiles
+    Beyond the right and the bottom border, tiles are filled with zeros, and the patches there are left out. Where tiles
     overlap, their features are averaged.
 
     Args:

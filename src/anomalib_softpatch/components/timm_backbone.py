@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -43,8 +44,7 @@ class TimmBackbone(nn.Module):
         self.name = name
         source = find_source(name)
         architecture, arguments = source.architecture, dict(source.arguments)
-        with torch.device("meta"):  # which layers there are needs no weights, whose random values take a second
-            stages: Any = timm.create_model(architecture, features_only=True, exportable=True, **arguments)
+        stages = _without_weights(architecture, arguments)
         known = [info["module"] for info in stages.feature_info.info]
         missing = [layer for layer in layers if layer not in known]
         if missing:
@@ -88,7 +88,7 @@ class TimmBackbone(nn.Module):
         return all(feature.ndim == 4 for feature in features.values())  # noqa: PLR2004
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return up to three sizes in pixels that the network takes, the nearest to a height and width first."""
+        """Return up to three sizes in pixels that the network takes, the nearest to those of the images first."""
         network = self.feature_extractor
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
         steps = {max(patch) if isinstance(patch, Sequence) else patch} if patch else set(USUAL_STEPS)
@@ -99,6 +99,16 @@ class TimmBackbone(nn.Module):
             candidates |= {(row, column) for row in rows for column in columns if height != width or row == column}
         nearest = sorted(candidates, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))
         return list(islice((size for size in nearest if self.takes(*size)), 3))
+
+
+def _without_weights(architecture: str, arguments: dict[str, Any]) -> Any:
+    """Create a network to ask for its layers. Random weights would take a second, so it has none if it can."""
+    create = partial(timm.create_model, architecture, features_only=True, exportable=True, **arguments)
+    try:
+        with torch.device("meta"):
+            return create()
+    except RuntimeError:  # a network that computes with values while it is made
+        return create()
 
 
 def check_backbone(backbone: str) -> None:

@@ -13,7 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 class DistributedFit(Callback):
     """Let Lightning's ``ddp`` strategy run a model with nothing to train, which ``DistributedDataParallel`` refuses.
 
-    All that is left of its work is that all ranks get the weights of rank 0 before the fit.
+    All that is left of its work is that all ranks get the weights of rank 0 before the fit. It acts in ``setup``,
+    before the strategy wraps the model.
     """
 
     def setup(self, trainer: Trainer, pl_module: torch.nn.Module, stage: str) -> None:

@@ -87,7 +87,7 @@ class ImportWatcher:
 
     def _watch(self, loader: "Any") -> None:
         """Have the loader register the classes after the module that it executes next."""
-        # None for a folder without __init__.py; already watched if it belongs to a zip file, whose modules share it
+        # None for a folder without __init__.py; perhaps already watched: all modules of a zip file share one
         if loader is None or "exec_module" in vars(loader):
             return
         exec_module = loader.exec_module

@@ -45,7 +45,7 @@ FORMAT = 3  # raise it if an older version could not, or not correctly, use a ne
 FORMAT_OF_EIGHT_BITS = 2  # of models that saw only images of 8 bits, which older versions can use
 OWN_STATE = {"model.memory_bank", "model.weights"}  # no model of Anomalib has both
 EXTRACTOR = "model.feature_extractor."
-# Options that read_options may change. Nothing else of a file may become an argument of load_from_checkpoint
+# Options that read_options may change. No other options of a file are passed on to load_from_checkpoint
 OPTIONS_OF_FILES = {
     "backbone", "pre_trained", "discriminator", "discriminators", "classification_threshold", "segmentation_threshold",
     "min_images", "neighborhood",

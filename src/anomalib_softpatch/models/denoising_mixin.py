@@ -155,8 +155,17 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
             # Users who load a checkpoint give the module again: load_from_checkpoint(backbone=)
             self.hparams.pop("backbone")
 
-    # Resize, crop (the papers: 224 x 224; default: none) and the statistics of ImageNet
-    configure_pre_processor = Patchcore.configure_pre_processor
+    @classmethod
+    def configure_pre_processor(
+        cls, image_size: tuple[int, int] | None = None, center_crop_size: tuple[int, int] | None = None
+    ) -> PreProcessor:
+        """Configure PatchCore's pre-processor: resize, crop, and normalization with the statistics of ImageNet.
+
+        Args:
+            image_size: Height and width to resize to. Default: 256 x 256.
+            center_crop_size: Height and width to crop to; 224 x 224 in the papers. Default: no crop.
+        """
+        return Patchcore.configure_pre_processor(image_size, center_crop_size)
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:
@@ -200,7 +209,7 @@ class DenoisingMixin(CheckpointMixin, MemoryBankMixin):
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Add the callbacks around a fit to Anomalib's."""
-        anomalibs = cast("list[Callback]", super().configure_callbacks())
+        anomalibs = cast("list[Callback]", super().configure_callbacks())  # a list, where one callback is allowed too
         callbacks = [ImageAppearance(), *anomalibs, DistributedFit(), FitChecks(), AnomalibReading(), PredictionTable()]
         callbacks += [FeatureCaching(self.feature_cache)] if self.feature_cache is not None else []
         return [*callbacks, NoiseReport()] if self.noise_report else callbacks

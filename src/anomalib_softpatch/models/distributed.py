@@ -4,8 +4,8 @@
 """Fits on several devices: every rank extracts the features of its images, rank 0 builds the memory bank of all.
 
 The algorithms run in one process. Rank 0 gathers the features of all ranks, on disk beyond ``memory_budget``. It scores
-and selects as on a single device, and sends the memory bank to all. So the result is the same as on one device. Only
-extraction, most of a fit, is shared; meanwhile the other ranks wait.
+and selects as on a single device, and sends the memory bank to all. So the result is the same as on one device.
+Extraction, most of a fit, is shared. During the rest, the other ranks wait.
 """
 
 from collections.abc import Callable

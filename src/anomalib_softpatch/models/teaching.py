@@ -161,8 +161,8 @@ def _threshold(
     threshold, missing = decided_threshold(scores.cpu()[some], decided[some], share)
     if not math.isnan(threshold):
         return threshold, (
-            f"It follows from decisions: of {counted(len(some), 'image')}, all with the highest scores were called "
-            f"normal, and {100 * share:.3g} % of good images may exceed it."
+            f"It follows from decisions: the images with the highest scores of {counted(len(some), 'image')} were all "
+            f"called normal, and {100 * share:.3g} % of good images may exceed it."
         )
     keys = dict(reversed(list(zip(record.group_of_image.tolist(), record.keys, strict=False))))
     names = [shown(keys[group]) for group in (listed[int(some[place])] for place in missing) if keys.get(group)]
@@ -212,7 +212,7 @@ def record_of(module: "DenoisingMixin") -> FitRecord:
         msg = "Teaching needs a record of the fit, which models from before 0.3 do not have: train the model again."
         raise ValueError(msg)
     if not isinstance(processor, LabelFreePostProcessor) or bool(processor.image_threshold.isnan()):
-        msg = "Teaching needs a threshold, which the model does not have: train it with the default post-processor."
+        msg = "Teaching needs a threshold of the default post-processor: train the model with that post-processor."
         raise ValueError(msg)
     if module.model.num_neighbors > 1:
         msg = "A model with num_neighbors > 1 cannot be taught: train it with num_neighbors=1."

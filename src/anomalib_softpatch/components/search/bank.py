@@ -73,5 +73,5 @@ def select(nearest: Nearest, some: torch.Tensor) -> Nearest:
 
 
 def put(nearest: Nearest, some: torch.Tensor, others: Nearest) -> Nearest:
-    """Replace the nearest rows of some of the queries; a query that is named twice must have equal ones."""
+    """Return the nearest rows with those of some queries replaced; a query named twice must have equal ones."""
     return nearest[0].index_put((some,), others[0]), nearest[1].index_put((some,), others[1])

@@ -35,8 +35,9 @@ class SoftPatch(DenoisingMixin, AnomalibModule):
         soft_weight: Weight the patches of the bank by their noise scores: by the local outlier factor itself, or by 1 +
             score for the other discriminators.
         min_images: How many training images must show something for it to be normal: a number, a share of the images,
-            or ``"auto"`` (2, or 3 if one of the images looks like a copy). Copies of an image count as one. With 1, as
-            in the paper, whatever one image shows is normal unless it is removed.
+            or ``"auto"`` (2: the image and another one; for a patch, 3 if one of these looks like a copy of the
+            other). Copies of an image count as one. With 1, as in the paper, whatever one image shows is normal unless
+            it is removed.
         neighborhood: Compare patches up to this many rows and columns away; ``"image"``: anywhere. 0 in the paper.
         score_smoothing: Standard deviation, in patches, of a Gaussian that smooths the patch scores before the largest
             becomes the image score; 0, as in the paper, for none.

@@ -314,7 +314,7 @@ class SoftPatchModel(DynamicBufferMixin, nn.Module):
 
         Args:
             scores: Scores against the first and the last bank, shape ``(n, banks, grid_height, grid_width)``.
-            map_size: Height and width of the anomaly maps. Default: no maps are made.
+            map_size: Height and width of the anomaly maps; ``None``: no maps are made.
         """
         image_scores = smooth(scores[:, 0], self.score_smoothing).flatten(1).amax(dim=1)
         peaks = torch.empty(0)

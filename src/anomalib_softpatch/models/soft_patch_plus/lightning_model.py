@@ -38,8 +38,9 @@ class SoftPatchPlus(DenoisingMixin, AnomalibModule):
             averaged. They rank the training images in the noise report, and decide which patches are removed, if any.
             lof and gaussian in the paper.
         min_images: How many training images must show something for it to be normal: a number, a share of the images,
-            or ``"auto"`` (2, or 3 if one of the images looks like a copy). Copies of an image count as one. With 1, as
-            in the paper, whatever one image shows is normal unless it is removed.
+            or ``"auto"`` (2: the image and another one; for a patch, 3 if one of these looks like a copy of the
+            other). Copies of an image count as one. With 1, as in the paper, whatever one image shows is normal unless
+            it is removed.
         classification_threshold: Share of all patches removed from the bank for the image score; 0.15 in the paper.
         segmentation_threshold: Share of all patches removed from the bank for the map; 0.5 in the paper.
         task: ``"both"``, or one task: then a single bank gives both the image score and the map.
