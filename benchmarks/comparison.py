@@ -304,7 +304,7 @@ def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
     options = arguments.parse_args()
     if options.quick:
         options.backbone, options.size, options.images, options.repeats = "test_resnet", 64, 8, 2
-        options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [1, 2]
+        options.models, options.batches = [BASELINE, "SoftPatchPlus (paper)"], [2]
     return options
 
 

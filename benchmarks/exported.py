@@ -183,7 +183,7 @@ def main() -> None:
     if options.quick:
         # Banks too small for a pruned search, whose export takes minutes
         options.backbone, options.images, options.bank, options.repeats = "test_resnet", 8, 800, 2
-        for name in ("SoftPatch, plain search", "SoftPatchPlus, two banks"):  # each saves an export
+        for name in ("SoftPatch, plain search", "SoftPatchPlus, two banks", PAPER):  # each saves an export
             del MODELS[name]
     torch.set_num_threads(options.threads)
     print(describe_machine(), flush=True)

@@ -99,7 +99,7 @@ def _with_values(arguments: Sequence[str], functions: Iterable[Callable[..., Non
 
 
 def _with_model_options(arguments: Sequence[str], function: Callable[..., None]) -> list[str]:
-    """Pass the options that the command does not have to its model; ``--model.seed 1`` works as in Anomalib's command."""
+    """Pass the options that the command does not have to its model; ``--model.seed 1`` works as in Anomalib's."""
     own = {*_parameters(function), "help"}
     if MODEL_OPTIONS not in own:
         return list(arguments)

@@ -67,14 +67,13 @@ def values(record: dict, row: str, key: str = "value") -> list[list[float]]:
 
 def test_exported(measure: Callable) -> None:
     _, record = measure("exported.py", "--batches=1", "--layers=layer1", "--size=64")
-    assert record["headings"] == ["", "Anomalib Patchcore", "SoftPatch", "SoftPatchPlus as published"]
+    assert record["headings"] == ["", "Anomalib Patchcore", "SoftPatch"]
     for name in record["rows"]:
-        patchcore, with_its_bank, _ = scores = torch.tensor(values(record, name, "score"))
+        patchcore, with_its_bank = scores = torch.tensor(values(record, name, "score"))
         torch.testing.assert_close(with_its_bank, patchcore, rtol=1e-3, atol=0)
         in_the_other = values(record, name.replace("OpenVINO", "ONNX Runtime"), "score")
         torch.testing.assert_close(scores, torch.tensor(in_the_other), rtol=1e-3, atol=0)
-        sizes = [sizes[0] for sizes in values(record, name, "file")]
-        assert sizes[1] <= sizes[2]
+        assert all(size > 800 * 32 * 4 / 2**20 for (size, *_) in values(record, name, "file"))  # of the bank
 
 
 def test_comparison(measure: Callable, tmp_path: Path) -> None:
@@ -88,11 +87,10 @@ def test_comparison(measure: Callable, tmp_path: Path) -> None:
     for kind in ("checkpoint", "ONNX", "OpenVINO"):
         assert all(size > rows * 32 * 4 / 2**20 for (size,) in values(record, f"{kind} file [MiB]"))
     for runtime in ("torch", "ONNX Runtime", "OpenVINO"):
-        for batch in (1, 2):
-            baseline, ours = values(record, f"{runtime}, batch {batch} [ms]", "wall")
-            ratios = values(record, f"{runtime}, batch {batch} [ms]", "wall_ratio")
-            assert ratios[0] == [100, 100]
-            assert ratios[1] == pytest.approx([100 * a / b for a, b in zip(ours, baseline, strict=True)], abs=0.1)
+        baseline, ours = values(record, f"{runtime}, batch 2 [ms]", "wall")
+        ratios = values(record, f"{runtime}, batch 2 [ms]", "wall_ratio")
+        assert ratios[0] == [100, 100]
+        assert ratios[1] == pytest.approx([100 * a / b for a, b in zip(ours, baseline, strict=True)], abs=0.1)
     with Image.open(tmp_path / "plot.png") as image:
         assert image.size == (1650, 1200)
 
@@ -101,13 +99,12 @@ def test_gpu_on_the_cpu(measure: Callable) -> None:
     _, record = measure("gpu.py", "--device=cpu")
     assert values(record, "rows as on the CPU [%]") == [[], [100]]
     assert values(record, "scores, largest difference [1e-6]") == [[], [0]]
-    for batch in (1, 2):
-        whole = values(record, f"batch {batch}: whole [ms]", "wall")
-        assert [len(runs) for runs in whole] == [2, 2]
-        parts = [values(record, f"batch {batch}: {stage} [ms]", "wall") for stage in ("backbone", "search", "map")]
-        for model in range(2):
-            summed = [sum(run) for run in zip(*(part[model] for part in parts), strict=True)]
-            assert summed == pytest.approx(whole[model], abs=1e-3)
+    whole = values(record, "batch 2: whole [ms]", "wall")
+    assert [len(runs) for runs in whole] == [2, 2]
+    parts = [values(record, f"batch 2: {stage} [ms]", "wall") for stage in ("backbone", "search", "map")]
+    for model in range(2):
+        summed = [sum(run) for run in zip(*(part[model] for part in parts), strict=True)]
+        assert summed == pytest.approx(whole[model], abs=1e-3)
 
 
 def test_image_size(measure: Callable, tmp_path: Path) -> None:

@@ -246,14 +246,11 @@ site.addpackage({site_packages!r}, "anomalib_softpatch.pth", set())
 # `anomalib.models` is imported first, and what has started the import
 FIRST_IMPORTS = [
     "from anomalib.models import Padim, SoftPatch",
-    "from anomalib.models.image.patchcore.torch_model import PatchcoreModel",
     "from anomalib.data import MVTec",
-    "import anomalib.metrics",
     "import anomalib.engine",
     "import anomalib.pipelines",
     "import anomalib.cli",
     "from anomalib_softpatch import MVTec",
-    "from anomalib_softpatch import *",
     "from anomalib_softpatch.models import SoftPatch",
 ]
 

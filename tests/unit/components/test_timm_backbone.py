@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.models import register_model, save_for_hf
 
 from anomalib_softpatch.components import PatchFeatureExtractor
 from anomalib_softpatch.components.timm_backbone import TimmBackbone
@@ -124,3 +124,15 @@ def test_sizes_that_fit(name, size, fitting):
     assert extractor.nearest_size(*size) == nearest
     assert extractor.nearest_size(*nearest) == nearest
     assert extractor.grid_size(*nearest) == extractor(torch.rand(1, 3, *nearest)).shape[1:3]
+
+
+@register_model
+def computes_with_values(pretrained=False, **options):
+    """Network that cannot be made without values, as some of timm's once computed the rates of their dropout."""
+    rate = torch.linspace(0, 0.1, 2)[1].item()
+    return timm.create_model("test_resnet", pretrained=pretrained, drop_path_rate=rate, **options)
+
+
+def test_a_network_that_computes_with_values_while_it_is_made():
+    found = TimmBackbone("computes_with_values", ["layer2"], pre_trained=False)(torch.zeros(1, 3, 64, 64))
+    assert found["layer2"].shape == (1, 48, 8, 8)
