@@ -175,7 +175,7 @@ def test_missing_images_are_left_out(
 ) -> None:
     (images / "a" / "1.png").unlink()
     apply(decisions, move_to=tmp_path / "target", dry_run=False)
-    assert "1 of them no longer exist" in capsys.readouterr().out
+    assert "Left out because they no longer exist: 1." in capsys.readouterr().out
     assert files(images).keys() == KEPT
 
 
