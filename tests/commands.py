@@ -102,6 +102,7 @@ def serve() -> None:
             __import__(name)
     sys.stdout.flush()
     gc.freeze()  # a collection in a child would copy all of the memory that it shares with this process
+    gc.set_threshold(100_000, 50, 100)
     tasks = Path("/proc/self/task")
     threads = len([*tasks.iterdir()]) if tasks.is_dir() else threading.active_count()
     if threads > 1:

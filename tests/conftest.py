@@ -48,6 +48,7 @@ def pytest_collection_finish() -> None:
     """Exclude everything imported so far, more than a million objects, from future garbage collections."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 50, 100)  # what is left is small; exports alone would cause thousands of collections
 
 
 @pytest.fixture(scope="session")

@@ -288,10 +288,11 @@ def test_other_benchmarks_run_anomalibs_own_code(
     assert len(ran) == 1
 
 
-def test_two_runs_at_a_time_measure_what_one_does(config: dict, run_here: Callable, tmp_path: Path) -> None:
-    """The same seed gives the same result in each process. The processes are spawned, as GPUs require.
+def test_runs_in_another_process_measure_the_same(config: dict, run_here: Callable, tmp_path: Path) -> None:
+    """The same seed gives the same result in each process. Processes are spawned, as GPUs require.
 
-    The test uses two processes on a CPU. With several GPUs, only the index that a job gets is different.
+    Several processes at a time are tested in `unit/benchmark/test_runners.py`. With GPUs, only the index that a job
+    gets is different.
     """
     config["benchmark"]["data"]["init_args"]["noise_ratio"] = 0.2
     expected = run_here(config).set_index("model.class_path")
@@ -299,7 +300,7 @@ def test_two_runs_at_a_time_measure_what_one_does(config: dict, run_here: Callab
     console = Console(file=io.StringIO(), width=200)
     generator = NoiseBenchmarkJobGenerator("cpu", manifests=table.path.parent)
     log_file = tmp_path / "parallel.log"
-    runner = ParallelRunner(generator, table, console, devices=[None, None], log_file=log_file)
+    runner = ParallelRunner(generator, table, console, devices=[None], log_file=log_file)
     rows = runner.run(config["benchmark"])
     found = pd.read_csv(table.path).set_index("model.class_path")
     measures = ["image_AUROC", "pixel_AUROC", "pixel_AUPRO"]

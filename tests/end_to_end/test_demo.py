@@ -14,6 +14,10 @@ from timm.models import save_for_hf
 from conftest import COMMAND
 
 MODELS = ["PatchCore", "SoftPatch", "SoftPatchPlus"]
+FEWER_TEST_IMAGES = """
+from anomalib_softpatch.demo.dataset import make_dataset
+make_dataset.__kwdefaults__.update(num_test_good=5, num_test_per_defect=3)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def test_demo(backbone, run_forked, tmp_path):
     earlier.parent.mkdir(parents=True)
     earlier.write_text("precious")
     small = ("--num_train", 12, "--num_hidden", 6)
-    printed = run_forked("-c", COMMAND, "demo", *backbone, *small, cwd=tmp_path).stdout
+    printed = run_forked("-c", FEWER_TEST_IMAGES + COMMAND, "demo", *backbone, *small, cwd=tmp_path).stdout
     assert earlier.read_text() == "precious"
     folder = tmp_path / "demo" / "run-002"
     assert "demo/run-002/heat_maps.png" in printed.replace("\\", "/")

@@ -67,9 +67,20 @@ def test_without_any_weights_one_line_has_the_next_command(
     assert [path.name for path in folder.parent.iterdir()] == ["unsorted"]
 
 
-def test_anomalib_s_own_command_ends_with_the_next_ones(folder: Path, offline: dict[str, str], tmp_path: Path) -> None:
+# What the hub's library reads from the environment when it is imported, for a process that has imported it already
+OFFLINE = """
+import os
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = True, os.environ["HF_HOME"]
+"""
+
+
+def test_anomalib_s_own_command_ends_with_the_next_ones(
+    folder: Path, offline: dict[str, str], tmp_path: Path, run_forked: Callable
+) -> None:
     data = ["--data", "Folder", "--data.name", "set", "--data.root", folder.parent, "--data.normal_dir", "unsorted"]
-    result = run_without_hub(ANOMALIB, ["train", "--model", "SoftPatchPlus", *data], offline, tmp_path)
+    command = ("-c", OFFLINE + ANOMALIB, "train", "--model", "SoftPatchPlus", *data)
+    result = run_forked(*command, cwd=tmp_path, env=offline, check=False)
     assert result.returncode == 1
     last = result.stderr.rstrip("\n").splitlines()[-1]
     assert last.startswith("anomalib: The weights of wide_resnet50_2 are not on this machine")

@@ -3,8 +3,10 @@
 
 """Teaching from the command line: a fit, decisions, a taught checkpoint, its export, and undoing it all."""
 
+import contextlib
 import csv
 import hashlib
+import io
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
+from anomalib_softpatch.cli import main
 from anomalib_softpatch.images.appearance import Appearance
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.models.teaching import training_facts
@@ -60,9 +63,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, run_forked):
+def run(folder):
+    """Function that runs our command in this process and returns what it prints; other fixtures start another one."""
+
     def run(*arguments):
-        return run_forked("-c", COMMAND, *arguments, cwd=folder).stdout
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            patch.chdir(folder)
+            main([*map(str, arguments)])
+        return printed.getvalue()
 
     return run
 
@@ -84,14 +93,15 @@ def decide(folder, name, decisions):
 
 
 @pytest.fixture(scope="module")
-def taught(folder, checkpoint, run):
+def taught(folder, checkpoint, run_forked):
     before = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     decisions = decide(
         folder, "decisions.csv", [["train/variant.png", "normal", ""], ["train/spot.png", "defect", "40 30 14 14"],
                                   ["new/variant0.png", "false_alarm", ""], ["new/variant1.png", "false_alarm", ""]],
     )  # fmt: skip
     options = ("--decisions", decisions, "--ignore", "mask.png")
-    printed = run("teach", checkpoint, *options, "--output", "taught.ckpt", "--export", "openvino")
+    command = ("teach", checkpoint, *options, "--output", "taught.ckpt", "--export", "openvino")
+    printed = run_forked("-c", COMMAND, *command, cwd=folder).stdout
     assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() == before
     return printed, folder / "taught.ckpt", folder / "taught_openvino" / "model.xml"
 
