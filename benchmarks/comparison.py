@@ -154,7 +154,9 @@ def load(name: str, runtime: str, batch: int, options: argparse.Namespace, folde
     """Return a function that scores a batch of images with a model's checkpoint or one of its files."""
     if runtime == "torch":
         pre_processor = Patchcore.configure_pre_processor((options.size, options.size))
-        model = MODELS[name][0].load_from_checkpoint(folder / "model.ckpt", pre_processor=pre_processor).eval()
+        # The file is our own, and before Python 3.11.4, Anomalib's enumerations are pickled as code
+        own: dict[str, Any] = {"pre_processor": pre_processor, "weights_only": False}
+        model = MODELS[name][0].load_from_checkpoint(folder / "model.ckpt", **own).eval()
         return lambda images: model(torch.from_numpy(images)).pred_score.numpy()
     file = folder / "weights" / "onnx" / f"model{batch if name == BASELINE else ''}.onnx"
     return in_runtime(runtime, file, options.threads)

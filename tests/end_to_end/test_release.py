@@ -54,7 +54,7 @@ def test_installed_outside_the_tree(distributions: Path, tmp_path: Path, run_pyt
     assert package.is_relative_to(environment.path)
 
     with tarfile.open(distributions / f"{NAME}.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     arguments = ("-E", "-m", "pytest", "-q", "-p", "no:cacheprovider", *SOME_TESTS)
     output = run_python(*arguments, cwd=tmp_path / NAME, python=environment.python).stdout
     assert " passed" in output.splitlines()[-1]
