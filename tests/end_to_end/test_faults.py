@@ -202,9 +202,7 @@ def test_checkpoint_of_another_model(mvtec_root: Path, tmp_path: Path) -> None:
     runner.fit(Patchcore(**SMALL), datamodule=MVTecAD(root=mvtec_root, category="bottle", num_workers=0))
     foreign = runner.trainer.checkpoint_callback.best_model_path
     # Before Python 3.11.4, the enumerations in it are pickled as code
-    with pytest.raises(
-        ValueError, match=r"model.ckpt (was not written by|is not a checkpoint of) SoftPatch or SoftPatch"
-    ):
+    with pytest.raises(ValueError, match=r"(was not written by|is not a checkpoint of) SoftPatch or SoftPatch"):
         predict(SoftPatch(**SMALL), foreign, tmp_path, mvtec_root / "bottle" / "test")
     with pytest.raises(ValueError, match="is not a checkpoint of SoftPatch or SoftPatch"):
         SoftPatch.load_from_checkpoint(foreign)
