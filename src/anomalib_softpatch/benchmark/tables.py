@@ -40,7 +40,7 @@ def compare(results: Path, output: Path | None = None) -> None:
         msg = f"results={str(results)!r} is a folder without a results.csv. Give one that anomalib benchmark wrote to."
         raise FileNotFoundError(msg)
     runs = read_results(files)
-    summary = summarise(runs)
+    summary = summarize(runs)
     folder = output or (results if results.is_dir() else results.parent)
     text = to_markdown(summary, runs)
     sys.stdout.write(text)
@@ -133,7 +133,7 @@ def _is_seed_of_run(column: str, runs: pd.DataFrame) -> bool:
     return column == f"{MODEL_OPTIONS}{SEED}" and bool((pd.to_numeric(runs[column]) == pd.to_numeric(runs[SEED])).all())
 
 
-def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     """Average the runs of :func:`read_results` over categories, then over seeds.
 
     Returns:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from anomalib_softpatch.benchmark.tables import read_results, summarise, to_markdown
+from anomalib_softpatch.benchmark.tables import read_results, summarize, to_markdown
 from anomalib_softpatch.cli import main
 
 
@@ -59,7 +59,7 @@ def test_headings_have_the_true_share_of_noise(tmp_path: Path) -> None:
     rows += [run("SoftPatch", 0.1, "01", seed, 0.9, noise_share=1 / 11) for seed in range(2)]
     rows += [run("SoftPatch", 0, "01", 0, 0.9, noise_share=0)]
     runs = read_results([write(tmp_path / "results.csv", *rows)])
-    assert [line for line in to_markdown(summarise(runs), runs).splitlines() if line.startswith("###")] == [
+    assert [line for line in to_markdown(summarize(runs), runs).splitlines() if line.startswith("###")] == [
         "### MVTecAD, 0 % noise, overlap",
         "### MVTecAD, 10 % noise (9.1 % of the training images), overlap",
         "### MVTecAD, 40 % noise (28.5 to 28.6 % of the training images), overlap",
@@ -73,7 +73,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def test_means_are_over_categories_and_deviations_over_seeds(results: Path) -> None:
-    summary = summarise(read_results([results]))
+    summary = summarize(read_results([results]))
     assert [model for *_, model in summary.index] == ["Patchcore", "SoftPatch"] * 2
     row = summary.loc[("MVTecAD", "overlap", 0.4, "SoftPatch")]
     assert row["image_AUROC", "mean"] == pytest.approx(100 * (0.9 - 0.1 + 0.01))
@@ -92,7 +92,7 @@ def test_the_seed_of_a_run_does_not_distinguish_models(tmp_path: Path, seeds: li
 
 def test_the_table_has_every_measure_in_its_unit(results: Path) -> None:
     runs = read_results([results])
-    text = to_markdown(summarise(runs), runs)
+    text = to_markdown(summarize(runs), runs)
     tables = text.split("### ")[1:]
     assert [table.splitlines()[0] for table in tables] == [
         "MVTecAD, 0 % noise, overlap",
@@ -110,7 +110,7 @@ def test_missing_runs_are_mentioned(tmp_path: Path) -> None:
     rows = [run("Patchcore", 0.1, "nut", seed, 0.8) for seed in range(3)]
     path = write(tmp_path / "results.csv", *rows, run("SoftPatch", 0.1, "nut", 0, 0.9))
     runs = read_results([path])
-    text = to_markdown(summarise(runs), runs)
+    text = to_markdown(summarize(runs), runs)
     assert "SoftPatch: only 1 of 3 runs exist." in text
     assert "| SoftPatch | 90.0 |" in text  # one seed has no deviation
     assert "Patchcore: only" not in text
@@ -125,7 +125,7 @@ def test_datasets_and_protocols_have_separate_tables(tmp_path: Path) -> None:
         run("SoftPatch", 0.1, "pcb1", 0, 0.6, **visa),
     )
     runs = read_results([path])
-    text = to_markdown(summarise(runs), runs)
+    text = to_markdown(summarize(runs), runs)
     headings = [line for line in text.splitlines() if line.startswith("###")]
     assert sorted(headings) == [
         "### MVTecAD, 10 % noise, no overlap",
@@ -151,7 +151,7 @@ def test_a_benchmark_without_noise(tmp_path: Path) -> None:
     folder = {"data.class_path": "Folder", "data.init_args.name": "nuts"}
     runs = read_results([write(tmp_path / "results.csv", *({**row, **folder} for row in plain))])
     assert list(runs["noise_ratio"]) == [0, 0]
-    text = to_markdown(summarise(runs), runs)
+    text = to_markdown(summarize(runs), runs)
     assert text.startswith("### Folder, 0 % noise\n\nnuts; mean ± standard deviation over 2 seeds.")
 
 
