@@ -93,6 +93,13 @@ class Forker:
         return self._server
 
 
+def spare_imports() -> None:
+    """Exclude everything imported so far, more than a million objects, from future garbage collections."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)  # what is left is small; exports alone would cause thousands of collections
+
+
 def serve() -> None:
     """Do the slow imports, then fork a process for each request."""
     answers = os.fdopen(os.dup(1), "w")
@@ -101,8 +108,7 @@ def serve() -> None:
         with suppress(ImportError):  # a part that is not installed
             __import__(name)
     sys.stdout.flush()
-    gc.freeze()  # a collection in a child would copy all of the memory that it shares with this process
-    gc.set_threshold(100_000, 50, 100)
+    spare_imports()  # a collection in a child would copy all of the memory that it shares with this process
     tasks = Path("/proc/self/task")
     threads = len([*tasks.iterdir()]) if tasks.is_dir() else threading.active_count()
     if threads > 1:

@@ -3,7 +3,6 @@
 
 """Fixtures that the tests share: small data, the external images and weights, and the `anomalib` command."""
 
-import gc
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import Forker
+from commands import Forker, spare_imports
 
 # As in a terminal. A background process of a shell ignores the signal, and so would all processes that the tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,10 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude everything imported so far, more than a million objects, from future garbage collections."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)  # what is left is small; exports alone would cause thousands of collections
+    spare_imports()
 
 
 @pytest.fixture(scope="session")

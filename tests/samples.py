@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import timm
 import torch
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from PIL import Image
+from timm.models import save_for_hf
 
 from anomalib_softpatch.files import write_table
 from anomalib_softpatch.images.decisions import COLUMNS, Decision
@@ -42,6 +44,13 @@ def write_decisions(decisions: Iterable[Decision], file: Path) -> None:
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_table(file, COLUMNS, [[to_text(each.path), each.verdict, region] for each, region in regions.items()])
+
+
+def save_random_weights(folder: Path, network: str = "test_resnet") -> str:
+    """Write a backbone with random weights, always the same ones, and return its name."""
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model(network, pretrained=False), folder)
+    return f"local-dir:{folder}"
 
 
 def save_brightness_model(file: Path, outputs: dict[str, str], offset: float = 0.0) -> Path:

@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 from PIL import Image
 from scipy.stats import binomtest
-from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.components import PatchFeatureExtractor
@@ -28,7 +26,7 @@ from anomalib_softpatch.images.decisions import DEFECT, NORMAL, UNDECIDED, Box, 
 from anomalib_softpatch.images.paths import to_text
 from anomalib_softpatch.models import load_model
 from conftest import COMMAND
-from samples import write_decisions
+from samples import save_random_weights, write_decisions
 
 GOOD = 16
 
@@ -36,10 +34,8 @@ GOOD = 16
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return options of a backbone with random weights, enough to distinguish a black square from gray noise."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
-    return ["--backbone", f"local-dir:{folder}", "--layers", "[layer2]", "--image_size", "64", "--device", "cpu"]
+    backbone = save_random_weights(tmp_path_factory.mktemp("weights"))
+    return ["--backbone", backbone, "--layers", "[layer2]", "--image_size", "64", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

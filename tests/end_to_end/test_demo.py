@@ -6,12 +6,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-import timm
-import torch
 from PIL import Image
-from timm.models import save_for_hf
 
 from conftest import COMMAND
+from samples import save_random_weights
 
 MODELS = ["PatchCore", "SoftPatch", "SoftPatchPlus"]
 FEWER_TEST_IMAGES = """
@@ -22,10 +20,8 @@ make_dataset.__kwdefaults__.update(num_test_good=5, num_test_per_defect=3)
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
-    return ("--backbone", f"local-dir:{folder}", "--layers", "[layer2]")
+    backbone = save_random_weights(tmp_path_factory.mktemp("weights"))
+    return ("--backbone", backbone, "--layers", "[layer2]")
 
 
 def test_demo(backbone, run_forked, tmp_path):

@@ -10,10 +10,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
-import timm
-import torch
 from PIL import Image
-from timm.models import save_for_hf
 
 from anomalib_softpatch.cleaning.command import clean_train
 from anomalib_softpatch.extraction import Extraction
@@ -22,6 +19,7 @@ from anomalib_softpatch.predictions.verification import verify
 from anomalib_softpatch.report.command import report
 from anomalib_softpatch.report.decisions import undo
 from anomalib_softpatch.scoring.command import predict
+from samples import save_random_weights
 
 HEIGHT, WIDTH = 64, 96
 SQUARE = (slice(8, 24), slice(64, 88))  # black in the image of a defect, as it is displayed
@@ -39,10 +37,8 @@ STORED = {
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """Return options of a backbone with random weights, enough to distinguish a black square from gray noise."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
-    return {"extraction": Extraction(f"local-dir:{folder}", ["layer2"], 64, device="cpu")}
+    backbone = save_random_weights(tmp_path_factory.mktemp("weights"))
+    return {"extraction": Extraction(backbone, ["layer2"], 64, device="cpu")}
 
 
 def draw(count: int = 12) -> np.ndarray:

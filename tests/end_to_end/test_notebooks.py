@@ -8,15 +8,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import timm
-import torch
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
-from timm.models import save_for_hf
 
 from conftest import ROOT
+from samples import save_random_weights
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 SMALL = {"num_train": 12, "num_test_good": 4, "num_test_per_defect": 2}
@@ -78,10 +76,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
 @pytest.fixture(scope="module")
 def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Code that takes a small network in place of the notebook's, an export of which takes most of a minute."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
-    return f'BACKBONE, LAYERS = "local-dir:{folder}", ["layer1", "layer2"]'
+    backbone = save_random_weights(tmp_path_factory.mktemp("weights"))
+    return f'BACKBONE, LAYERS = "{backbone}", ["layer1", "layer2"]'
 
 
 @pytest.mark.parametrize("name", RUNS)

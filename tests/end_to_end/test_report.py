@@ -29,6 +29,7 @@ from anomalib_softpatch.report.geometry import Region
 from anomalib_softpatch.report.writer import write_report
 from browser import drive, layout
 from conftest import COMMAND
+from samples import save_random_weights
 
 FILES = {"images.csv", "skipped.csv", "summary.json", "report.html", "thumbnails"}
 SMALL = {"backbone": "test_resnet", "layers": ["layer2"], "pre_trained": False, "coreset_sampling_ratio": 0.05}
@@ -73,12 +74,7 @@ def test_fit_leaves_a_report_that_finds_the_injected_images(
 def test_paths_belong_to_their_scores_although_training_shuffles(mvtec_root: Path, tmp_path: Path) -> None:
     """The command reads the files in order, and gives every image the same score as the fit."""
     shutil.copytree(mvtec_root / "bottle" / "train" / "good", tmp_path / "images")
-    import timm
-    from timm.models import save_for_hf
-
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), tmp_path / "weights")
-    backbone = f"local-dir:{tmp_path / 'weights'}"
+    backbone = save_random_weights(tmp_path / "weights")
     engine = fit(mvtec_root, tmp_path, SoftPatch(**(SMALL | {"backbone": backbone, "pre_trained": True})), ratio=None)
     extraction = Extraction(backbone, ["layer2"])
     report(tmp_path / "images", tmp_path / "out", extraction, discriminators=["lof"], neighborhood=0)
@@ -132,8 +128,6 @@ def reported(
     tmp_path_factory: pytest.TempPathFactory, run_forked: Callable[..., subprocess.CompletedProcess[str]]
 ) -> tuple[Path, Path]:
     """Return thirty images, of which 017 has no square and has a copy, with the command's report of them."""
-    import timm
-    from timm.models import save_for_hf
 
     folder = tmp_path_factory.mktemp("reported")
     rng = np.random.default_rng(0)
@@ -143,10 +137,9 @@ def reported(
         pixels[16:40, 24:48] *= index != 17
         Image.fromarray(pixels).save(folder / "images" / f"{index:03}.png")
     (folder / "images" / 'copy, "17" #1.png').write_bytes((folder / "images" / "017.png").read_bytes())
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder / "weights")
+    backbone = save_random_weights(folder / "weights")
     run_forked(
-        "-c", COMMAND, "report", folder / "images", "--backbone", f"local-dir:{folder / 'weights'}",
+        "-c", COMMAND, "report", folder / "images", "--backbone", backbone,
         "--layers=[layer2]", "--output", folder / "out", cwd=folder,
     )  # fmt: skip
     return folder / "images", folder / "out" / "report.html"

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 from PIL import Image
-from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.models import load_model
 from anomalib_softpatch.report.ranking import rank_images
+from samples import save_random_weights
 
 HEIGHT, WIDTH = 120, 300
 DEFECT = (slice(40, 64), slice(230, 254))  # rows and columns, black in one of the images
@@ -34,10 +33,8 @@ WAYS = {
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return options of a backbone with random weights, enough to distinguish a black square from gray noise."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
-    return ["--backbone", f"local-dir:{folder}", "--layers", "[layer2]", "--device", "cpu"]
+    backbone = save_random_weights(tmp_path_factory.mktemp("weights"))
+    return ["--backbone", backbone, "--layers", "[layer2]", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

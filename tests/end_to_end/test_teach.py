@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 from PIL import Image
-from timm.models import save_for_hf
 
 from anomalib_softpatch.cli import main
 from anomalib_softpatch.images.appearance import Appearance
@@ -25,6 +23,7 @@ from anomalib_softpatch.models.teaching import training_facts
 from anomalib_softpatch.scoring.command import Run
 from anomalib_softpatch.scoring.log import PredictionLog
 from conftest import COMMAND, save
+from samples import save_random_weights
 
 SIZE = 96
 IGNORED = 32  # number of rows at the top, where some images have spots
@@ -78,9 +77,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def checkpoint(folder, run):
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("resnet18", pretrained=False), folder / "weights")
-    backbone = ("--backbone", f"local-dir:{folder / 'weights'}", "--layers", "[layer1, layer2]")
+    backbone = ("--backbone", save_random_weights(folder / "weights", "resnet18"), "--layers", "[layer1, layer2]")
     run("clean-train", "train", "--output", "run", "--export", "none", "--image_size", SIZE, *backbone)
     return folder / "run" / "model.ckpt"
 

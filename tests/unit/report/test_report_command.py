@@ -19,11 +19,9 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from timm.models import save_for_hf
 from torchvision.transforms.v2.functional import normalize, resize
 
 from anomalib_softpatch.cli import main
@@ -35,6 +33,7 @@ from anomalib_softpatch.images.reading import read_image
 from anomalib_softpatch.report import page, ranking, writer
 from anomalib_softpatch.report.command import report
 from anomalib_softpatch.report.ranking import rank_images
+from samples import save_random_weights
 
 LAYERS = ["layer2"]
 
@@ -42,10 +41,7 @@ LAYERS = ["layer2"]
 @pytest.fixture(scope="module")
 def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Backbone with random weights on disk: ranking a black square among gray noise needs no more."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model("test_resnet", pretrained=False), folder)
-    return f"local-dir:{folder}"
+    return save_random_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
